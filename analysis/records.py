@@ -1,0 +1,84 @@
+"""A result is a record: numbers with the seed, the versions and the command that made them, as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.errors import InputError
+
+FORMAT = "fewstep-record-1"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a study found.
+
+    Attributes:
+        kind: what the data is, for instance `"strong-order"`; figures are chosen by it.
+        data: plain numbers, strings, lists and dicts.
+        seed: what the study was seeded with.
+        made: versions, device, command and commit.
+    """
+
+    kind: str
+    data: dict[str, Any]
+    seed: int
+    made: dict[str, Any] = field(default_factory=lambda: provenance())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record as JSON; the file appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        body = {"format": FORMAT, "kind": self.kind, "seed": self.seed, "made": self.made}
+        part.write_text(json.dumps(body | {"data": self.data}, indent=1) + "\n")
+        part.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a record; refuses other JSON."""
+        try:
+            body = json.loads(Path(path).read_text())
+            if body["format"] != FORMAT:
+                raise KeyError("format")
+            return cls(body["kind"], body["data"], body["seed"], body["made"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"path: {path} is not a record of this library ({error}); wanted JSON with format "
+                f"{FORMAT!r}. Make the record again with its command."
+            ) from error
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Versions, machine and command, without anything private to the machine."""
+    packages = ("fewstep", "torch", "torchsde", "numpy", "scipy")
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else ["python"]
+    return {
+        "versions": {p: metadata.version(p) for p in packages} | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(command),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        out = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()

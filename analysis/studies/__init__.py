@@ -1,0 +1,1 @@
+"""One file a study: a published experiment, or one of ours, that ends in a record."""

@@ -1,0 +1,1 @@
+"""Solvers for stochastic differential equations, one file a method."""

@@ -1,0 +1,90 @@
+"""Stochastic Runge-Kutta methods for additive noise: one tableau, an SDE step and a diffusion plan.
+
+In the clock tau = 1/sigma^2 the reverse SDE of a diffusion model is dz = D dtau + dB with z = tau x:
+additive noise of size one, no stiffness. So each tableau is a sampler as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..brownian import Increment
+from ..plan import Plan
+from ..problem import SDE, diffuse
+from ..solver import DiffusionSolver, StochasticSolver
+from ..tape import Affine, Tape
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Stage i looks at time t + c_i h and state y + h sum_j a_ij k_j + g (w_i W + e_i H).
+
+    The step is y + h sum_i b_i k_i + g(t) W + (g(t+h) - g(t)) (W/2 - H), the last term being the exact
+    integral of a linear g.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    w: tuple[float, ...]
+    e: tuple[float, ...]
+
+
+class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
+    """A tableau at work. g is carried from step to step, so that each time evaluates it once."""
+
+    tableau: ClassVar[Tableau]
+
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Tensor:
+        return sde.diffusion(t0, y0)
+
+    def step(
+        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
+    ) -> tuple[Tensor, Tensor]:
+        h, W, H = increment.h, increment.W, increment.H
+        g0, tab, ks = carry, self.tableau, []
+        for c, row, w, e in zip(tab.c, tab.a, tab.w, tab.e, strict=True):
+            stage = y
+            for a, k in zip(row, ks):  # noqa: B905 - row i holds the i earlier stages
+                stage = torch.add(stage, k, alpha=a * h)
+            if w or e:
+                stage = stage + diffuse(g0, w * W if H is None else w * W + e * H)
+            ks.append(sde.drift(t0 + c * h if c else t0, stage))
+        for b, k in zip(tab.b, ks, strict=True):
+            y = torch.add(y, k, alpha=b * h)
+        g1 = sde.diffusion(t1, y)
+        y = y + diffuse(g0, W)
+        return (y + diffuse(g1 - g0, 0.5 * W - H) if H is not None else y), g1
+
+    def plan(self, sigmas: Tensor) -> Plan:
+        return snr_plan(type(self).__name__, self.tableau, self.card.levy, sigmas)
+
+
+def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
+    """The tableau as a sampler in the clock tau = 1/sigma^2; a last level of 0 is the denoiser's estimate."""
+    tape = Tape(name, sigmas, levy=levy)
+    letters = (1.0, 12.0)  # Var W = h, Var H = h/12: from unit normals to W and H
+    for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
+        tau = s**-2
+        if t == 0:
+            tape.advance(tape.evaluate(tape.x, s))
+            continue
+        h = t**-2 - tau
+        x, z, ks = tape.x, tape.noise(tau, t**-2), list[Affine]()
+        for c, row, *we in zip(tableau.c, tableau.a, tableau.w, tableau.e, strict=True):
+            at = tau + c * h
+            stage = x * tau
+            for a, k in zip(row, ks):  # noqa: B905
+                stage = stage + a * h * k
+            for weight, normal, var in zip(we, z, letters):  # noqa: B905
+                stage = stage + weight * (h / var).sqrt() * normal
+            ks.append(tape.evaluate(stage / at, at**-0.5))
+        new = x * tau + h.sqrt() * z[0]
+        for b, k in zip(tableau.b, ks, strict=True):
+            new = new + b * h * k
+        tape.advance(new * t**2)
+    return tape.finish()

@@ -1,0 +1,46 @@
+"""DDIM, from deterministic to ancestral."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..plan import Plan
+from ..solver import Card, DiffusionSolver
+from ..tape import Tape
+
+
+class DDIM(DiffusionSolver):
+    """x' = (t/s) x + (1 - t/s) D for eta = 0; eta = 1 is DDPM's ancestral sampler.
+
+    Order 1, one evaluation a step; DPM-Solver and DPM-Solver++ of order 1 are the same step.
+    `DPMSolverPP(order=2)` costs no more and has order 2. With eta > 0 noise of the interval's own
+    Brownian increment is put back in; eta = 1 equals `EulerMaruyama` as a sampler.
+
+    Args:
+        eta: the share of the ancestral noise, in [0, 1].
+    """
+
+    card = Card(
+        summary="the exponential Euler step of the probability-flow ODE, eta of its noise put back",
+        reference="Song, Meng & Ermon 2021 (arXiv 2010.02502), Eqs. (12), (16)",
+        deterministic_order=1.0,
+    )
+
+    def __init__(self, eta: float = 0.0) -> None:
+        if not 0 <= eta <= 1:
+            raise InputError(f"eta: got {eta!r}, wanted a number in [0, 1].")
+        self.eta = eta
+
+    def plan(self, sigmas: Tensor) -> Plan:
+        tape = Tape(f"DDIM(eta={self.eta:g})", sigmas)
+        for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
+            # Eq. (16) in x = x0 + sigma n; the noise is that of the path over [1/s^2, 1/t^2]
+            v = self.eta * t / s * (s**2 - t**2).sqrt()
+            random = v > 0
+            (z,) = tape.noise(s**-2, t**-2) if random else (None,)
+            D = tape.evaluate(tape.x, s)
+            keep = (t**2 - v**2).clamp(min=0).sqrt() / s
+            x = keep * tape.x + (1 - keep) * D
+            tape.advance(x + v * z if z is not None else x)
+        return tape.finish()

@@ -1,0 +1,32 @@
+"""The two ways a call can fail: it was asked something impossible, or its numbers left the reals."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input, refused before work starts: names the argument, what came, what was wanted, the cure."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A solve produced inf or nan; `step` and `paths` say where and for how many.
+
+    Attributes:
+        step: index of the first step (0-based) after which a value was not finite.
+        paths: number of leading-axis samples that were not finite at the end of that step.
+    """
+
+    def __init__(self, message: str, *, step: int, paths: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.paths = paths
+
+
+def one_of(argument: str, came: object, wanted: Iterable[str]) -> InputError:
+    """The error for a word that is not in a list, with the nearest one as the cure."""
+    words = sorted(wanted)
+    near = difflib.get_close_matches(str(came), words, n=1, cutoff=0.5)
+    cure = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{argument}: got {came!r}, wanted one of {', '.join(map(repr, words))}.{cure}")

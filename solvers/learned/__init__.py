@@ -1,0 +1,1 @@
+"""Learned steps: each is born equal to its classical parent and distilled from a fine teacher."""

@@ -1,0 +1,128 @@
+"""The signature-driven learned step: a parent's step corrected by a network that sees the partial signature.
+
+For SDEs (`SigStep`) the correction is a sum of iterated integrals with learned coefficients; for
+diffusion models (`SigSampler`) the network stands in for the denoiser and is told the normalised
+partial signature xi of its interval. Both are born equal to their parent (arXiv 2508.16939).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..brownian import Increment
+from ..classical.euler_maruyama import EulerMaruyama
+from ..errors import InputError, one_of
+from ..plan import Plan
+from ..problem import SDE, Denoising
+from ..sample import Evaluate
+from ..solver import StochasticSolver
+from . import store
+
+PARENTS: dict[str, type[StochasticSolver]] = {"EulerMaruyama": EulerMaruyama}
+TERMS = 4
+
+
+class SigStep(StochasticSolver):
+    """y' = parent + c_1 I_(1,1) + c_2 I_(1,0) + c_3 I_(0,1) + c_4 I_(0,0), c = network(t, y).
+
+    For diagonal noise in Ito's calculus. Each term carries its own power of h, so that the parent's
+    strong order survives any coefficients; with c_1 = g'g the order is 1.0, with all four right the
+    constant falls further. One drift and one network evaluation a step, no derivative of g.
+
+    Args:
+        network: `(t, y) -> (*y.shape, 4)`; `Coefficients` starts at nought.
+        parent: the step that is corrected.
+    """
+
+    def __init__(self, network: nn.Module, parent: StochasticSolver | None = None) -> None:
+        self.network, self.parent = network, parent or EulerMaruyama()
+        self.card = replace(
+            self.parent.card, summary=f"{type(self.parent).__name__} with learned iterated integrals",
+            reference="after arXiv 2508.16939", levy="H",
+            strong_order={"diagonal": self.parent.card.strong_order["diagonal"]},
+        )  # fmt: skip
+
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
+        return self.parent.init(sde, t0, y0)
+
+    def step(
+        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
+    ) -> tuple[Tensor, Any]:
+        new, carry = self.parent.step(sde, t0, t1, y, increment, carry)
+        return new + (self.network(t0, y) * integrals(increment)).sum(-1), carry
+
+    def save(self, path: str | Path) -> None:
+        """Write the student; `fewstep.load` reads it."""
+        store.write(path, "SigStep", self.network, {"parent": type(self.parent).__name__}, None)
+
+    @classmethod
+    def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigStep:
+        if meta["parent"] not in PARENTS:
+            raise one_of("parent", meta["parent"], PARENTS)
+        return cls(network, PARENTS[meta["parent"]]())
+
+
+def integrals(increment: Increment) -> Tensor:
+    """(*W.shape, 4): I_(1,1) = (W^2 - h)/2, I_(1,0) = int W ds, I_(0,1) = int s dW, I_(0,0) = h^2/2."""
+    h, W, H = increment.h, increment.W, increment.H
+    assert H is not None
+    terms = [0.5 * (W.square() - h), h * (W / 2 + H), h * (W / 2 - H)]
+    return torch.stack([*terms, torch.full_like(W, h * h / 2)], -1)
+
+
+class SigSampler:
+    """A few-step sampler: the parent's plan, with a network in the denoiser's place that sees xi.
+
+    Args:
+        plan: the parent's plan on the coarse grid, for instance `EulerMaruyama().plan(sigmas)`.
+        network: `(x, sigma, sigma_next, xi) -> x0`; xi is (batch, letters, *event), xi_0 = W/sqrt(h),
+            xi_1 = sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2.
+        levy: the coordinates it is told: "W", "H" (W and H) or "K".
+        residual: the network's value is added to the problem's denoiser instead of replacing it.
+    """
+
+    def __init__(self, plan: Plan, network: nn.Module, levy: str = "H", residual: bool = False) -> None:
+        if plan.levy == "" or bool(plan.noise.isnan().any()):
+            raise InputError(
+                f"plan: got {plan.name!r}, which does not open a noise interval in each row; wanted the "
+                "plan of a one-evaluation stochastic solver on a grid that ends above 0."
+            )
+        letters = "WHK".index(levy) + 1
+        spare = letters - plan.m.shape[-1]
+        pad = (0, max(spare, 0))  # letters that the parent does not use, but the network sees
+        self.plan = replace(
+            plan, name=f"SigSampler({plan.name})",
+            m=nn.functional.pad(plan.m, pad), n=nn.functional.pad(plan.n, pad),
+        )  # fmt: skip
+        self.network, self.levy, self.residual = network, levy, residual
+
+    def evaluator(self, problem: Denoising | None, like: Tensor) -> Evaluate:
+        """The network as the executor calls it."""
+        levels = self.plan.sigma.to(like.device, like.dtype).unbind()
+        ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
+        network = self.network.to(like.device)
+
+        def evaluate(row: int, x: Tensor, normals: Any) -> Tensor:
+            out: Tensor = network(x, levels[row], ends[row], torch.stack(normals[0], 1))
+            if self.residual:
+                assert problem is not None
+                out = out + problem.denoiser(x, levels[row])
+            return out
+
+        return evaluate
+
+    def save(self, path: str | Path) -> None:
+        """Write the student; `fewstep.load` reads it."""
+        meta = {"levy": self.levy, "residual": self.residual}
+        store.write(path, "SigSampler", self.network, meta, self.plan)
+
+    @classmethod
+    def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigSampler:
+        assert plan is not None
+        name = plan.name.removeprefix("SigSampler(").removesuffix(")")
+        return cls(plan.renamed(name), network, meta["levy"], meta["residual"])

@@ -1,0 +1,105 @@
+"""Learned solvers on disk: safetensors for numbers, JSON for words; a file cannot run code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..errors import InputError, one_of
+from ..plan import FORMAT as PLAN_FORMAT
+from ..plan import Plan
+from .networks import NETWORKS
+
+if TYPE_CHECKING:
+    from .sig_step import SigSampler, SigStep
+
+FORMAT = "fewstep-student-1"
+
+
+def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
+    """A student: its kind, its network's name, config and weights, and its plan where it has one."""
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
+    meta = meta | {
+        "format": FORMAT, "kind": kind, "network": type(network).__name__,
+        "config": getattr(network, "config", None),
+    }  # fmt: skip
+    if plan is not None:
+        tensors |= {f"plan.{k}": v for k, v in plan.tensors().items()}
+        meta["plan"] = {"name": plan.name, "prediction": plan.prediction}
+    part = Path(f"{path}.part")
+    save_file(tensors, str(part), {"fewstep": json.dumps(meta)})
+    part.replace(path)  # the file appears whole or not at all
+
+
+def load(path: str | Path, network: nn.Module | None = None) -> Plan | SigSampler | SigStep:
+    """A plan or a student from its file.
+
+    Args:
+        network: the architecture of a student whose network is not one of this library's.
+
+    Raises:
+        InputError: not a file of this library, or not whole.
+    """
+    from .sig_step import SigSampler, SigStep
+
+    meta, tensors = read(path)
+    if meta["format"] == PLAN_FORMAT:
+        return Plan.from_tensors(meta, tensors)
+    kinds = {c.__name__: c for c in (SigSampler, SigStep)}
+    if meta.get("kind") not in kinds:
+        raise one_of(f"{path}: kind", meta.get("kind"), kinds)
+    try:
+        network = _fill(path, meta, tensors, network)
+        plan = {k.removeprefix("plan."): v for k, v in tensors.items() if k.startswith("plan.")}
+        return kinds[meta["kind"]]._from_parts(
+            network, meta, Plan.from_tensors(meta["plan"], plan) if plan else None
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a file of this library."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = (PLAN_FORMAT, FORMAT)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("fewstep", "{}"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:
+        raise InputError(f"path: {path} does not exist.") from error
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise InputError(
+            f"path: {path} is not a whole safetensors file ({error}); wanted one that .save() wrote."
+        ) from error
+    if not isinstance(meta, dict) or meta.get("format") not in wanted:
+        came = meta.get("format") if isinstance(meta, dict) else meta
+        raise InputError(
+            f"path: {path} has format {came!r}, wanted {' or '.join(map(repr, wanted))}. Save it again "
+            "with this version of fewstep."
+        )
+    return meta, tensors
+
+
+def _fill(
+    path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module | None
+) -> nn.Module:
+    if network is None:
+        if meta["network"] not in NETWORKS or not isinstance(meta["config"], dict):
+            raise InputError(
+                f"network: {path} holds weights of {meta['network']!r}, which this library cannot build; "
+                "pass the architecture as load(path, network=...)."
+            )
+        network = NETWORKS[meta["network"]](**meta["config"])
+    weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"network: the weights in {path} do not fit it: {error}") from error
+    return network.eval()

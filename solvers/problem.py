@@ -1,0 +1,120 @@
+"""What is solved: a stochastic differential equation, an ordinary one, or a diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, one_of
+from .schedule import Schedule
+
+Field = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+NOISE_TYPES = ("diagonal", "additive", "scalar", "general")
+SDE_TYPES = ("ito", "stratonovich")
+
+
+@dataclass(frozen=True)
+class SDE:
+    """dy = drift(t, y) dt + diffusion(t, y) dW, in torchsde's words.
+
+    Args:
+        drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor of y's dtype and device.
+        diffusion: `(t, y) -> g`. Either g has y's shape (each component its own Brownian channel)
+            or one axis more, `(*batch, d, m)`, and is multiplied into m channels.
+        noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not
+            depend on y; elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel),
+            `"general"` (`(*batch, d, m)`).
+        sde_type: `"ito"` or `"stratonovich"`.
+
+    Raises:
+        InputError: an unknown noise type or calculus.
+    """
+
+    drift: Field
+    diffusion: Field
+    noise_type: str = "diagonal"
+    sde_type: str = "ito"
+
+    def __post_init__(self) -> None:
+        if self.noise_type not in NOISE_TYPES:
+            raise one_of("noise_type", self.noise_type, NOISE_TYPES)
+        if self.sde_type not in SDE_TYPES:
+            raise one_of("sde_type", self.sde_type, SDE_TYPES)
+
+    @classmethod
+    def from_torchsde(cls, sde: Any) -> SDE:
+        """An SDE object written for torchsde (`f`, `g`, `noise_type`, `sde_type`), as it stands."""
+        missing = [n for n in ("f", "g", "noise_type", "sde_type") if not hasattr(sde, n)]
+        if missing:
+            raise InputError(
+                f"sde: got {type(sde).__name__} without {', '.join(missing)}; wanted a torchsde SDE "
+                "with methods f, g and attributes noise_type, sde_type. Derive it from torchsde.SDEIto "
+                "or torchsde.SDEStratonovich, or build fewstep.SDE(drift, diffusion) directly."
+            )
+        return cls(sde.f, sde.g, sde.noise_type, sde.sde_type)
+
+    def noise_shape(self, y: Tensor, g: Tensor) -> tuple[int, ...]:
+        """Shape of the Brownian increment: y's own, or its last axis replaced by the m channels of g."""
+        matrix = g.dim() == y.dim() + 1
+        if self.noise_type in ("scalar", "general") and not matrix:
+            raise InputError(
+                f"diffusion: got shape {tuple(g.shape)} for {self.noise_type!r} noise and y of shape "
+                f"{tuple(y.shape)}; wanted (*batch, d, m) = {(*y.shape, 'm')}. Add the channel axis, "
+                "or declare noise_type='diagonal'."
+            )
+        if self.noise_type == "diagonal" and matrix:
+            raise InputError(
+                f"diffusion: got shape {tuple(g.shape)} for 'diagonal' noise and y of shape "
+                f"{tuple(y.shape)}; wanted y's own shape. Declare noise_type='general' for a matrix."
+            )
+        wanted = (*y.shape, g.shape[-1]) if matrix else tuple(y.shape)
+        try:
+            torch.broadcast_shapes(g.shape, wanted)
+        except RuntimeError:
+            fits = False
+        else:
+            fits = tuple(torch.broadcast_shapes(g.shape, wanted)) == wanted
+        if not fits or (self.noise_type == "scalar" and g.shape[-1] != 1):
+            last = 1 if self.noise_type == "scalar" else "m"
+            raise InputError(
+                f"diffusion: got shape {tuple(g.shape)} for y of shape {tuple(y.shape)}; wanted "
+                f"{(*y.shape, last) if matrix else tuple(y.shape)} for {self.noise_type!r} noise. "
+                "Return one value (or one row of channels) for each component of y."
+            )
+        return (*y.shape[:-1], g.shape[-1]) if matrix else tuple(y.shape)
+
+
+def ODE(drift: Field) -> SDE:
+    """dy = drift(t, y) dt: the SDE whose noise is nought, so that every SDE solver is an ODE solver too.
+
+    The card's `deterministic_order` is then the order that counts.
+    """
+    return SDE(drift, lambda t, y: y.new_zeros(()), noise_type="additive")
+
+
+def diffuse(g: Tensor, dW: Tensor) -> Tensor:
+    """g dW: elementwise where the shapes agree, a matrix-vector product where g has a channel axis."""
+    if g.dim() == dW.dim() + 1:
+        return (g @ dW.unsqueeze(-1)).squeeze(-1)
+    return g * dW
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """A diffusion model in the library's one convention, with the forward process it was trained on.
+
+    Args:
+        denoiser: `(x, sigma) -> x0`, the posterior mean of the data given x = x0 + sigma n
+            (variance-exploding coordinates). x is (*batch, *event); sigma a 0-d tensor like x.
+            `from_epsilon` and its kin turn other predictions into it.
+        schedule: the forward process; it says where sigma starts and ends.
+    """
+
+    denoiser: Denoiser
+    schedule: Schedule

@@ -1,0 +1,228 @@
+"""The one executor of plans, and `sample`: from noise to data with any diffusion solver."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .brownian import BrownianPath, Increment
+from .errors import InputError
+from .grid import check_sigmas, sigma_grid
+from .plan import Plan
+from .problem import Denoising
+from .solver import DiffusionSolver, Solver
+
+Evaluate = Callable[[int, Tensor, "deque[tuple[Tensor, ...]]"], Tensor]
+Terms = list[tuple[float, int, int]]  # weight, age, letter
+
+
+class NoiseSource(Protocol):
+    """What a plan asks of a path: increments in the clock tau = 1/sigma^2."""
+
+    levy: str
+
+    def increment(self, t0: float, t1: float, /) -> Increment: ...
+
+
+class Student(Protocol):
+    """A learned solver: a plan and the network that stands in for the denoiser on it."""
+
+    plan: Plan
+
+    def evaluator(self, problem: Denoising | None, like: Tensor) -> Evaluate: ...
+
+
+def run(
+    plan: Plan, x: Tensor, evaluate: Evaluate, noise: Callable[[float, float], tuple[Tensor, ...]],
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Walk the rows of a plan.
+
+    Args:
+        x: (*batch, *event) the state at the first level, x0 + sigma n; not written to.
+        evaluate: `(row, input, normals) -> D`; normals are those of the opened intervals, newest first.
+        noise: `(tau0, tau1) -> unit normals` of an interval, one for each letter.
+        callback: told `(row, x, D)` after each row.
+    """
+    history: deque[Tensor] = deque(maxlen=plan.b.shape[1])
+    normals: deque[tuple[Tensor, ...]] = deque(maxlen=plan.m.shape[1])
+    data = plan.prediction == "data"
+    for i, (sigma, interval, look, go) in enumerate(_rows(plan)):
+        if interval is not None:
+            normals.appendleft(noise(*interval))
+        at = _combine(x, look, history, normals)
+        D = evaluate(i, at, normals)
+        history.appendleft(D if data else (at - D) / sigma)
+        x = _combine(x, go, history, normals)
+        if callback is not None:
+            callback(i, x, D)
+    return x
+
+
+def _rows(plan: Plan) -> Iterator[tuple[float, tuple[float, float] | None, Any, Any]]:
+    """The table as Python numbers, zeros left out, read once before the loop."""
+    columns = zip(
+        plan.sigma.tolist(), plan.noise.tolist(), plan.c.tolist(), plan.d.tolist(), plan.m.tolist(),
+        plan.a.tolist(), plan.b.tolist(), plan.n.tolist(), strict=True,
+    )  # fmt: skip
+    for sigma, (tau0, tau1), c, d, m, a, b, n in columns:
+        interval = None if tau0 != tau0 else (tau0, tau1)
+        yield sigma, interval, (c, _nonzero(d), _letters(m)), (a, _nonzero(b), _letters(n))
+
+
+def _nonzero(weights: list[float]) -> list[tuple[float, int]]:
+    return [(w, j) for j, w in enumerate(weights) if w != 0]
+
+
+def _letters(weights: list[list[float]]) -> Terms:
+    return [(w, j, k) for j, row in enumerate(weights) for k, w in enumerate(row) if w != 0]
+
+
+def _combine(
+    x: Tensor, weights: Any, history: deque[Tensor], normals: deque[tuple[Tensor, ...]]
+) -> Tensor:
+    scale, past, random = weights
+    terms = [(w, history[j]) for w, j in past] + [(w, normals[j][k]) for w, j, k in random]
+    if scale == 1:
+        if not terms:
+            return x
+        (w, first), *terms = terms
+        out = torch.add(x, first, alpha=w)
+    elif scale == 0 and terms:  # the state may be as large as sigma_max: it must not leave rounding
+        (w, first), *terms = terms
+        out = first * w
+    else:
+        out = x * scale
+    for w, term in terms:
+        out.add_(term, alpha=w)
+    return out
+
+
+def sample(
+    problem: Denoising,
+    solver: Solver | Plan | Student,
+    *,
+    shape: tuple[int, ...] | None = None,
+    steps: int | None = None,
+    sigmas: Tensor | None = None,
+    spacing: str = "logsnr",
+    final: str = "x0",
+    seed: int = 0,
+    noise: Tensor | None = None,
+    path: NoiseSource | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Draw samples of a diffusion model.
+
+    Args:
+        problem: the model.
+        solver: a diffusion solver, a plan made earlier, or a student of this library's distillation.
+        shape: (*batch, *event) of the samples; not needed with `noise`.
+        steps: intervals of the grid; or give `sigmas` (n,), decreasing, which overrides steps,
+            spacing and final. A plan or a student carries its own grid and takes neither.
+        spacing, final: see `fewstep.sigma_grid`.
+        seed: fixes the initial state and the Brownian path. One seed is one path: samples of different
+            step counts, and of every stochastic solver, belong together and have one limit.
+        noise: (*batch, *event) the initial state itself, alpha x0 + sigma_t n at the first level.
+        path: increments in the clock tau = 1/sigma^2, in place of the path of the seed. It must reach
+            from 1/sigma_first^2 to the plan's last tau.
+        dtype, device: of the samples where `noise` does not fix them.
+        callback: told `(row, x, D)` after each evaluation, x in variance-exploding coordinates.
+
+    Returns:
+        (*batch, *event): x0, or the state alpha x at the last level where that is not 0.
+
+    Raises:
+        InputError: neither shape nor noise, neither steps nor sigmas, a grid beside a plan, a solver
+            that has no plan, a path that lacks Lévy data the plan needs.
+    """
+    plan, student = _resolve(problem, solver, steps, sigmas, spacing, final)
+    x, draw = _start(problem, plan, shape, seed, noise, path, dtype, device)
+    evaluate = student.evaluator(problem, x) if student else _plain(problem, plan, x)
+    x = run(plan, x, evaluate, draw, callback)
+    alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
+    return x if alpha == 1 else x * alpha
+
+
+def _resolve(
+    problem: Denoising, solver: Any, steps: int | None, sigmas: Tensor | None, spacing: str, final: str
+) -> tuple[Plan, Student | None]:
+    if isinstance(solver, DiffusionSolver):
+        if sigmas is None:
+            if steps is None:
+                raise InputError("steps: got None; wanted steps=... or sigmas=... for the grid.")
+            sigmas = sigma_grid(problem.schedule, steps, spacing, final)
+        return solver.plan(check_sigmas(sigmas)), None
+    plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
+    if not isinstance(plan, Plan):
+        raise InputError(
+            f"solver: got {type(solver).__name__}, which has no plan; wanted a diffusion solver, a Plan "
+            "or a student. SDE solvers sample where their card lists additive noise."
+        )
+    if steps is not None or sigmas is not None:
+        raise InputError(
+            f"steps/sigmas: got a grid beside {plan.name!r}, which carries its own of {plan.nfe} "
+            "evaluations. Leave the grid out, or make a plan for the other grid."
+        )
+    return plan, None if isinstance(solver, Plan) else solver
+
+
+def _start(
+    problem: Denoising, plan: Plan, shape: tuple[int, ...] | None, seed: int, noise: Tensor | None,
+    path: NoiseSource | None, dtype: torch.dtype | None, device: torch.device | str,
+) -> tuple[Tensor, Callable[[float, float], tuple[Tensor, ...]]]:  # fmt: skip
+    """The state at the first level and the source of unit normals, both from the seed by default."""
+    first = plan.sigmas[0].item()
+    if noise is not None:
+        if not noise.is_floating_point():
+            raise InputError(f"noise: got dtype {noise.dtype}; wanted floating point.")
+        x = noise / problem.schedule.alpha(plan.sigmas[:1]).item()
+    elif shape is not None:
+        own = torch.Generator(device).manual_seed(seed)
+        dtype = dtype or torch.get_default_dtype()
+        x = torch.randn(shape, generator=own, dtype=dtype, device=device) * first
+    else:
+        raise InputError("shape: got None; wanted shape=(batch, ...) or the initial state as noise=...")
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()  # the trajectory outlives many small steps: half precision would not
+    if path is None and plan.levy:
+        on_path = plan.noise[(plan.noise[:, 1] > plan.noise[:, 0])]
+        ends = (on_path.min().item(), on_path.max().item()) if len(on_path) else (1.0, 2.0)
+        path = BrownianPath(
+            tuple(x.shape), t0=1 / first**2, t1=max(ends[1], tau_end(problem)), seed=seed + 1,
+            levy=plan.levy, dtype=x.dtype, device=x.device, clock="log",
+        )  # fmt: skip
+    if path is not None and "WHK".find(path.levy[-1:]) < "WHK".find(plan.levy or "W"):
+        raise InputError(
+            f"path: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make the path with "
+            f"levy={plan.levy!r}."
+        )
+    fresh = torch.Generator(x.device).manual_seed(seed + 2)
+
+    def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
+        if tau0 == tau1:
+            return tuple(
+                torch.randn(x.shape, generator=fresh, dtype=x.dtype, device=x.device)
+                for _ in range(plan.m.shape[-1])
+            )
+        assert path is not None
+        return path.increment(tau0, tau1).coordinates()
+
+    return x, draw
+
+
+def tau_end(problem: Denoising) -> float:
+    """The largest tau a path of the problem needs: that of its smallest sigma."""
+    return float(problem.schedule.sigma_min) ** -2
+
+
+def _plain(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
+    levels = plan.sigma.to(like.device, like.dtype).unbind()
+    denoiser = problem.denoiser
+    return lambda i, x, normals: denoiser(x, levels[i])

@@ -1,0 +1,70 @@
+"""The contract: a solver is a value with a card; state is returned, never kept.
+
+A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns a grid of noise levels into
+a plan. A solver may be both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .brownian import Increment
+from .plan import Plan
+from .problem import SDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The facts of a solver, written once: loops refuse by them, tests check them, tables are made of them.
+
+    Args:
+        summary: what it is, in one line.
+        reference: the source with its equation number.
+        levy: the least its step can live with: "" (nothing), "W", "H" (W and H), "K" or "A".
+        sde_types: the calculi it solves.
+        strong_order, weak_order: by noise type; the keys are the noise types it can solve.
+        deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).
+        evaluations: drift (or network) evaluations a step.
+    """
+
+    summary: str
+    reference: str
+    levy: str = ""
+    sde_types: tuple[str, ...] = ()
+    strong_order: Mapping[str, float] = field(default_factory=dict)
+    weak_order: Mapping[str, float] = field(default_factory=dict)
+    deterministic_order: float | None = None
+    evaluations: int = 1
+
+
+class Solver(ABC):
+    """Anything with a card."""
+
+    card: ClassVar[Card]
+
+
+class StochasticSolver(Solver):
+    """One step of dy = f dt + g dW at a time."""
+
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
+        """What the first step needs from before it (carry); nothing by default."""
+        return None
+
+    @abstractmethod
+    def step(
+        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
+    ) -> tuple[Tensor, Any]:
+        """From y at t0 to y at t1 (0-d tensors) along the increment of [t0, t1]."""
+
+
+class DiffusionSolver(Solver):
+    """A function from decreasing noise levels (n,) to a table of coefficients."""
+
+    @abstractmethod
+    def plan(self, sigmas: Tensor) -> Plan:
+        """The solver on this grid. sigmas: (n,) float64, strictly decreasing, the last may be 0."""

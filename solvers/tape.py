@@ -1,0 +1,131 @@
+"""Write a diffusion solver as its paper does; the tape turns the formulas into a `Plan`.
+
+The symbols are linear combinations of the state, of past evaluations and of unit normals. `evaluate`
+opens a row of the table, `advance` names the state that later formulas start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .plan import Plan
+
+# What a term multiplies: ("x", generation), ("D", row) or ("z", row, letter)
+Key = tuple[Any, ...]
+STATE: Key = ("x",)
+NOISE_FREE = (float("nan"), float("nan"))
+OFF_PATH = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A linear combination with float64 weights."""
+
+    terms: dict[Key, float]
+
+    def __add__(self, other: Affine) -> Affine:
+        keys = self.terms.keys() | other.terms.keys()
+        return Affine({k: self.terms.get(k, 0.0) + other.terms.get(k, 0.0) for k in keys})
+
+    def __mul__(self, weight: float | Tensor) -> Affine:
+        return Affine({k: float(weight) * v for k, v in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, weight: float | Tensor) -> Affine:
+        return self * (1 / float(weight))
+
+    def __sub__(self, other: Affine) -> Affine:
+        return self + other * -1.0
+
+
+class Tape:
+    """Records one solver on one grid.
+
+    Example: DDIM is `D = tape.evaluate(tape.x, s); tape.advance(t/s * tape.x + (1 - t/s) * D)` for each
+    pair (s, t) of neighbouring levels.
+    """
+
+    def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
+        self.name, self.sigmas, self.prediction = name, sigmas, prediction
+        self.letters = "WHK".index(levy) + 1
+        self._generation = 0
+        self._inputs: list[tuple[float, Affine]] = []
+        self._updates: list[Affine] = []
+        self._noise: dict[int, tuple[float, float]] = {}
+
+    @property
+    def x(self) -> Affine:
+        """The state as `advance` left it last."""
+        return Affine({("x", self._generation): 1.0})
+
+    def evaluate(self, x: Affine, sigma: float | Tensor) -> Affine:
+        """A network evaluation at x and noise level sigma: a new row."""
+        self._inputs.append((float(sigma), self._from_state(x)))
+        self._updates.append(Affine({STATE: 1.0}))
+        return Affine({("D", len(self._inputs) - 1): 1.0})
+
+    def noise(self, tau0: float | Tensor, tau1: float | Tensor) -> tuple[Affine, ...]:
+        """The unit normals of the path over [tau0, tau1], opened by the row that comes next.
+
+        Equal ends give a normal of its own, independent of the path.
+        """
+        row = len(self._inputs)
+        if row in self._noise:
+            raise ValueError("a row opens one noise interval")
+        self._noise[row] = (float(tau0), float(tau1)) if tau0 != tau1 else OFF_PATH
+        return tuple(Affine({("z", row, k): 1.0}) for k in range(self.letters))
+
+    def advance(self, x: Affine) -> Affine:
+        """Let x be the state from here on; returns its new symbol."""
+        terms = dict(self._from_state(x).terms)
+        weight = terms.pop(STATE, 0.0)
+        self._updates[-1] = self._updates[-1] * weight + Affine(terms)
+        self._generation += 1
+        return self.x
+
+    def _from_state(self, x: Affine) -> Affine:
+        """x with the current state's symbol made anonymous; refuses older states, which are gone."""
+        terms = {STATE if k == ("x", self._generation) else k: v for k, v in x.terms.items()}
+        if any(k[0] == "x" and k != STATE for k in terms):
+            raise ValueError("the formula holds a state that was already advanced past")
+        return Affine(terms)
+
+    def finish(self) -> Plan:
+        """The table."""
+        opened = sorted(self._noise)
+        rows = len(self._inputs)
+        out = {k: torch.zeros(rows, dtype=torch.float64) for k in "ca"}
+        cells = [*self._cells("cdm", [t for _, t in self._inputs], opened, newest=1)]
+        cells += self._cells("abn", self._updates, opened, newest=0)
+        window = 1 + max([0] + [at[1] for name, at, _ in cells if name in "db"])
+        slots = 1 + max([0] + [at[1] for name, at, _ in cells if name in "mn"])
+        out |= {k: torch.zeros(rows, window, dtype=torch.float64) for k in "db"}
+        out |= {k: torch.zeros(rows, slots, self.letters, dtype=torch.float64) for k in "mn"}
+        for name, at, value in cells:
+            out[name][at] = value
+        noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
+        return Plan(
+            name=self.name, prediction=self.prediction, sigmas=self.sigmas,
+            sigma=torch.tensor([s for s, _ in self._inputs], dtype=torch.float64),
+            noise=torch.tensor(noise, dtype=torch.float64), **out,
+        )  # fmt: skip
+
+    def _cells(
+        self, names: str, affines: list[Affine], opened: list[int], newest: int
+    ) -> Iterator[tuple[str, tuple[int, ...], float]]:
+        """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""
+        for i, affine in enumerate(affines):
+            so_far = sum(r <= i for r in opened)
+            for key, value in affine.terms.items():
+                if key == STATE:
+                    yield names[0], (i,), value
+                elif key[0] == "D":
+                    yield names[1], (i, i - newest - key[1]), value
+                else:
+                    yield names[2], (i, so_far - 1 - opened.index(key[1]), key[2]), value
