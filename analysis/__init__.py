@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import problems
-from .convergence import OrderEstimate, strong_order
+from .convergence import OrderEstimate, strong_order, strong_orders
 from .records import Record
 
-__all__ = ["OrderEstimate", "Record", "problems", "strong_order"]
+__all__ = ["OrderEstimate", "Record", "problems", "strong_order", "strong_orders"]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from fewstep import SDE, BrownianPath, InputError, StochasticSolver, solve
 from fewstep.errors import one_of
 from fewstep.solve import check_solves
+from torch import Tensor
 
 from .problems import TestProblem
 from .records import Record, provenance
@@ -70,8 +69,13 @@ class OrderEstimate:
         return strong_order_figure([self.record()], path)
 
 
-def strong_order(
-    solver: StochasticSolver,
+def strong_order(solver: StochasticSolver, problem: TestProblem | SDE, **options: Any) -> OrderEstimate:
+    """Measure the strong order of one solver: `strong_orders` of it alone, with the same options."""
+    return strong_orders([solver], problem, **options)[0]
+
+
+def strong_orders(
+    solvers: Sequence[StochasticSolver],
     problem: TestProblem | SDE,
     *,
     y0: Tensor | None = None,
@@ -82,8 +86,8 @@ def strong_order(
     reference: str = "torchsde",
     device: str = "cpu",
     seed: int = 0,
-) -> OrderEstimate:
-    """Measure the strong order of any solver on any SDE, in float64, every level on the same paths.
+) -> list[OrderEstimate]:
+    """Measure the strong order of any solvers on any SDE, in float64, all levels and solvers on the same paths.
 
     Args:
         problem: one of `fewstep.analysis.problems`, or an SDE of yours with y0 (*event) and t1.
@@ -103,28 +107,34 @@ def strong_order(
     else:
         sde, name, exact = problem, "user's SDE", None
     levels = sorted(set(levels))
-    _check(sde, solver, y0, t1, levels, reference, exact)
-    start = y0.to(device, torch.float64).expand(paths, *y0.shape)
-    ends = [t0, float(t1)]
-    if reference == "levels":
-        errors = _consecutive(sde, solver, start, ends, levels, seed)
-    else:
-        errors = _against(sde, solver, start, ends, levels, seed, exact if reference == "exact" else None)
-    declared = solver.card.strong_order.get(sde.noise_type)
-    return OrderEstimate(
-        solver=type(solver).__name__, problem=name, reference=reference, paths=paths,
-        levels=list(levels), t1=float(t1) - t0, declared=declared, seed=seed, device=device,
-        **slopes(errors, levels, seed),
-    )  # fmt: skip
+    start, end = _check(sde, solvers, y0, t1, levels, reference, exact)
+    start = start.to(device, torch.float64).expand(paths, *start.shape)
+    ends = [t0, end]
+    with torch.no_grad():
+        if reference == "levels":
+            errors = _consecutive(sde, solvers, start, ends, levels, seed)
+        else:
+            errors = _against(
+                sde, solvers, start, ends, levels, seed, exact if reference == "exact" else None
+            )
+    return [
+        OrderEstimate(
+            solver=type(solver).__name__, problem=name, reference=reference, paths=paths, levels=levels,
+            t1=end - t0, declared=solver.card.strong_order.get(sde.noise_type), seed=seed, device=device,
+            **slopes(error, levels, seed),
+        )
+        for solver, error in zip(solvers, errors, strict=True)
+    ]  # fmt: skip
 
 
 def _check(
-    sde: SDE, solver: Any, y0: Tensor | None, t1: float | None, levels: Sequence[int], reference: str,
-    exact: Any,
-) -> None:  # fmt: skip
-    if not isinstance(solver, StochasticSolver):
-        raise InputError(f"solver: got {solver!r}, wanted an object such as EulerMaruyama().")
-    check_solves(sde, solver)
+    sde: SDE, solvers: Sequence[Any], y0: Tensor | None, t1: float | None, levels: Sequence[int],
+    reference: str, exact: Any,
+) -> tuple[Tensor, float]:  # fmt: skip
+    for solver in solvers:
+        if not isinstance(solver, StochasticSolver):
+            raise InputError(f"solver: got {solver!r}, wanted an object such as EulerMaruyama().")
+        check_solves(sde, solver)
     if y0 is None or t1 is None:
         raise InputError("y0, t1: got None; an SDE of your own needs y0=(*event) and t1=.")
     if len(levels) < 3:
@@ -141,6 +151,7 @@ def _check(
             f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
             "the event, or use reference='levels'."
         )
+    return y0, float(t1)
 
 
 def _noise_shape(sde: SDE, start: Tensor, t0: float) -> tuple[int, ...]:
@@ -152,12 +163,11 @@ def _grid(ends: list[float], level: int) -> Tensor:
 
 
 def _against(
-    sde: SDE, solver: StochasticSolver, start: Tensor, ends: list[float], levels: Sequence[int], seed: int,
-    exact: Any,
-) -> Tensor:  # fmt: skip
-    """(paths, levels) errors against a reference on one torchsde path."""
+    sde: SDE, solvers: Sequence[StochasticSolver], start: Tensor, ends: list[float],
+    levels: Sequence[int], seed: int, exact: Any,
+) -> list[Tensor]:  # fmt: skip
+    """For each solver (paths, levels) errors against one reference on one torchsde path."""
     import torchsde
-
     from fewstep.adapters.torchsde import TorchsdePath
 
     finest = (ends[1] - ends[0]) / 2 ** (levels[-1] + FINER)
@@ -166,17 +176,16 @@ def _against(
         entropy=seed, levy_area_approximation="space-time", tol=0.0, cache_size=None, dt=finest,
     )  # fmt: skip
     path = TorchsdePath(interval)
-    with torch.no_grad():
-        # coarse before fine keeps torchsde's lazy tree balanced
-        ys = [solve(sde, solver, start, _grid(ends, level), path=path).y for level in levels]
-        if exact is not None:
-            truth = exact(start, ends[1] - ends[0], interval(*ends))
-        else:
-            ts = torch.tensor(ends, dtype=torch.float64, device=start.device)
-            method = "srk" if sde.sde_type == "ito" else "midpoint"
-            theirs = _Torchsde(sde, start.shape[-1])
-            truth = torchsde.sdeint(theirs, start, ts, bm=interval, method=method, dt=finest)[-1]
-    return torch.stack([_distance(y, truth) for y in ys], 1)
+    # coarse before fine keeps torchsde's lazy tree balanced
+    ys = [[solve(sde, s, start, _grid(ends, level), path=path).y for s in solvers] for level in levels]
+    if exact is not None:
+        truth = exact(start, ends[1] - ends[0], interval(*ends))
+    else:
+        ts = torch.tensor(ends, dtype=torch.float64, device=start.device)
+        method = "srk" if sde.sde_type == "ito" else "midpoint"
+        theirs = _Torchsde(sde, start.shape[-1])
+        truth = torchsde.sdeint(theirs, start, ts, bm=interval, method=method, dt=finest)[-1]
+    return [torch.stack([_distance(y, truth) for y in of], 1) for of in zip(*ys, strict=True)]
 
 
 class _Torchsde(torch.nn.Module):
@@ -196,19 +205,21 @@ class _Torchsde(torch.nn.Module):
 
 
 def _consecutive(
-    sde: SDE, solver: StochasticSolver, start: Tensor, ends: list[float], levels: Sequence[int], seed: int
-) -> Tensor:
-    """(paths, levels) differences of each level to the next finer one on one path."""
+    sde: SDE, solvers: Sequence[StochasticSolver], start: Tensor, ends: list[float],
+    levels: Sequence[int], seed: int,
+) -> list[Tensor]:  # fmt: skip
+    """For each solver (paths, levels) differences of each level to the next finer one on one path."""
+    levy = max((s.card.levy or "W" for s in solvers), key="WHK".index)
     path = BrownianPath(
-        _noise_shape(sde, start, ends[0]), t0=ends[0], t1=ends[1], seed=seed,
-        levy=solver.card.levy or "W", dtype=torch.float64, device=start.device,
+        _noise_shape(sde, start, ends[0]), t0=ends[0], t1=ends[1], seed=seed, levy=levy,
+        dtype=torch.float64, device=start.device,
     )  # fmt: skip
-    with torch.no_grad():
-        ys = {
-            level: solve(sde, solver, start, _grid(ends, level), path=path).y
-            for level in sorted({*levels, *(level + 1 for level in levels)})
-        }
-    return torch.stack([_distance(ys[level], ys[level + 1]) for level in levels], 1)
+    needed = sorted({*levels, *(level + 1 for level in levels)})
+    return [
+        torch.stack([_distance(ys[level], ys[level + 1]) for level in levels], 1)
+        for solver in solvers
+        for ys in [{n: solve(sde, solver, start, _grid(ends, n), path=path).y for n in needed}]
+    ]
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from fewstep.errors import InputError
+from torch import Tensor
 
 
 def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -> float:
@@ -19,9 +18,7 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
     Note that two finite samples of one law are not at distance 0: report the floor beside it.
     """
     if a.shape[1:] != b.shape[1:]:
-        raise InputError(
-            f"b: got events of shape {tuple(b.shape[1:])}, wanted {tuple(a.shape[1:])} as in a."
-        )
+        raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, wanted {tuple(a.shape[1:])} as in a.")
     a, b = a.flatten(1).double(), b.flatten(1).double()
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)

@@ -60,7 +60,7 @@ def strong_order_figure(records: Sequence[Record], path: str | Path) -> Path:
         axes.loglog(steps, data["rmse"], "o-", color=colour(data["solver"]), label=label, ms=4)
     slopes = sorted({r.data["declared"] for r in records if r.data["declared"]})
     for slope in slopes:
-        _triangle(axes, min(records, key=lambda r: abs(r.data["order"] - slope)).data, slope)
+        _triangle(axes, next(r.data for r in records if r.data["declared"] == slope), slope)
     first = records[0].data
     axes.set_xlabel("step size h")
     axes.set_ylabel(f"RMSE at t = {first['t1']:g} over {first['paths']} paths")

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from fewstep import SDE
 from fewstep.errors import one_of
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -55,24 +54,58 @@ def sine(a: float = 2.0, b: float = 0.8, c: float = 0.6) -> TestProblem:
 
 def additive_sine() -> TestProblem:
     """dy = sin y dt + dW: additive noise and [f, g] != 0."""
-    sde = SDE(
-        lambda t, y: torch.sin(y), lambda t, y: torch.ones_like(y), noise_type="additive"
-    )
+    sde = SDE(lambda t, y: torch.sin(y), lambda t, y: torch.ones_like(y), noise_type="additive")
     return TestProblem("additive_sine", sde, torch.full((1,), 0.4, dtype=torch.float64))
 
 
 def ornstein_uhlenbeck(theta: float = 1.0, sigma: float = 0.8) -> TestProblem:
     """dy = -theta y dt + sigma dW: linear, and sees a wrong space-time area."""
-    sde = SDE(
-        lambda t, y: -theta * y, lambda t, y: torch.full_like(y, sigma), noise_type="additive"
-    )
+    sde = SDE(lambda t, y: -theta * y, lambda t, y: torch.full_like(y, sigma), noise_type="additive")
     return TestProblem("ornstein_uhlenbeck", sde, torch.ones(1, dtype=torch.float64))
+
+
+def scalar_pair() -> TestProblem:
+    """Two components, one channel: dy = (-sin y_1, cos y_0) dt + (0.6 + 0.3 cos y_1, 0.5 sin y_0) dW."""
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([-torch.sin(y[..., 1]), torch.cos(y[..., 0])], -1)
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        columns = [0.6 + 0.3 * torch.cos(y[..., 1]), 0.5 * torch.sin(y[..., 0])]
+        return torch.stack(columns, -1).unsqueeze(-1)
+
+    start = torch.tensor([0.4, 0.9], dtype=torch.float64)
+    return TestProblem("scalar_pair", SDE(drift, diffusion, noise_type="scalar"), start)
+
+
+def noncommutative_pair() -> TestProblem:
+    """Two components and channels whose vector fields do not commute: order 1 needs the Lévy area."""
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        return -torch.sin(y)
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        a, b = y[..., 0], y[..., 1]
+        rows = [torch.stack([0.8 + 0 * a, 0.6 * torch.sin(b)], -1),
+                torch.stack([0.5 * torch.cos(a), 0.7 + 0 * a], -1)]  # fmt: skip
+        return torch.stack(rows, -2)
+
+    start = torch.tensor([0.4, 0.9], dtype=torch.float64)
+    return TestProblem("noncommutative_pair", SDE(drift, diffusion, noise_type="general"), start)
 
 
 PROBLEMS: dict[str, Callable[[], TestProblem]] = {
     f.__name__: f
-    for f in (geometric_brownian_motion, sine, additive_sine, ornstein_uhlenbeck)
-}
+    for f in (
+        geometric_brownian_motion, sine, additive_sine, ornstein_uhlenbeck, scalar_pair,
+        noncommutative_pair,
+    )
+}  # fmt: skip
+
+# the problem on which a card's order is judged: noise dominates and [f, g] != 0
+JUDGES = {
+    "diagonal": sine, "additive": additive_sine, "scalar": scalar_pair, "general": noncommutative_pair,
+}  # fmt: skip
 
 
 def by_name(name: str) -> TestProblem:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from fewstep.errors import InputError
 
 FORMAT = "fewstep-record-1"

@@ -29,18 +29,19 @@ def sigma_grid(
         raise one_of("spacing", spacing, SPACINGS)
     if final not in ("x0", "sigma_min"):
         raise one_of("final", final, ("x0", "sigma_min"))
-    ends = torch.tensor([schedule.sigma_max, schedule.sigma_min], dtype=torch.float64)
+    first, last = torch.tensor([[schedule.sigma_max], [schedule.sigma_min]], dtype=torch.float64)
     u = torch.linspace(0, 1, steps if final == "x0" else steps + 1, dtype=torch.float64)
     if spacing == "logsnr":
-        nodes = torch.exp(torch.lerp(*ends.log(), u))
+        nodes = torch.exp(torch.lerp(first.log(), last.log(), u))
     elif spacing == "karras":
-        nodes = torch.lerp(*ends ** (1 / rho), u) ** rho
+        nodes = torch.lerp(first ** (1 / rho), last ** (1 / rho), u) ** rho
     else:
         power = 1 if spacing == "uniform" else 2
-        nodes = schedule.sigma(torch.lerp(*schedule.time(ends) ** (1 / power), u) ** power)
+        start, end = (schedule.time(s) ** (1 / power) for s in (first, last))
+        nodes = schedule.sigma(torch.lerp(start, end, u) ** power)
     if final == "x0":
         nodes = torch.cat([nodes, nodes.new_zeros(1)])
-    nodes[0] = ends[0]
+    nodes[0] = first[0]
     return nodes
 
 
@@ -48,9 +49,7 @@ def check_sigmas(sigmas: Tensor) -> Tensor:
     """A user's grid as (n,) float64 on the CPU: finite, at least two, decreasing, last >= 0."""
     s = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
-        raise InputError(
-            f"sigmas: got a tensor of shape {tuple(s.shape)}; wanted (n,) finite with n >= 2."
-        )
+        raise InputError(f"sigmas: got a tensor of shape {tuple(s.shape)}; wanted (n,) finite with n >= 2.")
     if not bool((s.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
             f"sigmas: got {_short(s)}; wanted strictly decreasing noise levels, the last >= 0. "

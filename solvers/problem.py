@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .errors import InputError, one_of
@@ -74,12 +73,9 @@ class SDE:
                 f"{tuple(y.shape)}; wanted y's own shape. Declare noise_type='general' for a matrix."
             )
         wanted = (*y.shape, g.shape[-1]) if matrix else tuple(y.shape)
-        try:
-            torch.broadcast_shapes(g.shape, wanted)
-        except RuntimeError:
-            fits = False
-        else:
-            fits = tuple(torch.broadcast_shapes(g.shape, wanted)) == wanted
+        fits = g.dim() <= len(wanted) and all(
+            have in (1, want) for have, want in zip(g.shape[::-1], wanted[::-1])
+        )
         if not fits or (self.noise_type == "scalar" and g.shape[-1] != 1):
             last = 1 if self.noise_type == "scalar" else "m"
             raise InputError(

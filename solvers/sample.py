@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .brownian import BrownianPath, Increment
+from .brownian.increment import LEVELS
 from .errors import InputError
 from .grid import check_sigmas, sigma_grid
 from .plan import Plan
@@ -82,9 +83,7 @@ def _letters(weights: list[list[float]]) -> Terms:
     return [(w, j, k) for j, row in enumerate(weights) for k, w in enumerate(row) if w != 0]
 
 
-def _combine(
-    x: Tensor, weights: Any, history: deque[Tensor], normals: deque[tuple[Tensor, ...]]
-) -> Tensor:
+def _combine(x: Tensor, weights: Any, history: deque[Tensor], normals: deque[tuple[Tensor, ...]]) -> Tensor:
     scale, past, random = weights
     terms = [(w, history[j]) for w, j in past] + [(w, normals[j][k]) for w, j, k in random]
     if scale == 1:
@@ -143,7 +142,8 @@ def sample(
             that has no plan, a path that lacks Lévy data the plan needs.
     """
     plan, student = _resolve(problem, solver, steps, sigmas, spacing, final)
-    x, draw = _start(problem, plan, shape, seed, noise, path, dtype, device)
+    x = _start(problem, plan, shape, seed, noise, dtype, device)
+    draw = _normals(problem, plan, x, seed, path)
     evaluate = student.evaluator(problem, x) if student else _plain(problem, plan, x)
     x = run(plan, x, evaluate, draw, callback)
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
@@ -151,7 +151,12 @@ def sample(
 
 
 def _resolve(
-    problem: Denoising, solver: Any, steps: int | None, sigmas: Tensor | None, spacing: str, final: str
+    problem: Denoising,
+    solver: Any,
+    steps: int | None,
+    sigmas: Tensor | None,
+    spacing: str,
+    final: str,
 ) -> tuple[Plan, Student | None]:
     if isinstance(solver, DiffusionSolver):
         if sigmas is None:
@@ -175,51 +180,51 @@ def _resolve(
 
 def _start(
     problem: Denoising, plan: Plan, shape: tuple[int, ...] | None, seed: int, noise: Tensor | None,
-    path: NoiseSource | None, dtype: torch.dtype | None, device: torch.device | str,
-) -> tuple[Tensor, Callable[[float, float], tuple[Tensor, ...]]]:  # fmt: skip
-    """The state at the first level and the source of unit normals, both from the seed by default."""
-    first = plan.sigmas[0].item()
-    if noise is not None:
-        if not noise.is_floating_point():
-            raise InputError(f"noise: got dtype {noise.dtype}; wanted floating point.")
-        x = noise / problem.schedule.alpha(plan.sigmas[:1]).item()
-    elif shape is not None:
+    dtype: torch.dtype | None, device: torch.device | str,
+) -> Tensor:  # fmt: skip
+    """The state at the first level, x0 + sigma n, in float32 at least."""
+    if noise is None and shape is None:
+        raise InputError("shape: got None; wanted shape=(batch, ...) or the initial state as noise=...")
+    if noise is None:
         own = torch.Generator(device).manual_seed(seed)
         dtype = dtype or torch.get_default_dtype()
-        x = torch.randn(shape, generator=own, dtype=dtype, device=device) * first
+        x = torch.randn(shape or (), generator=own, dtype=dtype, device=device) * plan.sigmas[0].item()
+    elif noise.is_floating_point():
+        x = noise / problem.schedule.alpha(plan.sigmas[:1]).item()
     else:
-        raise InputError("shape: got None; wanted shape=(batch, ...) or the initial state as noise=...")
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()  # the trajectory outlives many small steps: half precision would not
-    if path is None and plan.levy:
-        on_path = plan.noise[(plan.noise[:, 1] > plan.noise[:, 0])]
-        ends = (on_path.min().item(), on_path.max().item()) if len(on_path) else (1.0, 2.0)
+        raise InputError(f"noise: got dtype {noise.dtype}; wanted floating point.")
+    # the trajectory outlives many small steps: half precision would not
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _normals(
+    problem: Denoising, plan: Plan, x: Tensor, seed: int, path: NoiseSource | None
+) -> Callable[[float, float], tuple[Tensor, ...]]:
+    """The source of unit normals: the path of the seed unless another is given, and fresh ones off it."""
+    letters = plan.m.shape[-1]
+    if plan.levy and path is None:
+        end = max(float(plan.noise.nan_to_num(0).max()), float(problem.schedule.sigma_min) ** -2)
         path = BrownianPath(
-            tuple(x.shape), t0=1 / first**2, t1=max(ends[1], tau_end(problem)), seed=seed + 1,
-            levy=plan.levy, dtype=x.dtype, device=x.device, clock="log",
+            tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, seed=seed + 1, levy=plan.levy or "W",
+            dtype=x.dtype, device=x.device, clock="log",
         )  # fmt: skip
-    if path is not None and "WHK".find(path.levy[-1:]) < "WHK".find(plan.levy or "W"):
+    if path is not None and LEVELS[path.levy] < letters:
         raise InputError(
             f"path: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make the path with "
             f"levy={plan.levy!r}."
         )
-    fresh = torch.Generator(x.device).manual_seed(seed + 2)
+    off_path = torch.Generator(x.device).manual_seed(seed + 2)
 
     def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
         if tau0 == tau1:
             return tuple(
-                torch.randn(x.shape, generator=fresh, dtype=x.dtype, device=x.device)
-                for _ in range(plan.m.shape[-1])
+                torch.randn(x.shape, generator=off_path, dtype=x.dtype, device=x.device)
+                for _ in range(letters)
             )
         assert path is not None
-        return path.increment(tau0, tau1).coordinates()
+        return path.increment(tau0, tau1).coordinates()[:letters]
 
-    return x, draw
-
-
-def tau_end(problem: Denoising) -> float:
-    """The largest tau a path of the problem needs: that of its smallest sigma."""
-    return float(problem.schedule.sigma_min) ** -2
+    return draw
 
 
 def _plain(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:

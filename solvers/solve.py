@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from .brownian import FreshIncrements, Increment
+from .brownian.increment import LEVELS
 from .errors import InputError, NonFiniteError
 from .grid import check_times
 from .problem import SDE
 from .solver import StochasticSolver
-
-LEVY_RANK = {"": 0, "W": 1, "H": 2, "K": 3}
 
 
 class Path(Protocol):
@@ -74,8 +73,9 @@ def solve(
     times = check_times(grid)
     if save not in ("last", "all"):
         raise InputError(f"save: got {save!r}, wanted 'last' or 'all'.")
-    calls = _Counter(sde)
     noise_shape, keeps_graph = _check(sde, solver, y0, times)
+    calls = _Counter(sde)
+    y0 = y0.contiguous()  # an expanded state has no memory of its own, which forward-mode AD wants
     path = _check_path(path, solver, times, noise_shape, y0) or FreshIncrements(
         noise_shape, levy=solver.card.levy or "W", seed=seed, dtype=y0.dtype, device=y0.device,
         reuse=not keeps_graph,
@@ -134,9 +134,7 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
     if y0.dim() == 0:
         raise InputError("y0: got a 0-d tensor, wanted (*batch, *event). Use y0.reshape(1).")
     if not bool(y0.isfinite().all()):
-        raise InputError(
-            f"y0: got {int((~y0.isfinite()).sum())} values that are not finite, wanted none."
-        )
+        raise InputError(f"y0: got {int((~y0.isfinite()).sum())} values that are not finite, wanted none.")
     f, g = sde.drift(times[0].to(y0), y0), sde.diffusion(times[0].to(y0), y0)
     _check_field("drift", f, y0)
     _check_field("diffusion", g, y0)
@@ -180,7 +178,7 @@ def _check_path(
 ) -> Path | None:
     if path is None:
         return None
-    if LEVY_RANK[path.levy] < LEVY_RANK[solver.card.levy]:
+    if LEVELS[path.levy] < LEVELS[solver.card.levy or "W"]:
         raise InputError(
             f"path: got levy={path.levy!r}; {type(solver).__name__} needs {solver.card.levy!r}. Make "
             f"the path with levy={solver.card.levy!r}."
@@ -205,9 +203,7 @@ def _check_path(
     return path  # type: ignore[no-any-return]
 
 
-def _locate(
-    sde: SDE, solver: StochasticSolver, y0: Tensor, times: Tensor, path: Path
-) -> NonFiniteError:
+def _locate(sde: SDE, solver: StochasticSolver, y0: Tensor, times: Tensor, path: Path) -> NonFiniteError:
     """Replay the solve on the same noise, looking after every step."""
     step, paths = len(times) - 2, 0
     for step, y in enumerate(_walk(sde, solver, y0, times, path)):  # noqa: B007

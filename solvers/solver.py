@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -45,7 +45,7 @@ class Card:
 class Solver(ABC):
     """Anything with a card."""
 
-    card: ClassVar[Card]
+    card: Card
 
 
 class StochasticSolver(Solver):

@@ -25,9 +25,7 @@ class TorchsdePath:
     def __init__(self, interval: Any) -> None:
         approximation = getattr(interval, "levy_area_approximation", None)
         if approximation is None:
-            raise InputError(
-                f"interval: got {type(interval).__name__}, wanted a torchsde.BrownianInterval."
-            )
+            raise InputError(f"interval: got {type(interval).__name__}, wanted a torchsde.BrownianInterval.")
         self.interval = interval
         self.levy = "W" if approximation == "none" else "H"
         self.shape = tuple(interval.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .area_path import AreaPath
 from .fresh import FreshIncrements
 from .increment import Increment
 from .levy_area import levy_area
@@ -9,6 +10,7 @@ from .path import BrownianPath
 from .signature import partial_signature_covariance
 
 __all__ = [
+    "AreaPath",
     "BrownianPath",
     "FreshIncrements",
     "Increment",

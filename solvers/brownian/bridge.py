@@ -1,12 +1,12 @@
 """Splitting an interval: the exact conditional law of (W, H, K) on two parts given the whole.
 
-In units of the whole interval's length L every quantity scales as sqrt(L), so one matrix M(x) for the split ratio x says
-it all: with Z of independent standard normals, one for each of W, H, K,
+In units of the whole interval's length L every quantity scales as sqrt(L), so one matrix M(x) for
+the split ratio x says it all: with Z of independent standard normals, one for each of W, H, K,
 
     (W_l, H_l, K_l, W_r, H_r, K_r) = M(x) (W, H, K, sqrt(L) Z).
 
-Means and covariances of the left part: B, section 2.4 (Foster, Strange & Binghamton-free form of arXiv 2405.06464,
-Theorem 3.7); the right part follows by solving Chen's relation.
+Means and covariances of the left part are those of B, section 2.4 (arXiv 2405.06464, Theorem 3.7);
+the right part follows by solving Chen's relation.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 Row = tuple[float, ...]
 
 
 @lru_cache(maxsize=4096)
-def bridge_matrix(levels: int, x: float) -> tuple[Row, ...]:
-    """M(x): 2*levels rows of 2*levels float64 coefficients; levels is 1 (W), 2 (W,H) or 3 (W,H,K), 0 < x < 1.
+def bridge_matrix(levels: int, x: float, y: float) -> tuple[Row, ...]:
+    """M(x): 2*levels rows of 2*levels coefficients; levels is 1 (W), 2 (W, H) or 3 (W, H, K).
 
-    The shorter part is conditioned directly and the longer one solved for, so that both keep full relative precision
-    at any ratio. For the right part that means reading time backwards, under which only H changes sign.
+    x and y = 1 - x are the parts' shares of the length, both given lest the shorter be rounded. The
+    shorter part is conditioned directly and the longer one solved for, so that both keep full
+    relative precision. For the right part that is reading time backwards: only H changes sign.
     """
-    if x > 0.5:
-        mirrored = bridge_matrix(levels, 1.0 - x)
-        sign = (1.0, -1.0, 1.0)[:levels] + (1.0,) * levels
-        out = (1.0, -1.0, 1.0)[:levels]
-        rows = [tuple(out[i % levels] * s * c for s, c in zip(sign, r, strict=True)) for i, r in enumerate(mirrored)]
-        return tuple(rows[levels:] + rows[:levels])
-    return _clean(_left_then_right(levels, x))
+    if x <= y:
+        return _clean(_left_then_right(levels, x, y))
+    flip = (1.0, -1.0, 1.0)[:levels]
+    signs = flip + (1.0,) * levels
+    mirrored = [
+        tuple(flip[i % levels] * sign * c for sign, c in zip(signs, row, strict=True))
+        for i, row in enumerate(bridge_matrix(levels, y, x))
+    ]
+    return tuple(mirrored[levels:] + mirrored[:levels])
 
 
-def _left_then_right(levels: int, x: float) -> list[list[float]]:
-    y = 1.0 - x
+def _left_then_right(levels: int, x: float, y: float) -> list[list[float]]:
     mean = _mean(x, y)
     noise = _factor(_covariance(levels, x, y))
     left = [mean[i][:levels] + noise[i] for i in range(levels)]
@@ -58,21 +61,23 @@ def _mean(x: float, y: float) -> list[list[float]]:
 
 
 def _covariance(levels: int, x: float, y: float) -> list[list[float]]:
-    """Cov[(W, H, K) of the left part | whole] at L = 1. Knowing less adds the variance of what is not known."""
+    """Cov[(W, H, K) of the left part | whole] at L = 1; what is not known adds its variance."""
     d = x - y
+    WW = x * y * (d**4 + 4 * x * x * y * y)
+    WH = -(x**3) * y * (x * x - 3 * x * y + 6 * y * y) / 2
+    HH = x / 12 * (1 - x**3 * (x * x + 2 * x * y + 16 * y * y))
     cov = [
-        [x * y * (d**4 + 4 * x * x * y * y), -(x**3) * y * (x * x - 3 * x * y + 6 * y * y) / 2, 0.0],
-        [0.0, x / 12 * (1 - x**3 * (x * x + 2 * x * y + 16 * y * y)), -y * x**5 / 24],
-        [0.0, 0.0, x / 720 * (1 - x**5)],
+        [WW, WH, x**4 * y * d / 12],
+        [WH, HH, -y * x**5 / 24],
+        [x**4 * y * d / 12, -y * x**5 / 24, x / 720 * (1 - x**5)],
     ]
-    cov[0][2] = x**4 * y * d / 12
     mean = _mean(x, y)
     for unknown, variance in ((2, 1 / 720), (1, 1 / 12)):
         if levels <= unknown:
             for i in range(levels):
-                for j in range(i, levels):
+                for j in range(levels):
                     cov[i][j] += mean[i][unknown] * mean[j][unknown] * variance
-    return [[cov[min(i, j)][max(i, j)] for j in range(levels)] for i in range(levels)]
+    return [row[:levels] for row in cov[:levels]]
 
 
 def _factor(cov: list[list[float]]) -> list[list[float]]:
@@ -87,7 +92,7 @@ def _factor(cov: list[list[float]]) -> list[list[float]]:
 
 
 def _complement(whole: list[float], left: list[float], x: float, y: float) -> list[float]:
-    """The right part that Chen's relation (B, 2.3) joins with ``left`` to ``whole``; lengths x + y = 1."""
+    """The right part that Chen's relation (B, 2.3) joins with `left` to `whole`; x + y = 1."""
     w, w1 = whole[0], left[0]
     w2 = w - w1
     right = [w2]
@@ -111,44 +116,48 @@ def _clean(rows: list[list[float]]) -> tuple[Row, ...]:
 
 
 def split(
-    values: list[Tensor], z: list[Tensor], x: float, root: float | Tensor
+    values: list[Tensor],
+    z: list[Tensor],
+    x: float,
+    y: float,
+    root: float | Tensor,
+    consume: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The left and right part of an interval, given ``values`` = [W, H, K][:levels] of the whole.
+    """The left and right part of an interval, given `values` = [W, H, K][:levels] of the whole.
 
-    ``z``: as many tensors of independent N(0, 1), consumed. ``root``: sqrt(L), a float or a tensor that broadcasts.
-    All of one shape, dtype and device. Every product is rounded before it is added, so that the result is the same to the
-    bit however many intervals are split in one call.
+    Args:
+        values, z: tensors of one shape, dtype and device; z holds independent N(0, 1), is consumed.
+        x, y: lengths of the left and right part over that of the whole.
+        root: sqrt(L), a float or a tensor that broadcasts.
+        consume: the parts may be written over `values`.
     """
-    for noise in z:
-        noise.mul_(root)
-    if x == 0.5 and len(values) < 3:
-        return _halve(values, z)
-    inputs = [*values, *z]
-    parts = [_combine(row, inputs) for row in bridge_matrix(len(values), x)]
+    if x == 0.5 and isinstance(root, float) and len(values) < 3:
+        return _halve(values, z, root, consume)
+    inputs = [*values, *(noise.mul_(root) for noise in z)]
+    parts = [_combine(row, inputs) for row in bridge_matrix(len(values), x, y)]
     return parts[: len(values)], parts[len(values) :]
 
 
-def _halve(values: list[Tensor], z: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Equal parts for W and (W, H): what is even in time, plus or minus what is odd. M(1/2) with fewer operations."""
-    even = values[0] * 0.5
+def _halve(
+    values: list[Tensor], z: list[Tensor], root: float, consume: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """M(1/2) for W and (W, H) : what is even in time, plus or minus what is odd."""
+    own = values if consume else [None] * len(values)
     if len(values) == 1:
-        odd = z[0].mul_(0.5)
-        return [even + odd], [even.sub_(odd)]
-    first, second = z
-    odd = values[1] * 1.5
-    odd.add_(first.mul_(0.25))
-    W_l, W_r = even + odd, even.sub_(odd)
-    even = values[1] * 0.25
-    even.sub_(first.mul_(0.5))
-    second.mul_(1 / math.sqrt(48))
-    return [W_l, even + second], [W_r, even.sub_(second)]
+        W_l = torch.add(z[0].mul_(root / 2), values[0], alpha=0.5)
+        return [W_l], [torch.sub(values[0], W_l, out=own[0])]
+    W, H = values
+    first, second = z[0].mul_(root / 4), z[1].mul_(root / math.sqrt(48))
+    W_l = torch.add(first, H, alpha=1.5).add_(W, alpha=0.5)
+    W_r = torch.sub(W, W_l, out=own[0])
+    even = first.mul_(-0.5).add_(H, alpha=0.25)
+    return [W_l, even + second], [W_r, torch.sub(even, second, out=own[1])]
 
 
 def _combine(row: Row, inputs: list[Tensor]) -> Tensor:
     out: Tensor | None = None
     for c, value in zip(row, inputs, strict=True):
         if c != 0.0:
-            term = value * c
-            out = term if out is None else out.add_(term)
+            out = value * c if out is None else out.add_(value, alpha=c)
     assert out is not None
     return out

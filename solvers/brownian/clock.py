@@ -1,16 +1,19 @@
 """The times of the tree: where each interval is cut, and where in the tree a given time lies.
 
-Positions are integers, so that no rounding can make two queries disagree on where a cut is. Knot i of the path lies at
-position ``i << bits``; between two knots the clock runs linearly or geometrically.
+Positions are integers, so that no rounding can make two queries disagree on where a cut is. Knot i
+of the path lies at position `i << bits`; between two knots the clock runs linearly or
+geometrically.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,19 +21,22 @@ from torch import Tensor
 from ..errors import InputError
 
 DEPTH = 48
-"""Times are resolved to 2^-48 of the span: an error of 6e-8 sqrt(span) in W, float32's own rounding."""
+"""Times are resolved to 2^-48 of the span. In W that is 6e-8 sqrt(span), float32's own rounding."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Maps times to integer positions and back. ``knots``: float64 times, increasing; ``log``: geometric between them."""
+    """Maps times to integer positions and back.
+
+    `knots` are increasing times; between two of them the clock is linear or, with `log`, geometric.
+    """
 
     knots: tuple[float, ...]
     log: bool
 
     @cached_property
     def bits(self) -> int:
-        """Positions between two knots, as a power of two; at least 16, whatever the number of knots."""
+        """2^bits positions lie between two knots; at least 2^16, however many knots there are."""
         return max(16, DEPTH - (len(self.knots) - 2).bit_length())
 
     @property
@@ -39,7 +45,7 @@ class Clock:
         return (len(self.knots) - 1) << self.bits
 
     def cut(self, low: int, high: int) -> int:
-        """Where the interval between two positions is cut: at the middle knot, or halfway where there is none."""
+        """Where the interval between two positions is cut: at its middle knot, or else halfway."""
         first, last = low >> self.bits, high >> self.bits
         if (first << self.bits) == low and (last << self.bits) == high and last - first > 1:
             return ((first + last) // 2) << self.bits
@@ -69,30 +75,38 @@ class Clock:
             return self.time(low) * math.expm1(w * math.log(b / a))
         return (b - a) * w
 
-    def ratio(self, low: int, cut: int, high: int) -> float:
-        """(time(cut) - time(low)) / (time(high) - time(low)); the same float for all halves of one size."""
+    def shares(self, low: int, cut: int, high: int) -> tuple[float, float]:
+        """The two parts' shares of the length; between two knots a function of high - low alone."""
         if not self.within(low, high):
-            return self.length(low, cut) / self.length(low, high)
+            whole = self.length(low, high)
+            return self.length(low, cut) / whole, self.length(cut, high) / whole
         if not self.log:
-            return 0.5
+            return 0.5, 0.5
         i, w = low >> self.bits, (high - low) / (1 << self.bits)
-        return 1.0 / (1.0 + math.exp(0.5 * w * math.log(self.knots[i + 1] / self.knots[i])))
+        growth = math.exp(0.5 * w * math.log(self.knots[i + 1] / self.knots[i]))
+        return 1 / (1 + growth), growth / (1 + growth)
 
-    def positions(self, times: Tensor) -> list[int]:
-        """The positions of float64 ``times``: for each the simplest cut within its own precision.
+    def positions(self, times: Tensor) -> array[int]:
+        """The positions of float64 `times`: the nearest, to 2^-49 of the span.
 
-        That is 2^-49 of a knot interval, and for a time that is exactly a float32 number one unit in its last place:
-        ``linspace(0, 0.3, 65)`` in float32 finds the same cuts as in float64. Raises InputError outside the path.
+        A time that is exactly a float32 number goes to a knot or a cut of few bits where there is
+        one within a unit in its last place: `linspace(0, 0.3, 65)` in float32 finds the same cuts
+        as in float64. InputError outside the path.
         """
-        single = (times.float().double() == times).tolist()
-        return [self._position(t, s) for t, s in zip(times.tolist(), single, strict=True)]
+        out = array("q")
+        for i in range(0, len(times), 4096):  # a list of all times would outweigh the path
+            part = times[i : i + 4096]
+            single = (part.float().double() == part).tolist()
+            out.extend(map(self._position, part.tolist(), single))
+        return out
 
     def _position(self, t: float, single: bool) -> int:
         slack = abs(t) * 2.0**-23 if single else abs(t) * 2.0**-50
         first, last = self.knots[0], self.knots[-1]
         if not first - slack <= t <= last + slack:
             raise InputError(
-                f"time: got {t!r}, wanted one within [{first}, {last}]; make the path with a t0 and t1 that cover it"
+                f"time: got {t!r}, wanted one in the path's [{first!r}, {last!r}]. Make it "
+                "with a t0 and t1 that cover it."
             )
         i = min(max(bisect.bisect_right(self.knots, t) - 1, 0), len(self.knots) - 2)
         a, b = self.knots[i], self.knots[i + 1]
@@ -104,24 +118,31 @@ class Clock:
             u, width = math.log(t / a) * scale, slack / t * scale
         else:
             u, width = (t - a) / (b - a) * full, slack / (b - a) * full
-        width = max(width, 0.5) if single else 0.5
-        low, high = math.ceil(u - width), math.floor(u + width)
-        if low <= 0:
-            return i << self.bits
-        if high >= full:
-            return (i + 1) << self.bits
-        # The number in [low, high] with most trailing zeroes shares the leading bits of high and of low - 1.
-        drop = ((low - 1) ^ high).bit_length() - 1
-        return (i << self.bits) + ((high >> drop) << drop)
+        place = _simplest(u, width, full) if single else None
+        if place is None or (0 < place < full and place & -place < 128 * width):
+            # not so simple that it must be what the rounding to float32 stood for
+            place = _simplest(u, 0.5, full)
+        return (i << self.bits) + place
 
 
-def make_knots(
-    t0: float, t1: float, knots: Tensor | Sequence[float] | None, log: bool
-) -> tuple[float, ...]:
+def _simplest(u: float, width: float, full: int) -> int:
+    """The integer within `width` of u that the tree cuts first: an end, or that of fewest bits."""
+    width = max(width, 0.5)
+    low, high = math.ceil(u - width), math.floor(u + width)
+    if low <= 0:
+        return 0
+    if high >= full:
+        return full
+    # it is high, cut off after the first bit in which high differs from low - 1
+    drop = ((low - 1) ^ high).bit_length() - 1
+    return (high >> drop) << drop
+
+
+def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log: bool) -> tuple[float, ...]:
     """The knots of a path over [t0, t1], ends included.
 
     Raises:
-        InputError: not t0 < t1; a log clock with t0 <= 0; knots that do not increase or leave [t0, t1].
+        InputError: not t0 < t1; a log clock with t0 <= 0; knots that do not increase or leave it.
     """
     t0, t1 = float(t0), float(t1)
     if not (t0 < t1 and math.isfinite(t1 - t0)):
@@ -138,7 +159,7 @@ def make_knots(
     slack = max(abs(t0), abs(t1)) * 2.0**-23
     inner = [t for t in times if abs(t - t0) > slack and abs(t - t1) > slack]
     out = (t0, *inner, t1)
-    if not all(a < b for a, b in zip(out[:-1], out[1:], strict=True)):
+    if not all(a < b for a, b in pairwise(out)):
         raise InputError(
             f"knots: got {len(times)} times that do not increase strictly within [{t0!r}, {t1!r}], "
             "wanted increasing ones inside the path. Sort them and drop repeats."

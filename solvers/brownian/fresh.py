@@ -1,4 +1,4 @@
-"""Brownian increments that no one will ask for again: the price of the normals, and nothing more."""
+"""Brownian increments that no one will ask for again, at the price of the normals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .increment import LEVELS, Increment, Levy, check_dtype, check_levy, check_shape
+from .increment import LEVELS, Increment, check_dtype, check_levy, check_shape
 from .normals import key_of
 
 _VARIANCES = (1.0, 1 / 12, 1 / 720)
@@ -36,7 +36,7 @@ class FreshIncrements:
     def __init__(
         self,
         shape: Sequence[int],
-        levy: Levy = "W",
+        levy: str = "W",
         seed: int = 0,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
@@ -48,7 +48,7 @@ class FreshIncrements:
         self._next = itertools.count()
 
     def increment(self, t0: float, t1: float) -> Increment:
-        """A draw over [t0, t1], independent of every other one of this object. InputError unless t0 < t1."""
+        """A draw over [t0, t1], independent of all others; InputError unless t0 < t1."""
         generator = self._generator(1 + next(self._next))
         return self._draw(_length(t0, t1), generator, self._buffers())
 
@@ -60,9 +60,9 @@ class FreshIncrements:
         """
         times = torch.as_tensor(grid).detach().to("cpu", torch.float64)
         if times.dim() != 1 or len(times) < 2:
-            raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2 times.")
+            raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2.")
         t = times.tolist()
-        lengths = [_length(a, b) for a, b in zip(t[:-1], t[1:], strict=True)]
+        lengths = [_length(a, b) for a, b in itertools.pairwise(t)]
         return self._stream(lengths)
 
     def _stream(self, lengths: list[float]) -> Iterator[Increment]:
@@ -71,7 +71,7 @@ class FreshIncrements:
             yield self._draw(h, generator, buffers if self.reuse else self._buffers())
 
     def _generator(self, stream: int) -> torch.Generator:
-        # The CPU generator keeps 32 bits of a seed; hashing lets near seeds and streams differ in them.
+        # the CPU generator keeps 32 bits of a seed: hash, so that near seeds differ in them
         return torch.Generator(self.device).manual_seed(key_of(key_of(self.seed) + stream) >> 1)
 
     def _buffers(self) -> list[Tensor]:
@@ -90,5 +90,5 @@ class FreshIncrements:
 def _length(t0: float, t1: float) -> float:
     h = float(t1) - float(t0)
     if not 0 < h < math.inf:
-        raise InputError(f"time: got the interval [{t0!r}, {t1!r}], wanted increasing finite times.")
+        raise InputError(f"time: got the interval [{t0!r}, {t1!r}], wanted increasing times.")
     return h

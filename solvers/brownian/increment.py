@@ -6,15 +6,13 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .signature import Word, minimal_words, signature_from_coordinates
 from ..errors import InputError, one_of
+from .signature import Word, minimal_words, signature_from_coordinates
 
-Levy = Literal["W", "H", "K"]
 LEVELS: dict[str, int] = {"W": 1, "H": 2, "K": 3}
 
 
@@ -22,14 +20,20 @@ LEVELS: dict[str, int] = {"W": 1, "H": 2, "K": 3}
 class Increment:
     """A Brownian motion over an interval [s, s+h], described as far as its fields go.
 
-    ``h``: length of the interval, a float.
-    ``W (...)``: the increment, N(0, h).
-    ``H (...)`` or None: space-time Lévy area (1/h) int (W_u - u/h W_h) du, N(0, h/12).
-    ``K (...)`` or None: space-time-time Lévy area (1/h^2) int (W_u - u/h W_h)(h/2 - u) du, N(0, h/720).
-    ``A (..., m, m)`` or None: space-space area (1/2)(int W^i dW^j - int W^j dW^i); m is the last axis of W.
-    W, H and K are independent, and share W's dtype and device. A depends on them: E[A_ij | W, H] = H_i W_j - W_i H_j.
+    W, H and K are independent, and of one shape, dtype and device. A depends on them, by
+    E[A_ij | W, H] = H_i W_j - W_i H_j.
 
-    Raises InputError where K comes without H. Reference: Foster, Lyons & Oberhauser, arXiv 1902.09425; B, section 2.2.
+    Attributes:
+        h: length of the interval.
+        W: (...) the increment, N(0, h).
+        H: (...) space-time Lévy area, (1/h) int (W_u - u/h W_h) du ~ N(0, h/12).
+        K: (...) space-time-time Lévy area, (1/h^2) int (W_u - u/h W_h)(h/2 - u) du ~ N(0, h/720).
+        A: (..., m, m) space-space area, (1/2)(int W^i dW^j - int W^j dW^i); m is W's last axis.
+
+    Raises:
+        InputError: K without H.
+
+    Reference: Foster, Lyons and Oberhauser, arXiv 1904.06998; B, section 2.2.
     """
 
     h: float
@@ -43,18 +47,21 @@ class Increment:
             raise InputError("K: got K without H, wanted both; Chen's relation for K needs H")
 
     @property
-    def levy(self) -> Levy:
+    def levy(self) -> str:
         """The richest of "W", "H", "K" that is present."""
         if self.K is not None:
             return "K"
         return "H" if self.H is not None else "W"
 
-    # ------------------------------------------------------------------ Chen
-
     def join(self, later: Increment) -> Increment:
-        """The increment over this interval followed by ``later``: what both have in common, by Chen's relation.
+        """The increment over both intervals, of what both know, by Chen's relation.
 
-        Associative to rounding. Raises InputError where the shapes of W differ. Reference: B, section 2.3.
+        Associative to rounding.
+
+        Raises:
+            InputError: the shapes of W differ.
+
+        Reference: B, section 2.3.
         """
         if self.W.shape != later.W.shape:
             raise InputError(
@@ -72,12 +79,10 @@ class Increment:
                 K = K + ((x - y) / 12) * (x * later.W - y * self.W)
         A = None
         if self.A is not None and later.A is not None:
-            # The two outer products are not formed apart: their difference is antisymmetric to the bit.
+            # one product and its transpose: antisymmetric to the bit
             outer = self.W.unsqueeze(-1) * later.W.unsqueeze(-2)
             A = self.A + later.A + 0.5 * (outer - outer.transpose(-1, -2))
         return Increment(h, self.W + later.W, H, K, A)
-
-    # ------------------------------------------------------------------ other names for the same numbers
 
     @property
     def U(self) -> Tensor:
@@ -85,30 +90,28 @@ class Increment:
         return self.h * (self.W / 2 + self._need_H("U"))
 
     @property
-    def I10(self) -> Tensor:  # noqa: N802
+    def I10(self) -> Tensor:
         """I_(1,0) = int W ds = h (W/2 + H): torchsde's U. Raises InputError without H."""
         return self.U
 
     @property
-    def I01(self) -> Tensor:  # noqa: N802
+    def I01(self) -> Tensor:
         """I_(0,1) = int s dW = h (W/2 - H). Raises InputError without H."""
         return self.h * (self.W / 2 - self._need_H("I01"))
 
     @property
-    def I100(self) -> Tensor:  # noqa: N802
+    def I100(self) -> Tensor:
         """I_(1,0,0) = int int W = h^2 (W/6 + H/2 + K). Raises InputError without K."""
         H, K = self._need_H("I100"), self._need_K("I100")
         return self.h**2 * (self.W / 6 + H / 2 + K)
 
     @classmethod
-    def from_U(cls, h: float, W: Tensor, U: Tensor) -> Increment:  # noqa: N802
+    def from_U(cls, h: float, W: Tensor, U: Tensor) -> Increment:
         """From torchsde's pair (W, U): H = U/h - W/2."""
         return cls(h, W, U / h - W / 2)
 
     @classmethod
-    def from_integrals(
-        cls, h: float, W: Tensor, I10: Tensor, I100: Tensor | None = None
-    ) -> Increment:
+    def from_integrals(cls, h: float, W: Tensor, I10: Tensor, I100: Tensor | None = None) -> Increment:
         """From W, I_(1,0) = int W ds and, if known, I_(1,0,0) = int int W."""
         H = I10 / h - W / 2
         K = None if I100 is None else I100 / h**2 - W / 6 - H / 2
@@ -117,8 +120,8 @@ class Increment:
     def coordinates(self) -> tuple[Tensor, ...]:
         """The independent N(0, 1) Legendre coordinates xi_n present, each shaped like W.
 
-        xi_0 = W/sqrt(h), xi_1 = sqrt(12/h) H, xi_2 = sqrt(720/h) K. In terms of L_n = int P_n(2s/h - 1) dW this is
-        xi_n = (-1)^n sqrt((2n+1)/h) L_n: the sign is H's, which is minus that of L_1.
+        xi_0 = W/sqrt(h), xi_1 = sqrt(12/h) H, xi_2 = sqrt(720/h) K. With L_n = int P_n(2s/h - 1) dW
+        this is xi_n = (-1)^n sqrt((2n+1)/h) L_n: the sign of H, not that of L_1.
         """
         out = [self.W / math.sqrt(self.h)]
         if self.H is not None:
@@ -129,34 +132,31 @@ class Increment:
 
     @classmethod
     def from_coordinates(cls, h: float, *xi: Tensor) -> Increment:
-        """The inverse of :meth:`coordinates`; takes one to three tensors. Raises InputError for another number."""
+        """The inverse of `coordinates`, from one to three tensors; InputError for more or fewer."""
         if not 1 <= len(xi) <= 3:
             raise InputError(f"xi: got {len(xi)} coordinates, wanted 1 (W), 2 (W,H) or 3 (W,H,K)")
         scales = (math.sqrt(h), math.sqrt(h / 12), math.sqrt(h / 720))
         return cls(h, *(s * x for s, x in zip(scales, xi, strict=False)))
 
-    def partial_signature(
-        self, depth: int | None = None, *, words: tuple[Word, ...] | None = None
-    ) -> Tensor:
-        """Iterated integrals with one Brownian letter, ``(..., len(words))``.
+    def partial_signature(self, depth: int | None = None, *, words: tuple[Word, ...] | None = None) -> Tensor:
+        """Iterated integrals with one Brownian letter, `(..., len(words))`.
 
-        ``words`` are pairs (a, b) for 0^a j 0^b and default to j, j0, ..., j0^depth; ``depth`` defaults to all that is
-        known (W: 0, H: 1, K: 2). Their law is ``partial_signature_covariance(depth, h)``.
-        Raises InputError where the depth needs a coordinate this increment has not.
+        `words` are pairs (a, b) for 0^a j 0^b and default to j, j0, ..., j0^depth; `depth`
+        defaults to all that is known (W: 0, H: 1, K: 2). Their law is
+        `partial_signature_covariance(depth, h)`. Raises InputError where the depth needs a
+        coordinate this increment has not.
         """
         xi = self.coordinates()
         depth = len(xi) - 1 if depth is None else depth
         if depth > len(xi) - 1:
             raise InputError(
-                f"depth: got {depth}, but levy={self.levy!r} knows depth {len(xi) - 1}; ask the path "
-                'for levy="H" (depth 1) or "K" (depth 2)'
+                f"depth: got {depth}, but {self.levy!r} knows depth {len(xi) - 1}; make the path "
+                'with levy="H" (depth 1) or "K" (depth 2)'
             )
         chosen = minimal_words(depth) if words is None else words
         return signature_from_coordinates(torch.stack(xi[: depth + 1], -1), self.h, chosen)
 
-    def to(
-        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> Increment:
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Increment:
         """The same increment in another dtype or on another device."""
 
         def move(x: Tensor | None) -> Tensor | None:
@@ -165,22 +165,22 @@ class Increment:
         W = self.W.to(device=device, dtype=dtype or self.W.dtype)
         return Increment(self.h, W, move(self.H), move(self.K), move(self.A))
 
-    def _need_H(self, who: str) -> Tensor:  # noqa: N802
+    def _need_H(self, who: str) -> Tensor:
         if self.H is None:
             raise InputError(f'{who}: this increment has no H; make the path with levy="H"')
         return self.H
 
-    def _need_K(self, who: str) -> Tensor:  # noqa: N802
+    def _need_K(self, who: str) -> Tensor:
         if self.K is None:
             raise InputError(f'{who}: this increment has no K; make the path with levy="K"')
         return self.K
 
 
-def check_levy(levy: str) -> Levy:
+def check_levy(levy: str) -> str:
     """`levy` itself, or InputError for another word."""
     if levy not in LEVELS:
         raise one_of("levy", levy, LEVELS)
-    return levy  # type: ignore[return-value]
+    return levy
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:

@@ -1,44 +1,129 @@
-"""Normals that are a function of a key: no generator, no state, the same on every device up to rounding.
+"""Normals as a function of (seed, node), the same in whatever order they are asked for.
 
-A 64-bit counter runs through the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014; it passes BigCrush) and
-each 64-bit word becomes two float32 normals by Box and Muller. Against one re-seeded ``torch.Generator`` a node this
-costs 1.3 times as much on one CPU core, and buys: 64-bit seeds (torch's CPU generator keeps 32 bits, so that among 2^20
-nodes some hundred would repeat another's numbers), many nodes in one call, per-sample seeds at no cost, and no state to
-lock or to pickle.
+Two sources. One seed for the whole batch: a torch.Generator, seeded anew for every node; a seeding
+costs a microsecond, and the draws run at the speed of torch's own. One seed a sample: SplitMix64's
+finaliser over a counter (Steele, Lea & Flood, OOPSLA 2014), two float32 normals from each 64-bit
+word by Box and Muller, so that a sample's numbers need no generator of its own; 1.3 times the cost
+on one CPU core.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-
-_MASK = (1 << 64) - 1
+_MASK32 = (1 << 32) - 1
+_MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 
 
-def _signed(x: int) -> int:
-    x &= _MASK
-    return x - (1 << 64) if x >> 63 else x
+Draw = Callable[[int, int], list[Tensor]]
+"""draw(node, count): for each level a tensor (count, *shape), overwritten by the next call."""
+
+
+class Normals(Protocol):
+    """A source of independent float32 N(0, 1) fields, one for each node and level."""
+
+    def begin(self, levels: int) -> Draw:
+        """A function that draws the fields of nodes node, ..., node + count - 1; for one thread."""
+
+
+class GeneratorNormals:
+    """Fields of `shape` from the generator of `device`, seeded anew for each node."""
+
+    def __init__(self, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
+        self.shape, self.device = shape, device
+        self._key = key_of(seed)
+
+    def begin(self, levels: int) -> Draw:
+        # made once a walk, not once a node: a generator costs 40 microseconds
+        generator = torch.Generator(self.device)
+        single = self._empty(1, levels)
+
+        def draw(node: int, count: int) -> list[Tensor]:
+            out = single if count == 1 else self._empty(count, levels)
+            for i, fields in enumerate(zip(*out, strict=True)):
+                generator.manual_seed(node_seed(self._key, node + i))
+                for field in fields:
+                    field.normal_(generator=generator)
+            return out
+
+        return draw
+
+    def _empty(self, count: int, levels: int) -> list[Tensor]:
+        shape = (count, *self.shape)
+        return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(levels)]
+
+
+class HashedNormals:
+    """Fields of `shape` whose entry b depends on seeds[b] alone, not on the rest of the batch."""
+
+    def __init__(self, shape: tuple[int, ...], seeds: list[int], device: torch.device) -> None:
+        self.shape, self.device, self.rows = shape, device, len(seeds)
+        self.width = math.prod(shape[1:])
+        self.half = (self.width + 1) // 2
+        keys = [_signed(key_of(s)) for s in seeds]
+        self._keys = torch.tensor(keys, dtype=torch.int64, device=device)
+        counter = torch.arange(self.half, dtype=torch.int64, device=device)
+        self._counter = counter.mul_(_signed(_GOLDEN))
+
+    def begin(self, levels: int) -> Draw:
+        def draw(node: int, count: int) -> list[Tensor]:
+            nodes = torch.arange(node, node + count, dtype=torch.int64, device=self.device)
+            keys = mix_(mix_(nodes).unsqueeze(-1) ^ self._keys)
+            starts = [mix_(keys + level).unsqueeze(-1) for level in range(levels)]
+            return [self._normals(mix_(start + self._counter)) for start in starts]
+
+        return draw
+
+    def _normals(self, bits: Tensor) -> Tensor:
+        """Box-Muller on the 32-bit halves of bits (count, rows, half); each row for itself."""
+        unit = bits.view(torch.int32).to(torch.float32)
+        radius, angle = unit[..., : self.half].contiguous(), unit[..., self.half :].contiguous()
+        # |k| / 2^31 + 2^-33 keeps all bits near 0, where the tails come from, and is never 0.
+        radius.abs_().mul_(2.0**-31).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
+        angle.mul_(math.pi * 2.0**-31)
+        pairs = torch.cat([torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)], -1)
+        return pairs[..., : self.width].reshape(-1, *self.shape)
+
+
+def node_seed(key: int, node: int) -> int:
+    """A 64-bit seed for a node of the tree, none twice among the first 2^32 nodes of a path.
+
+    torch's CPU generator keeps the low 32 bits of a seed. Hashed at random, some hundred of 2^20
+    nodes would repeat another's normals; so the low half is a permutation of the node's number,
+    chosen by the key.
+    """
+    high = mix(key ^ mix(node))
+    if node > _MASK32:
+        return high
+    low = _permute(_permute(node ^ (key & _MASK32)) ^ (key >> 32))
+    return (high & ~_MASK32) | low
+
+
+def key_of(seed: int) -> int:
+    """The 64-bit key of a user's seed, which may be any integer."""
+    return mix(seed + _GOLDEN)
 
 
 def mix(x: int) -> int:
-    """SplitMix64's finaliser on a Python integer, a bijection of [0, 2^64)."""
-    x &= _MASK
-    x = ((x ^ (x >> 30)) * _M1) & _MASK
-    x = ((x ^ (x >> 27)) * _M2) & _MASK
+    """SplitMix64's finaliser, a bijection of [0, 2^64), for a Python integer."""
+    x &= _MASK64
+    x = ((x ^ (x >> 30)) * _M1) & _MASK64
+    x = ((x ^ (x >> 27)) * _M2) & _MASK64
     return x ^ (x >> 31)
 
 
 def mix_(x: Tensor) -> Tensor:
-    """The same bijection in place on an int64 tensor read as unsigned."""
+    """The same bijection in place, for an int64 tensor read as unsigned."""
+    # torch shifts copies of the sign bit in; the masks drop them
     t = torch.bitwise_right_shift(x, 30)
-    # torch's shift of int64 copies the sign bit; the mask makes it the logical shift.
     x.bitwise_xor_(t.bitwise_and_((1 << 34) - 1)).mul_(_signed(_M1))
     torch.bitwise_right_shift(x, 27, out=t)
     x.bitwise_xor_(t.bitwise_and_((1 << 37) - 1)).mul_(_signed(_M2))
@@ -46,60 +131,13 @@ def mix_(x: Tensor) -> Tensor:
     return x.bitwise_xor_(t.bitwise_and_((1 << 33) - 1))
 
 
-def key_of(seed: int) -> int:
-    """The 64-bit key of a user's seed: any Python integer."""
-    return mix(seed + _GOLDEN)
+def _permute(x: int) -> int:
+    """A bijection of [0, 2^32) without structure: Wellons' lowbias32."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
 
 
-class KeyedNormals:
-    """Standard normals of a given shape, one independent field for every (key, node, level).
-
-    ``shape``: shape of a field. ``seeds``: one integer for the whole field, or a list with one for each entry of the
-    leading axis, whose numbers then do not depend on the other entries. Holds only constants: safe to share and pickle.
-    """
-
-    def __init__(self, shape: tuple[int, ...], seeds: int | list[int], device: torch.device):
-        if isinstance(seeds, list) and (not shape or len(seeds) != shape[0]):
-            raise InputError(
-                f"seeds: got {len(seeds)}, wanted one for each entry of the leading axis of shape {shape}."
-            )
-        self.shape = shape
-        self.rows = len(seeds) if isinstance(seeds, list) else 1
-        self.width = math.prod(shape) // self.rows if self.rows else 0
-        self.half = (self.width + 1) // 2
-        self.device = device
-        keys = [key_of(s) for s in seeds] if isinstance(seeds, list) else [key_of(seeds)]
-        self._key = keys[0]
-        self._keys = torch.tensor([_signed(k) for k in keys], dtype=torch.int64, device=device)
-        counter = torch.arange(self.half, dtype=torch.int64, device=device)
-        self._counter = counter.mul_(_signed(_GOLDEN))
-
-    def draw(self, node: int, count: int, levels: int) -> list[Tensor]:
-        """``levels`` float32 tensors ``(count, *shape)``: the fields of nodes node, node+1, ..., node+count-1."""
-        if count == 1 and self.rows == 1:
-            key = mix(self._key ^ mix(node))
-            stream = [self._counter + _signed(mix(key + level)) for level in range(levels)]
-            return [self._normals(x, 1) for x in stream]
-        nodes = torch.arange(node, node + count, dtype=torch.int64, device=self.device)
-        keys = mix_(mix_(nodes).unsqueeze(-1) ^ self._keys)
-        out = []
-        for level in range(levels):
-            start = mix_(keys + level)
-            out.append(self._normals(start.unsqueeze(-1) + self._counter, count))
-        return out
-
-    def _normals(self, counter: Tensor, count: int) -> Tensor:
-        """Box-Muller on the two 32-bit halves of each hashed counter; consumes ``counter``."""
-        bits = mix_(counter).view(torch.int32).view(count, self.rows, 2, self.half)
-        unit = bits.to(torch.float32)
-        radius, angle = unit[:, :, 0], unit[:, :, 1]
-        # |k| 2^-31 + 2^-33 keeps the full 31 bits near 0, where the tails come from, and cannot be 0.
-        radius.abs_().mul_(2.0**-31).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
-        angle.mul_(math.pi * 2.0**-31)
-        out = torch.empty_like(unit)
-        torch.cos(angle, out=out[:, :, 0]).mul_(radius)
-        torch.sin(angle, out=out[:, :, 1]).mul_(radius)
-        flat = out.view(count, self.rows, 2 * self.half)
-        if 2 * self.half != self.width:
-            flat = flat[..., : self.width]
-        return flat.reshape(count, *self.shape)
+def _signed(x: int) -> int:
+    x &= _MASK64
+    return x - (1 << 64) if x >> 63 else x

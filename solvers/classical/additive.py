@@ -46,10 +46,10 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
         self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
     ) -> tuple[Tensor, Tensor]:
         h, W, H = increment.h, increment.W, increment.H
-        g0, tab, ks = carry, self.tableau, []
+        g0, tab, ks = carry, self.tableau, list[Tensor]()
         for c, row, w, e in zip(tab.c, tab.a, tab.w, tab.e, strict=True):
             stage = y
-            for a, k in zip(row, ks):  # noqa: B905 - row i holds the i earlier stages
+            for a, k in zip(row, ks):
                 stage = torch.add(stage, k, alpha=a * h)
             if w or e:
                 stage = stage + diffuse(g0, w * W if H is None else w * W + e * H)
@@ -78,9 +78,9 @@ def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
         for c, row, *we in zip(tableau.c, tableau.a, tableau.w, tableau.e, strict=True):
             at = tau + c * h
             stage = x * tau
-            for a, k in zip(row, ks):  # noqa: B905
+            for a, k in zip(row, ks):
                 stage = stage + a * h * k
-            for weight, normal, var in zip(we, z, letters):  # noqa: B905
+            for weight, normal, var in zip(we, z, letters):
                 stage = stage + weight * (h / var).sqrt() * normal
             ks.append(tape.evaluate(stage / at, at**-0.5))
         new = x * tau + h.sqrt() * z[0]

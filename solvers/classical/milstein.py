@@ -44,7 +44,7 @@ class Milstein(StochasticSolver):
         # D g [g m] with m the iterated integral: one directional derivative for diagonal noise (whose
         # Jacobian is diagonal) and for one channel alike
         direction = channel(g, sde) * iterated(increment, sde)
-        _, slope = torch.func.jvp(lambda x: channel(sde.diffusion(t0, x), sde), (y,), (direction,))
+        slope = torch.func.jvp(lambda x: channel(sde.diffusion(t0, x), sde), (y,), (direction,))[1]
         return new.add_(slope), carry
 
 

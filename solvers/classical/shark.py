@@ -24,6 +24,4 @@ class ShARK(AdditiveRungeKutta):
         deterministic_order=2.0,
         evaluations=2,
     )
-    tableau = Tableau(
-        c=(0.0, 5 / 6), a=((), (5 / 6,)), b=(0.4, 0.6), w=(0.0, 5 / 6), e=(1.0, 1.0)
-    )
+    tableau = Tableau(c=(0.0, 5 / 6), a=((), (5 / 6,)), b=(0.4, 0.6), w=(0.0, 5 / 6), e=(1.0, 1.0))

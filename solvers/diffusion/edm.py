@@ -54,7 +54,7 @@ class EDMHeun(DiffusionSolver):
             if gamma > 0 and self.churn_min <= s <= self.churn_max:
                 (z,) = tape.noise(0, 0)
                 x = x + self.noise * s * math.sqrt((1 + gamma) ** 2 - 1) * z
-                s = s * (1 + gamma)  # noqa: PLW2901 - as the algorithm writes it
+                s = s * (1 + gamma)
             D = tape.evaluate(x, s)
             d = (x - D) / s
             euler = x + (t - s) * d

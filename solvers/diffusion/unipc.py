@@ -14,7 +14,7 @@ from ..tape import Affine, Tape
 
 
 class UniPC(DiffusionSolver):
-    """UniP-p predicts; UniC-p corrects with the evaluation at the predicted point, which the next step reuses.
+    """UniP-p predicts; UniC-p corrects with the next step's evaluation, made at the predicted point.
 
     Order p + 1 with exact starting values, one evaluation a step; data prediction, B(h) = e^h - 1
     ("bh2"). At very few evaluations the order should stay 2; `DPMSolverPP(order=2)` is its predictor
@@ -59,9 +59,7 @@ class UniPC(DiffusionSolver):
 class _Step:
     """One step from s to t through p past evaluations, the newest at s."""
 
-    def __init__(
-        self, x: Affine, past: list[tuple[Affine, float]], s: Tensor, t: Tensor, lam: float
-    ) -> None:
+    def __init__(self, x: Affine, past: list[tuple[Affine, float]], s: Tensor, t: Tensor, lam: float) -> None:
         self.D0, lam0 = past[0]
         self.h = lam - lam0
         self.nodes = [((l - lam0) / self.h, D) for D, l in past[1:]]

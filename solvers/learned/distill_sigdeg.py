@@ -1,4 +1,4 @@
-"""Sig-DEG distillation: a few-step student from a fine teacher on the same Brownian path (arXiv 2508.16939)."""
+"""Sig-DEG: a few-step student from a fine teacher on the same Brownian path (arXiv 2508.16939)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..sample import run
 from ..solve import solve
 from ..solver import DiffusionSolver, StochasticSolver
 from .networks import Coefficients, DenoisingMLP
-from .sig_step import TERMS, SigSampler, SigStep, integrals
-from .training import Report, Stopwatch, fit, seeded
+from .sig_step import TERMS, SigSampler, SigStep
+from .training import Report, Stopwatch, distil, seeded
 
-HELD_OUT = 8  # one trajectory in eight is kept from training
+STEPS_AT_ONCE = 4  # of an SDE's steps, in one iteration: they are independent given the teacher
 
 
 @overload
@@ -31,14 +31,13 @@ def distill_sigdeg(
     problem: Denoising, *, steps: int, event_shape: tuple[int, ...], **options: Any
 ) -> tuple[SigSampler, Report]: ...
 @overload
-def distill_sigdeg(
-    problem: SDE, *, steps: int, y0: Tensor, **options: Any
-) -> tuple[SigStep, Report]: ...
+def distill_sigdeg(problem: SDE, *, steps: int, y0: Tensor, **options: Any) -> tuple[SigStep, Report]: ...
 def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
     """Distil a diffusion model's sampler, or an SDE's step, into a few signature-driven steps.
 
     The student sees, for each coarse interval, the exact partial signature that the fine teacher was
-    driven by, and is trained by the mean squared distance to the teacher at every coarse knot, unrolled.
+    driven by, and is trained by the mean squared distance to the teacher at every coarse knot: unrolled
+    from the start for `Denoising`, step by step from the teacher's knots for `SDE`.
 
     Args:
         problem: `Denoising` for a `SigSampler`, `SDE` (diagonal noise, Itô) for a `SigStep`.
@@ -70,6 +69,9 @@ class _Trajectories:
     knots: Tensor
     increments: list[Increment]
 
+    def __len__(self) -> int:
+        return self.knots.shape[1]
+
     def pick(self, index: Tensor) -> _Trajectories:
         fields = [
             replace(i, W=i.W[index], H=None if i.H is None else i.H[index],
@@ -89,9 +91,7 @@ class _Trajectories:
 
 def _substeps(steps: int, teacher_steps: int) -> int:
     if steps < 1 or teacher_steps < steps or teacher_steps % steps:
-        raise InputError(
-            f"teacher_steps: got {teacher_steps} for {steps} steps, wanted a multiple of steps."
-        )
+        raise InputError(f"teacher_steps: got {teacher_steps} for {steps} steps, wanted a multiple of steps.")
     return teacher_steps // steps
 
 
@@ -125,28 +125,22 @@ def _distill_denoising(
     watch = Stopwatch()
     data = _teacher_data(problem, grid, substeps, levy, event_shape, trajectories, seed, progress)
     watch.lap("teacher")
-    held = data.pick(torch.arange(0, trajectories, HELD_OUT))
-    kept = torch.tensor([i for i in range(trajectories) if i % HELD_OUT])
-    scale = data.knots.flatten(1).var(1)
+    # teacher and student share each knot's noise: they differ by b x0, so errors are taken in units of x0
+    scale = student.plan.b[:, 0].square().to(data.knots.dtype)
 
     def unrolled(some: _Trajectories) -> Tensor:
         states = _student_states(student, problem, some)
-        square = (states - some.knots[1:]).square().flatten(1).mean(1)
-        return (square / scale[1:]).mean()
+        return ((states - some.knots[1:]).square().flatten(1).mean(1) / scale).mean()
 
-    def rmse() -> float:
+    def rmse(some: _Trajectories) -> float:
         with torch.no_grad():
-            end = _student_states(student, problem, held)[-1]
-        return float((end - held.knots[-1]).square().mean().sqrt())
+            end = _student_states(student, problem, some)[-1]
+        return float((end - some.knots[-1]).square().mean().sqrt())
 
-    before = rmse()
-    losses = fit(
-        network.train(), lambda index: unrolled(data.pick(kept[index])), len(kept),
+    return student, distil(
+        network, data, unrolled, rmse, teacher_evaluations=teacher_steps, watch=watch,
         iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress,
     )  # fmt: skip
-    network.eval()
-    watch.lap("training")
-    return student, Report(teacher_steps, trajectories, before, rmse(), losses, watch.seconds)
 
 
 def _default_network(
@@ -181,7 +175,13 @@ def _teacher_data(
 
 
 def _teacher_block(
-    problem: Denoising, plan: Any, sigma: float, substeps: int, levy: str, shape: tuple[int, ...], seed: int
+    problem: Denoising,
+    plan: Any,
+    sigma: float,
+    substeps: int,
+    levy: str,
+    shape: tuple[int, ...],
+    seed: int,
 ) -> _Trajectories:
     source = FreshIncrements(shape, levy=levy, seed=2 * seed + 1)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2 * seed)) * sigma
@@ -249,25 +249,22 @@ def _distill_sde(
     data = _sde_teacher(sde, teacher or DerivativeFreeMilstein(), start, t0, t1, steps, substeps, seed)
     watch.lap("teacher")
     times = torch.linspace(t0, t1, steps + 1, dtype=torch.float64).to(y0)
-    held = data.pick(torch.arange(0, trajectories, HELD_OUT))
-    kept = torch.tensor([i for i in range(trajectories) if i % HELD_OUT])
 
     def one_step(some: _Trajectories) -> Tensor:
-        """Every step from the teacher's own knot, its residual in units of the parent's local error h."""
+        """Some steps from the teacher's own knots, the residual in units of the parent's local error h."""
         total = torch.zeros((), dtype=y0.dtype)
-        for k, increment in enumerate(some.increments):
+        chosen = torch.randint(steps, (min(steps, STEPS_AT_ONCE),), generator=generator).tolist()
+        for k in chosen:
+            increment = some.increments[k]
             new, _ = student.step(sde, times[k], times[k + 1], some.knots[k], increment, None)
             total = total + ((new - some.knots[k + 1]) / increment.h).square().mean()
-        return total / steps
+        return total / len(chosen)
 
-    before = _path_rmse(sde, student.parent, held, times)
-    losses = fit(
-        network, lambda index: one_step(data.pick(kept[index])), len(kept), iterations=iterations,
-        batch=batch, rate=rate, seed=seed, progress=progress,
+    return student, distil(
+        network, data, one_step, lambda some: _path_rmse(sde, student, some, times),
+        teacher_evaluations=teacher_steps, watch=watch, iterations=iterations, batch=batch, rate=rate,
+        seed=seed, progress=progress,
     )  # fmt: skip
-    watch.lap("training")
-    after = _path_rmse(sde, student, held, times)
-    return student, Report(teacher_steps, trajectories, before, after, losses, watch.seconds)
 
 
 def _sde_teacher(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, one_of
@@ -59,7 +60,9 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | SigSample
         return kinds[meta["kind"]]._from_parts(
             network, meta, Plan.from_tensors(meta["plan"], plan) if plan else None
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
 
 
@@ -90,16 +93,30 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _fill(
     path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module | None
 ) -> nn.Module:
-    if network is None:
-        if meta["network"] not in NETWORKS or not isinstance(meta["config"], dict):
-            raise InputError(
-                f"network: {path} holds weights of {meta['network']!r}, which this library cannot build; "
-                "pass the architecture as load(path, network=...)."
-            )
-        network = NETWORKS[meta["network"]](**meta["config"])
     weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    if network is None:
+        network = build(str(path), meta["network"], meta["config"], weights)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"network: the weights in {path} do not fit it: {error}") from error
     return network.eval()
+
+
+def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.Module:
+    """One of this library's networks, its weights yet to be filled in."""
+    if name not in NETWORKS or not isinstance(config, dict):
+        raise InputError(
+            f"network: {path} holds weights of {name!r}, which this library cannot build; pass the "
+            "architecture as load(path, network=...)."
+        )
+    # a hostile header must not make us build a giant: no size in it can exceed those of its weights
+    limit = max([len(weights), *(n for w in weights.values() for n in w.shape)])
+    sizes = [n for v in config.values() for n in (v if isinstance(v, list) else [v])]
+    if any(isinstance(n, bool | str) or not 0 <= n <= limit for n in sizes):
+        raise InputError(f"network: {path} has a config that does not fit its weights: {config}.")
+    with torch.device("meta"):
+        wanted = {k: v.shape for k, v in NETWORKS[name](**config).state_dict().items()}
+    if wanted != {k: v.shape for k, v in weights.items()}:
+        raise InputError(f"network: the weights in {path} do not have the shapes of its config.")
+    return NETWORKS[name](**config).to(next(iter(weights.values())).dtype)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, NonFiniteError
+
+HELD_OUT = 8  # one trajectory in eight is kept from training
 
 
 @dataclass(frozen=True)
@@ -32,28 +36,66 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def fit(
-    network: nn.Module,
-    loss: Callable[[Tensor], Tensor],
-    count: int,
-    *,
-    iterations: int,
-    batch: int,
-    rate: float,
-    seed: int,
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._last, 3)
+        self._last = now
+
+
+class Data(Protocol):
+    """Teacher data that can be indexed by trajectory."""
+
+    def __len__(self) -> int: ...
+    def pick(self: D, index: Tensor, /) -> D: ...
+
+
+D = TypeVar("D", bound=Data)
+
+
+def distil(
+    network: nn.Module, data: D, loss: Callable[[D], Tensor], rmse: Callable[[D], float], *,
+    teacher_evaluations: int, watch: Stopwatch, iterations: int, batch: int, rate: float, seed: int,
     progress: bool,
-) -> list[float]:
-    """Adam with a cosine schedule and clipped gradients.
+) -> Report:  # fmt: skip
+    """Train the network on seven trajectories in eight; measure on the eighth before and after."""
+    every = torch.arange(len(data))
+    held, kept = data.pick(every[::HELD_OUT]), every[every % HELD_OUT > 0]
+    before = rmse(held)
+    losses = fit(
+        network.train(), lambda index: loss(data.pick(kept[index])), len(kept),
+        iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress,
+    )  # fmt: skip
+    network.eval()
+    watch.lap("training")
+    return Report(teacher_evaluations, len(data), before, rmse(held), losses, watch.seconds)
+
+
+def fit(
+    network: nn.Module, loss: Callable[[Tensor], Tensor], count: int, *, iterations: int, batch: int,
+    rate: float, seed: int, progress: bool,
+) -> list[float]:  # fmt: skip
+    """Adam with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
 
     Args:
         loss: of the samples with the given indices.
         count: number of training samples.
+
+    Returns:
+        the loss averaged over tenths of the run.
     """
     if iterations < 1:
         raise InputError(f"iterations: got {iterations}, wanted at least 1.")
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.Adam(parameters, rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: learning_rate(i, iterations))
     generator = torch.Generator().manual_seed(seed)
     history: list[Tensor] = []
     for i in _progress(iterations, progress):
@@ -64,13 +106,28 @@ def fit(
         optimiser.step()
         schedule.step()
         history.append(value.detach())
-        if i % 100 == 99 and not bool(history[-1].isfinite()):
-            raise NonFiniteError(
-                f"The training loss is not finite after {i + 1} iterations. Lower the learning rate.",
-                step=i, paths=batch,
-            )  # fmt: skip
-    tenths = torch.stack(history).tensor_split(10)
-    return [float(t.mean()) for t in tenths if len(t)]
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1 - min(0.99, (i + 1) / (i + 10)))
+        if i % 100 == 99:
+            _check_finite(history[-1], i)
+    with torch.no_grad():
+        for p, a in zip(parameters, average, strict=True):
+            p.copy_(a)
+    return [float(t.mean()) for t in torch.stack(history).tensor_split(10) if len(t)]
+
+
+def learning_rate(i: int, iterations: int) -> float:
+    """Linear over the first 50 iterations (or a tenth of them), then half a cosine to nought."""
+    warm = min(50, iterations // 10 + 1)
+    return min(1.0, (i + 1) / warm) * 0.5 * (1 + math.cos(math.pi * i / iterations))
+
+
+def _check_finite(loss: Tensor, i: int) -> None:
+    if not bool(loss.isfinite()):
+        raise NonFiniteError(
+            f"The training loss is not finite after {i + 1} iterations. Lower the learning rate, rate=.",
+            step=i, paths=0,
+        )  # fmt: skip
 
 
 def _progress(iterations: int, show: bool) -> Iterable[int]:
@@ -85,16 +142,3 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-class Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._last, 3)
-        self._last = now

@@ -1,0 +1,203 @@
+"""What Brownian increments cost, as ratios to a bare torch loop taken in one run.
+
+    python -m fewstep.analysis.studies.brownian_speed --out docs/records/brownian-speed.json
+
+The batch is 4096 x 16 in float32, 256 steps. Every series is timed `--repeats` times, all of them
+in turn, and its fastest is kept, so that other work on the machine falls on all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import fewstep as fs
+import torch
+import torchsde
+from fewstep.analysis.records import Record
+from fewstep.brownian import BrownianPath, FreshIncrements, Increment
+from torch import Tensor
+
+STEPS = 256
+TARGETS = {
+    "fresh W, Euler loop": 1.0,
+    "path W, walked": 1.2,
+    "path W,H, walked": 2.3,
+}
+
+
+def drift(y: Tensor) -> Tensor:
+    return 0.05 * y
+
+
+def diffusion(y: Tensor) -> Tensor:
+    return 0.2 * y
+
+
+def bare_loop(shape: tuple[int, ...]) -> None:
+    """y + f h + g sqrt(h) randn: what a user writes by hand."""
+    y, h = torch.ones(shape), 1 / STEPS
+    for _ in range(STEPS):
+        y = y + drift(y) * h + diffusion(y) * math.sqrt(h) * torch.randn(shape)
+
+
+def euler(shape: tuple[int, ...], increments: Iterable[Increment]) -> None:
+    """The same loop on increments of the library."""
+    y = torch.ones(shape)
+    for inc in increments:
+        y = y + drift(y) * inc.h + diffusion(y) * inc.W
+
+
+def solved(shape: tuple[int, ...], grid: Tensor) -> None:
+    """The library's own loop: `solve` with Euler-Maruyama on fresh increments."""
+    sde = fs.SDE(
+        drift=lambda t, y: drift(y), diffusion=lambda t, y: diffusion(y),
+        noise_type="diagonal", sde_type="ito",
+    )  # fmt: skip
+    fs.solve(sde, fs.EulerMaruyama(), y0=torch.ones(shape), grid=grid, seed=1)
+
+
+def walk(increments: Iterable[object]) -> None:
+    for _ in increments:
+        pass
+
+
+def normals(shape: tuple[int, ...]) -> None:
+    z = torch.empty(shape)
+    for _ in range(STEPS):
+        z.normal_()
+
+
+def torchsde_queries(shape: tuple[int, ...], levy: str, hint: bool) -> Iterator[object]:
+    """torchsde's BrownianInterval asked for each step in turn; `dt` is its hint for the tree."""
+    bm = torchsde.BrownianInterval(
+        0.0, 1.0, size=shape, dtype=torch.float32, entropy=1,
+        levy_area_approximation=levy, dt=1 / STEPS if hint else None,
+    )  # fmt: skip
+    for k in range(STEPS):
+        yield bm(k / STEPS, (k + 1) / STEPS, return_U=levy != "none")
+
+
+def series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+    grid = torch.linspace(0, 1, STEPS + 1)
+
+    def path(levy: str, seeds: range | None = None) -> Iterator[Increment]:
+        return BrownianPath(shape, seed=1, levy=levy, dtype=torch.float32, seeds=seeds).increments(grid)
+
+    def fresh(levy: str, reuse: bool = True) -> Iterator[Increment]:
+        source = FreshIncrements(shape, levy, seed=1, dtype=torch.float32, reuse=reuse)
+        return source.increments(grid)
+
+    return {
+        "bare torch loop": lambda: bare_loop(shape),
+        "normals alone": lambda: normals(shape),
+        "fresh W, Euler loop": lambda: euler(shape, fresh("W")),
+        "fresh W, fewstep.solve": lambda: solved(shape, grid),
+        "fresh W, Euler loop, own memory": lambda: euler(shape, fresh("W", reuse=False)),
+        "fresh W,H, walked": lambda: walk(fresh("H")),
+        "fresh W,H,K, walked": lambda: walk(fresh("K")),
+        "path W, walked": lambda: walk(path("W")),
+        "path W, Euler loop": lambda: euler(shape, path("W")),
+        "path W,H, walked": lambda: walk(path("H")),
+        "path W,H, Euler loop": lambda: euler(shape, path("H")),
+        "path W,H,K, walked": lambda: walk(path("K")),
+        "path W, seeds per sample, walked": lambda: walk(path("W", range(shape[0]))),
+        "torchsde W, queries": lambda: walk(torchsde_queries(shape, "none", False)),
+        "torchsde W, queries, dt hint": lambda: walk(torchsde_queries(shape, "none", True)),
+        "torchsde W,U, queries": lambda: walk(torchsde_queries(shape, "space-time", False)),
+        "torchsde W,U, queries, dt hint": lambda: walk(torchsde_queries(shape, "space-time", True)),
+    }
+
+
+def measure(shape: tuple[int, ...], repeats: int) -> list[dict[str, float | str]]:
+    """Seconds and ratio to the bare loop of every series; slow ones are run fewer times."""
+    runs = series(shape)
+    best = dict.fromkeys(runs, math.inf)
+    for turn in range(repeats):
+        for name, run in runs.items():
+            if name.startswith("torchsde") and turn >= max(1, repeats // 4):
+                continue
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    bare, drawn = best["bare torch loop"], best["normals alone"]
+    return [
+        {"series": n, "seconds": s, "to_bare_loop": s / bare, "to_normals": s / drawn}
+        for n, s in best.items()
+    ]
+
+
+def long_walk(steps: int) -> dict[str, float]:
+    """Peak memory that a walk adds, and what keeping its increments would take."""
+    shape = (64, 16)
+    path = BrownianPath(shape, levy="W", dtype=torch.float32)
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    walk(path.increments(grid[:3]))
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    start = time.perf_counter()
+    walk(path.increments(grid))
+    seconds = time.perf_counter() - start
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+    return {
+        "steps": steps, "batch_bytes": 4.0 * math.prod(shape), "grown_bytes": grown,
+        "all_increments_bytes": 4.0 * math.prod(shape) * steps, "seconds": seconds,
+    }  # fmt: skip
+
+
+def random_access(queries: int) -> list[dict[str, float]]:
+    """Milliseconds for a query at a random step of a grid of 2^k, without a cache: O(k)."""
+    shape, out = (4096, 16), []
+    generator = torch.Generator().manual_seed(0)
+    for k in (4, 8, 12, 16, 20):
+        path = BrownianPath(shape, levy="W", dtype=torch.float32, cache=0)
+        places = torch.randint(2**k, (queries,), generator=generator).tolist()
+        start = time.perf_counter()
+        for i in places:
+            path.increment(i / 2**k, (i + 1) / 2**k)
+        out.append({"log2_steps": k, "ms": (time.perf_counter() - start) / queries * 1e3})
+    return out
+
+
+def table(rows: list[dict[str, float | str]]) -> str:
+    lines = [f"{'series':36} {'ms':>8} {'to bare loop':>13} {'to normals':>11}  target"]
+    for row in rows:
+        name, target = str(row["series"]), TARGETS.get(str(row["series"]))
+        seconds, bare, drawn = (float(row[k]) for k in ("seconds", "to_bare_loop", "to_normals"))
+        verdict = "" if target is None else f"{target} {'met' if bare <= target else 'MISSED'}"
+        lines.append(f"{name:36} {seconds * 1e3:8.1f} {bare:13.2f} {drawn:11.2f}  {verdict}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time Brownian increments against a bare loop.")
+    parser.add_argument("--out", type=Path, help="record to write, such as brownian-speed.json")
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--long", type=int, default=2**20, help="steps of the walk for memory")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    memory = long_walk(options.long)
+    shape = (4096, 16)
+    rows = measure(shape, options.repeats)
+    print(table(rows))
+    access = random_access(20)
+    print(f"walk of {memory['steps']} steps added {memory['grown_bytes'] / 2**20:.1f} MiB")
+    print("random query:", ", ".join(f"2^{r['log2_steps']}: {r['ms']:.1f} ms" for r in access))
+    data = {
+        "shape": list(shape), "dtype": "float32", "steps": STEPS, "threads": options.threads,
+        "torchsde": metadata.version("torchsde"), "targets": TARGETS,
+        "rows": rows, "memory": memory, "random_access": access,
+    }  # fmt: skip
+    if options.out:
+        print(Record("brownian-speed", data, seed=1).save(options.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,391 @@
+"""A path is one path: exact law of every partition, the same numbers however they are asked for."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from itertools import pairwise
+
+import pytest
+import torch
+from fewstep import InputError
+from fewstep.brownian import BrownianPath, Increment
+from fewstep.brownian.normals import GeneratorNormals, HashedNormals, mix, mix_, node_seed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+VARIANCES = {"W": (1.0,), "H": (1.0, 1 / 12), "K": (1.0, 1 / 12, 1 / 720)}
+levies = st.sampled_from("WHK")
+
+
+def letters(inc: Increment) -> list[torch.Tensor]:
+    return [v for v in (inc.W, inc.H, inc.K) if v is not None]
+
+
+def same(a: Increment, b: Increment) -> bool:
+    return all(torch.equal(u, v) for u, v in zip(letters(a), letters(b), strict=True))
+
+
+def close(a: Increment, b: Increment, tol: float) -> bool:
+    pairs = zip(letters(a), letters(b), strict=True)
+    return all(torch.allclose(u, v, rtol=tol, atol=tol * math.sqrt(a.h)) for u, v in pairs)
+
+
+class UnitVectors:
+    """In place of normals: a unit vector for each node and level, so outputs are coefficients."""
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension, self.index = dimension, {}
+
+    def begin(self, levels):
+        def draw(node, count):
+            out = torch.zeros(levels, count, self.dimension, dtype=torch.float64)
+            for level in range(levels):
+                for i in range(count):
+                    key = (node + i, level)
+                    out[level, i, self.index.setdefault(key, len(self.index))] = 1.0
+            return list(out)
+
+        return draw
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    levies,
+    st.sampled_from(["linear", "log"]),
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=6),
+    st.sets(st.integers(1, 47), max_size=12),
+    st.booleans(),
+)
+def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gaps, places, one_by_one):
+    """Covariance diag(h, h/12, h/720), for any knots, clock and way of asking."""
+    knots = [0.5 + sum(gaps[:i]) for i in range(len(gaps) + 1)]
+    path = BrownianPath((400,), knots[0], knots[-1], levy=levy, clock=clock, knots=knots, dtype=torch.float64)
+    path._normals = UnitVectors(400)
+    eighth = path._clock.end // len(gaps) // 8
+    inner = sorted(p * eighth for p in places if p < 8 * len(gaps))
+    times = [path._clock.time(p) for p in (0, *inner, path._clock.end)]
+    if one_by_one:
+        intervals = list(pairwise(times))
+        random.Random(0).shuffle(intervals)
+        incs = [path.increment(a, b) for a, b in intervals]
+    else:
+        incs = list(path.increments(times))
+    rows = [
+        v / math.sqrt(inc.h * s) for inc in incs for v, s in zip(letters(inc), VARIANCES[levy], strict=True)
+    ]
+    gram = torch.stack(rows) @ torch.stack(rows).mT
+    assert torch.allclose(gram, torch.eye(len(rows), dtype=torch.float64), atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    levies,
+    st.sampled_from([torch.float32, torch.float64]),
+    st.lists(st.floats(0.0, 3.0, width=32), min_size=2, max_size=6, unique=True),
+    st.integers(0, 2**70),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_values_do_not_depend_on_the_order_of_asking(levy, dtype, times, seed, per_sample, rng):
+    times = sorted(times)
+    if min(b - a for a, b in pairwise(times)) < 1e-5:
+        return
+    seeds = [seed, 1, -7] if per_sample else None
+
+    def fresh(cache=128):
+        return BrownianPath((3, 2), 0.0, 3.0, seed, levy, dtype, seeds=seeds, cache=cache)
+
+    walked = list(fresh().increments(times))
+    pairs = list(pairwise(times))
+    order = list(range(len(pairs)))
+    rng.shuffle(order)
+    warm = fresh()
+    warm.increment(times[0], times[-1])
+    for i in order:
+        assert same(warm.increment(*pairs[i]), walked[i])
+        assert same(fresh(cache=0).increment(*pairs[i]), walked[i])
+    joined = reduce(Increment.join, walked)
+    tol = 2e-5 if dtype == torch.float32 else 1e-11
+    assert close(warm.increment(times[0], times[-1]), joined, tol)
+
+
+@settings(deadline=None, max_examples=25)
+@given(levies, st.integers(1, 9), st.sampled_from([(1,), (5,), (7, 3), ()]), st.booleans())
+def test_walks_that_cut_many_at_once_give_the_same_bits(levy, log2n, shape, per_sample):
+    """Small batches are cut by the thousand in one call; one at a time must agree to the bit."""
+    seeds = list(range(shape[0])) if per_sample and shape else None
+    path = BrownianPath(shape, -1.0, 1.0, seed=4, levy=levy, seeds=seeds)
+    grid = torch.linspace(-1, 1, 2**log2n + 1)
+    for i, inc in enumerate(path.increments(grid)):
+        if i % 7 == 0:
+            assert same(inc, path.increment(float(grid[i]), float(grid[i + 1])))
+            assert inc.h == float(grid[i + 1] - grid[i])
+
+
+@pytest.mark.parametrize("levy", ["W", "H", "K"])
+def test_refining_does_not_change_what_is_known(levy):
+    path = BrownianPath((16, 3), 0.0, 1.0, seed=2, levy=levy, dtype=torch.float64)
+    whole = path.increment(0.0, 1.0)
+    for n in (2, 3, 64, 100):
+        parts = list(path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)))
+        assert close(reduce(Increment.join, parts), whole, 1e-11)
+
+
+@pytest.mark.parametrize("levy", ["W", "H", "K"])
+def test_float32_and_float64_see_one_path(levy):
+    options = {"t0": 0.0, "t1": 1.0, "seed": 9, "levy": levy}
+    single = BrownianPath((50, 2), dtype=torch.float32, **options)
+    double = BrownianPath((50, 2), dtype=torch.float64, **options)
+    grid = torch.linspace(0, 1, 129)
+    for a, b in zip(single.increments(grid), double.increments(grid), strict=True):
+        assert a.W.dtype == torch.float32
+        assert b.W.dtype == torch.float64
+        assert close(a.to(torch.float64), b, 1e-5)
+    assert BrownianPath((1,)).dtype == torch.get_default_dtype()
+
+
+def test_float32_path_is_additive_over_2_to_the_16_steps():
+    n = 2**16
+    path = BrownianPath((4,), 0.0, 1.0, seed=1, levy="H")
+    total = torch.zeros(4, dtype=torch.float64)
+    for inc in path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)):
+        total += inc.W
+    whole = path.increment(0.0, 1.0).W.double()
+    assert ((total - whole).abs() <= 1e-5 * whole.abs().clamp(min=0.1)).all()
+
+
+@pytest.mark.parametrize("levy", ["W", "H", "K"])
+def test_log_clock_keeps_relative_precision_over_ten_decades(levy, has_mean):
+    """float32 against float64 from 1e-4 to 1e6: each increment agrees relative to its own size."""
+    options = {"t0": 1e-4, "t1": 1e6, "seed": 5, "levy": levy, "clock": "log"}
+    single = BrownianPath((500,), dtype=torch.float32, **options)
+    double = BrownianPath((500,), dtype=torch.float64, **options)
+    grid = torch.logspace(-4, 6, 21, dtype=torch.float64)
+    for i, (a, b) in enumerate(zip(single.increments(grid), double.increments(grid), strict=True)):
+        assert a.h == pytest.approx(float(grid[i + 1] - grid[i]), rel=1e-9)
+        for u, v, s in zip(letters(a), letters(b), VARIANCES[levy], strict=True):
+            assert (u - v).abs().max() < 3e-5 * math.sqrt(a.h * s)
+            has_mean(v * v / (a.h * s), 1.0)
+
+
+def test_knots_make_any_grid_cheap_and_float32_grids_find_them():
+    calls = 0
+
+    class Counting(GeneratorNormals):
+        def begin(self, levels):
+            draw = super().begin(levels)
+
+            def counted(node, count):
+                nonlocal calls
+                calls += count
+                return draw(node, count)
+
+            return counted
+
+    grid = torch.linspace(0, 1, 101)
+    for knots, most in ((grid, 101), (grid.double(), 101), (None, 101 * 45)):
+        calls = 0
+        path = BrownianPath((2,), 0.0, 1.0, knots=knots)
+        path._normals = Counting((2,), 0, path.device)
+        assert len(list(path.increments(grid))) == 100
+        assert calls <= most
+    # random access: O(log), and less with neighbours in the cache
+    calls = 0
+    path.increment(0.3, 0.7)
+    assert calls <= 2 * 49
+    first, calls = calls, 0
+    path.increment(0.3, 0.7)
+    assert calls == 0 < first
+
+
+def test_knots_at_dyadic_times_change_nothing():
+    plain = BrownianPath((3,), seed=1, levy="H")
+    knotted = BrownianPath((3,), seed=1, levy="H", knots=torch.linspace(0, 1, 17))
+    assert same(plain.increment(0.125, 0.75), knotted.increment(0.125, 0.75))
+
+
+def test_per_sample_seeds_do_not_depend_on_the_batch():
+    """A sample's numbers are its seed's, whatever the batch's size, order and neighbours."""
+    grid = torch.linspace(0, 1, 12)
+    seeds = [5, 17, 3, 2**40, -1]
+    for row in ((3, 2), (), (7,)):
+        batch = BrownianPath((5, *row), levy="K", seeds=seeds)
+        alone = BrownianPath((1, *row), levy="K", seeds=[3])
+        turned = BrownianPath((5, *row), levy="K", seeds=seeds[::-1])
+        for a, b, c in zip(*(p.increments(grid) for p in (batch, alone, turned)), strict=True):
+            for x, y, z in zip(letters(a), letters(b), letters(c), strict=True):
+                assert torch.equal(x[2], y[0])
+                assert torch.equal(x, z.flip(0))
+    twice = BrownianPath((2, 4), seeds=[8, 8]).increment(0.0, 0.3).W
+    assert torch.equal(twice[0], twice[1])
+
+
+@pytest.mark.parametrize("seeds", [None, list(range(200))])
+def test_normals_are_independent_and_normal(seeds, has_mean):
+    """Moments to the sixth; products of neighbours along nodes, levels, seeds and columns."""
+    shape, device = (200, 51), torch.device("cpu")
+    source = GeneratorNormals(shape, 3, device) if seeds is None else HashedNormals(shape, seeds, device)
+    draw = source.begin(2)
+    fields = [[z.clone()[0].double() for z in draw(node, 1)] for node in range(1, 9)]
+    z = torch.stack([torch.stack(f) for f in fields])  # (nodes, levels, rows, width)
+    assert bool(z.isfinite().all())
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
+        has_mean(z**power, moment)
+    for axis in range(4):
+        has_mean(z.narrow(axis, 0, z.shape[axis] - 1) * z.narrow(axis, 1, z.shape[axis] - 1), 0.0)
+        squares = z * z - 1
+        has_mean(
+            squares.narrow(axis, 0, z.shape[axis] - 1) * squares.narrow(axis, 1, z.shape[axis] - 1),
+            0.0,
+        )
+    has_mean((z.abs() > 3.0).double(), math.erfc(3 / math.sqrt(2)))
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_the_hash_is_one_function_in_both_languages(x):
+    signed = x - 2**64 if x >= 2**63 else x
+    assert int(mix_(torch.tensor([signed]))[0]) % 2**64 == mix(x)
+
+
+def test_no_two_nodes_share_the_32_bits_that_torch_keeps():
+    low = [node_seed(12345, node) & 0xFFFFFFFF for node in range(1, 2**17)]
+    assert len(set(low)) == len(low)
+    a, b = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7 + 2**32)
+    assert torch.equal(torch.randn(4, generator=a), torch.randn(4, generator=b))  # the reason
+
+
+def test_pickling_and_threads():
+    path = BrownianPath((8, 3), 0.0, 1.0, seed=6, levy="H")
+    path.increment(0.1, 0.2)
+    copy = pickle.loads(pickle.dumps(path))
+    asks = [(i / 50, (i + 1 + i % 5) / 55 + i / 500 + 0.02) for i in range(40)]
+    expected = [copy.increment(*ask) for ask in asks]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda ask: path.increment(*ask), asks * 3))
+    assert all(same(a, b) for a, b in zip(found, expected * 3, strict=True))
+    assert "levy='H'" in repr(path)
+
+
+def test_results_are_the_callers_own():
+    """Writing over what a path returned does not change the path."""
+    path = BrownianPath((3,), levy="H")
+    before = path.increment(0.25, 0.5)
+    kept = before.W.clone()
+    before.W.zero_()
+    assert torch.equal(path.increment(0.25, 0.5).W, kept)
+    first, *_ = path.increments([0.0, 0.5, 1.0])
+    first.W.zero_()
+    assert not torch.equal(path.increment(0.0, 0.5).W, first.W)
+
+
+def test_global_random_state_is_left_alone():
+    before = torch.random.get_rng_state()
+    BrownianPath((3,)).increment(0.0, 0.5)
+    BrownianPath((3,), seeds=[1, 2, 3]).increment(0.0, 0.5)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.slow
+def test_2_to_the_20_steps_in_constant_memory():
+    walk_and_measure(2**20)
+
+
+def test_2_to_the_15_steps_in_constant_memory():
+    walk_and_measure(2**15)
+
+
+def walk_and_measure(steps: int) -> None:
+    """Peak memory of a walk grows by less than 64 MiB, where all its increments would take more."""
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    shape = (1024, 16) if steps < 2**16 else (16, 16)
+    path = BrownianPath(shape, levy="H")
+    unit = 1 if sys.platform == "darwin" else 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    count = 0
+    for _ in path.increments(grid if steps > 2**16 else grid[: 2**12]):
+        count += 1
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+    assert grown < 64 * 2**20
+    assert count * math.prod(shape) * 8 > 4 * grown
+
+
+def test_cpu_and_portable_agree():
+    a = BrownianPath((3, 2), seed=1, levy="H").increment(0.1, 0.4)
+    b = BrownianPath((3, 2), seed=1, levy="H", portable=True).increment(0.1, 0.4)
+    assert same(a, b)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_portable_is_the_cpu_path_and_seeds_agree_to_rounding():
+    grid = torch.linspace(0, 1, 9)
+    for options in ({"portable": True}, {"seeds": [1, 2, 3]}):
+        cpu = BrownianPath((3, 2), levy="K", **options)
+        gpu = BrownianPath((3, 2), levy="K", device="cuda", **options)
+        for a, b in zip(cpu.increments(grid), gpu.increments(grid), strict=True):
+            assert b.W.is_cuda
+            assert close(a, b.to(device="cpu"), 1e-5)
+
+
+def test_empty_and_scalar_shapes():
+    assert BrownianPath((0, 3), levy="K").increment(0.0, 0.3).K.shape == (0, 3)
+    assert BrownianPath(()).increment(0.0, 0.3).W.shape == ()
+    assert len(list(BrownianPath((0, 3)).increments(torch.linspace(0, 1, 5)))) == 4
+
+
+def test_float32_times_a_rounding_off_are_the_times_meant():
+    path = BrownianPath((3,), 0.0, 0.3, levy="H")
+    exact = list(path.increments(torch.linspace(0, 0.3, 65, dtype=torch.float64)))
+    rounded = list(path.increments(torch.linspace(0, 0.3, 65)))
+    assert all(same(a, b) for a, b in zip(exact, rounded, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"t0": 1.0, "t1": 1.0}, "t0 < t1"),
+        ({"t0": 0.0, "t1": math.inf}, "finite"),
+        ({"levy": "h"}, "levy"),
+        ({"clock": "logarithmic"}, "clock"),
+        ({"clock": "log"}, "t0 > 0"),
+        ({"dtype": torch.float16}, "dtype"),
+        ({"seeds": [1, 2]}, "seeds"),
+        ({"knots": [0.0, 0.7, 0.3, 1.0]}, "knots"),
+        ({"knots": [0.0, 2.0]}, "knots"),
+        ({"shape": (-1,)}, "shape"),
+        ({"shape": 3}, "shape"),
+    ],
+)
+def test_refused_arguments(arguments, word):
+    with pytest.raises(InputError, match=word):
+        BrownianPath(**{"shape": (3,), "t0": 0.0, "t1": 1.0, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("times", "word"),
+    [
+        ((0.5, 0.5), "increasing"),
+        ((0.5, 0.25), "increasing"),
+        ((-0.1, 0.25), "t0 and t1"),
+        ((0.5, 1.1), "t0 and t1"),
+        ((0.5, 0.5 + 1e-16), "resolution"),
+        ((math.nan, 0.5), "time"),
+    ],
+)
+def test_refused_times(times, word):
+    with pytest.raises(InputError, match=word):
+        BrownianPath((3,)).increment(*times)
+    with pytest.raises(InputError, match=word):
+        BrownianPath((3,)).increments(list(times))
+
+
+def test_refused_grids():
+    for grid in ([0.5], [[0.0, 1.0]]):
+        with pytest.raises(InputError, match="grid"):
+            BrownianPath((3,)).increments(grid)

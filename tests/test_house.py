@@ -1,0 +1,113 @@
+"""Rules of the house: the package map, the import graph, the price of an import, cards as the one source."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fewstep as fs
+import pytest
+import torch
+from fewstep.analysis import cards
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"solvers": "fewstep", "analysis": "fewstep.analysis"}
+SOURCES = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_the_package_list_is_the_tree():
+    listed = re.search(r"packages =\n((?:    \S+\n)+)", (ROOT / "setup.cfg").read_text()).group(1).split()
+    found = [
+        ".".join([name, *p.parent.relative_to(ROOT / folder).parts])
+        for folder, name in FOLDERS.items()
+        for p in sorted((ROOT / folder).rglob("__init__.py"))
+    ]
+    assert sorted(listed) == sorted(found)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if "solvers" in p.parts], ids=lambda p: p.name)
+def test_fewstep_never_imports_its_analysis(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any("analysis" in n.split(".") for n in names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_budgets(path):
+    text = path.read_text()
+    limit = 80 if path.parent.name == "classical" and path.name != "additive.py" else 400
+    assert len(text.splitlines()) <= limit
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            doc = ast.get_docstring(node, clean=False)
+            length = node.end_lineno - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)
+            assert length <= 40, node.name
+
+
+def test_versions_agree():
+    from importlib import metadata
+
+    assert fs.__version__ == metadata.version("fewstep")
+
+
+def test_import_costs_little_more_than_torch():
+    """The least of interleaved fresh processes; at most 0.3 s above `import torch` of the same run."""
+    code = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
+    times = {"torch": [], "fewstep": []}
+    for _ in range(5):
+        for name, seen in times.items():
+            command = [sys.executable, "-c", code.format(name)]
+            seen.append(float(subprocess.run(command, capture_output=True, check=True).stdout))
+    # the least of five: load on the machine only ever adds
+    assert min(times["fewstep"]) - min(times["torch"]) < 0.3
+
+
+def test_heavy_packages_are_imported_only_when_used():
+    code = "import sys, fewstep; print([m for m in {} if m in sys.modules])"
+    heavy = ["torchsde", "matplotlib", "scipy", "sklearn", "diffusers", "safetensors", "typer"]
+    out = subprocess.run(
+        [sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+class Backwards(fs.StochasticSolver):
+    """A solver of a stranger: Euler-Maruyama under another name, in one place."""
+
+    card = fs.Card(
+        summary="a stranger's solver", reference="this test", levy="W", sde_types=("ito",),
+        strong_order={"diagonal": 0.5}, deterministic_order=1.0,
+    )  # fmt: skip
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        return y + sde.drift(t0, y) * increment.h + sde.diffusion(t0, y) * increment.W, carry
+
+
+def test_a_new_solver_is_one_file_and_one_line(monkeypatch):
+    """The one line names it in `fewstep`; the list, the table, the docs' table and the tests pick it up."""
+    from fewstep.analysis import problems, strong_order
+    from test_convergence import finest
+
+    assert "Backwards" not in fs.solvers()
+    monkeypatch.setattr(fs, "Backwards", Backwards, raising=False)  # the one line
+    assert fs.solvers()["Backwards"] is Backwards
+    assert "Backwards" in fs.solvers("diagonal")
+    assert "Backwards" not in fs.solvers("additive")
+    assert re.search(r"Backwards +diagonal +W +0.5 +\? ", cards.text(cards.rows()))
+    assert "| Backwards | diagonal | W | 0.5 |" in cards.markdown(cards.rows())
+    sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.2 * y)
+    assert fs.solve(sde, Backwards(), torch.ones(2, 1), torch.linspace(0, 1, 5)).nfe == 4
+    estimate = strong_order(Backwards(), problems.sine(), levels=range(4, 9), paths=2000, reference="levels")
+    assert abs(finest(estimate) - 0.5) < 0.12
+
+
+def test_every_card_is_whole():
+    for name, solver in fs.solvers().items():
+        card = solver.card
+        assert card.summary, name
+        assert re.search(r"Eq|Algorithm|after", card.reference), name
+        assert card.strong_order or hasattr(solver, "plan"), name
+        assert card.levy in ("", "W", "H", "K", "A"), name
+        assert card.evaluations >= 1, name

@@ -1,0 +1,182 @@
+"""Plans: five kinds of solver in one table, their order by algebra, and the file."""
+
+import json
+
+import fewstep as fs
+import numpy
+import pytest
+import torch
+
+SIGMAS = torch.tensor([10.0, 5.0, 2.0, 1.0, 0.4, 0.0], dtype=torch.float64)
+
+# kind -> solver, evaluations on SIGMAS, evaluations kept, noise intervals kept, normals an interval
+SHAPES = {
+    "single-step": (fs.DDIM(), 5, 1, 0),
+    "multistep": (fs.DPMSolverPP(2), 5, 2, 0),
+    "singlestep of two stages": (fs.DPMSolverPP(2, multistep=False), 9, 1, 0),
+    "predictor-corrector": (fs.UniPC(2), 5, 3, 0),
+    "Runge-Kutta": (fs.EDMHeun(), 9, 2, 0),
+    "stochastic": (fs.EulerMaruyama(), 5, 1, 1),
+    "stochastic Runge-Kutta": (fs.ShARK(), 9, 2, 2),
+    "churned": (fs.EDMHeun(churn=5), 9, 2, 1),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_kind_of_solver_is_a_table(kind):
+    solver, rows, window, letters = SHAPES[kind]
+    plan = solver.plan(SIGMAS)
+    assert plan.nfe == rows
+    assert plan.b.shape == (rows, window)
+    assert plan.m.shape == (rows, 1, max(letters, 1))
+    assert plan.levy == ["", "W", "H"][letters]
+    for column in plan.tensors().values():
+        assert column.dtype == torch.float64
+        assert column[~column.isnan()].isfinite().all()
+    assert plan.name in str(plan)
+    assert len(str(plan).splitlines()) == rows + 2
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_constants_are_reproduced_exactly(kind):
+    """D = const: x_t = x0 + t/s (x_s - x0) for every deterministic solver, on any grid."""
+    solver = SHAPES[kind][0]
+    generator = torch.Generator().manual_seed(0)
+    sigmas = torch.rand(7, generator=generator, dtype=torch.float64).sort(descending=True).values * 5
+    problem = fs.Denoising(lambda x, s: torch.full_like(x, 0.3), fs.EDM(0.001, 10.0))
+    start = torch.randn(50, 2, generator=generator, dtype=torch.float64)
+    got = fs.sample(problem, solver, noise=start, sigmas=sigmas)
+    if kind in (
+        "single-step",
+        "multistep",
+        "singlestep of two stages",
+        "predictor-corrector",
+        "Runge-Kutta",
+    ):
+        torch.testing.assert_close(got, 0.3 + sigmas[-1] / sigmas[0] * (start - 0.3))
+    else:
+        assert got.isfinite().all()
+
+
+# solver, order, whether the flow is exact where D is a polynomial of degree < order in lambda. 2M and
+# UniC-1 replace an exponential weight by 1/2: their conditions hold to leading order in h only
+ALGEBRA = [
+    (fs.DDIM(), 1, True),
+    (fs.DPMSolverPP(2), 2, False),
+    (fs.UniPC(1), 2, False),
+    (fs.UniPC(2), 3, True),
+    (fs.UniPC(3), 4, True),
+]
+
+
+@pytest.mark.parametrize(("solver", "order", "exact"), ALGEBRA, ids=lambda v: getattr(v, "order", v))
+@pytest.mark.parametrize("seed", range(5))
+def test_order_by_algebra(solver, order, exact, seed):
+    """One step on a random grid against x_t = (t/s) x_s + t int e^lambda D dlambda for D = lambda^k.
+
+    The defect vanishes for k < order, or falls by 2^(order + 1) as the grid is halved where the weights
+    are only right to leading order; for k = order it does not vanish.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gaps = 0.2 + torch.rand(7, generator=generator, dtype=torch.float64)
+    defects = torch.tensor([[defect(solver, gaps * h, k) for k in range(order + 1)] for h in (0.02, 0.01)])
+    if exact:
+        assert defects[:, :order].max() < 1e-13
+    else:
+        rates = torch.log2(defects[0] / defects[1])[1:order]
+        assert (rates > order + 0.8).all()
+        assert defects[0, 0] < 1e-13
+    assert defects[0, order] > 1e-11
+
+
+def defect(solver, gaps, degree):
+    """The local defect of the step into node 5 (the last one is not corrected)."""
+    k, lam = 5, torch.cat([gaps.new_zeros(1), gaps]).cumsum(0)
+    sigmas, states = torch.exp(-lam), []
+    # powers of lambda about the node itself, which keeps rounding small
+    problem = fs.Denoising(lambda x, s: ((-torch.log(s) - lam[k]) ** degree).expand_as(x), fs.EDM(1e-3, 10.0))
+    fs.sample(problem, solver.plan(sigmas), noise=torch.zeros(1, 1, dtype=torch.float64),
+              callback=lambda i, x, D: states.append(x))  # fmt: skip
+    # row k of a corrector leaves the state at node k, that of the others at node k + 1
+    x_s, x_t = states[k - 1 : k + 1] if isinstance(solver, fs.UniPC) else states[k - 2 : k]
+    # int_0^h e^(u - h) (u - h)^k du = sum by parts, here by Gauss's rule of 20 points
+    nodes, weights = numpy.polynomial.legendre.leggauss(20)
+    h = float(gaps[k - 1])
+    u = h * (nodes - 1) / 2
+    integral = h / 2 * float((weights * numpy.exp(u) * u**degree).sum())
+    return float((x_t - sigmas[k] / sigmas[k - 1] * x_s - integral).abs())
+
+
+def test_the_executor_reads_nothing_back(monkeypatch):
+    """No `.item()` and no Python float of a tensor between the first row and the last."""
+    problem = fs.Denoising(lambda x, s: x / (1 + s * s), fs.EDM(0.01, 10.0))
+    plan = fs.UniPC(3).plan(fs.sigma_grid(problem.schedule, 20))
+    x = torch.randn(2, 3)
+    from fewstep.sample import run
+
+    levels = plan.sigma.float().unbind()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run(plan, x, lambda i, x, z: problem.denoiser(x, levels[i]), lambda *_: ())
+    # the table itself is read once by tolist(), before the loop
+    names = [e.key for e in profile.key_averages()]
+    assert "aten::_local_scalar_dense" not in names
+    assert "aten::item" not in names
+
+
+def test_a_plan_survives_its_file(tmp_path):
+    plan = fs.ShARK().plan(SIGMAS)
+    plan.save(tmp_path / "plan.safetensors")
+    back = fs.load(tmp_path / "plan.safetensors")
+    assert back.name == plan.name
+    for name, column in plan.tensors().items():
+        assert torch.equal(column.nan_to_num(-1), getattr(back, name).nan_to_num(-1))
+    problem = fs.Denoising(lambda x, s: x / (1 + s * s), fs.EDM(0.1, 10.0))
+    assert torch.equal(fs.sample(problem, plan, shape=(4, 2)), fs.sample(problem, back, shape=(4, 2)))
+
+
+def broken(kind, file):
+    from safetensors.torch import load_file, save_file
+
+    good = load_file(file)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif kind == "not safetensors":
+        file.write_text("hello")
+    elif kind == "other metadata":
+        save_file(good, file, {"fewstep": json.dumps({"format": "fewstep-plan-999"})})
+    elif kind == "no metadata":
+        save_file(good, file)
+    elif kind == "metadata not an object":
+        save_file(good, file, {"fewstep": "[1]"})
+    elif kind == "column missing":
+        meta = {"format": "fewstep-plan-1", "name": "x", "prediction": "data"}
+        save_file({k: v for k, v in good.items() if k != "a"}, file, {"fewstep": json.dumps(meta)})
+    elif kind == "wrong shape":
+        meta = {"format": "fewstep-plan-1", "name": "x", "prediction": "data"}
+        save_file(good | {"a": good["a"][:2]}, file, {"fewstep": json.dumps(meta)})
+    elif kind == "missing":
+        file.unlink()
+
+
+BROKEN = [
+    "truncated", "not safetensors", "other metadata", "no metadata", "metadata not an object",
+    "column missing", "wrong shape", "missing",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_damaged_files_get_one_clear_error(kind, tmp_path):
+    file = tmp_path / "plan.safetensors"
+    fs.DDIM().plan(SIGMAS).save(file)
+    broken(kind, file)
+    with pytest.raises(fs.InputError):
+        fs.load(file)
+
+
+def test_the_tape_refuses_a_state_it_has_advanced_past():
+    tape = fs.Tape("stale", SIGMAS)
+    x = tape.x
+    D = tape.evaluate(x, 10.0)
+    tape.advance(0.5 * x + 0.5 * D)
+    with pytest.raises(ValueError, match="advanced past"):
+        tape.evaluate(x, 5.0)

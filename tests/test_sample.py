@@ -1,0 +1,165 @@
+"""Diffusion sampling: orders on an exact score, identities between solvers, one path for all step counts."""
+
+import math
+
+import fewstep as fs
+import pytest
+import torch
+
+VARIANCE = torch.tensor([0.04, 0.25, 1.0], dtype=torch.float64)
+EDM = fs.EDM(0.01, 20.0)
+
+
+def gaussian(schedule=EDM):
+    """Data N(0, diag(VARIANCE)): the denoiser and the flow are linear and known."""
+    return fs.Denoising(lambda x, s: x * VARIANCE.to(x) / (VARIANCE.to(x) + s * s), schedule)
+
+
+def flow(noise, s, t):
+    return noise * torch.sqrt((VARIANCE + t * t) / (VARIANCE + s * s))
+
+
+ORDERS = [
+    (fs.DDIM(), 1), (fs.DPMSolverPP(1), 1), (fs.DPMSolverPP(2), 2), (fs.DPMSolverPP(2, False), 2),
+    (fs.EDMHeun(), 2), (fs.UniPC(1), 2), (fs.UniPC(2), 3), (fs.UniPC(3), 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("solver", "order"), ORDERS, ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+def test_deterministic_orders_on_an_exact_score(solver, order, spacing):
+    """Local slopes at 160 and 320 steps within 0.15 of the order (Karras's grid: at sigma_min 0.1)."""
+    schedule = fs.EDM(0.1, 20.0)
+    noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 20
+    exact = flow(noise, 20.0, 0.1)
+    errors = [
+        (fs.sample(gaussian(schedule), solver, noise=noise, steps=n, spacing=spacing, final="sigma_min")
+         - exact).square().mean().sqrt() for n in (80, 160, 320)
+    ]  # fmt: skip
+    local = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    assert abs(local[-1] - order) < 0.15, local
+
+
+def test_the_default_end_is_the_denoisers_estimate():
+    """final="x0" is a step to sigma = 0: x0 itself, with `steps` evaluations in all."""
+    for solver in (fs.DDIM(), fs.DPMSolverPP(2), fs.UniPC(3), fs.EulerMaruyama()):
+        seen = []
+        x0 = fs.sample(gaussian(), solver, shape=(4, 3), steps=6,
+                       callback=lambda i, x, D, seen=seen: seen.append(D))  # fmt: skip
+        assert len(seen) == 6
+        assert torch.equal(x0, seen[-1])
+
+
+def same(a, b, **kw):
+    shape = dict(shape=(16, 3), steps=9, seed=4, dtype=torch.float64) | kw
+    torch.testing.assert_close(
+        fs.sample(gaussian(), a, **shape), fs.sample(gaussian(), b, **shape), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("final", ["x0", "sigma_min"])
+def test_identities(final):
+    same(fs.DDIM(), fs.DPMSolverPP(1), final=final)
+    same(fs.DDIM(1.0), fs.EulerMaruyama(), final=final)
+    same(fs.EDMHeun(churn=0), fs.EDMHeun(churn=5, churn_min=1e6, churn_max=1e7), final=final)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(fs.EulerMaruyama(), 1), (fs.DDIM(1.0), 1), (fs.ShARK(), 1.5)])
+def test_one_seed_is_one_path_at_every_step_count(solver, order):
+    """Strong convergence when only the step count changes: additive unit noise in the clock 1/sigma^2."""
+    kw = dict(shape=(500, 3), seed=1, dtype=torch.float64)
+    xs = [fs.sample(gaussian(), solver, steps=n, final="sigma_min", **kw) for n in (32, 64, 128, 256)]
+    gaps = [(a - b).square().mean().sqrt() for a, b in zip(xs[:-1], xs[1:], strict=True)]
+    local = [math.log2(a / b) for a, b in zip(gaps[:-1], gaps[1:], strict=True)]
+    assert local[-1] > order - 0.15, local
+
+
+@pytest.mark.parametrize("solver", [fs.EulerMaruyama(), fs.ShARK(), fs.EDMHeun(churn=10)])
+def test_stochastic_samplers_have_the_right_law(solver):
+    """Mean and variance of 20,000 samples; |z| < 5 for six statistics (level 4e-6) plus the step bias."""
+    n = 20000
+    x = fs.sample(gaussian(), solver, shape=(n, 3), steps=128, seed=5, dtype=torch.float64, final="sigma_min")
+    variance = VARIANCE + EDM.sigma_min**2
+    assert (x.mean(0).abs() < 5 * (variance / n).sqrt()).all()
+    assert ((x.var(0) / variance - 1).abs() < 5 * math.sqrt(2 / n) + 0.05).all()
+
+
+def test_half_precision_models_keep_a_float32_trajectory():
+    noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).half() * 20
+    x = fs.sample(gaussian(), fs.DDIM(), noise=noise, steps=5)
+    assert x.dtype == torch.float32
+
+
+def test_epsilon_models_and_schedules_give_one_flow():
+    """The same Gaussian data behind three schedules: sample, and compare with the exact flow."""
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    for schedule in (fs.VPLinear(), fs.VE(0.01, 50.0), fs.DiscreteVP(abar)):
+
+        def epsilon(x_t, t, schedule=schedule):
+            assert t.shape == (len(x_t),)
+            sigma = schedule.sigma(t[:1].double())
+            alpha = schedule.alpha(sigma)
+            x = x_t / alpha
+            return (x - x * VARIANCE / (VARIANCE + sigma**2)) / sigma
+
+        problem = fs.Denoising(fs.from_epsilon(epsilon, schedule), schedule)
+        noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        big = torch.tensor(schedule.sigma_max, dtype=torch.float64)
+        small = torch.tensor(schedule.sigma_min, dtype=torch.float64)
+        got = fs.sample(problem, fs.UniPC(3), noise=noise, steps=80, final="sigma_min")
+        exact = flow(noise / schedule.alpha(big), big, small) * schedule.alpha(small)
+        torch.testing.assert_close(got, exact, rtol=2e-4, atol=2e-4)
+
+
+SCHEDULES = {
+    "vp": fs.VPLinear(), "ve": fs.VE(), "edm": fs.EDM(),
+    "discrete": fs.DiscreteVP(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_time_is_the_inverse_of_sigma(name):
+    schedule = SCHEDULES[name]
+    sigma = torch.logspace(math.log10(schedule.sigma_min), math.log10(schedule.sigma_max), 400,
+                           dtype=torch.float64)  # fmt: skip
+    torch.testing.assert_close(schedule.sigma(schedule.time(sigma)), sigma, rtol=1e-10, atol=0)
+    alpha = schedule.alpha(sigma)
+    if name in ("vp", "discrete"):
+        torch.testing.assert_close(alpha**2 * (1 + sigma**2), torch.ones_like(sigma))
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "karras", "uniform", "quadratic"])
+@pytest.mark.parametrize("final", ["x0", "sigma_min"])
+def test_grids(spacing, final):
+    grid = fs.sigma_grid(fs.VPLinear(), 7, spacing, final)
+    assert grid.shape == (8,)
+    assert grid.dtype == torch.float64
+    assert (grid.diff() < 0).all()
+    assert grid[0] == fs.VPLinear().sigma_max
+    assert grid[-1] == 0 if final == "x0" else abs(grid[-1] / fs.VPLinear().sigma_min - 1) < 1e-9
+
+
+BAD = {
+    "no shape": (dict(solver=fs.DDIM(), steps=5), "shape"),
+    "no steps": (dict(solver=fs.DDIM(), shape=(2, 3)), "steps"),
+    "zero steps": (dict(solver=fs.DDIM(), shape=(2, 3), steps=0), "steps: got 0"),
+    "spacing": (dict(solver=fs.DDIM(), shape=(2, 3), steps=5, spacing="karas"), "Did you mean 'karras'"),
+    "final": (dict(solver=fs.DDIM(), shape=(2, 3), steps=5, final="zero"), "final"),
+    "rising sigmas": (dict(solver=fs.DDIM(), shape=(2, 3), sigmas=[1.0, 2.0]), "flip"),
+    "no plan": (dict(solver=fs.Milstein(), shape=(2, 3), steps=5), "Milstein, which has no plan"),
+    "grid twice": (
+        dict(solver=fs.DDIM().plan(torch.tensor([2.0, 1.0])), shape=(2, 3), steps=5), "carries its own",
+    ),
+    "integer noise": (dict(solver=fs.DDIM(), noise=torch.ones(2, 3).long(), steps=5), "floating"),
+    "poor path": (
+        dict(solver=fs.ShARK(), shape=(2, 3), steps=5,
+             path=fs.BrownianPath((2, 3), t0=1e-3, t1=1e4, clock="log")), "levy='W'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused(case):
+    call, words = BAD[case]
+    with pytest.raises(fs.InputError, match=words):
+        fs.sample(gaussian(), **call)

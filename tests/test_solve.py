@@ -1,0 +1,190 @@
+"""The SDE loop: what it refuses before work starts, what it returns, what it costs."""
+
+import fewstep as fs
+import pytest
+import torch
+
+GBM = fs.SDE(lambda t, y: 0.05 * y, lambda t, y: 0.2 * y)
+ADDITIVE = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise_type="additive")
+Y0, GRID = torch.ones(8, 3), torch.linspace(0, 1, 9)
+
+
+def path(levy="W", shape=(8, 3), t1=1.0, **kw):
+    return fs.BrownianPath(shape=shape, t0=0.0, t1=t1, seed=0, levy=levy, **kw)
+
+
+def general(t, y):
+    return y.unsqueeze(-1).expand(*y.shape, 2)
+
+
+# what is wrong: (keyword overrides, words that the error must contain)
+BAD = {
+    "one-point grid": (dict(grid=torch.zeros(1)), ["grid", "at least two"]),
+    "falling grid": (dict(grid=GRID.flip(0)), ["grid", "strictly increasing", "Sort"]),
+    "repeated time": (dict(grid=torch.tensor([0.0, 0.5, 0.5, 1.0])), ["grid", "0.5, 0.5"]),
+    "nan in grid": (dict(grid=torch.tensor([0.0, float("nan")])), ["grid", "finite"]),
+    "integer grid": (dict(grid=torch.arange(3)), ["grid", "int64", ".double()"]),
+    "list for grid": (dict(grid=[0.0, 1.0]), ["grid", "list", "tensor"]),
+    "integer y0": (dict(y0=torch.ones(8, 3, dtype=torch.int64)), ["y0", "int64", ".float()"]),
+    "0-d y0": (dict(y0=torch.tensor(1.0)), ["y0", "0-d", "reshape(1)"]),
+    "nan in y0": (dict(y0=torch.full((8, 3), float("nan"))), ["y0", "24 values"]),
+    "drift shape": (dict(sde=fs.SDE(lambda t, y: y.sum(-1), GBM.diffusion)), ["drift", "(8,)", "(8, 3)"]),
+    "drift dtype": (
+        dict(sde=fs.SDE(lambda t, y: y.double(), GBM.diffusion)), ["drift", "float64", "float32"],
+    ),
+    "diffusion shape": (
+        dict(sde=fs.SDE(GBM.drift, lambda t, y: y[..., :2])), ["diffusion", "(8, 2)", "(8, 3)"],
+    ),
+    "matrix for diagonal": (dict(sde=fs.SDE(GBM.drift, general)), ["diffusion", "'diagonal'", "'general'"]),
+    "vector for general": (
+        dict(sde=fs.SDE(GBM.drift, GBM.diffusion, "general"), solver=fs.EulerMaruyama()),
+        ["diffusion", "'general'", "'diagonal'"],
+    ),
+    "two channels for scalar": (
+        dict(sde=fs.SDE(GBM.drift, general, "scalar")), ["diffusion", "'scalar'", "(8, 3, 1)"],
+    ),
+    "path shape": (dict(path=path(shape=(8, 2))), ["path", "(8, 2)", "(8, 3)"]),
+    "path too short": (dict(path=path(t1=0.5)), ["path", "[0, 0.5]", "[0, 1]"]),
+    "path dtype": (dict(path=path(dtype=torch.float64)), ["path", "float64", "float32"]),
+    "path without H": (dict(sde=ADDITIVE, solver=fs.ShARK(), path=path("W")), ["path", "'W'", "'H'"]),
+    "solver cannot": (dict(solver=fs.ShARK()), ["ShARK", "'diagonal'", "additive"]),
+    "calculus": (
+        dict(sde=fs.SDE(GBM.drift, GBM.diffusion, sde_type="stratonovich"), solver=fs.EulerMaruyama()),
+        ["EulerMaruyama", "'stratonovich'", "ito"],
+    ),
+    "class for object": (dict(solver=fs.Milstein), ["solver", "Milstein", "Classes are called first"]),
+    "diffusion solver": (dict(solver=fs.DDIM()), ["solver", "DDIM", "fewstep.sample"]),
+    "no SDE": (dict(sde="gbm"), ["sde", "str"]),
+    "save": (dict(save="some"), ["save", "'some'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_the_first_step(case):
+    changes, words = BAD[case]
+    steps = []
+
+    class Spy(fs.Milstein):
+        def step(self, *args):
+            steps.append(args)
+            return super().step(*args)
+
+    call = dict(sde=GBM, solver=Spy(), y0=Y0, grid=GRID) | changes
+    with pytest.raises(fs.InputError) as error:
+        fs.solve(**call)
+    assert not steps
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("argument", "came"), [("noise_type", "diagonl"), ("sde_type", "itoo")])
+def test_unknown_words_suggest_the_nearest(argument, came):
+    with pytest.raises(fs.InputError, match=f"{argument}: got '{came}'.*Did you mean"):
+        fs.SDE(GBM.drift, GBM.diffusion, **{argument: came})
+
+
+def test_a_solve_that_explodes_says_where_and_for_how_many():
+    cubic = fs.SDE(lambda t, y: y**3, lambda t, y: torch.zeros_like(y))
+    y0 = torch.cat([torch.full((3, 2), 50.0), torch.zeros(5, 2)])
+    with pytest.raises(fs.NonFiniteError, match=r"at step \d+ .* for 3 of 8 paths") as error:
+        fs.solve(cubic, fs.EulerMaruyama(), y0, torch.linspace(0, 10, 21))
+    # the very step: one earlier all is finite
+    short = torch.linspace(0, 10, 21)[: error.value.step + 1]
+    assert fs.solve(cubic, fs.EulerMaruyama(), y0, short).y.isfinite().all()
+    assert error.value.paths == 3
+
+
+def everything():
+    return [(n, c, noise) for n, c in fs.solvers().items() if issubclass(c, fs.StochasticSolver)
+            and "__init__" not in vars(c) for noise in c.card.strong_order]  # fmt: skip
+
+
+FIELDS = {
+    "diagonal": lambda t, y: 0.2 * y, "additive": lambda t, y: (1 + t) * torch.ones_like(y),
+    "scalar": lambda t, y: 0.2 * y.unsqueeze(-1), "general": general,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "solver", "noise"), everything())
+def test_every_solver_keeps_its_card(name, solver, noise):
+    """Evaluations as declared, dtype and shape kept, the step pure, chunks equal to the whole."""
+    for calculus in solver.card.sde_types:
+        sde = fs.SDE(lambda t, y: -torch.sin(y) * (1 + t), FIELDS[noise], noise, calculus)
+        for dtype in (torch.float32, torch.float64):
+            y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 2, 3)
+            shape = tuple(sde.noise_shape(y0, FIELDS[noise](torch.zeros((), dtype=dtype), y0)))
+            noise_path = path(solver.card.levy or "W", shape, dtype=dtype)
+            got = fs.solve(sde, solver(), y0, GRID, path=noise_path, save="all")
+            again = fs.solve(sde, solver(), y0, GRID, path=noise_path)
+            assert got.nfe == solver.card.evaluations * (len(GRID) - 1)
+            assert got.y.dtype == dtype
+            assert got.ys.shape == (9, 4, 2, 3)
+            assert torch.equal(got.y, again.y)
+            half = fs.solve(sde, solver(), y0, GRID[:5], path=noise_path).y
+            rest = fs.solve(sde, solver(), half, GRID[4:], path=noise_path).y
+            torch.testing.assert_close(rest, got.y)
+
+
+@pytest.mark.parametrize("solver", [fs.EulerMaruyama(), fs.Milstein(), fs.DerivativeFreeMilstein()])
+def test_gradients_flow_to_parameters_and_state(solver):
+    sigma = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    y0 = torch.ones(5, 1, dtype=torch.float64, requires_grad=True)
+
+    def end(sigma, y0):
+        sde = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: sigma * torch.sin(y))
+        return fs.solve(sde, solver, y0, torch.linspace(0, 1, 5), seed=3).y
+
+    assert torch.autograd.gradcheck(end, (sigma, y0))
+    with torch.no_grad():
+        assert not end(sigma, y0).requires_grad
+    assert not end(sigma.detach(), y0.detach()).requires_grad
+
+
+def test_ode_is_the_sde_without_noise():
+    sol = fs.solve(fs.ODE(lambda t, y: -y), fs.ShARK(), torch.ones(1, 1, dtype=torch.float64),
+                   torch.linspace(0, 1, 65))  # fmt: skip
+    assert abs(float(sol.y) - 0.36787944117) < 3e-5
+
+
+def test_without_a_path_the_seed_decides():
+    a, b, c = (fs.solve(GBM, fs.Milstein(), Y0, GRID, seed=s).y for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_milstein_is_one_method_with_and_without_derivative():
+    """For g linear in y the difference quotient differs from g'g by its own O(h) support drift only."""
+    sde = fs.SDE(lambda t, y: 0 * y, lambda t, y: 0.4 * y, sde_type="ito")
+    grid, p = torch.linspace(0, 1, 17), path(dtype=torch.float64)
+    y0 = Y0.double()
+    a = fs.solve(sde, fs.Milstein(), y0, grid, path=p).y
+    b = fs.solve(sde, fs.DerivativeFreeMilstein(), y0, grid, path=p).y
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # linear g, no drift: no difference at all
+
+
+def test_ito_and_stratonovich_milstein_agree_on_the_same_equation():
+    """dy = g o dW is dy = g'g/2 dt + g dW; both measured against the exact exp(sigma W)."""
+    s, y0, grid = 0.5, torch.ones(2000, 1, dtype=torch.float64), torch.linspace(0, 1, 129)
+    p = path(shape=(2000, 1), dtype=torch.float64)
+    exact = torch.exp(s * p.increment(0.0, 1.0).W)
+    strat = fs.SDE(lambda t, y: 0 * y, lambda t, y: s * y, sde_type="stratonovich")
+    ito = fs.SDE(lambda t, y: s * s / 2 * y, lambda t, y: s * y, sde_type="ito")
+    for sde in (strat, ito):
+        error = (fs.solve(sde, fs.Milstein(), y0, grid, path=p).y - exact).square().mean().sqrt()
+        assert error < 4e-3
+
+
+def test_torchsde_objects_are_taken_as_they_are():
+    class Theirs(torch.nn.Module):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t, y):
+            return 0.05 * y
+
+        def g(self, t, y):
+            return 0.2 * y
+
+    a = fs.solve(fs.SDE.from_torchsde(Theirs()), fs.Milstein(), Y0, GRID).y
+    assert torch.equal(a, fs.solve(GBM, fs.Milstein(), Y0, GRID).y)
+    with pytest.raises(fs.InputError, match="without f, g"):
+        fs.SDE.from_torchsde(object())
