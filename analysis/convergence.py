@@ -87,7 +87,7 @@ def strong_orders(
     device: str = "cpu",
     seed: int = 0,
 ) -> list[OrderEstimate]:
-    """Measure the strong order of any solvers on any SDE, in float64, all levels and solvers on the same paths.
+    """Measure the strong order of any solvers on any SDE, in float64, all of it on the same paths.
 
     Args:
         problem: one of `fewstep.analysis.problems`, or an SDE of yours with y0 (*event) and t1.

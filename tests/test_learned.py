@@ -1,14 +1,14 @@
 """Learned steps: born equal to their parent, better after training, whole on disk."""
 
-import fewstep as fs
 import json
 
+import fewstep as fs
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from fewstep.learned.networks import Coefficients, DenoisingMLP
 from fewstep.learned.sig_step import TERMS, integrals
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 SINE = fs.SDE(lambda t, y: -2 * torch.sin(y), lambda t, y: 0.8 + 0.6 * torch.cos(y))
 EDM = fs.EDM(0.05, 10.0)

@@ -110,18 +110,15 @@ def _distill_denoising(
     parent: DiffusionSolver | None = None,
     network: nn.Module | None = None,
     trajectories: int = 8192,
-    iterations: int = 2500,
-    batch: int = 256,
-    rate: float = 1e-3,
     seed: int = 0,
     progress: bool = False,
+    **training: Any,
 ) -> tuple[SigSampler, Report]:
     substeps = _substeps(steps, teacher_steps)
     grid = sigma_grid(problem.schedule, steps, spacing, "sigma_min") if sigmas is None else sigmas
     grid = check_sigmas(grid)
     network, residual = _default_network(problem, event_shape, levy, network, seed)
-    parent = parent or EulerMaruyama()
-    student = SigSampler(parent.plan(grid), network, levy, residual)
+    student = SigSampler((parent or EulerMaruyama()).plan(grid), network, levy, residual)
     watch = Stopwatch()
     data = _teacher_data(problem, grid, substeps, levy, event_shape, trajectories, seed, progress)
     watch.lap("teacher")
@@ -132,14 +129,14 @@ def _distill_denoising(
         states = _student_states(student, problem, some)
         return ((states - some.knots[1:]).square().flatten(1).mean(1) / scale).mean()
 
+    @torch.no_grad()
     def rmse(some: _Trajectories) -> float:
-        with torch.no_grad():
-            end = _student_states(student, problem, some)[-1]
-        return float((end - some.knots[-1]).square().mean().sqrt())
+        gap = _student_states(student, problem, some)[-1] - some.knots[-1]
+        return float(gap.square().mean().sqrt())
 
     return student, distil(
-        network, data, unrolled, rmse, teacher_evaluations=teacher_steps, watch=watch,
-        iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress,
+        network, data, unrolled, rmse, teacher_evaluations=teacher_steps, watch=watch, seed=seed,
+        progress=progress, **training,
     )  # fmt: skip
 
 
@@ -227,11 +224,9 @@ def _distill_sde(
     teacher: StochasticSolver | None = None,
     network: nn.Module | None = None,
     trajectories: int = 4096,
-    iterations: int = 800,
-    batch: int = 512,
-    rate: float = 3e-3,
     seed: int = 0,
     progress: bool = False,
+    **training: Any,
 ) -> tuple[SigStep, Report]:
     if sde.noise_type != "diagonal" or sde.sde_type != "ito":
         raise InputError(
@@ -262,8 +257,8 @@ def _distill_sde(
 
     return student, distil(
         network, data, one_step, lambda some: _path_rmse(sde, student, some, times),
-        teacher_evaluations=teacher_steps, watch=watch, iterations=iterations, batch=batch, rate=rate,
-        seed=seed, progress=progress,
+        teacher_evaluations=teacher_steps, watch=watch, seed=seed, progress=progress,
+        **{"iterations": 800, "batch": 512, "rate": 3e-3} | training,
     )  # fmt: skip
 
 

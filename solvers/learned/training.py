@@ -61,8 +61,8 @@ D = TypeVar("D", bound=Data)
 
 def distil(
     network: nn.Module, data: D, loss: Callable[[D], Tensor], rmse: Callable[[D], float], *,
-    teacher_evaluations: int, watch: Stopwatch, iterations: int, batch: int, rate: float, seed: int,
-    progress: bool,
+    teacher_evaluations: int, watch: Stopwatch, seed: int, progress: bool, iterations: int = 2500,
+    batch: int = 256, rate: float = 1e-3,
 ) -> Report:  # fmt: skip
     """Train the network on seven trajectories in eight; measure on the eighth before and after."""
     every = torch.arange(len(data))
