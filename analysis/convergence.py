@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import SDE, BrownianPath, InputError, StochasticSolver, solve
+from fewstep import SDE, AreaPath, BrownianPath, InputError, StochasticSolver, solve
 from fewstep.errors import one_of
 from fewstep.solve import check_solves
 from torch import Tensor
@@ -18,6 +18,9 @@ from .records import Record, provenance
 
 REFERENCES = ("torchsde", "exact", "levels")
 RESAMPLES = 400
+AREA_FINER = (
+    1  # cells of an area path per finest step: every level sees the join of the same cells, 2^1 a step
+)
 FINER = 3  # the reference is 2^3 times finer than the finest level: its own error stays below
 
 
@@ -135,6 +138,11 @@ def _check(
         if not isinstance(solver, StochasticSolver):
             raise InputError(f"solver: got {solver!r}, wanted an object such as EulerMaruyama().")
         check_solves(sde, solver)
+        if solver.card.levy == "A" and reference != "levels":
+            raise InputError(
+                f"reference: got {reference!r} for {type(solver).__name__}, which needs the path's own area; "
+                "torchsde's paths do not know theirs. Use reference='levels'."
+            )
     if y0 is None or t1 is None:
         raise InputError("y0, t1: got None; an SDE of your own needs y0=(*event) and t1=.")
     if len(levels) < 3:
@@ -209,11 +217,14 @@ def _consecutive(
     levels: Sequence[int], seed: int,
 ) -> list[Tensor]:  # fmt: skip
     """For each solver (paths, levels) differences of each level to the next finer one on one path."""
-    levy = max((s.card.levy or "W" for s in solvers), key="WHK".index)
-    path = BrownianPath(
+    kinds = {s.card.levy or "W" for s in solvers}
+    levy = max((k if k != "A" else "H" for k in kinds), key="WHK".index)
+    path: Any = BrownianPath(
         _noise_shape(sde, start, ends[0]), t0=ends[0], t1=ends[1], seed=seed, levy=levy,
         dtype=torch.float64, device=start.device,
     )  # fmt: skip
+    if "A" in kinds:  # an area joined from cells finer than the finest step, so that its own error hides
+        path = AreaPath(path, 2 ** (levels[-1] + 1 + AREA_FINER))
     needed = sorted({*levels, *(level + 1 for level in levels)})
     return [
         torch.stack([_distance(ys[level], ys[level + 1]) for level in levels], 1)

@@ -31,7 +31,7 @@ def run(out: Path, *, seed: int = 0, quick: bool = False, say: Callable[[str], N
     share = 10 if quick else 1
     student, report = fs.distill_sigdeg(
         problem, steps=STEPS, teacher_steps=TEACHER_STEPS, levy="H", event_shape=(1, 8, 8), seed=seed,
-        trajectories=8192 // share, iterations=900 // share, progress=True,
+        trajectories=8192 // share, iterations=1000 // share, progress=True,
     )  # fmt: skip
     student.save(out / "student.safetensors")
     say(f"      {_took(report)}")

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from .brownian import AreaPath as AreaPath
 from .brownian import BrownianPath as BrownianPath
 from .brownian import FreshIncrements as FreshIncrements
 from .brownian import Increment as Increment
 from .brownian import levy_area as levy_area
 from .classical.derivative_free_milstein import DerivativeFreeMilstein as DerivativeFreeMilstein
 from .classical.euler_maruyama import EulerMaruyama as EulerMaruyama
+from .classical.log_ode import LogODE as LogODE
 from .classical.milstein import Milstein as Milstein
 from .classical.shark import ShARK as ShARK
 from .denoiser import from_epsilon as from_epsilon

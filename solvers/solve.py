@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .brownian import FreshIncrements, Increment
+from .brownian import FreshIncrements, Increment, levy_area
 from .brownian.increment import LEVELS
 from .errors import InputError, NonFiniteError
 from .grid import check_times
@@ -76,10 +76,10 @@ def solve(
     noise_shape, keeps_graph = _check(sde, solver, y0, times)
     calls = _Counter(sde)
     y0 = y0.contiguous()  # an expanded state has no memory of its own, which forward-mode AD wants
-    path = _check_path(path, solver, times, noise_shape, y0) or FreshIncrements(
-        noise_shape, levy=solver.card.levy or "W", seed=seed, dtype=y0.dtype, device=y0.device,
-        reuse=not keeps_graph,
-    )  # fmt: skip
+    if path is None:
+        path = _fresh(solver.card.levy, noise_shape, seed, y0, reuse=not keeps_graph)
+    else:
+        _check_path(path, solver, times, noise_shape, y0)
     states = _walk(calls.sde, solver, y0, times, path)
     bar = _bar(states, len(times) - 1) if progress else states
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
@@ -91,6 +91,27 @@ def solve(
         if not bool(y.isfinite().all()):
             raise _locate(sde, solver, y0, times, path)
     return Solution(y, calls.made, times, torch.stack(ys) if save == "all" else None)
+
+
+def _fresh(levy: str, shape: tuple[int, ...], seed: int, y0: Tensor, reuse: bool) -> Path:
+    """Exact increments that no one will ask for again; areas by moments, for no path is to be matched."""
+    kind = levy if levy in LEVELS else "H" if levy else "W"
+    fresh = FreshIncrements(shape, kind, seed, y0.dtype, y0.device, reuse=reuse)
+    return _FreshAreas(fresh) if levy == "A" else fresh
+
+
+class _FreshAreas:
+    """Fresh increments with Foster's moment-matched area."""
+
+    levy, area = "H", True
+
+    def __init__(self, source: FreshIncrements) -> None:
+        self.source = source
+
+    def increments(self, grid: Tensor) -> Iterator[Increment]:
+        generator = torch.Generator(self.source.device).manual_seed(self.source.seed)
+        for increment in self.source.increments(grid):
+            yield replace(increment, A=levy_area(increment, "foster", generator))
 
 
 def _walk(sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, path: Path) -> Iterator[Tensor]:
@@ -175,13 +196,17 @@ def check_solves(sde: SDE, solver: StochasticSolver) -> None:
 
 def _check_path(
     path: Any, solver: StochasticSolver, times: Tensor, shape: tuple[int, ...], y0: Tensor
-) -> Path | None:
-    if path is None:
-        return None
-    if LEVELS[path.levy] < LEVELS[solver.card.levy or "W"]:
+) -> None:
+    needs = solver.card.levy
+    if needs == "A" and not getattr(path, "area", False):
         raise InputError(
-            f"path: got levy={path.levy!r}; {type(solver).__name__} needs {solver.card.levy!r}. Make "
-            f"the path with levy={solver.card.levy!r}."
+            f"path: got {type(path).__name__}, which has no space-space area; {type(solver).__name__} needs "
+            "it. Wrap the path: AreaPath(path, cells=...), with path levy='H'."
+        )
+    if needs in LEVELS and LEVELS[path.levy] < LEVELS[needs]:
+        raise InputError(
+            f"path: got levy={path.levy!r}; {type(solver).__name__} needs {needs!r}. Make "
+            f"the path with levy={needs!r}."
         )
     came = tuple(getattr(path, "shape", shape))
     if came != shape:
@@ -200,7 +225,6 @@ def _check_path(
         raise InputError(
             f"path: got {path.dtype}, wanted {y0.dtype} as y0 has. Make the path with dtype={y0.dtype}."
         )
-    return path  # type: ignore[no-any-return]
 
 
 def _locate(sde: SDE, solver: StochasticSolver, y0: Tensor, times: Tensor, path: Path) -> NonFiniteError:

@@ -25,7 +25,8 @@ class Card:
     Args:
         summary: what it is, in one line.
         reference: the source with its equation number.
-        levy: the least its step can live with: "" (nothing), "W", "H" (W and H), "K" or "A".
+        levy: the least its step can live with: "" (nothing), "W", "H" (W and H), "K" (W, H and K) or
+            "A" (W and the space-space area).
         sde_types: the calculi it solves.
         strong_order, weak_order: by noise type; the keys are the noise types it can solve.
         deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).

@@ -47,6 +47,10 @@ BAD = {
     "path too short": (dict(path=path(t1=0.5)), ["path", "[0, 0.5]", "[0, 1]"]),
     "path dtype": (dict(path=path(dtype=torch.float64)), ["path", "float64", "float32"]),
     "path without H": (dict(sde=ADDITIVE, solver=fs.ShARK(), path=path("W")), ["path", "'W'", "'H'"]),
+    "path without area": (
+        dict(sde=fs.SDE(GBM.drift, general, "general"), solver=fs.LogODE(), path=path("H", (8, 2))),
+        ["path", "area", "AreaPath"],
+    ),
     "solver cannot": (dict(solver=fs.ShARK()), ["ShARK", "'diagonal'", "additive"]),
     "calculus": (
         dict(sde=fs.SDE(GBM.drift, GBM.diffusion, sde_type="stratonovich"), solver=fs.EulerMaruyama()),
@@ -113,7 +117,9 @@ def test_every_solver_keeps_its_card(name, solver, noise):
         for dtype in (torch.float32, torch.float64):
             y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 2, 3)
             shape = tuple(sde.noise_shape(y0, FIELDS[noise](torch.zeros((), dtype=dtype), y0)))
-            noise_path = path(solver.card.levy or "W", shape, dtype=dtype)
+            levy = solver.card.levy
+            noise_path = path({"A": "H", "": "W"}.get(levy, levy), shape, dtype=dtype)
+            noise_path = fs.AreaPath(noise_path, 32) if levy == "A" else noise_path
             got = fs.solve(sde, solver(), y0, GRID, path=noise_path, save="all")
             again = fs.solve(sde, solver(), y0, GRID, path=noise_path)
             assert got.nfe == solver.card.evaluations * (len(GRID) - 1)

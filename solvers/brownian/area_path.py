@@ -36,6 +36,8 @@ class AreaPath:
         InputError: cells below 1, or a path without channels.
     """
 
+    area = True
+
     def __init__(
         self,
         path: BrownianPath,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -235,42 +235,45 @@ def _distill_sde(
         )
     teacher_steps = teacher_steps or 16 * steps
     substeps = _substeps(steps, teacher_steps)
-    network = network or seeded(seed, lambda: Coefficients(y0.shape[-1], TERMS)).to(y0)
-    student = SigStep(network)
-    watch = Stopwatch()
-    generator = torch.Generator().manual_seed(seed)
+    student = SigStep(network or seeded(seed, lambda: Coefficients(y0.shape[-1], TERMS)).to(y0))
+    watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (trajectories,), generator=generator)]
-    data = _sde_teacher(sde, teacher or DerivativeFreeMilstein(), start, t0, t1, steps, substeps, seed)
+    times = torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
+    data = _sde_teacher(sde, teacher or DerivativeFreeMilstein(), start, times, substeps, seed)
     watch.lap("teacher")
-    times = torch.linspace(t0, t1, steps + 1, dtype=torch.float64).to(y0)
-
-    def one_step(some: _Trajectories) -> Tensor:
-        """Some steps from the teacher's own knots, the residual in units of the parent's local error h."""
-        total = torch.zeros((), dtype=y0.dtype)
-        chosen = torch.randint(steps, (min(steps, STEPS_AT_ONCE),), generator=generator).tolist()
-        for k in chosen:
-            increment = some.increments[k]
-            new, _ = student.step(sde, times[k], times[k + 1], some.knots[k], increment, None)
-            total = total + ((new - some.knots[k + 1]) / increment.h).square().mean()
-        return total / len(chosen)
-
+    ts = times.to(y0).unbind()
     return student, distil(
-        network, data, one_step, lambda some: _path_rmse(sde, student, some, times),
-        teacher_evaluations=teacher_steps, watch=watch, seed=seed, progress=progress,
+        student.network, data, lambda some: _one_step_loss(sde, student, some, ts, generator),
+        lambda some: _path_rmse(sde, student, some, ts), teacher_evaluations=teacher_steps,
+        watch=watch, seed=seed, progress=progress,
         **{"iterations": 800, "batch": 512, "rate": 3e-3} | training,
     )  # fmt: skip
 
 
+def _one_step_loss(
+    sde: SDE, student: SigStep, data: _Trajectories, ts: Sequence[Tensor], generator: torch.Generator
+) -> Tensor:
+    """Some steps from the teacher's own knots, the residual in units of the parent's local error h."""
+    total = torch.zeros((), dtype=data.knots.dtype)
+    chosen = torch.randint(len(ts) - 1, (STEPS_AT_ONCE,), generator=generator).tolist()
+    for k in chosen:
+        increment = data.increments[k]
+        new, _ = student.step(sde, ts[k], ts[k + 1], data.knots[k], increment, None)
+        total = total + ((new - data.knots[k + 1]) / increment.h).square().mean()
+    return total / len(chosen)
+
+
 def _sde_teacher(
-    sde: SDE, teacher: StochasticSolver, start: Tensor, t0: float, t1: float, steps: int, substeps: int,
-    seed: int,
-) -> _Trajectories:  # fmt: skip
+    sde: SDE, teacher: StochasticSolver, start: Tensor, times: Tensor, substeps: int, seed: int
+) -> _Trajectories:
     """The teacher on a grid substeps times finer, with exact fine (W, H) joined to the coarse steps."""
-    grid = torch.linspace(t0, t1, steps * substeps + 1, dtype=torch.float64)
-    kept = _Keeping(FreshIncrements(tuple(start.shape), levy="H", seed=seed, dtype=start.dtype), substeps)
+    u = torch.arange(substeps, dtype=torch.float64) / substeps
+    fine = torch.lerp(times[:-1, None], times[1:, None], u).flatten()
+    source = FreshIncrements(tuple(start.shape), levy="H", seed=seed, dtype=start.dtype)
+    kept = _Keeping(source, substeps)
     with torch.no_grad():
-        ys = solve(sde, teacher, start, grid, path=kept, save="all").ys
+        ys = solve(sde, teacher, start, torch.cat([fine, times[-1:]]), path=kept, save="all").ys
     assert ys is not None
     return _Trajectories(ys[::substeps], kept.coarse)
 
@@ -292,9 +295,9 @@ class _Keeping:
             yield increment
 
 
-def _path_rmse(sde: SDE, solver: StochasticSolver, data: _Trajectories, times: Tensor) -> float:
-    y, carry = data.knots[0], solver.init(sde, times[0], data.knots[0])
+def _path_rmse(sde: SDE, solver: StochasticSolver, data: _Trajectories, ts: Sequence[Tensor]) -> float:
+    y, carry = data.knots[0], solver.init(sde, ts[0], data.knots[0])
     with torch.no_grad():
         for k, increment in enumerate(data.increments):
-            y, carry = solver.step(sde, times[k], times[k + 1], y, increment, carry)
+            y, carry = solver.step(sde, ts[k], ts[k + 1], y, increment, carry)
     return float((y - data.knots[-1]).square().mean().sqrt())

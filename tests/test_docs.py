@@ -1,0 +1,61 @@
+"""Every example of the README and of the docs runs and prints what it says; pictures and tables are there."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def module(name):
+    """docs/<name>.py: the docs are no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+run_blocks = module("run_blocks")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_examples_run(page):
+    run_blocks.run(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_pictures_exist(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_a_wrong_output_or_a_raising_block_fails(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(ValueError, match="line 1"):
+        run_blocks.run(page)
+    page.write_text("words\n\n```python\nx = 1\n\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as error:
+        run_blocks.run(page)
+    assert error.traceback[-1].lineno + 1 == 6
+
+
+def test_the_readme_shows_the_record_of_the_demo():
+    tables = module("tables")
+    if not tables.DEMO.exists():
+        pytest.skip("docs/records/demo.json is not there")
+    shown = tables.MARKS.search((ROOT / "README.md").read_text())
+    assert shown is not None
+    assert shown[0].strip() == tables.demo()
+
+
+def test_every_figure_is_explained_on_the_reproduce_page():
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    figures = [p.name for p in (ROOT / "docs" / "figures").iterdir() if p.suffix in (".svg", ".png")]
+    assert [n for n in figures if n not in page] == []
