@@ -1,65 +1,102 @@
-"""Strong order of convergence, measured: slopes with intervals, and the local slopes that tell the truth."""
+"""Strong and weak orders of convergence, measured: slopes with intervals, local slopes, and a verdict.
+
+How an interval is made, what it covers and what it cannot see stands in `fewstep.analysis.estimate`; how
+paths are shared out over blocks and processes in `fewstep.analysis.blocks`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import SDE, AreaPath, BrownianPath, InputError, StochasticSolver, solve
+from fewstep import SDE, InputError, StochasticSolver
 from fewstep.errors import one_of
 from fewstep.solve import check_solves
 from torch import Tensor
 
+from .blocks import TORCHSDE_METHODS, Experiment, sweep
+from .estimate import fit, strong_logs, verdict, weak_logs
 from .problems import TestProblem
 from .records import Record, provenance
 
 REFERENCES = ("torchsde", "exact", "levels")
-RESAMPLES = 400
-AREA_FINER = (
-    1  # cells of an area path per finest step: every level sees the join of the same cells, 2^1 a step
-)
-FINER = 3  # the reference is 2^3 times finer than the finest level: its own error stays below
+FINER = 3  # a reference of higher order is 2^3 times finer than the finest level: its error stays below
+FINER_SAME = 5  # one of the same order needs more room
+
+TESTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda y: y.flatten(1).sum(1),
+    "square": lambda y: y.flatten(1).square().sum(1),
+    "fourth": lambda y: y.flatten(1).pow(4).sum(1),
+    "cosine": lambda y: y.flatten(1).sum(1).cos(),
+}
+"""Test functions of weak orders, (paths, *event) -> (paths,)."""
 
 
 @dataclass(frozen=True)
 class OrderEstimate:
-    """A measured strong order.
+    """A measured order.
 
     Attributes:
+        kind: "strong", or "weak" with `test` naming the test function.
         solver, problem, reference: what was measured, against what.
         levels: step counts are 2^level.
-        rmse, mean, median: of the error at the end over paths, coarse to fine.
-        order: least-squares slope of log2 rmse against -level over all levels.
-        low, high: 95 % bootstrap interval over paths of that slope. It knows sampling error only; a
-            bend at coarse levels or a reference floor shows in `local`, not here.
-        local: slopes between neighbouring levels, coarse to fine. Judge the order on the last ones.
-        local_low, local_high: their 95 % bootstrap intervals.
+        error, error_low, error_high: what the order is fitted to, with 95 % intervals: the RMSE at the end
+            over paths (strong), or the absolute difference of expectations (weak). Coarse to fine.
+        rmse, mean, median: of the paths' errors at the end.
+        order: slope of log2 error against -level over the levels in `used`.
+        low, high: its 95 % interval: sampling error, and what a bend may still hide.
+        sampling: the half-width that is due to sampling alone.
+        bent: the interval of the slope that is left if log2 error also has a term in sqrt(h).
+        local: slopes between neighbouring levels, coarse to fine, with local_low and local_high. Judge
+            the order on the last ones.
+        used: the levels that were fitted: above the reference's floor, past the pre-asymptotic range.
+        usable: for each level, whether it is above the reference's floor (weak: above sampling noise too).
+        reference_error: RMSE of the reference itself, from its difference to half its resolution; 0 where
+            there is none.
+        paths_that_count: (sum e^2)^2 / sum e^4 at the finest level: how many paths carry the RMSE.
+        verdict: all this in plain words.
     """
 
+    kind: str
     solver: str
     problem: str
+    noise_type: str
+    sde_type: str
     reference: str
+    reference_level: int | None
+    reference_error: float
+    test: str | None
     paths: int
     levels: list[int]
     t1: float
+    error: list[float]
+    error_low: list[float]
+    error_high: list[float]
     rmse: list[float]
     mean: list[float]
     median: list[float]
     order: float
     low: float
     high: float
+    sampling: float
+    bent: list[float]
     local: list[float]
     local_low: list[float]
     local_high: list[float]
+    used: list[int]
+    usable: list[bool]
+    paths_that_count: float
+    verdict: str
     declared: float | None
     seed: int
     device: str
+    dtype: str
 
     def record(self) -> Record:
-        return Record("strong-order", asdict(self), self.seed, provenance(self.device))
+        return Record(f"{self.kind}-order", asdict(self), self.seed, provenance(self.device))
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON record."""
@@ -67,9 +104,9 @@ class OrderEstimate:
 
     def plot(self, path: str | Path) -> Path:
         """Draw error against step size (SVG, PNG or PDF by the ending)."""
-        from .figures import strong_order_figure
+        from .figures import order_figure
 
-        return strong_order_figure([self.record()], path)
+        return order_figure([self.record()], path)
 
 
 def strong_order(solver: StochasticSolver, problem: TestProblem | SDE, **options: Any) -> OrderEstimate:
@@ -78,80 +115,115 @@ def strong_order(solver: StochasticSolver, problem: TestProblem | SDE, **options
 
 
 def strong_orders(
-    solvers: Sequence[StochasticSolver],
-    problem: TestProblem | SDE,
-    *,
-    y0: Tensor | None = None,
-    t0: float = 0.0,
-    t1: float | None = None,
-    levels: Iterable[int] = range(4, 10),
-    paths: int = 4096,
-    reference: str = "torchsde",
-    device: str = "cpu",
-    seed: int = 0,
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, **options: Any
 ) -> list[OrderEstimate]:
-    """Measure the strong order of any solvers on any SDE, in float64, all of it on the same paths.
+    """Measure the strong order of any solvers on any SDE, all of it on the same paths.
 
     Args:
         problem: one of `fewstep.analysis.problems`, or an SDE of yours with y0 (*event) and t1.
-        levels: at least three; level l takes 2^l steps.
-        reference: `"torchsde"`: torchsde's `srk` (Stratonovich: `midpoint`) on the same
-            `BrownianInterval`, 2^3 times finer than the finest level; `"exact"`: the problem's closed
-            form; `"levels"`: differences of neighbouring levels on one `BrownianPath`, no reference.
+        y0, t0, t1: start and span, by default the problem's.
+        levels: at least three; level l takes 2^l steps (default 4 to 9).
+        paths: how many (default 4096).
+        reference: `"torchsde"` (default): torchsde's `srk` (Stratonovich: `midpoint`) on the same
+            `BrownianInterval`; `"exact"`: the problem's closed form; `"levels"`: differences of
+            neighbouring levels on one `BrownianPath`, no reference; or a solver, which is solved on the
+            same `BrownianPath`.
+        reference_level: of torchsde's or the solver's reference; by default 3 above the finest level, 5
+            where its order is no higher than the one declared.
+        device, dtype: where and in what precision (default "cpu", float64).
+        seed: fixes the paths.
+        block: paths solved at a time, by default what fits in 256 MiB. The result does not depend on it.
+
+    Under `torchrun` (see `fewstep.analysis.parallel`) the blocks are shared out over the processes, and each
+    returns the result of all.
 
     Raises:
-        InputError: fewer than three levels, an unknown reference, a problem without what the reference
-            needs, a solver that cannot solve the problem's noise.
+        InputError: before any work: fewer than three levels, an unknown reference, one that is coarser than
+            the finest level or of lower order than what it shall judge, a problem without what the
+            reference needs, a solver that cannot solve the problem's noise.
     """
+    e, name = _experiment(solvers, problem, **options)
+    with torch.no_grad():
+        errors, own = sweep(e, _strong_reduction(e), lambda truth: _distance(truth[0], truth[1]))
+    floor = _floor(e, own.square().mean().sqrt())
+    return [
+        _estimate("strong", e, name, s, fit_of, of_paths, floor, None)
+        for s, of_paths in zip(e.solvers, errors, strict=True)
+        for fit_of in [fit(strong_logs(of_paths, floor), e.levels)]
+    ]
+
+
+def weak_order(
+    solver: StochasticSolver, problem: TestProblem | SDE, test: str | Callable[[Tensor], Tensor] = "square",
+    **options: Any,
+) -> OrderEstimate:  # fmt: skip
+    """Measure the weak order of one solver: `weak_orders` of it alone, with the same options."""
+    return weak_orders([solver], problem, test, **options)[0]
+
+
+def weak_orders(
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE,
+    test: str | Callable[[Tensor], Tensor] = "square", *, antithetic: bool = True, **options: Any,
+) -> list[OrderEstimate]:  # fmt: skip
+    """Measure |E phi(y_h) - E phi(y)| and its slope, for a test function phi.
+
+    The expectation is of differences along common noise: to the next finer level (`reference="levels"`), to
+    the closed form of the same path (`"exact"`), or to a reference solution on it. Their variance falls
+    with the step as the strong error's square does, so that far fewer paths are wanted than for two
+    separate means; the antithetic path -W of each takes away what is odd in W. Levels whose mean is not
+    four standard errors from nought are not used, and the verdict says when too few are left.
+
+    Limits: a solver whose bias for this phi vanishes (or nearly) shows a higher order than it has, or
+    none: try other test functions. Differences between levels see the rate, not the limit.
+
+    Args:
+        test: "mean", "square", "fourth", "cosine", or `(paths, *event) -> (paths,)`.
+        antithetic: solve every path's mirror image as well (not with torchsde's paths).
+        options: as in `strong_orders`; reference defaults to "levels".
+    """
+    if isinstance(test, str) and test not in TESTS:
+        raise one_of("test", test, TESTS)
+    phi = TESTS[test] if isinstance(test, str) else test
+    reference = options.pop("reference", "levels")
+    twin = antithetic and not (isinstance(reference, str) and reference == "torchsde")
+    e, name = _experiment(solvers, problem, reference=reference, weak=True, antithetic=twin, **options)
+
+    def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
+        if e.truth is None:
+            return torch.stack([phi(ys[n]) - phi(ys[n + 1]) for n in e.levels], 1)
+        return torch.stack([phi(ys[n]) - phi(truth[0]) for n in e.levels], 1)
+
+    with torch.no_grad():
+        found, own = sweep(e, reduce, lambda truth: phi(truth[0]) - phi(truth[1]))
+    floor = _floor(e, own.mean().abs())
+    word = test if isinstance(test, str) else getattr(test, "__name__", "a function")
+    return [
+        _estimate("weak", e, name, s, fit_of, of_paths, floor, word)
+        for s, of_paths in zip(e.solvers, found, strict=True)
+        for fit_of in [fit(weak_logs(of_paths, floor), e.levels)]
+    ]
+
+
+def _experiment(
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = range(4, 10), paths: int = 4096,
+    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None,
+    device: str = "cpu", dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+    weak: bool = False, antithetic: bool = False,
+) -> tuple[Experiment, str]:  # fmt: skip
+    """The checked experiment and the problem's name."""
     if isinstance(problem, TestProblem):
         sde, name, exact = problem.sde, problem.name, problem.exact
-        y0 = problem.y0 if y0 is None else y0
-        t1 = problem.t1 if t1 is None else t1
+        y0, t1 = problem.y0 if y0 is None else y0, problem.t1 if t1 is None else t1
     else:
         sde, name, exact = problem, "user's SDE", None
     levels = sorted(set(levels))
-    start, end = _check(sde, solvers, y0, t1, levels, reference, exact)
-    start = start.to(device, torch.float64).expand(paths, *start.shape)
-    ends = [t0, end]
-    with torch.no_grad():
-        if reference == "levels":
-            errors = _consecutive(sde, solvers, start, ends, levels, seed)
-        else:
-            errors = _against(
-                sde, solvers, start, ends, levels, seed, exact if reference == "exact" else None
-            )
-    return [
-        OrderEstimate(
-            solver=type(solver).__name__, problem=name, reference=reference, paths=paths, levels=levels,
-            t1=end - t0, declared=solver.card.strong_order.get(sde.noise_type), seed=seed, device=device,
-            **slopes(error, levels, seed),
-        )
-        for solver, error in zip(solvers, errors, strict=True)
-    ]  # fmt: skip
-
-
-def _check(
-    sde: SDE, solvers: Sequence[Any], y0: Tensor | None, t1: float | None, levels: Sequence[int],
-    reference: str, exact: Any,
-) -> tuple[Tensor, float]:  # fmt: skip
-    for solver in solvers:
-        if not isinstance(solver, StochasticSolver):
-            raise InputError(f"solver: got {solver!r}, wanted an object such as EulerMaruyama().")
-        check_solves(sde, solver)
-        if solver.card.levy == "A" and reference != "levels":
-            raise InputError(
-                f"reference: got {reference!r} for {type(solver).__name__}, which needs the path's own area; "
-                "torchsde's paths do not know theirs. Use reference='levels'."
-            )
+    _check_words(levels, paths, reference, block)
     if y0 is None or t1 is None:
         raise InputError("y0, t1: got None; an SDE of your own needs y0=(*event) and t1=.")
-    if len(levels) < 3:
-        raise InputError(
-            f"levels: got {list(levels)}, wanted at least three different ones: two points always lie on "
-            "a line. Use range(4, 10)."
-        )
-    if reference not in REFERENCES:
-        raise one_of("reference", reference, REFERENCES)
+    for solver in solvers:
+        _check_solver(sde, solver, reference)
+    truth = None if reference == "levels" else reference
     if reference == "exact" and exact is None:
         raise InputError("reference: this problem has no closed form; use 'torchsde' or 'levels'.")
     if reference == "torchsde" and y0.dim() != 1:
@@ -159,104 +231,114 @@ def _check(
             f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
             "the event, or use reference='levels'."
         )
-    return y0, float(t1)
-
-
-def _noise_shape(sde: SDE, start: Tensor, t0: float) -> tuple[int, ...]:
-    return sde.noise_shape(start, sde.diffusion(torch.tensor(t0).to(start), start))
-
-
-def _grid(ends: list[float], level: int) -> Tensor:
-    return torch.linspace(*ends, 2**level + 1, dtype=torch.float64)
-
-
-def _against(
-    sde: SDE, solvers: Sequence[StochasticSolver], start: Tensor, ends: list[float],
-    levels: Sequence[int], seed: int, exact: Any,
-) -> list[Tensor]:  # fmt: skip
-    """For each solver (paths, levels) errors against one reference on one torchsde path."""
-    import torchsde
-    from fewstep.adapters.torchsde import TorchsdePath
-
-    finest = (ends[1] - ends[0]) / 2 ** (levels[-1] + FINER)
-    interval = torchsde.BrownianInterval(
-        *ends, size=_noise_shape(sde, start, ends[0]), dtype=torch.float64, device=start.device,
-        entropy=seed, levy_area_approximation="space-time", tol=0.0, cache_size=None, dt=finest,
+    finest = levels[-1] + (truth is None)
+    if truth == "torchsde" or isinstance(truth, StochasticSolver):
+        finest = _reference_level(sde, solvers, truth, levels, reference_level, weak)
+    e = Experiment(
+        sde, list(solvers), y0, (float(t0), float(t1)), levels, finest, paths, truth, exact, device, dtype,
+        seed, block, antithetic,
     )  # fmt: skip
-    path = TorchsdePath(interval)
-    # coarse before fine keeps torchsde's lazy tree balanced
-    ys = [[solve(sde, s, start, _grid(ends, level), path=path).y for s in solvers] for level in levels]
-    if exact is not None:
-        truth = exact(start, ends[1] - ends[0], interval(*ends))
+    return e, name
+
+
+def _check_words(levels: Sequence[int], paths: int, reference: Any, block: int | None) -> None:
+    if len(levels) < 3:
+        raise InputError(
+            f"levels: got {list(levels)}, wanted at least three different ones: two points always lie on "
+            "a line. Use range(4, 10)."
+        )
+    if levels[0] < 0 or not all(isinstance(n, int) for n in levels):
+        raise InputError(
+            f"levels: got {list(levels)}, wanted whole numbers of at least 0; n takes 2^n steps."
+        )
+    for word, value, least in (("paths", paths, 2), ("block", 1 if block is None else block, 1)):
+        if not isinstance(value, int) or value < least:
+            raise InputError(f"{word}: got {value!r}, wanted a whole number of at least {least}.")
+    if not isinstance(reference, StochasticSolver) and reference not in REFERENCES:
+        raise one_of("reference", reference, REFERENCES)
+
+
+def _check_solver(sde: SDE, solver: Any, reference: Any) -> None:
+    if not isinstance(solver, StochasticSolver):
+        raise InputError(f"solver: got {solver!r}, wanted an object such as EulerMaruyama().")
+    check_solves(sde, solver)
+    if reference == "torchsde" and solver.card.levy in ("A", "K"):
+        raise InputError(
+            f"reference: got 'torchsde' for {type(solver).__name__}, which needs the path's "
+            f"{solver.card.levy}; torchsde's paths know W and H alone. Use reference='levels'."
+        )
+
+
+def _reference_level(
+    sde: SDE, solvers: Sequence[StochasticSolver], truth: Any, levels: Sequence[int], wanted: int | None,
+    weak: bool,
+) -> int:  # fmt: skip
+    """The reference's level; refuses one that would be measured in place of the solvers."""
+    if truth == "torchsde":
+        name, order = TORCHSDE_METHODS[sde.sde_type]
+        if sde.noise_type in ("general", "commutative"):
+            name, order = "euler" if sde.sde_type == "ito" else "midpoint", 0.5
     else:
-        ts = torch.tensor(ends, dtype=torch.float64, device=start.device)
-        method = "srk" if sde.sde_type == "ito" else "midpoint"
-        theirs = _Torchsde(sde, start.shape[-1])
-        truth = torchsde.sdeint(theirs, start, ts, bm=interval, method=method, dt=finest)[-1]
-    return [torch.stack([_distance(y, truth) for y in of], 1) for of in zip(*ys, strict=True)]
+        check_solves(sde, truth)
+        name, order = type(truth).__name__, truth.card.strong_order[sde.noise_type]
+    highest = max(s.card.strong_order[sde.noise_type] for s in solvers)
+    if (truth == "torchsde" and order == 0.5) or (order < highest and not weak):
+        raise InputError(
+            f"reference: got {truth if isinstance(truth, str) else name!r}, whose {name} has strong order "
+            f"{order:g} for {sde.noise_type!r} noise; it cannot judge order {highest:g}. Use "
+            "reference='levels', or a solver of at least that order."
+        )
+    if wanted is None:
+        return levels[-1] + (FINER if order > highest else FINER_SAME)
+    if wanted < levels[-1] + FINER:
+        raise InputError(
+            f"reference_level: got {wanted}, wanted at least {levels[-1] + FINER}, 2^{FINER} times finer "
+            f"than the finest of levels, {levels[-1]}: a coarser reference's own error is measured instead."
+        )
+    return wanted
 
 
-class _Torchsde(torch.nn.Module):
-    """An SDE in torchsde's form, where additive noise is always a matrix."""
+def _strong_reduction(e: Experiment) -> Callable[[dict[int, Tensor], Any], Tensor]:
+    def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
+        if e.truth is None:
+            return torch.stack([_distance(ys[n], ys[n + 1]) for n in e.levels], 1)
+        return torch.stack([_distance(ys[n], truth[0]) for n in e.levels], 1)
 
-    def __init__(self, sde: SDE, d: int) -> None:
-        super().__init__()
-        self.sde, self.f, self.sde_type = sde, sde.drift, sde.sde_type
-        self.eye = torch.eye(d, dtype=torch.float64)
-        self.noise_type = sde.noise_type
-
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        g = self.sde.diffusion(t, y)
-        if self.noise_type == "additive" and g.dim() <= y.dim():
-            return g.expand_as(y).unsqueeze(-1) * self.eye.to(y.device)
-        return g
-
-
-def _consecutive(
-    sde: SDE, solvers: Sequence[StochasticSolver], start: Tensor, ends: list[float],
-    levels: Sequence[int], seed: int,
-) -> list[Tensor]:  # fmt: skip
-    """For each solver (paths, levels) differences of each level to the next finer one on one path."""
-    kinds = {s.card.levy or "W" for s in solvers}
-    levy = max((k if k != "A" else "H" for k in kinds), key="WHK".index)
-    path: Any = BrownianPath(
-        _noise_shape(sde, start, ends[0]), t0=ends[0], t1=ends[1], seed=seed, levy=levy,
-        dtype=torch.float64, device=start.device,
-    )  # fmt: skip
-    if "A" in kinds:  # an area joined from cells finer than the finest step, so that its own error hides
-        path = AreaPath(path, 2 ** (levels[-1] + 1 + AREA_FINER))
-    needed = sorted({*levels, *(level + 1 for level in levels)})
-    return [
-        torch.stack([_distance(ys[level], ys[level + 1]) for level in levels], 1)
-        for solver in solvers
-        for ys in [{n: solve(sde, solver, start, _grid(ends, n), path=path).y for n in needed}]
-    ]
+    return reduce
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).reshape(len(a), -1).norm(dim=1)
+    return (a - b).flatten(1).norm(dim=1)
 
 
-def slopes(errors: Tensor, levels: Sequence[int], seed: int) -> dict[str, Any]:
-    """Error statistics and slopes of (paths, levels) errors, with a bootstrap over paths.
+def _floor(e: Experiment, difference: Tensor) -> float:
+    """The reference's error from its difference to half its resolution: by its order, a geometric rest."""
+    if e.truth == "torchsde":
+        order = TORCHSDE_METHODS[e.sde.sde_type][1]
+    elif isinstance(e.truth, StochasticSolver):
+        order = e.truth.card.strong_order[e.sde.noise_type]
+    else:
+        return 0.0
+    return float(difference) / (2**order - 1)
 
-    A resample takes the same paths on all levels: their errors are strongly correlated, and so cancel
-    in the slope.
-    """
-    n = len(errors)
-    square = errors.cpu().square()
-    generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(n, (n,), generator=generator) for _ in range(RESAMPLES)]
-    resampled = torch.stack([torch.bincount(r, minlength=n).double() @ square / n for r in rows])
-    log = 0.5 * torch.log2(torch.cat([square.mean(0, keepdim=True), resampled]))
-    x = torch.tensor(levels, dtype=torch.float64)
-    fitted = -((log * (x - x.mean())).sum(1) / (x - x.mean()).square().sum())
-    local = -log.diff(dim=1) / x.diff()
-    low, high = fitted[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    bounds = local[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    return {
-        "rmse": (2 ** log[0]).tolist(), "mean": errors.mean(0).tolist(),
-        "median": errors.median(0).values.tolist(), "order": float(fitted[0]),
-        "low": low, "high": high, "local": local[0].tolist(),
-        "local_low": bounds[0].tolist(), "local_high": bounds[1].tolist(),
-    }  # fmt: skip
+
+def _estimate(
+    kind: str, e: Experiment, name: str, solver: StochasticSolver, found: dict[str, Any], errors: Tensor,
+    floor: float, test: str | None,
+) -> OrderEstimate:  # fmt: skip
+    orders = solver.card.strong_order if kind == "strong" else solver.card.weak_order
+    declared, square = orders.get(e.sde.noise_type), errors.square()
+    carried = float(square[:, -1].sum() ** 2 / square[:, -1].square().sum().clamp(min=1e-300))
+    truth = "levels" if e.truth is None else e.truth if isinstance(e.truth, str) else type(e.truth).__name__
+    t1 = e.ends[1] - e.ends[0]
+    found = found | {"levels": list(e.levels), "kind": kind}
+    counted = carried if kind == "strong" else float("inf")
+    return OrderEstimate(
+        solver=type(solver).__name__, problem=name, noise_type=e.sde.noise_type, sde_type=e.sde.sde_type,
+        reference=truth, reference_level=e.finest if truth not in ("levels", "exact") else None,
+        reference_error=floor, test=test, paths=e.paths, t1=t1, declared=declared, seed=e.seed,
+        device=e.device, dtype=str(e.dtype).removeprefix("torch."), paths_that_count=carried,
+        rmse=square.mean(0).sqrt().tolist(), mean=errors.abs().mean(0).tolist(),
+        median=errors.abs().median(0).values.tolist(),
+        verdict=verdict(found, declared, t1, e.paths, counted), **found,
+    )  # fmt: skip

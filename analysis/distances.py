@@ -20,6 +20,7 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
     if a.shape[1:] != b.shape[1:]:
         raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, wanted {tuple(a.shape[1:])} as in a.")
     a, b = a.flatten(1).double(), b.flatten(1).double()
+    projections = projections if a.shape[1] > 1 else 1
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
     directions = (directions / directions.norm(dim=0)).to(a.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by the colour-blind; learned solvers are vermilion everywhere
+# Okabe and Ito's palette first, told apart by the colour-blind; learned solvers are vermilion everywhere
 COLOURS = {
     "EulerMaruyama": "#56B4E9", "Milstein": "#0072B2", "DerivativeFreeMilstein": "#CC79A7",
-    "ShARK": "#009E73", "SigStep": "#D55E00", "SigSampler": "#D55E00",
+    "ShARK": "#009E73", "SigStep": "#D55E00", "SigSampler": "#D55E00", "LogODE": "#E69F00",
     "DDIM": "#56B4E9", "DPMSolverPP": "#0072B2", "EDMHeun": "#E69F00", "UniPC": "#009E73",
+    "EulerHeun": "#9AD0EC", "Heun": "#4477AA", "Midpoint": "#332288", "ReversibleHeun": "#88CCEE",
+    "RK4": "#222222", "SRA1": "#999933", "SOSRA": "#DDCC77", "SEA": "#44AA99", "SPaRK": "#117733",
+    "GeneralShARK": "#66C2A5", "SlowRK": "#661100", "SRID2": "#882255", "KloedenPlaten15": "#AA4499",
+    "Taylor15": "#7A4FA3", "GeneralMilstein": "#1F4E79", "ShiftedODE": "#B8860B",
 }  # fmt: skip
-OTHERS = ("#666666", "#B8860B", "#7A4FA3", "#8C564B", "#2F4F4F")
+OTHERS = ("#666666", "#8C564B", "#2F4F4F", "#A0522D", "#708090")
 
 
 def colour(solver: str) -> str:
-    """The solver's colour; strangers get one by their name, the same each time."""
+    """The solver's colour; strangers get one by their name, the same each time; torchsde's are grey."""
     return COLOURS.get(solver) or OTHERS[sum(map(ord, solver)) % len(OTHERS)]
 
 
@@ -51,33 +56,83 @@ def write(figure: Figure, path: str | Path) -> Path:
 
 
 def strong_order_figure(records: Sequence[Record], path: str | Path) -> Path:
-    """Error against step size for one or more strong-order records, with slope triangles."""
-    figure, axes = canvas()
-    for record in records:
-        data = record.data
-        steps = [data["t1"] / 2**level for level in data["levels"]]
-        label = f"{data['solver']}  {data['order']:.2f} [{data['low']:.2f}, {data['high']:.2f}]"
-        axes.loglog(steps, data["rmse"], "o-", color=colour(data["solver"]), label=label, ms=4)
-    slopes = sorted({r.data["declared"] for r in records if r.data["declared"]})
-    for slope in slopes:
-        _triangle(axes, next(r.data for r in records if r.data["declared"] == slope), slope)
+    """`order_figure`, by its older name."""
+    return order_figure(records, path)
+
+
+def order_figure(records: Sequence[Record], path: str | Path, title: str = "") -> Path:
+    """Error against step size for one or more order records: bands, slope triangles, direct labels.
+
+    Thin lines join all levels; the fitted ones have markers. Below the reference's own error it is grey.
+    """
+    figure, axes = canvas(7.4, 4.6)
+    draw_orders(axes, [r.data for r in records])
     first = records[0].data
-    axes.set_xlabel("step size h")
-    axes.set_ylabel(f"RMSE at t = {first['t1']:g} over {first['paths']} paths")
-    axes.set_title(f"{_words(first['problem'])}, reference: {first['reference']}", fontsize=10)
-    axes.legend(title="fitted order [95 % bootstrap]", fontsize=8, title_fontsize=8)
-    axes.grid(True, which="major", alpha=0.3)
+    what = "RMSE" if first["kind"] == "strong" else f"bias of E[{first['test']}]"
+    axes.set_ylabel(f"{what} at t = {first['t1']:g} over {first['paths']:,} paths")
+    axes.set_title(title or f"{_words(first['problem'])}, reference: {first['reference']}", fontsize=10)
     return write(figure, path)
 
 
-def _triangle(axes: Axes, data: dict[str, Any], slope: float) -> None:
-    """A slope triangle below the two finest points of a curve."""
-    h0, h1 = data["t1"] / 2 ** data["levels"][-1], data["t1"] / 2 ** data["levels"][-2]
-    y0 = data["rmse"][-1] * 0.6
-    y1 = y0 * (h1 / h0) ** slope
-    axes.plot([h0, h1, h1, h0], [y0, y0, y1, y0], color="0.55", lw=0.8)
-    axes.annotate(f"{slope:g}", (h1, (y0 * y1) ** 0.5), xytext=(4, 0), textcoords="offset points",
-                  color="0.35", fontsize=8, va="center")  # fmt: skip
+def draw_orders(axes: Axes, curves: Sequence[dict[str, Any]], beside: bool = True) -> None:
+    """The curves of order records; their labels beside the axes, or inside, each above its curve."""
+    labels = []
+    for data in curves:
+        shade, steps = colour(data["solver"]), [data["t1"] / 2**level for level in data["levels"]]
+        axes.loglog(steps, data["error"], "-", color=shade, lw=1.2)
+        axes.fill_between(steps, data["error_low"], data["error_high"], color=shade, alpha=0.2, lw=0)
+        fitted = [(h, e) for h, e, n in zip(steps, data["error"], data["levels"]) if n in data["used"]]
+        axes.loglog(*zip(*fitted), "o", color=shade, ms=4)
+        text = f"{data['solver']}  {data['order']:.2f} [{data['low']:.2f}, {data['high']:.2f}]"
+        labels.append((data["error"][0], steps[0], text, shade))
+    _triangles(axes, curves)
+    _floor(axes, curves)
+    axes.set_xscale("log", base=2)  # steps are powers of two (of the span)
+    axes.set_xlabel("step size h")
+    axes.grid(True, which="major", alpha=0.3)
+    _direct_labels(axes, labels) if beside else _inside_labels(axes, labels)
+
+
+def _inside_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names in the upper left corner, in the order of the curves; the room above is made for them."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** (0.09 * len(labels)))
+    for k, (_, _, text, shade) in enumerate(sorted(labels, reverse=True)):
+        axes.annotate(text, (0.03, 0.95 - 0.065 * k), xycoords="axes fraction", color=shade, fontsize=8)
+
+
+def _direct_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Each curve's name, order and interval beside its coarse end, moved apart where they would overlap."""
+    low, high = (math.log10(v) for v in axes.get_ylim())
+    gap = 0.055 * (high - low)
+    at = high + gap
+    for y, x, text, shade in sorted(labels, reverse=True):
+        at = min(math.log10(y), at - gap)
+        axes.annotate(
+            text, (x, y), xytext=(1.02, (at - low) / (high - low)), textcoords="axes fraction", color=shade,
+            fontsize=8, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": shade, "lw": 0.5, "alpha": 0.6},
+        )  # fmt: skip
+
+
+def _triangles(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
+    """One slope triangle for each declared order, below the finest points of the lowest such curve."""
+    for slope in sorted({c["declared"] for c in curves if c["declared"]}):
+        data = min((c for c in curves if c["declared"] == slope), key=lambda c: c["error"][-1])
+        h0, h1 = (data["t1"] / 2 ** data["levels"][k] for k in (-1, -2))
+        y0 = data["error"][-1] * 0.55
+        y1 = y0 * (h1 / h0) ** slope
+        axes.plot([h0, h1, h1, h0], [y0, y0, y1, y0], color="0.45", lw=0.8)
+        axes.annotate(f"{slope:g}", (h1, (y0 * y1) ** 0.5), xytext=(4, 0), textcoords="offset points",
+                      color="0.3", fontsize=8, va="center")  # fmt: skip
+
+
+def _floor(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
+    """The reference's own error, where it is in sight."""
+    floor = max(c["reference_error"] for c in curves)
+    if curves and floor > 0.02 * min(c["error"][-1] for c in curves):
+        axes.axhspan(floor / 1e3, floor, color="0.9", lw=0)
+        axes.set_ylim(bottom=0.5 * floor)
 
 
 def _words(name: str) -> str:

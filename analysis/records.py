@@ -51,7 +51,7 @@ class Record:
             if body["format"] != FORMAT:
                 raise KeyError("format")
             return cls(body["kind"], body["data"], body["seed"], body["made"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"path: {path} is not a record of this library ({error}); wanted JSON with format "
                 f"{FORMAT!r}. Make the record again with its command."
@@ -61,7 +61,10 @@ class Record:
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """Versions, machine and command, without anything private to the machine."""
     packages = ("fewstep", "torch", "torchsde", "numpy", "scipy")
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv and sys.argv[0] else ["python"]
+    words = sys.argv if sys.argv and sys.argv[0] else ["python"]
+    command = [Path(w).name if Path(w).is_absolute() else w for w in words]
+    if command[0] == "__main__.py":  # python -m fewstep.analysis
+        command[0] = "fewstep"
     return {
         "versions": {p: metadata.version(p) for p in packages} | {"python": platform.python_version()},
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
@@ -72,12 +75,15 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
+    """The commit of this library's own checkout, marked where files differ from it."""
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
     try:
-        out = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
+        git("ls-files", "--error-unmatch", str(here))  # an installed copy lies in somebody else's project
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return out.stdout.strip()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fewstep import EDM, Denoising
 from fewstep.errors import InputError
+from fewstep.learned import store
 from fewstep.learned.networks import DenoisingMLP
 from fewstep.learned.training import learning_rate, seeded
 from torch import Tensor
@@ -29,19 +30,11 @@ def digits() -> Denoising:
 
 def load(path: str | Path) -> DenoisingMLP:
     """A teacher from its file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["fewstep"])
-            weights = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
-        network = DenoisingMLP(**meta["config"])
-        network.load_state_dict(weights)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"path: {path} is not a teacher of this version ({error}). Make it again with: fewstep "
-            "train-teacher digits"
-        ) from error
+    meta, weights = store.read(path, (FORMAT,))
+    weights = {k: v.float() for k, v in weights.items()}
+    network = store.build(str(path), "DenoisingMLP", meta.get("config"), weights)
+    network.load_state_dict(weights)
+    assert isinstance(network, DenoisingMLP)
     return network.eval().requires_grad_(False)
 
 

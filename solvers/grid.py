@@ -8,49 +8,108 @@ from torch import Tensor
 from .errors import InputError, one_of
 from .schedule import Schedule
 
-SPACINGS = ("logsnr", "karras", "uniform", "quadratic")
+SIGMA_SPACINGS = ("logsnr", "karras", "exponential")
+TIME_SPACINGS = ("uniform", "quadratic", "linspace", "leading", "trailing")
 
 
 def sigma_grid(
-    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float = 7.0
-) -> Tensor:
+    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None,
+    *, timesteps: Tensor | None = None, offset: int = 0,
+) -> Tensor:  # fmt: skip
     """(steps + 1,) decreasing sigmas from the schedule's largest.
 
     Args:
-        spacing: `"logsnr"` even in log sigma; `"karras"` even in sigma^(1/rho) (arXiv 2206.00364,
-            Eq. 5); `"uniform"` and `"quadratic"` even in t and in sqrt(t).
+        spacing: in sigma: `"logsnr"` even in log sigma; `"karras"` even in sigma^(1/rho), rho = 7
+            (arXiv 2206.00364, Eq. 5); `"exponential"` log sigma even in u^rho, rho = 1. In time:
+            `"uniform"` and `"quadratic"` even in t and in sqrt(t); `"linspace"`, `"leading"` and
+            `"trailing"` are the rules of arXiv 2305.08891, Table 2, on whole labels where the schedule
+            has them and on [t_min, t_max] otherwise. `"leading"` starts below the largest sigma.
         final: `"x0"` ends at sigma = 0, so that the last step is the denoiser's own estimate and
             `steps` is the number of evaluations of a one-evaluation solver; `"sigma_min"` ends at the
             schedule's smallest sigma.
+        timesteps: (steps,) model times of the evaluations, decreasing, for instance a searched grid;
+            overrides spacing.
+        offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps: got {steps!r}, wanted a whole number of at least 1.")
-    if spacing not in SPACINGS:
-        raise one_of("spacing", spacing, SPACINGS)
+    if spacing not in SIGMA_SPACINGS + TIME_SPACINGS:
+        raise one_of("spacing", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
     if final not in ("x0", "sigma_min"):
         raise one_of("final", final, ("x0", "sigma_min"))
+    count = steps if final == "x0" else steps + 1
     first, last = torch.tensor([[schedule.sigma_max], [schedule.sigma_min]], dtype=torch.float64)
-    u = torch.linspace(0, 1, steps if final == "x0" else steps + 1, dtype=torch.float64)
-    if spacing == "logsnr":
-        nodes = torch.exp(torch.lerp(first.log(), last.log(), u))
-    elif spacing == "karras":
-        nodes = torch.lerp(first ** (1 / rho), last ** (1 / rho), u) ** rho
+    if timesteps is not None:
+        nodes = schedule.sigma(_check_timesteps(timesteps, steps))
+        ends = last if final == "sigma_min" and nodes[-1] > last * (1 + 1e-9) else last[:0]
+    elif spacing in ("linspace", "leading", "trailing"):
+        # a trailing grid stops above sigma_min; the others reach it by themselves
+        whole = final == "sigma_min" and spacing != "trailing"
+        nodes = schedule.sigma(_table_2(schedule, count if whole else steps, spacing, offset))
+        nodes, ends = (nodes[:-1] if whole else nodes), (last if final == "sigma_min" else last[:0])
     else:
-        power = 1 if spacing == "uniform" else 2
-        start, end = (schedule.time(s) ** (1 / power) for s in (first, last))
-        nodes = schedule.sigma(torch.lerp(start, end, u) ** power)
-    if final == "x0":
-        nodes = torch.cat([nodes, nodes.new_zeros(1)])
-    nodes[0] = first[0]
-    return nodes
+        nodes, ends = _between(schedule, count, spacing, rho, first, last), last[:0]
+        nodes[0] = first[0]
+    return torch.cat([nodes, first.new_zeros(1) if final == "x0" else ends])
 
 
-def check_sigmas(sigmas: Tensor) -> Tensor:
-    """A user's grid as (n,) float64 on the CPU: finite, at least two, decreasing, last >= 0."""
+def _between(
+    schedule: Schedule, count: int, spacing: str, rho: float | None, first: Tensor, last: Tensor
+) -> Tensor:
+    """Nodes from the largest sigma to the smallest."""
+    u = torch.linspace(0, 1, count, dtype=torch.float64)
+    if spacing == "karras":
+        r = 7.0 if rho is None else rho
+        roots = torch.lerp(first ** (1 / r), last ** (1 / r), u)
+        return roots.pow(r)
+    if spacing in SIGMA_SPACINGS:
+        u = u ** (1.0 if rho is None or spacing == "logsnr" else rho)
+        return torch.exp(torch.lerp(first.log(), last.log(), u))
+    power = 1 if spacing == "uniform" else 2
+    start, end = (schedule.time(s) ** (1 / power) for s in (first, last))
+    return schedule.sigma(torch.lerp(start, end, u) ** power)
+
+
+def _table_2(schedule: Schedule, steps: int, spacing: str, offset: int) -> Tensor:
+    """(steps,) decreasing times."""
+    i = torch.arange(steps, dtype=torch.float64)
+    if schedule.labels is not None:
+        N = schedule.labels
+        if not steps <= N:
+            raise InputError(f"steps: got {steps}, wanted at most the {N} labels of the schedule.")
+        if spacing == "linspace":
+            return torch.linspace(0, N - 1, steps, dtype=torch.float64).round().flip(0)
+        if spacing == "leading":
+            return (i * (N // steps)).flip(0) + offset
+        return (N - i * (N / steps)).round() - 1
+    ends = torch.tensor([schedule.sigma_min, schedule.sigma_max], dtype=torch.float64)
+    low, high = schedule.time(ends).unbind()
+    if spacing == "linspace":
+        return torch.lerp(high, low, torch.linspace(0, 1, steps, dtype=torch.float64))
+    start = i if spacing == "trailing" else i + 1
+    return high - start * (high - low) / steps
+
+
+def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
+    t = torch.as_tensor(timesteps).detach().to("cpu", torch.float64)
+    if t.dim() != 1 or len(t) != steps or not bool((t.diff() < 0).all()):
+        raise InputError(
+            f"timesteps: got {_short(t.flatten())}; wanted ({steps},) strictly decreasing model times. "
+            "Flip an increasing list with timesteps.flip(0)."
+        )
+    return t
+
+
+def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
+    """A user's grid as (n,) float64 on the CPU: finite, at least two, decreasing, last >= 0.
+
+    repeat: the last level may be said twice, as diffusers does on grids that end in sigma_min.
+    """
     s = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
         raise InputError(f"sigmas: got a tensor of shape {tuple(s.shape)}; wanted (n,) finite with n >= 2.")
-    if not bool((s.diff() < 0).all()) or s[-1] < 0:
+    falls = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
+    if not bool((falls.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
             f"sigmas: got {_short(s)}; wanted strictly decreasing noise levels, the last >= 0. "
             "Flip an increasing grid with sigmas.flip(0)."

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,23 @@ from .errors import InputError
 
 FORMAT = "fewstep-plan-1"
 PREDICTIONS = ("data", "noise")
+
+
+class Combination(NamedTuple):
+    """scale * x + sum of weight * evaluation[age] + sum of weight * normal[age][letter]; no zeros."""
+
+    scale: float
+    past: tuple[tuple[float, int], ...]
+    random: tuple[tuple[float, int, int], ...]
+
+
+class Row(NamedTuple):
+    """One evaluation as Python numbers: its level, the interval it opens, where to look, where to go."""
+
+    sigma: float
+    interval: tuple[float, float] | None
+    look: Combination
+    go: Combination
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +92,14 @@ class Plan:
         """Network evaluations: one a row."""
         return len(self.sigma)
 
-    @property
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The table as Python numbers with the zeros left out, read once and kept."""
+        noise = [None if t0 != t0 else (t0, t1) for t0, t1 in self.noise.tolist()]
+        look, go = _combinations(self.c, self.d, self.m), _combinations(self.a, self.b, self.n)
+        return tuple(map(Row, self.sigma.tolist(), noise, look, go))
+
+    @cached_property
     def levy(self) -> str:
         """What the noise intervals must supply: "" for a deterministic plan, else "W" or "H" or "K"."""
         return "" if bool(self.noise.isnan().all()) else "WHK"[self.m.shape[-1] - 1]
@@ -114,6 +139,16 @@ class Plan:
 
     def renamed(self, name: str) -> Plan:
         return replace(self, name=name)
+
+
+def _combinations(scale: Tensor, past: Tensor, random: Tensor) -> list[Combination]:
+    return [
+        Combination(
+            x, tuple((w, j) for j, w in enumerate(D) if w != 0),
+            tuple((w, j, k) for j, letters in enumerate(z) for k, w in enumerate(letters) if w != 0),
+        )
+        for x, D, z in zip(scale.tolist(), past.tolist(), random.tolist(), strict=True)
+    ]  # fmt: skip
 
 
 def _titles(letter: str, column: Tensor) -> list[str]:

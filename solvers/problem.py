@@ -14,7 +14,8 @@ from .schedule import Schedule
 Field = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
-NOISE_TYPES = ("diagonal", "additive", "scalar", "general")
+NOISE_TYPES = ("diagonal", "additive", "scalar", "commutative", "general")
+MATRICES = ("scalar", "commutative", "general")  # the noise types whose g must have a channel axis
 SDE_TYPES = ("ito", "stratonovich")
 
 
@@ -28,7 +29,9 @@ class SDE:
             or one axis more, `(*batch, d, m)`, and is multiplied into m channels.
         noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not
             depend on y; elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel),
-            `"general"` (`(*batch, d, m)`).
+            `"general"` (`(*batch, d, m)`), `"commutative"` (the same, its columns' vector fields
+            commuting: D g_i g_j = D g_j g_i, which spares solvers the space-space area; a word of
+            ours, torchsde has none for it). The first three commute as well.
         sde_type: `"ito"` or `"stratonovich"`.
 
     Raises:
@@ -61,7 +64,7 @@ class SDE:
     def noise_shape(self, y: Tensor, g: Tensor) -> tuple[int, ...]:
         """Shape of the Brownian increment: y's own, or its last axis replaced by the m channels of g."""
         matrix = g.dim() == y.dim() + 1
-        if self.noise_type in ("scalar", "general") and not matrix:
+        if self.noise_type in MATRICES and not matrix:
             raise InputError(
                 f"diffusion: got shape {tuple(g.shape)} for {self.noise_type!r} noise and y of shape "
                 f"{tuple(y.shape)}; wanted (*batch, d, m) = {(*y.shape, 'm')}. Add the channel axis, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from .brownian import BrownianPath, Increment
 from .brownian.increment import LEVELS
+from .denoiser import on_levels
 from .errors import InputError
 from .grid import check_sigmas, sigma_grid
-from .plan import Plan
+from .plan import Combination, Plan
 from .problem import Denoising
-from .solver import DiffusionSolver, Solver
+from .solver import DiffusionSolver, ScheduledSolver, Solver
 
 Evaluate = Callable[[int, Tensor, "deque[tuple[Tensor, ...]]"], Tensor]
-Terms = list[tuple[float, int, int]]  # weight, age, letter
 
 
 class NoiseSource(Protocol):
@@ -45,59 +45,50 @@ def run(
 
     Args:
         x: (*batch, *event) the state at the first level, x0 + sigma n; not written to.
-        evaluate: `(row, input, normals) -> D`; normals are those of the opened intervals, newest first.
+        evaluate: `(row, input, normals) -> what plan.prediction names` (D, or (input - D)/sigma);
+            normals are those of the opened intervals, newest first.
         noise: `(tau0, tau1) -> unit normals` of an interval, one for each letter.
         callback: told `(row, x, D)` after each row.
     """
     history: deque[Tensor] = deque(maxlen=plan.b.shape[1])
     normals: deque[tuple[Tensor, ...]] = deque(maxlen=plan.m.shape[1])
-    data = plan.prediction == "data"
-    for i, (sigma, interval, look, go) in enumerate(_rows(plan)):
+    for i, (sigma, interval, look, go) in enumerate(plan.rows):
         if interval is not None:
             normals.appendleft(noise(*interval))
-        at = _combine(x, look, history, normals)
-        D = evaluate(i, at, normals)
-        history.appendleft(D if data else (at - D) / sigma)
-        x = _combine(x, go, history, normals)
+        at = combine(look, x, history, normals)
+        history.appendleft(evaluate(i, at, normals))
+        x = combine(go, x, history, normals)
         if callback is not None:
+            D = history[0] if plan.prediction == "data" else at - sigma * history[0]
             callback(i, x, D)
     return x
 
 
-def _rows(plan: Plan) -> Iterator[tuple[float, tuple[float, float] | None, Any, Any]]:
-    """The table as Python numbers, zeros left out, read once before the loop."""
-    columns = zip(
-        plan.sigma.tolist(), plan.noise.tolist(), plan.c.tolist(), plan.d.tolist(), plan.m.tolist(),
-        plan.a.tolist(), plan.b.tolist(), plan.n.tolist(), strict=True,
-    )  # fmt: skip
-    for sigma, (tau0, tau1), c, d, m, a, b, n in columns:
-        interval = None if tau0 != tau0 else (tau0, tau1)
-        yield sigma, interval, (c, _nonzero(d), _letters(m)), (a, _nonzero(b), _letters(n))
-
-
-def _nonzero(weights: list[float]) -> list[tuple[float, int]]:
-    return [(w, j) for j, w in enumerate(weights) if w != 0]
-
-
-def _letters(weights: list[list[float]]) -> Terms:
-    return [(w, j, k) for j, row in enumerate(weights) for k, w in enumerate(row) if w != 0]
-
-
-def _combine(x: Tensor, weights: Any, history: deque[Tensor], normals: deque[tuple[Tensor, ...]]) -> Tensor:
-    scale, past, random = weights
-    terms = [(w, history[j]) for w, j in past] + [(w, normals[j][k]) for w, j, k in random]
-    if scale == 1:
-        if not terms:
+def combine(
+    terms: Combination, x: Tensor, history: Sequence[Tensor], normals: Sequence[tuple[Tensor, ...]] = ()
+) -> Tensor:
+    """The linear combination as a multiplication and additions into its own fresh memory."""
+    scale, past, random = terms
+    if scale == 0 and past:  # the state may be as large as sigma_max: it must not leave rounding
+        (w, j), *past = past  # type: ignore[assignment]
+        if w == 1 and not past and not random:
+            return history[j]
+        out = torch.mul(history[j], w)
+    elif scale == 1:
+        if past:
+            (w, j), *past = past  # type: ignore[assignment]
+            out = torch.add(x, history[j], alpha=w)
+        elif random:
+            (w, j, k), *random = random  # type: ignore[assignment]
+            out = torch.add(x, normals[j][k], alpha=w)
+        else:
             return x
-        (w, first), *terms = terms
-        out = torch.add(x, first, alpha=w)
-    elif scale == 0 and terms:  # the state may be as large as sigma_max: it must not leave rounding
-        (w, first), *terms = terms
-        out = first * w
     else:
-        out = x * scale
-    for w, term in terms:
-        out.add_(term, alpha=w)
+        out = torch.mul(x, scale)
+    for w, j in past:
+        out.add_(history[j], alpha=w)
+    for w, j, k in random:
+        out.add_(normals[j][k], alpha=w)
     return out
 
 
@@ -108,6 +99,7 @@ def sample(
     shape: tuple[int, ...] | None = None,
     steps: int | None = None,
     sigmas: Tensor | None = None,
+    timesteps: Tensor | None = None,
     spacing: str = "logsnr",
     final: str = "x0",
     seed: int = 0,
@@ -124,7 +116,8 @@ def sample(
         solver: a diffusion solver, a plan made earlier, or a student of this library's distillation.
         shape: (*batch, *event) of the samples; not needed with `noise`.
         steps: intervals of the grid; or give `sigmas` (n,), decreasing, which overrides steps,
-            spacing and final. A plan or a student carries its own grid and takes neither.
+            spacing and final, or `timesteps`, the model times of the evaluations, which overrides steps
+            and spacing. A plan or a student carries its own grid and takes none of them.
         spacing, final: see `fewstep.sigma_grid`.
         seed: fixes the initial state and the Brownian path. One seed is one path: samples of different
             step counts, and of every stochastic solver, belong together and have one limit.
@@ -141,6 +134,9 @@ def sample(
         InputError: neither shape nor noise, neither steps nor sigmas, a grid beside a plan, a solver
             that has no plan, a path that lacks Lévy data the plan needs.
     """
+    if timesteps is not None and sigmas is None:
+        steps = len(timesteps)
+        sigmas = sigma_grid(problem.schedule, steps, spacing, final, timesteps=timesteps)
     plan, student = _resolve(problem, solver, steps, sigmas, spacing, final)
     x = _start(problem, plan, shape, seed, noise, dtype, device)
     draw = _normals(problem, plan, x, seed, path)
@@ -163,7 +159,10 @@ def _resolve(
             if steps is None:
                 raise InputError("steps: got None; wanted steps=... or sigmas=... for the grid.")
             sigmas = sigma_grid(problem.schedule, steps, spacing, final)
-        return solver.plan(check_sigmas(sigmas)), None
+        sigmas = check_sigmas(sigmas, repeat=getattr(solver, "form", "") == "diffusers")
+        if isinstance(solver, ScheduledSolver):
+            return solver.plan(sigmas, problem.schedule), None
+        return solver.plan(sigmas), None
     plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
     if not isinstance(plan, Plan):
         raise InputError(
@@ -213,10 +212,12 @@ def _normals(
             f"path: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make the path with "
             f"levy={plan.levy!r}."
         )
-    off_path = torch.Generator(x.device).manual_seed(seed + 2)
+    off_path: torch.Generator | None = None
 
     def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
+        nonlocal off_path
         if tau0 == tau1:
+            off_path = off_path or torch.Generator(x.device).manual_seed(seed + 2)
             return tuple(
                 torch.randn(x.shape, generator=off_path, dtype=x.dtype, device=x.device)
                 for _ in range(letters)
@@ -228,6 +229,25 @@ def _normals(
 
 
 def _plain(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
-    levels = plan.sigma.to(like.device, like.dtype).unbind()
-    denoiser = problem.denoiser
-    return lambda i, x, normals: denoiser(x, levels[i])
+    predict = on_levels(problem.denoiser, plan.sigma, like, plan.prediction)
+    return lambda i, x, normals: predict(i, x)
+
+
+def tensor_step(weights: Tensor, x: Tensor, seen: Sequence[Tensor]) -> Tensor:
+    """A combination whose weights are a tensor (1 + len(seen),): for torch.compile and CUDA graphs.
+
+    `combine` bakes its numbers in and skips zeros, which a compiler would answer with a new graph each
+    row. Here every row is the same graph; take the weights from `plan_weights` and pad `seen` with
+    zeros while there is less history.
+    """
+    out = x * weights[0]
+    for k, term in enumerate(seen):
+        out = torch.addcmul(out, term, weights[k + 1])
+    return out
+
+
+def plan_weights(plan: Plan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, 1 + J + S L) each: the weights of inputs (of x, older evaluations, normals) and of updates."""
+    look = torch.cat([plan.c[:, None], plan.d, plan.m.flatten(1)], 1)
+    go = torch.cat([plan.a[:, None], plan.b, plan.n.flatten(1)], 1)
+    return look.to(like.device, like.dtype), go.to(like.device, like.dtype)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, one_of
 
 
 class Schedule(ABC):
@@ -21,7 +21,10 @@ class Schedule(ABC):
 
     Attributes:
         sigma_min, sigma_max: the range in which a sampler works.
+        labels: N where the model was trained on the whole numbers 0 .. N-1, else None.
     """
+
+    labels: int | None = None
 
     @property
     @abstractmethod
@@ -37,20 +40,22 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, sigma: Tensor) -> Tensor:
-        """The exact inverse of `sigma`: the time a model is told (any shape, float64)."""
+        """The exact inverse of `sigma` (any shape, float64)."""
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """What the network is told: the time, unless a process has another clock for its networks."""
+        return self.time(sigma)
 
     def alpha(self, sigma: Tensor) -> Tensor:
         """alpha_t where the process is variance preserving (the default): (1 + sigma^2)^(-1/2)."""
         return (1 + sigma.square()).rsqrt()
 
 
-@dataclass(frozen=True)
-class VPLinear(Schedule):
-    """Variance preserving with beta(t) = b0 + t (b1 - b0), t in [t_min, 1] (arXiv 2011.13456, Eq. 32)."""
+class _Timed(Schedule):
+    """A process whose range of sigma is given by t_min and t_max."""
 
-    b0: float = 0.1
-    b1: float = 20.0
-    t_min: float = 1e-3
+    t_min: float
+    t_max: float
 
     @property
     def sigma_min(self) -> float:
@@ -58,16 +63,113 @@ class VPLinear(Schedule):
 
     @property
     def sigma_max(self) -> float:
-        return float(self.sigma(torch.tensor(1.0, dtype=torch.float64)))
+        return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class VPLinear(_Timed):
+    """Variance preserving with beta(t) = b0 + t (b1 - b0), t in [t_min, 1] (arXiv 2011.13456, Eq. 32)."""
+
+    b0: float = 0.1
+    b1: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def integral(self, t: Tensor) -> Tensor:
+        """int_0^t beta = -2 log alpha."""
+        return 0.5 * (self.b1 - self.b0) * t**2 + self.b0 * t
+
+    def inverse(self, B: Tensor) -> Tensor:
+        """The t at which the integral is B, in the form of the root that does not cancel."""
+        q = 2 * (self.b1 - self.b0) * B
+        return q / ((self.b1 - self.b0) * (torch.sqrt(self.b0**2 + q) + self.b0))
 
     def sigma(self, t: Tensor) -> Tensor:
-        # 1/alpha^2 - 1 with -2 log alpha = int_0^t beta
-        return torch.expm1(0.5 * (self.b1 - self.b0) * t**2 + self.b0 * t).sqrt()
+        return torch.expm1(self.integral(t)).sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
-        # the root of int_0^t beta = log(1 + sigma^2), in the form that does not cancel
-        q = 2 * (self.b1 - self.b0) * torch.log1p(sigma.square())
-        return q / ((self.b1 - self.b0) * (torch.sqrt(self.b0**2 + q) + self.b0))
+        return self.inverse(torch.log1p(sigma.square()))
+
+
+@dataclass(frozen=True)
+class SubVP(VPLinear):
+    """sigma_t = 1 - alpha_t^2 with VPLinear's alpha (arXiv 2011.13456, Eq. 29): sigma = 2 sinh(B/2)."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 2 * torch.sinh(0.5 * self.integral(t))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self.inverse(2 * torch.asinh(0.5 * sigma))
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return torch.exp(-torch.asinh(0.5 * sigma))
+
+
+@dataclass(frozen=True)
+class VPScaledLinear(_Timed):
+    """Variance preserving with sqrt(beta) linear in t: latent diffusion's process in continuous time."""
+
+    b0: float = 0.85
+    b1: float = 12.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        a, d = math.sqrt(self.b0), math.sqrt(self.b1) - math.sqrt(self.b0)
+        return torch.expm1(a * a * t + a * d * t**2 + d * d * t**3 / 3).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        # (a + d t)^3 = a^3 + 3 d B, written as a difference of cubes that does not cancel
+        a, d = math.sqrt(self.b0), math.sqrt(self.b1) - math.sqrt(self.b0)
+        B = torch.log1p(sigma.square())
+        root = (a**3 + 3 * d * B) ** (1 / 3)
+        return 3 * B / (root**2 + root * a + a * a)
+
+
+@dataclass(frozen=True)
+class VPCosine(_Timed):
+    """alpha = cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2) (arXiv 2102.09672, Eq. 17); singular at t = 1."""
+
+    s: float = 0.008
+    t_min: float = 1e-3
+    t_max: float = 0.9946
+
+    def sigma(self, t: Tensor) -> Tensor:
+        quarter = 0.5 * math.pi / (1 + self.s)
+        alpha = torch.cos((t + self.s) * quarter) / math.cos(self.s * quarter)
+        return torch.sqrt((1 - alpha) * (1 + alpha)) / alpha
+
+    def time(self, sigma: Tensor) -> Tensor:
+        quarter = 0.5 * math.pi / (1 + self.s)
+        cosine = self.alpha(sigma) * math.cos(self.s * quarter)
+        # arctan keeps the digits that arccos loses near 1
+        sine = torch.sqrt((1 - cosine) * (1 + cosine))
+        return torch.atan2(sine, cosine) / quarter - self.s
+
+
+@dataclass(frozen=True)
+class VPSigmoid(_Timed):
+    """alpha^2 = (S(end) - S(start + t (end - start))) / (S(end) - S(start)), S the logistic function of
+    x / tau (arXiv 2212.11972, Algorithm 1); singular at t = 1."""
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    t_min: float = 1e-3
+    t_max: float = 0.999
+
+    def _ends(self) -> tuple[float, float]:
+        return tuple(1 / (1 + math.exp(-v / self.tau)) for v in (self.start, self.end))  # type: ignore[return-value]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        low, high = self._ends()
+        at = torch.sigmoid((self.start + t * (self.end - self.start)) / self.tau)
+        return torch.sqrt((at - low) / (high - at))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        low, high = self._ends()
+        at = high - (high - low) / (1 + sigma.square())
+        return (self.tau * torch.logit(at) - self.start) / (self.end - self.start)
 
 
 @dataclass(frozen=True)
@@ -104,6 +206,33 @@ class EDM(Schedule):
         return torch.ones_like(sigma)
 
 
+@dataclass(frozen=True)
+class FlowMatching(_Timed):
+    """x_t = (1 - t) x0 + t eps. The network is told t = k u / (1 + (k - 1) u), k the shift, u the clock.
+
+    Grids that are even in time are even in u, so that a shift moves their nodes towards noise. At
+    t = 1 sigma is infinite: t_max stops short of it, which changes a sample by about 1 - t_max. Solvers
+    that extrapolate the noise (DEIS, IPNDM, PNDM, DPMSolver) subtract numbers of size sigma_max, which
+    leaves 6e-8 sigma_max of rounding in float32; those that extrapolate the data do not.
+    """
+
+    shift: float = 1.0
+    t_min: float = 1e-3
+    t_max: float = 1 - 1e-4
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 - t)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma / (self.shift + sigma)
+
+    def label(self, sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma)
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+
 class DiscreteVP(Schedule):
     """A table of alphas_cumprod, as DDPM-style models are trained (labels 0 .. N-1).
 
@@ -120,9 +249,30 @@ class DiscreteVP(Schedule):
         if not ok or not bool((abar.diff() < 0).all()):
             raise InputError(
                 f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; wanted (N,) strictly "
-                "decreasing inside (0, 1). Pass torch.cumprod(1 - betas, 0)."
+                "decreasing inside (0, 1). Pass torch.cumprod(1 - betas, 0); a table that ends in 0 "
+                "(zero terminal SNR) goes through fewstep.zero_terminal_snr first."
             )
         self.log_sigmas = 0.5 * torch.log((1 - abar) / abar)
+        self.labels = len(abar)
+
+    @classmethod
+    def named(
+        cls, name: str = "linear", steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02,
+        zero_snr: bool = False,
+    ) -> DiscreteVP:  # fmt: skip
+        """A table by its name in diffusers: "linear", "scaled_linear" or "squaredcos_cap_v2"."""
+        if name == "linear":
+            betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+        elif name == "scaled_linear":
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+        elif name == "squaredcos_cap_v2":
+            t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+            abar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+        else:
+            raise one_of("name", name, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+        abar = torch.cumprod(1 - betas, 0)
+        return cls(zero_terminal_snr(abar) if zero_snr else abar)
 
     @property
     def sigma_min(self) -> float:
@@ -141,3 +291,18 @@ class DiscreteVP(Schedule):
         table, value = self.log_sigmas.to(sigma.device), torch.log(sigma.double())
         low = (torch.searchsorted(table, value) - 1).clamp(0, len(table) - 2)
         return low + (value - table[low]) / (table[low + 1] - table[low])
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
+    """The table with sqrt(alphas_cumprod) shifted and stretched to end in nought (arXiv 2305.08891, Alg. 1).
+
+    Args:
+        alphas_cumprod: (N,) decreasing.
+        last: put in place of the nought, whose sigma would be infinite, or a quarter of its neighbour
+            where that is not larger. Networks for such tables predict v or the sample: noise alone says
+            nothing about x0 at zero signal.
+    """
+    root = torch.as_tensor(alphas_cumprod, dtype=torch.float64).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    square = root.square()
+    return torch.cat([square[:-1], torch.where(square[-2:-1] > last, last, square[-2:-1] / 4)])

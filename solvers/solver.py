@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from .brownian import Increment
+from .errors import InputError
 from .plan import Plan
 from .problem import SDE
+from .schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +71,19 @@ class DiffusionSolver(Solver):
     @abstractmethod
     def plan(self, sigmas: Tensor) -> Plan:
         """The solver on this grid. sigmas: (n,) float64, strictly decreasing, the last may be 0."""
+
+
+class ScheduledSolver(DiffusionSolver):
+    """A diffusion solver whose coefficients depend on the model's own time; `sample` passes the schedule."""
+
+    @abstractmethod
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        """As `DiffusionSolver.plan`; refuses to go without a schedule where it needs one."""
+
+
+def needs_schedule(solver: str, why: str, cure: str) -> InputError:
+    """The error of a `ScheduledSolver` that was given no schedule."""
+    return InputError(
+        f"schedule: got None; wanted the schedule, because {solver} {why}. Call plan(sigmas, schedule), "
+        f"or sample(), which passes it; {cure}."
+    )

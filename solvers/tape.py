@@ -123,6 +123,8 @@ class Tape:
         for i, affine in enumerate(affines):
             so_far = sum(r <= i for r in opened)
             for key, value in affine.terms.items():
+                if value == 0:
+                    continue
                 if key == STATE:
                     yield names[0], (i,), value
                 elif key[0] == "D":

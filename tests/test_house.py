@@ -107,7 +107,7 @@ def test_every_card_is_whole():
     for name, solver in fs.solvers().items():
         card = solver.card
         assert card.summary, name
-        assert re.search(r"Eq|Algorithm|after", card.reference), name
+        assert re.search(r"Eq|Algorithm|Table|Section|after", card.reference), name
         assert card.strong_order or hasattr(solver, "plan"), name
         assert card.levy in ("", "W", "H", "K", "A"), name
         assert card.evaluations >= 1, name

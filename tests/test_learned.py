@@ -56,6 +56,15 @@ def test_a_sampler_is_born_equal_to_its_parent(levy):
     assert torch.equal(a, b)
 
 
+def test_the_default_correction_of_a_users_denoiser_is_born_nought():
+    from fewstep.learned.distill_sigdeg import _default_network
+
+    network, residual = _default_network(MIXTURE, (1,), "H", None, 0)
+    assert residual
+    x, s = torch.randn(5, 1, generator=torch.Generator().manual_seed(0)), torch.tensor(2.0)
+    assert not network(x, s, s / 2, torch.ones(5, 2, 1)).any()
+
+
 @pytest.fixture(scope="module")
 def mixture_student():
     return fs.distill_sigdeg(
@@ -76,8 +85,8 @@ def test_distillation_brings_the_sampler_to_its_teacher(mixture_student):
     assert report.losses[-1] < report.losses[0]
     assert set(report.seconds) == {"teacher", "training"}
     # fresh features, other noise: the modes are there and weigh the same
-    with torch.no_grad():
-        x = fs.sample(MIXTURE, student, shape=(4000, 1), seed=9)
+    x = fs.sample(MIXTURE, student, shape=(4000, 1), seed=9)
+    assert not x.requires_grad
     assert abs(float((x > 0).float().mean()) - 0.5) < 5 * 0.5 / 4000**0.5
     assert abs(float(x.abs().mean()) - 1.0) < 0.15
 
@@ -133,6 +142,16 @@ BAD = {
     "substeps": (dict(problem=MIXTURE, steps=4, teacher_steps=30, event_shape=(1,)), "multiple of steps"),
     "noise": (dict(problem=fs.SDE(SINE.drift, SINE.diffusion, "general"), steps=4, y0=torch.ones(1)), "diag"),
     "problem": (dict(problem="digits", steps=4), "Denoising or fewstep.SDE"),
+    "typo": (dict(problem=MIXTURE, steps=2, event_shape=(1,), iteration=5), "Did you mean 'iterations'"),
+    "no shape": (dict(problem=MIXTURE, steps=2), "event_shape: got nothing"),
+    "no y0": (dict(problem=SINE, steps=2), "y0: got nothing"),
+    "no grid": (dict(problem=MIXTURE, event_shape=(1,)), "steps=... or sigmas"),
+    "levy": (dict(problem=MIXTURE, steps=2, event_shape=(1,), levy="A"), "levy: got 'A'"),
+    "few": (dict(problem=MIXTURE, steps=2, event_shape=(1,), trajectories=1), "at least 16"),
+    "two grids": (
+        dict(problem=MIXTURE, steps=4, event_shape=(1,), sigmas=torch.tensor([10.0, 1.0, 0.1])), "drop one",
+    ),
+    "to nought": (dict(problem=MIXTURE, event_shape=(1,), sigmas=torch.tensor([9.0, 1.0, 0.0])), "ends in 0"),
     "iterations": (
         dict(problem=MIXTURE, steps=2, teacher_steps=4, event_shape=(1,), trajectories=16, iterations=0),
         "iterations",
@@ -145,6 +164,16 @@ def test_bad_input_is_refused(case):
     call, words = BAD[case]
     with pytest.raises(fs.InputError, match=words):
         fs.distill_sigdeg(**call)
+
+
+def test_students_refuse_states_they_were_not_made_for(mixture_student, sine_student):
+    with pytest.raises(fs.InputError, match=r"events of shape \(3,\).*made for \(1,\)"):
+        fs.sample(MIXTURE, mixture_student[0], shape=(2, 3))
+    with pytest.raises(fs.InputError, match="float64.*network is in torch.float32"):
+        fs.sample(MIXTURE, mixture_student[0], shape=(2, 1), dtype=torch.float64)
+    for y0, words in ((torch.ones(2, 3, dtype=torch.float64), "events"), (torch.ones(2, 1), "float32")):
+        with pytest.raises(fs.InputError, match=words):
+            fs.solve(SINE, sine_student[0], y0, torch.linspace(0, 1, 3))
 
 
 def test_a_student_file_cannot_name_anything_to_run(mixture_student, tmp_path):

@@ -1,8 +1,11 @@
 """The SDE loop: what it refuses before work starts, what it returns, what it costs."""
 
+from dataclasses import replace
+
 import fewstep as fs
 import pytest
 import torch
+from fewstep.testing import ConformanceError, cases, check_solver, path_for
 
 GBM = fs.SDE(lambda t, y: 0.05 * y, lambda t, y: 0.2 * y)
 ADDITIVE = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise_type="additive")
@@ -98,40 +101,90 @@ def test_a_solve_that_explodes_says_where_and_for_how_many():
     assert error.value.paths == 3
 
 
-def everything():
-    return [(n, c, noise) for n, c in fs.solvers().items() if issubclass(c, fs.StochasticSolver)
-            and "__init__" not in vars(c) for noise in c.card.strong_order]  # fmt: skip
+EVERY = {n: c for n, c in fs.solvers().items() if issubclass(c, fs.StochasticSolver)
+         and "__init__" not in vars(c)}  # fmt: skip
 
 
-FIELDS = {
-    "diagonal": lambda t, y: 0.2 * y, "additive": lambda t, y: (1 + t) * torch.ones_like(y),
-    "scalar": lambda t, y: 0.2 * y.unsqueeze(-1), "general": general,
+@pytest.mark.parametrize("name", EVERY)
+def test_every_solver_keeps_its_card(name):
+    """The public conformance suite: evaluations, dtype, shape, purity, what it needs of the noise."""
+    check_solver(EVERY[name]())
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n != "ReversibleHeun"])
+def test_chunks_equal_the_whole(name):
+    """A solve may be stopped and taken up; `ReversibleHeun`, whose second state is lost so, is not."""
+    solver = EVERY[name]()
+    for sde, _ in cases(solver):
+        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
+        noise = path_for(solver, sde.noise_shape(y0, sde.diffusion(torch.zeros(()).to(y0), y0)), y0.dtype)
+        whole = fs.solve(sde, solver, y0, GRID, path=noise).y
+        half = fs.solve(sde, solver, y0, GRID[:5], path=noise).y
+        torch.testing.assert_close(fs.solve(sde, solver, half, GRID[4:], path=noise).y, whole)
+
+
+class Forgetful(fs.EulerMaruyama):
+    """Keeps state: its second step is another."""
+
+    seen = 0
+
+    def step(self, *args):
+        self.seen += 1
+        return super().step(*args)[0] * (1 + 1e-9 * self.seen), None
+
+
+class Greedy(fs.EulerMaruyama):
+    """Takes H without saying so."""
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        return y + sde.drift(t0, y) * increment.h + 0 * y * increment.H.sum(), carry
+
+
+class Twice(fs.EulerMaruyama):
+    """Evaluates drift twice and declares one."""
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        sde.drift(t0, y)
+        return super().step(sde, t0, t1, y, increment, carry)
+
+
+class InPlace(fs.EulerMaruyama):
+    """Writes to the increment."""
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        new = super().step(sde, t0, t1, y, increment, carry)
+        increment.W.zero_()
+        return new
+
+
+class Double(fs.EulerMaruyama):
+    """Comes back in float64."""
+
+    def step(self, *args):
+        return super().step(*args)[0].double(), None
+
+
+class Overtaken(fs.EulerMaruyama):
+    card = replace(fs.EulerMaruyama.card, weak_order={"diagonal": 0.25})
+
+
+BROKEN = {
+    Forgetful: "differ", Greedy: "more than levy='W'|NoneType",
+    Twice: "16 drift evaluations in 8 steps, the card says 8",
+    InPlace: "two solves|wrote", Double: "came back as torch.float64", Overtaken: "weak order is below",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "solver", "noise"), everything())
-def test_every_solver_keeps_its_card(name, solver, noise):
-    """Evaluations as declared, dtype and shape kept, the step pure, chunks equal to the whole."""
-    for calculus in solver.card.sde_types:
-        sde = fs.SDE(lambda t, y: -torch.sin(y) * (1 + t), FIELDS[noise], noise, calculus)
-        for dtype in (torch.float32, torch.float64):
-            y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 2, 3)
-            shape = tuple(sde.noise_shape(y0, FIELDS[noise](torch.zeros((), dtype=dtype), y0)))
-            levy = solver.card.levy
-            noise_path = path({"A": "H", "": "W"}.get(levy, levy), shape, dtype=dtype)
-            noise_path = fs.AreaPath(noise_path, 32) if levy == "A" else noise_path
-            got = fs.solve(sde, solver(), y0, GRID, path=noise_path, save="all")
-            again = fs.solve(sde, solver(), y0, GRID, path=noise_path)
-            assert got.nfe == solver.card.evaluations * (len(GRID) - 1)
-            assert got.y.dtype == dtype
-            assert got.ys.shape == (9, 4, 2, 3)
-            assert torch.equal(got.y, again.y)
-            half = fs.solve(sde, solver(), y0, GRID[:5], path=noise_path).y
-            rest = fs.solve(sde, solver(), half, GRID[4:], path=noise_path).y
-            torch.testing.assert_close(rest, got.y)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_the_conformance_suite_catches(broken):
+    with pytest.raises((ConformanceError, AttributeError), match=BROKEN[broken]):
+        check_solver(broken())
 
 
-@pytest.mark.parametrize("solver", [fs.EulerMaruyama(), fs.Milstein(), fs.DerivativeFreeMilstein()])
+DIFFERENTIABLE = [fs.EulerMaruyama, fs.Milstein, fs.DerivativeFreeMilstein, fs.SRID2, fs.Taylor15]
+
+
+@pytest.mark.parametrize("solver", [c() for c in DIFFERENTIABLE])
 def test_gradients_flow_to_parameters_and_state(solver):
     sigma = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     y0 = torch.ones(5, 1, dtype=torch.float64, requires_grad=True)

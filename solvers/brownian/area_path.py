@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 from .increment import Increment
-from .levy_area import levy_area
+from .levy_area import METHODS, levy_area
 from .normals import mix
 from .path import BrownianPath
 
@@ -46,8 +46,10 @@ class AreaPath:
         terms: int | None = None,
         seed: int = 0,
     ) -> None:
-        if cells < 1:
-            raise InputError(f"cells: got {cells!r}, wanted at least 1.")
+        if not isinstance(cells, int) or cells < 1:
+            raise InputError(f"cells: got {cells!r}, wanted a whole number of at least 1.")
+        if method not in METHODS:
+            raise one_of("method", method, METHODS)
         if not path.shape:
             raise InputError("path: got shape (), wanted (..., m) with channels last.")
         self.path, self.cells, self.seed = path, cells, seed
@@ -65,6 +67,9 @@ class AreaPath:
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         """The n - 1 increments of `grid` with their A, in one pass over the fine cells."""
         times = torch.as_tensor(grid).detach().to("cpu", torch.float64)
+        if times.dim() != 1 or len(times) < 2:
+            raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2.")
+        self.path.check(times)
         # Grid times within rounding of a fine cell's end are that end.
         near = (torch.searchsorted(self._fine, times) - 1).clamp(0, self.cells - 1)
         for side in (near, near + 1):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .increment import LEVELS, Increment, check_dtype, check_levy, check_shape
-from .normals import key_of
+from .normals import key_of, node_seed
 
 _VARIANCES = (1.0, 1 / 12, 1 / 720)
 
@@ -72,7 +72,7 @@ class FreshIncrements:
 
     def _generator(self, stream: int) -> torch.Generator:
         # the CPU generator keeps 32 bits of a seed: hash, so that near seeds differ in them
-        return torch.Generator(self.device).manual_seed(key_of(key_of(self.seed) + stream) >> 1)
+        return torch.Generator(self.device).manual_seed(node_seed(key_of(self.seed), stream + 1))
 
     def _buffers(self) -> list[Tensor]:
         shape, count = self.shape, LEVELS[self.levy]

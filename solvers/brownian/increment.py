@@ -16,7 +16,7 @@ from .signature import Word, minimal_words, signature_from_coordinates
 LEVELS: dict[str, int] = {"W": 1, "H": 2, "K": 3}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Increment:
     """A Brownian motion over an interval [s, s+h], described as far as its fields go.
 

@@ -133,6 +133,10 @@ class BrownianPath:
             raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2.")
         return self._walk(self._ends(times), remember=False)
 
+    def check(self, times: Tensor) -> None:
+        """Refuse float64 CPU `times` (n,) that are not increasing or not of this path."""
+        self._ends(times)
+
     def places(self, times: Tensor) -> Sequence[int]:
         """Where in the tree float64 CPU `times` (n,) are: integers that tell times of this path apart."""
         return self._clock.positions(times)
@@ -226,7 +230,8 @@ class BrownianPath:
                 todo += [(g + 1, 2 * i + 1), (g + 1, 2 * i)]
             else:
                 node = (cell.node << (g + 1)) + i
-                out.append(_Cell(node, bounds[i], bounds[i + 1], [v[i] for v in values]))
+                # a copy: cells are cut in place later, and views would share that with what was yielded
+                out.append(_Cell(node, bounds[i], bounds[i + 1], [v[i].clone() for v in values]))
         return out
 
     def _roots(self, bounds: list[int]) -> float | Tensor:
@@ -255,7 +260,7 @@ class BrownianPath:
     def _keep(self, found: dict[int, list[Tensor]]) -> None:
         with self._lock:
             self._cache.update(found)
-            while len(self._cache) > self.cache:
+            while len(self._cache) > max(self.cache, 0):
                 self._cache.popitem(last=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class EulerMaruyama(StochasticSolver, DiffusionSolver):
         reference="Kloeden & Platen 1992, Eq. (10.2.4)",
         levy="W",
         sde_types=("ito",),
-        strong_order={"diagonal": 0.5, "scalar": 0.5, "general": 0.5, "additive": 1.0},
-        weak_order={"diagonal": 1.0, "scalar": 1.0, "general": 1.0, "additive": 1.0},
+        strong_order={"diagonal": 0.5, "scalar": 0.5, "commutative": 0.5, "general": 0.5, "additive": 1.0},
+        weak_order=dict.fromkeys(("diagonal", "scalar", "commutative", "general", "additive"), 1.0),
         deterministic_order=1.0,
         evaluations=1,
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..brownian import Increment
 from ..problem import SDE
 from ..solver import Card, StochasticSolver
+from .iterated import along_channels
 
 
 class LogODE(StochasticSolver):
@@ -46,15 +46,3 @@ class LogODE(StochasticSolver):
         middle = t0 + 0.5 * h
         flow = sde.drift(middle, half) * h + (sde.diffusion(middle, half) @ W).squeeze(-1)
         return y + flow + bracket, carry
-
-
-def along_channels(sde: SDE, t: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """sum_j D g_j(y) directions_j, one forward-mode derivative a channel; directions (*y.shape, m)."""
-    total = torch.zeros_like(y)
-    for j in range(directions.shape[-1]):
-
-        def column(x: Tensor, j: int = j) -> Tensor:
-            return sde.diffusion(t, x)[..., j]
-
-        total = total + torch.func.jvp(column, (y,), (directions[..., j].contiguous(),))[1]
-    return total

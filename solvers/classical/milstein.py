@@ -10,21 +10,23 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, StochasticSolver
+from .iterated import along_channels, channel, iterated, pairs
 
-ORDERS = {"diagonal": 1.0, "scalar": 1.0, "additive": 1.0}
+ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0}
 
 
 class Milstein(StochasticSolver):
     """y' = y + f h + g W + g'g (W^2 - h)/2, without the h in Stratonovich's calculus.
 
-    Strong order 1.0 for diagonal, scalar and additive noise; one drift evaluation, two of the diffusion
-    and one forward-mode derivative a step. `DerivativeFreeMilstein` asks for no derivative; where noise
-    is additive the correction is nought and `EulerMaruyama` is the same at less cost.
+    Strong order 1.0 where noise commutes; one drift evaluation, two of the diffusion and one forward-mode
+    derivative a step (commutative noise: one for each channel). `DerivativeFreeMilstein` asks for no
+    derivative, `GeneralMilstein` solves general noise given the area; where noise is additive the
+    correction is nought and `EulerMaruyama` is the same at less cost.
     """
 
     card = Card(
         summary="Euler-Maruyama with the iterated integral of the noise, derivative by autograd",
-        reference="Kloeden & Platen 1992, Eq. (10.3.1)",
+        reference="Kloeden & Platen 1992, Eqs. (10.3.1), (10.3.16)",
         levy="W",
         sde_types=("ito", "stratonovich"),
         strong_order=ORDERS,
@@ -41,19 +43,10 @@ class Milstein(StochasticSolver):
         new = new + diffuse(g, increment.W)
         if sde.noise_type == "additive":
             return new, carry
+        if sde.noise_type == "commutative":
+            return new + along_channels(sde, t0, y, g @ pairs(increment, sde)), carry
         # D g [g m] with m the iterated integral: one directional derivative for diagonal noise (whose
         # Jacobian is diagonal) and for one channel alike
         direction = channel(g, sde) * iterated(increment, sde)
         slope = torch.func.jvp(lambda x: channel(sde.diffusion(t0, x), sde), (y,), (direction,))[1]
         return new.add_(slope), carry
-
-
-def channel(g: Tensor, sde: SDE) -> Tensor:
-    """g as a vector field: the one channel of scalar noise, or the diagonal itself."""
-    return g.squeeze(-1) if sde.noise_type == "scalar" else g
-
-
-def iterated(increment: Increment, sde: SDE) -> Tensor:
-    """int W dW of each channel: (W^2 - h)/2 in Ito's calculus, W^2/2 in Stratonovich's."""
-    square = increment.W.square()
-    return 0.5 * (square - increment.h if sde.sde_type == "ito" else square)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, one_of
 from ..plan import Plan
-from ..solver import Card, DiffusionSolver
+from ..schedule import Schedule
+from ..solver import Card, ScheduledSolver
 from ..tape import Tape
+from . import strided
 
 
-class DDIM(DiffusionSolver):
+class DDIM(ScheduledSolver):
     """x' = (t/s) x + (1 - t/s) D for eta = 0; eta = 1 is DDPM's ancestral sampler.
 
     Order 1, one evaluation a step; DPM-Solver and DPM-Solver++ of order 1 are the same step.
@@ -19,6 +21,8 @@ class DDIM(DiffusionSolver):
 
     Args:
         eta: the share of the ancestral noise, in [0, 1].
+        form: "consistent", or "diffusers", which steps by N // n labels whatever the grid and so
+            differs on "linspace" grids; its plan needs the schedule.
     """
 
     card = Card(
@@ -27,12 +31,16 @@ class DDIM(DiffusionSolver):
         deterministic_order=1.0,
     )
 
-    def __init__(self, eta: float = 0.0) -> None:
+    def __init__(self, eta: float = 0.0, form: str = "consistent") -> None:
         if not 0 <= eta <= 1:
             raise InputError(f"eta: got {eta!r}, wanted a number in [0, 1].")
-        self.eta = eta
+        if form not in ("consistent", "diffusers"):
+            raise one_of("form", form, ("consistent", "diffusers"))
+        self.eta, self.form = eta, form
 
-    def plan(self, sigmas: Tensor) -> Plan:
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        if self.form == "diffusers":
+            return strided.ddim(self.eta, sigmas, schedule)
         tape = Tape(f"DDIM(eta={self.eta:g})", sigmas)
         for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
             # Eq. (16) in x = x0 + sigma n; the noise is that of the path over [1/s^2, 1/t^2]

@@ -1,4 +1,4 @@
-"""EDM's sampler: Heun's method in sigma, with optional churn."""
+"""EDM's samplers: Euler's and Heun's method in sigma, with optional churn."""
 
 from __future__ import annotations
 
@@ -9,10 +9,66 @@ from torch import Tensor
 from ..errors import InputError
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
-from ..tape import Tape
+from ..tape import Affine, Tape
 
 
-class EDMHeun(DiffusionSolver):
+class _Churned(DiffusionSolver):
+    """What both methods share: the options, and the noise that raises the level before a step."""
+
+    def __init__(
+        self,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = math.inf,
+        noise: float = 1.0,
+    ) -> None:
+        if churn < 0 or noise < 0 or churn_min > churn_max:
+            raise InputError(
+                f"churn: got churn={churn!r} in [{churn_min!r}, {churn_max!r}], noise={noise!r}; wanted "
+                "numbers >= 0 and churn_min <= churn_max."
+            )
+        self.churn, self.churn_min, self.churn_max, self.noise = churn, churn_min, churn_max, noise
+
+    def plan(self, sigmas: Tensor) -> Plan:
+        name = type(self).__name__ + (f"(churn={self.churn:g})" if self.churn else "")
+        tape = Tape(name, sigmas)
+        gamma = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+        for s, t in zip(sigmas.tolist()[:-1], sigmas.tolist()[1:]):
+            x = tape.x
+            if gamma > 0 and self.churn_min <= s <= self.churn_max:
+                (z,) = tape.noise(0, 0)
+                x = x + self.noise * s * math.sqrt((1 + gamma) ** 2 - 1) * z
+                s = s * (1 + gamma)
+            tape.advance(self._step(tape, x, s, t))
+        return tape.finish()
+
+    def _step(self, tape: Tape, x: Affine, s: float, t: float) -> Affine:
+        raise NotImplementedError
+
+
+class EDMEuler(_Churned):
+    """Euler's method for dx/dsigma = (x - D)/sigma: DDIM's step, with churn on request.
+
+    Order 1, one evaluation a step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
+    raises the noise level before each step by fresh noise, which belongs to no path.
+
+    Args:
+        churn: S_churn, shared among the steps; 0 is deterministic.
+        churn_min, churn_max: the levels between which it acts.
+        noise: S_noise, the size of the fresh noise.
+    """
+
+    card = Card(
+        summary="Euler's method in sigma with churn",
+        reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction",
+        deterministic_order=1.0,
+    )
+
+    def _step(self, tape: Tape, x: Affine, s: float, t: float) -> Affine:
+        return t / s * x + (1 - t / s) * tape.evaluate(x, s)
+
+
+class EDMHeun(_Churned):
     """Heun's method for dx/dsigma = (x - D)/sigma, an Euler step to sigma = 0.
 
     Order 2, two evaluations a step (2n - 1 in all when the grid ends in 0). At few evaluations the
@@ -32,35 +88,11 @@ class EDMHeun(DiffusionSolver):
         evaluations=2,
     )
 
-    def __init__(
-        self,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = math.inf,
-        noise: float = 1.0,
-    ) -> None:
-        if churn < 0 or noise < 0 or churn_min > churn_max:
-            raise InputError(
-                f"churn: got churn={churn!r} in [{churn_min!r}, {churn_max!r}], noise={noise!r}; wanted "
-                "numbers >= 0 and churn_min <= churn_max."
-            )
-        self.churn, self.churn_min, self.churn_max, self.noise = churn, churn_min, churn_max, noise
-
-    def plan(self, sigmas: Tensor) -> Plan:
-        tape = Tape("EDMHeun" + (f"(churn={self.churn:g})" if self.churn else ""), sigmas)
-        gamma = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-        for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
-            x = tape.x
-            if gamma > 0 and self.churn_min <= s <= self.churn_max:
-                (z,) = tape.noise(0, 0)
-                x = x + self.noise * s * math.sqrt((1 + gamma) ** 2 - 1) * z
-                s = s * (1 + gamma)
-            D = tape.evaluate(x, s)
-            d = (x - D) / s
-            euler = x + (t - s) * d
-            if t == 0:
-                tape.advance(D)
-                continue
-            d_next = (euler - tape.evaluate(euler, t)) / t
-            tape.advance(x + (t - s) * 0.5 * (d + d_next))
-        return tape.finish()
+    def _step(self, tape: Tape, x: Affine, s: float, t: float) -> Affine:
+        D = tape.evaluate(x, s)
+        d = (x - D) / s
+        euler = x + (t - s) * d
+        if t == 0:
+            return D
+        d_next = (euler - tape.evaluate(euler, t)) / t
+        return x + (t - s) * 0.5 * (d + d_next)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -13,7 +14,7 @@ from ..brownian import FreshIncrements, Increment
 from ..brownian.increment import LEVELS
 from ..classical.derivative_free_milstein import DerivativeFreeMilstein
 from ..classical.euler_maruyama import EulerMaruyama
-from ..errors import InputError
+from ..errors import InputError, one_of
 from ..grid import check_sigmas, sigma_grid
 from ..problem import SDE, Denoising
 from ..sample import run
@@ -28,7 +29,7 @@ STEPS_AT_ONCE = 4  # of an SDE's steps, in one iteration: they are independent g
 
 @overload
 def distill_sigdeg(
-    problem: Denoising, *, steps: int, event_shape: tuple[int, ...], **options: Any
+    problem: Denoising, *, event_shape: tuple[int, ...], steps: int | None = None, **options: Any
 ) -> tuple[SigSampler, Report]: ...
 @overload
 def distill_sigdeg(problem: SDE, *, steps: int, y0: Tensor, **options: Any) -> tuple[SigStep, Report]: ...
@@ -41,7 +42,7 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
 
     Args:
         problem: `Denoising` for a `SigSampler`, `SDE` (diagonal noise, Itô) for a `SigStep`.
-        steps: coarse intervals.
+        steps: coarse intervals (not needed beside sigmas).
         teacher_steps: fine steps in all, a multiple of steps.
         network: trained in place and owned by the student. For `Denoising`: `(x, sigma, sigma_next, xi)
             -> x0`; by default the denoiser itself, widened, where it is a `DenoisingMLP`, else a small
@@ -56,10 +57,29 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
         the student and a `Report`.
     """
     if isinstance(problem, Denoising):
-        return _distill_denoising(problem, **options)
+        return _distill_denoising(problem, **_checked(_distill_denoising, options))
     if isinstance(problem, SDE):
-        return _distill_sde(problem, **options)
+        return _distill_sde(problem, **_checked(_distill_sde, options))
     raise InputError(f"problem: got {type(problem).__name__}, wanted fewstep.Denoising or fewstep.SDE.")
+
+
+def _checked(function: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, once it is known that none is unknown, missing or out of range."""
+    known = inspect.signature(function).parameters.values()
+    named = {p.name: p for p in known if p.kind is p.KEYWORD_ONLY}
+    for name in options:
+        if name not in named and name not in ("iterations", "batch", "rate"):
+            raise one_of("option", name, [*named, "iterations", "batch", "rate"])
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise InputError(f"{name}: got nothing; distill_sigdeg needs {name}= for this problem.")
+    if options.get("levy", "H") not in LEVELS:
+        raise one_of("levy", options["levy"], LEVELS)
+    if options.get("trajectories", 16) < 16:
+        raise InputError(
+            f"trajectories: got {options['trajectories']}, wanted at least 16: two are held out."
+        )
+    return options
 
 
 @dataclass(frozen=True)
@@ -101,8 +121,8 @@ def _substeps(steps: int, teacher_steps: int) -> int:
 def _distill_denoising(
     problem: Denoising,
     *,
-    steps: int,
     event_shape: tuple[int, ...],
+    steps: int | None = None,
     teacher_steps: int = 300,
     levy: str = "H",
     spacing: str = "logsnr",
@@ -114,9 +134,8 @@ def _distill_denoising(
     progress: bool = False,
     **training: Any,
 ) -> tuple[SigSampler, Report]:
-    substeps = _substeps(steps, teacher_steps)
-    grid = sigma_grid(problem.schedule, steps, spacing, "sigma_min") if sigmas is None else sigmas
-    grid = check_sigmas(grid)
+    grid = _coarse_grid(problem, steps, spacing, sigmas)
+    substeps = _substeps(len(grid) - 1, teacher_steps)
     network, residual = _default_network(problem, event_shape, levy, network, seed)
     student = SigSampler((parent or EulerMaruyama()).plan(grid), network, levy, residual)
     watch = Stopwatch()
@@ -140,6 +159,22 @@ def _distill_denoising(
     )  # fmt: skip
 
 
+def _coarse_grid(problem: Denoising, steps: int | None, spacing: str, sigmas: Tensor | None) -> Tensor:
+    if sigmas is None:
+        if steps is None:
+            raise InputError("steps: got None; wanted steps=... or sigmas=... for the coarse grid.")
+        return sigma_grid(problem.schedule, steps, spacing, "sigma_min")
+    grid = check_sigmas(sigmas)
+    if steps not in (None, len(grid) - 1):
+        raise InputError(f"steps: got {steps} beside sigmas of {len(grid) - 1} intervals; drop one of them.")
+    if grid[-1] == 0:
+        raise InputError(
+            "sigmas: got a grid that ends in 0, wanted one that ends above: the signature of the last "
+            "interval of tau = 1/sigma^2 must be finite. End at the schedule's sigma_min."
+        )
+    return grid
+
+
 def _default_network(
     problem: Denoising, event: tuple[int, ...], levy: str, network: nn.Module | None, seed: int
 ) -> tuple[nn.Module, bool]:
@@ -148,8 +183,9 @@ def _default_network(
         return network, False
     letters = "WHK".index(levy) + 1
     if isinstance(problem.denoiser, DenoisingMLP):
-        return problem.denoiser.with_signature(letters), False
-    return seeded(seed, lambda: DenoisingMLP(event, 128, 2, letters)), True
+        denoiser = problem.denoiser
+        return seeded(seed, lambda: denoiser.with_signature(letters)), False
+    return seeded(seed, lambda: DenoisingMLP(event, 128, 2, letters, skip=False)), True
 
 
 def _teacher_data(
@@ -167,7 +203,9 @@ def _teacher_data(
     with torch.no_grad():
         for i in tqdm(starts, desc="teacher", disable=None if progress else True, leave=False):
             shape = (min(block, count - i), *event)
-            parts.append(_teacher_block(problem, plan, float(grid[0]), substeps, levy, shape, seed + i))
+            parts.append(
+                _teacher_block(problem, plan, float(grid[0]), substeps, levy, shape, 1_000_003 * seed + i)
+            )
     return _Trajectories.cat(parts)
 
 
@@ -204,7 +242,7 @@ def _student_states(student: SigSampler, problem: Denoising, data: _Trajectories
     states: list[Tensor] = []
     supply = iter(data.increments)
     run(
-        student.plan, data.knots[0], student.evaluator(problem, data.knots),
+        student.plan, data.knots[0], student.evaluator(problem, data.knots[0]),
         lambda *_: next(supply).coordinates(), lambda i, x, D: states.append(x),
     )  # fmt: skip
     return torch.stack(states)
@@ -233,7 +271,7 @@ def _distill_sde(
             f"problem: got {sde.noise_type!r} {sde.sde_type!r}, wanted 'diagonal' 'ito' noise: the learned "
             "step holds the iterated integrals of one channel a component."
         )
-    teacher_steps = teacher_steps or 16 * steps
+    teacher_steps = 16 * steps if teacher_steps is None else teacher_steps
     substeps = _substeps(steps, teacher_steps)
     student = SigStep(network or seeded(seed, lambda: Coefficients(y0.shape[-1], TERMS)).to(y0))
     watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)

@@ -43,18 +43,20 @@ class DenoisingMLP(nn.Module):
         letters: coordinates of the signature it is told; 0 for a plain denoiser.
         data_std: standard deviation of the data (preconditioning of arXiv 2206.00364, Table 1).
         dropout: in the blocks, while training.
+        skip: add the best linear denoiser; without, the network is nought at birth, a correction.
     """
 
     def __init__(
         self, event: Sequence[int], width: int = 256, depth: int = 3, letters: int = 0,
-        data_std: float = 0.75, dropout: float = 0.0,
+        data_std: float = 0.75, dropout: float = 0.0, skip: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config: dict[str, Any] = {
             "event": list(event), "width": width, "depth": depth, "letters": letters,
             "data_std": data_std, "dropout": dropout,
+            "skip": skip,
         }  # fmt: skip
-        self.data_std, self.letters = data_std, letters
+        self.data_std, self.letters, self.skip = data_std, letters, skip
         self.frequencies: Tensor
         size = math.prod(event)
         self.enter = nn.Linear(size, width)
@@ -78,8 +80,8 @@ class DenoisingMLP(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, code)
         out = self.leave(nn.functional.silu(hidden)).reshape(x.shape)
-        x0: Tensor = (self.data_std * norm) ** 2 * x + self.data_std * s * norm * out
-        return x0
+        x0: Tensor = self.data_std * s * norm * out
+        return x0 + (self.data_std * norm) ** 2 * x if self.skip else x0
 
     def _embed(self, sigma: Tensor) -> Tensor:
         """(1 or batch, 16) sines and cosines of log sigma."""
@@ -88,7 +90,8 @@ class DenoisingMLP(nn.Module):
 
     def with_signature(self, letters: int) -> DenoisingMLP:
         """The same denoiser, ready to be told `letters` coordinates; equal in value until it is trained."""
-        wide = DenoisingMLP(**(self.config | {"letters": letters, "dropout": 0.0}))
+        config = self.config | {"letters": letters, "dropout": 0.0}
+        wide = DenoisingMLP(**config).to(self.enter.weight)
         wide.load_state_dict(self.state_dict(), strict=False)
         return wide
 

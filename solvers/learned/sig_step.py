@@ -7,6 +7,7 @@ partial signature xi of its interval. Both are born equal to their parent (arXiv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..brownian import Increment
+from ..brownian.increment import LEVELS
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError, one_of
 from ..plan import Plan
@@ -41,6 +43,8 @@ class SigStep(StochasticSolver):
 
     def __init__(self, network: nn.Module, parent: StochasticSolver | None = None) -> None:
         self.network, self.parent = network, parent or EulerMaruyama()
+        if type(self.parent).__name__ not in PARENTS:
+            raise one_of("parent", type(self.parent).__name__, PARENTS)
         self.card = replace(
             self.parent.card, summary=f"{type(self.parent).__name__} with learned iterated integrals",
             reference="after arXiv 2508.16939", levy="H",
@@ -48,6 +52,7 @@ class SigStep(StochasticSolver):
         )  # fmt: skip
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
+        fits(self.network, "y0", y0, y0.shape[-1:])
         return self.parent.init(sde, t0, y0)
 
     def step(
@@ -65,6 +70,22 @@ class SigStep(StochasticSolver):
         if meta["parent"] not in PARENTS:
             raise one_of("parent", meta["parent"], PARENTS)
         return cls(network, PARENTS[meta["parent"]]())
+
+
+def fits(network: nn.Module, argument: str, x: Tensor, event: Sequence[int]) -> None:
+    """Refuse a state of another size or dtype than one of this library's networks was made for."""
+    config = getattr(network, "config", {})
+    wanted = tuple(config.get("event", [config["d"]] if "d" in config else event))
+    if tuple(event) != wanted:
+        raise InputError(
+            f"{argument}: got events of shape {tuple(event)}; the student was made for {wanted}."
+        )
+    dtype = next((p.dtype for p in network.parameters()), x.dtype)
+    if x.dtype != dtype:
+        raise InputError(
+            f"{argument}: got {x.dtype}; the student's network is in {dtype}. Convert the state, or the "
+            "network with student.network.to(dtype)."
+        )
 
 
 def integrals(increment: Increment) -> Tensor:
@@ -87,12 +108,15 @@ class SigSampler:
     """
 
     def __init__(self, plan: Plan, network: nn.Module, levy: str = "H", residual: bool = False) -> None:
-        if plan.levy == "" or bool(plan.noise.isnan().any()):
+        on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # nan compares false
+        if not on_path or plan.prediction != "data":
             raise InputError(
-                f"plan: got {plan.name!r}, which does not open a noise interval in each row; wanted the "
-                "plan of a one-evaluation stochastic solver on a grid that ends above 0."
+                f"plan: got {plan.name!r}, which does not open a path interval in each row or is not in data "
+                "prediction; wanted that of EulerMaruyama() or SEA() on a grid that ends above 0."
             )
-        letters = "WHK".index(levy) + 1
+        if levy not in LEVELS:
+            raise one_of("levy", levy, LEVELS)
+        letters = LEVELS[levy]
         spare = letters - plan.m.shape[-1]
         pad = (0, max(spare, 0))  # letters that the parent does not use, but the network sees
         self.plan = replace(
@@ -103,12 +127,13 @@ class SigSampler:
 
     def evaluator(self, problem: Denoising | None, like: Tensor) -> Evaluate:
         """The network as the executor calls it."""
+        fits(self.network, "noise", like, like.shape[1:])
         levels = self.plan.sigma.to(like.device, like.dtype).unbind()
         ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
-        network = self.network.to(like.device)
+        network, letters = self.network.to(like.device), LEVELS[self.levy]
 
         def evaluate(row: int, x: Tensor, normals: Any) -> Tensor:
-            out: Tensor = network(x, levels[row], ends[row], torch.stack(normals[0], 1))
+            out: Tensor = network(x, levels[row], ends[row], torch.stack(normals[0][:letters], 1))
             if self.residual:
                 assert problem is not None
                 out = out + problem.denoiser(x, levels[row])

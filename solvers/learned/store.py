@@ -13,11 +13,16 @@ from ..errors import InputError, one_of
 from ..plan import FORMAT as PLAN_FORMAT
 from ..plan import Plan
 from .networks import NETWORKS
+from .training import seeded
 
 if TYPE_CHECKING:
+    from .dode import DODE
     from .sig_step import SigSampler, SigStep
 
 FORMAT = "fewstep-student-1"
+DODE_FORMAT = "fewstep-dode-1"
+# what a file whose words or shapes are not as they should be can make Python raise
+DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
@@ -37,7 +42,7 @@ def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any],
     part.replace(path)  # the file appears whole or not at all
 
 
-def load(path: str | Path, network: nn.Module | None = None) -> Plan | SigSampler | SigStep:
+def load(path: str | Path, network: nn.Module | None = None) -> Plan | DODE | SigSampler | SigStep:
     """A plan or a student from its file.
 
     Args:
@@ -46,38 +51,46 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | SigSample
     Raises:
         InputError: not a file of this library, or not whole.
     """
-    from .sig_step import SigSampler, SigStep
-
-    meta, tensors = read(path)
-    if meta["format"] == PLAN_FORMAT:
-        return Plan.from_tensors(meta, tensors)
-    kinds = {c.__name__: c for c in (SigSampler, SigStep)}
-    if meta.get("kind") not in kinds:
-        raise one_of(f"{path}: kind", meta.get("kind"), kinds)
     try:
-        network = _fill(path, meta, tensors, network)
-        plan = {k.removeprefix("plan."): v for k, v in tensors.items() if k.startswith("plan.")}
-        return kinds[meta["kind"]]._from_parts(
-            network, meta, Plan.from_tensors(meta["plan"], plan) if plan else None
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        return _student(path, *read(path), network)
+    except InputError:
+        raise
+    except DAMAGE as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of a file of this library."""
+def _student(
+    path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module | None
+) -> Plan | DODE | SigSampler | SigStep:
+    from .dode import DODE
+    from .sig_step import SigSampler, SigStep
+
+    if meta["format"] == PLAN_FORMAT:
+        return Plan.from_tensors(meta, tensors)
+    if meta["format"] == DODE_FORMAT:
+        return DODE.from_parts(meta, tensors)
+    kinds = {c.__name__: c for c in (SigSampler, SigStep)}
+    if meta["kind"] not in [*kinds]:
+        raise one_of(f"{path}: kind", meta["kind"], kinds)
+    network = _fill(path, meta, tensors, network)
+    plan = {k.removeprefix("plan."): v for k, v in tensors.items() if k.startswith("plan.")}
+    whole = Plan.from_tensors(meta["plan"], plan) if plan else None
+    return kinds[meta["kind"]]._from_parts(network, meta, whole)
+
+
+def read(
+    path: str | Path, wanted: tuple[str, ...] = (PLAN_FORMAT, DODE_FORMAT, FORMAT)
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of a file of this library, in one of the formats wanted."""
     from safetensors import SafetensorError, safe_open
 
-    wanted = (PLAN_FORMAT, FORMAT)
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("fewstep", "{}"))
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError as error:
         raise InputError(f"path: {path} does not exist.") from error
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError, *DAMAGE) as error:
         raise InputError(
             f"path: {path} is not a whole safetensors file ({error}); wanted one that .save() wrote."
         ) from error
@@ -100,7 +113,7 @@ def _fill(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"network: the weights in {path} do not fit it: {error}") from error
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.Module:
@@ -111,12 +124,12 @@ def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.M
             "architecture as load(path, network=...)."
         )
     # a hostile header must not make us build a giant: no size in it can exceed those of its weights
-    limit = max([len(weights), *(n for w in weights.values() for n in w.shape)])
+    limit = max([len(weights), *(n for w in weights.values() if w.numel() for n in w.shape)])
     sizes = [n for v in config.values() for n in (v if isinstance(v, list) else [v])]
-    if any(isinstance(n, bool | str) or not 0 <= n <= limit for n in sizes):
+    if any(not 0 <= n <= limit for n in sizes) or config.get("depth", 0) > len(weights):
         raise InputError(f"network: {path} has a config that does not fit its weights: {config}.")
     with torch.device("meta"):
         wanted = {k: v.shape for k, v in NETWORKS[name](**config).state_dict().items()}
     if wanted != {k: v.shape for k, v in weights.items()}:
         raise InputError(f"network: the weights in {path} do not have the shapes of its config.")
-    return NETWORKS[name](**config).to(next(iter(weights.values())).dtype)
+    return seeded(0, lambda: NETWORKS[name](**config)).to(next(iter(weights.values())).dtype)

@@ -72,7 +72,7 @@ def distil(
         network.train(), lambda index: loss(data.pick(kept[index])), len(kept),
         iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress,
     )  # fmt: skip
-    network.eval()
+    network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
     return Report(teacher_evaluations, len(data), before, rmse(held), losses, watch.seconds)
 
@@ -93,22 +93,30 @@ def fit(
     if iterations < 1:
         raise InputError(f"iterations: got {iterations}, wanted at least 1.")
     parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError(
+            "network: got one without trainable parameters; a student is frozen when it is done. Call "
+            "network.requires_grad_(True) to train it on."
+        )
     average = [p.detach().clone() for p in parameters]
     optimiser = torch.optim.Adam(parameters, rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: learning_rate(i, iterations))
     generator = torch.Generator().manual_seed(seed)
     history: list[Tensor] = []
     for i in _progress(iterations, progress):
-        value = loss(torch.randint(count, (batch,), generator=generator))
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        with torch.enable_grad():
+            value = loss(torch.randint(count, (batch,), generator=generator))
+            # of these parameters only: a user's denoiser may have parameters of its own
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
         history.append(value.detach())
         with torch.no_grad():
             torch._foreach_lerp_(average, parameters, 1 - min(0.99, (i + 1) / (i + 10)))
-        if i % 100 == 99:
+        if i % 100 == 99 or i == iterations - 1:
             _check_finite(history[-1], i)
     with torch.no_grad():
         for p, a in zip(parameters, average, strict=True):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from itertools import pairwise
 
+import fewstep as fs
 import pytest
 import torch
 from fewstep import InputError
@@ -34,6 +35,9 @@ def same(a: Increment, b: Increment) -> bool:
 def close(a: Increment, b: Increment, tol: float) -> bool:
     pairs = zip(letters(a), letters(b), strict=True)
     return all(torch.allclose(u, v, rtol=tol, atol=tol * math.sqrt(a.h)) for u, v in pairs)
+
+
+MOST = 14 * 48 * 3  # normals: 14 times at the most, each found by up to 48 cuts, a normal a letter
 
 
 class UnitVectors:
@@ -65,8 +69,9 @@ class UnitVectors:
 def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gaps, places, one_by_one):
     """Covariance diag(h, h/12, h/720), for any knots, clock and way of asking."""
     knots = [0.5 + sum(gaps[:i]) for i in range(len(gaps) + 1)]
-    path = BrownianPath((400,), knots[0], knots[-1], levy=levy, clock=clock, knots=knots, dtype=torch.float64)
-    path._normals = UnitVectors(400)
+    kind = {"levy": levy, "clock": clock, "knots": knots, "dtype": torch.float64}
+    path = BrownianPath((MOST,), knots[0], knots[-1], **kind)
+    path._normals = UnitVectors(MOST)
     eighth = path._clock.end // len(gaps) // 8
     inner = sorted(p * eighth for p in places if p < 8 * len(gaps))
     times = [path._clock.time(p) for p in (0, *inner, path._clock.end)]
@@ -389,3 +394,14 @@ def test_refused_grids():
     for grid in ([0.5], [[0.0, 1.0]]):
         with pytest.raises(InputError, match="grid"):
             BrownianPath((3,)).increments(grid)
+
+
+def test_gradients_flow_through_a_solve_on_a_path_of_any_size():
+    """Increments already handed out are not written to later: autograd checks their version."""
+    sigma = torch.tensor(0.3, requires_grad=True)
+    sde = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: sigma * torch.sin(y))
+    for shape in ((4, 1), (2000, 1), (40000, 1)):
+        path = fs.BrownianPath(shape, levy="H", seed=1)
+        grid = torch.linspace(0, 1, 33)
+        fs.solve(sde, fs.Milstein(), torch.ones(shape), grid, path=path).y.sum().backward()
+    assert sigma.grad.isfinite()

@@ -1,0 +1,239 @@
+"""Work-precision of diffusion samplers: RMSE to the exact ODE's solution against network evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fewstep as fs
+import torch
+from fewstep.errors import InputError, one_of
+from torch import Tensor
+
+from .diffusion_problems import DiffusionProblem, by_name
+from .distances import sliced_w2
+from .figures import canvas, colour, write
+from .records import Record
+
+EVALUATIONS = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100)
+SPACINGS = ("logsnr", "karras", "trailing")
+REFERENCE_STEPS = 2000
+
+# name -> solver, evaluations an interval of the grid
+SOLVERS: dict[str, tuple[fs.DiffusionSolver, int]] = {
+    "DDIM": (fs.DDIM(), 1),
+    "EDMHeun": (fs.EDMHeun(), 2),
+    "DPMSolver(2)": (fs.DPMSolver(2), 2),
+    "DPMSolver(3)": (fs.DPMSolver(3), 3),
+    "DPMSolverPP(2)": (fs.DPMSolverPP(2), 1),
+    "DPMSolverPP(3)": (fs.DPMSolverPP(3), 1),
+    "DPMSolverPP(3) official": (fs.DPMSolverPP(3, form="official"), 1),
+    "DPMSolverPP(2S)": (fs.DPMSolverPP(2, multistep=False), 2),
+    "DPMSolverPP(3S)": (fs.DPMSolverPP(3, multistep=False), 3),
+    "DEIS(2)": (fs.DEIS(2), 1),
+    "DEIS(3)": (fs.DEIS(3), 1),
+    "DEIS(2, t)": (fs.DEIS(2, "t"), 1),
+    "DEIS(3, t)": (fs.DEIS(3, "t"), 1),
+    "DEIS(3, rho)": (fs.DEIS(3, "rho"), 1),
+    "PNDM(plms)": (fs.PNDM("plms"), 1),
+    "IPNDM(2)": (fs.IPNDM(2), 1),
+    "IPNDM(3)": (fs.IPNDM(3), 1),
+    "IPNDM(4)": (fs.IPNDM(4), 1),
+    "IPNDM(4, variable)": (fs.IPNDM(4, variable=True), 1),
+    "UniPC(2)": (fs.UniPC(2), 1),
+    "UniPC(3)": (fs.UniPC(3), 1),
+    "SASolver(3, tau=0)": (fs.SASolver(3, 3, tau=0), 1),
+}  # fmt: skip
+
+
+def plan_of(
+    solver: fs.DiffusionSolver, nfe: int, per_step: int, spacing: str, schedule: Any
+) -> fs.Plan | None:
+    """The plan of nfe evaluations, or of the most below it, on a grid that ends in x0, if there is one."""
+    for steps in range(-(-nfe // per_step) + 1, 1, -1):
+        sigmas = fs.sigma_grid(schedule, steps, spacing)
+        timed = isinstance(solver, fs.ScheduledSolver)
+        plan = solver.plan(sigmas, schedule) if timed else solver.plan(sigmas)  # type: ignore[call-arg]
+        if plan.nfe <= nfe:
+            return plan
+    return None
+
+
+def work_precision(
+    problem: DiffusionProblem | str, nfe: Sequence[int] = EVALUATIONS, *,
+    solvers: Iterable[str] | None = None, spacings: Sequence[str] = SPACINGS, samples: int = 2048,
+    seed: int = 0, diffusers: bool = True,
+) -> Record:  # fmt: skip
+    """Errors of solvers on a problem with an exact score.
+
+    Args:
+        problem: a `DiffusionProblem` or its name.
+        nfe: network evaluations; a solver whose grids do not take so many has the next fewer.
+        solvers: names in SOLVERS; all by default.
+        samples: start states, the same for all series, in float64 (diffusers': float32, its own).
+        diffusers: with its schedulers as further series, where they are installed.
+
+    Returns:
+        a "work-precision" record of series {name, spacing, nfe, rmse, w2}: RMSE of the vector at sigma = 0
+        to RK4 in float64 with 2,000 steps, sliced W2 to as many draws of the data (one more than 0 by the
+        floor that the record names too).
+    """
+    problem = by_name(problem) if isinstance(problem, str) else problem
+    chosen = list(SOLVERS if solvers is None else solvers)
+    for name in chosen:
+        if name not in SOLVERS:
+            raise one_of("solvers", name, SOLVERS)
+    if not nfe or min(nfe) < 2:
+        raise InputError(f"nfe: got {list(nfe)!r}, wanted whole numbers of at least 2.")
+    noise = problem.noise(samples, seed)
+    start = _alpha(problem) * noise
+    truth, data = exact(problem, noise), problem.mixture.sample(samples, seed + 1)
+    series = []
+    with torch.no_grad():
+        for name in chosen:
+            solver, per_step = SOLVERS[name]
+            for spacing in spacings:
+                plans = {}
+                for n in nfe:
+                    plan = plan_of(solver, n, per_step, spacing, problem.schedule)
+                    if plan is not None:
+                        plans[plan.nfe] = plan
+                points = [
+                    (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
+                    for n, p in plans.items()
+                ]
+                series.append(_series(name, spacing, "fewstep", points))
+        if diffusers:
+            series += _diffusers_series(problem, nfe, noise, truth, data)
+    floor = sliced_w2(problem.mixture.sample(samples, seed + 2), data)
+    body = {"problem": problem.name, "samples": samples, "series": series, "w2_floor": floor}
+    return Record("work-precision", body, seed)
+
+
+def exact(problem: DiffusionProblem, noise: Tensor, steps: int = REFERENCE_STEPS) -> Tensor:
+    """The ODE's solution at the schedule's sigma_min, then the denoiser's estimate of x0."""
+    ends = torch.tensor([problem.schedule.sigma_max, problem.schedule.sigma_min, 0.0], dtype=torch.float64)
+    return problem.mixture.flow(noise, ends, steps)[-1]
+
+
+def _alpha(problem: DiffusionProblem) -> float:
+    return float(problem.schedule.alpha(torch.tensor(problem.schedule.sigma_max, dtype=torch.float64)))
+
+
+def _errors(x: Tensor, truth: Tensor, data: Tensor) -> tuple[float, float]:
+    rmse = float((x.double() - truth).square().sum(1).mean().sqrt())
+    return rmse, sliced_w2(x, data, projections=128)
+
+
+def _series(name: str, spacing: str, by: str, points: list[tuple[int, float, float]]) -> dict[str, Any]:
+    nfe, rmse, w2 = (list(column) for column in zip(*points)) if points else ([], [], [])
+    return {"name": name, "spacing": spacing, "by": by, "nfe": nfe, "rmse": rmse, "w2": w2}
+
+
+def _diffusers_series(
+    problem: DiffusionProblem, nfe: Sequence[int], noise: Tensor, truth: Tensor, data: Tensor
+) -> list[dict[str, Any]]:
+    """The installed schedulers in float32, with their own grids and labels."""
+    try:
+        import diffusers as df
+    except ImportError:
+        return []
+    table = 1 / (1 + torch.exp(2 * problem.schedule.log_sigmas))  # type: ignore[attr-defined]
+    betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
+    karras, lu = dict(use_karras_sigmas=True), dict(use_lu_lambdas=True)
+    trailing = dict(timestep_spacing="trailing")
+    made: list[tuple[str, str, Any]] = [
+        ("DDIM", "trailing", lambda: df.DDIMScheduler(trained_betas=betas, clip_sample=False, **trailing)),
+        *[(f"DPM++ {p}M", s, lambda p=p, o=o: df.DPMSolverMultistepScheduler(
+            trained_betas=betas, solver_order=p, **o))
+          for p in (2, 3) for s, o in (("logsnr", lu), ("karras", karras), ("trailing", trailing))],
+        *[(f"DEIS {p}", "karras", lambda p=p: df.DEISMultistepScheduler(
+            trained_betas=betas, solver_order=p, **karras)) for p in (2, 3)],
+        *[(f"UniPC {p}", "karras", lambda p=p: df.UniPCMultistepScheduler(
+            trained_betas=betas, solver_order=p, **karras)) for p in (2, 3)],
+    ]  # fmt: skip
+    out = []
+    for name, spacing, make in made:
+        points = []
+        for n in nfe:
+            try:
+                x = _run_diffusers(make(), n, problem, noise)
+            except (IndexError, ValueError):  # some of its grids cannot run (duplicate labels)
+                continue
+            if bool(x.isfinite().all()):
+                points.append((n, *_errors(x, truth, data)))
+        out.append(_series(name, spacing, "diffusers", points))
+    return out
+
+
+def _run_diffusers(scheduler: Any, steps: int, problem: DiffusionProblem, noise: Tensor) -> Tensor:
+    scheduler.set_timesteps(steps)
+    x = (_alpha(problem) * noise).float()
+    for t in scheduler.timesteps:
+        sigma = problem.schedule.sigma(t.double()).float()
+        at = x * torch.sqrt(1 + sigma**2)
+        eps = (at - problem.mixture.denoiser(at, sigma)) / sigma
+        x = scheduler.step(eps, t, x).prev_sample
+    return x
+
+
+def table(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None) -> str:
+    """A Markdown table of RMSE by solver and spacing; other counts than the column's in brackets."""
+    lines = ["| solver | spacing | " + " | ".join(map(str, nfe)) + " |", "|---" * (len(nfe) + 2) + "|"]
+    for s in record.data["series"]:
+        if spacing in (None, s["spacing"]) and s["nfe"]:
+            cells = [_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe]
+            name = s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)"
+            lines.append(f"| {name} | {s['spacing']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(known: dict[int, float], n: int) -> str:
+    near = max((k for k in known if n - 3 < k <= n), default=None)
+    if near is None:
+        return "-"
+    return f"{known[near]:.2g}" + (f" ({near})" if near != n else "")
+
+
+SHOWN = (
+    "DDIM", "DPMSolverPP(2)", "DPMSolverPP(3)", "DEIS(3)", "IPNDM(4)", "UniPC(2)", "UniPC(3)", "EDMHeun",
+)  # fmt: skip
+
+
+def figure(record: Record, path: str | Path, spacings: Sequence[str] = ("logsnr", "karras")) -> Path:
+    """A panel a spacing: fewstep's solvers drawn through, diffusers' schedulers as open marks."""
+    drawing, panels = canvas(5.2 * len(spacings), 4.6, ncols=len(spacings), sharey=True, squeeze=False)
+    marks = dict(zip(SHOWN, "osD^vPX*"))
+    for axes, spacing in zip(panels[0], spacings):
+        for s in record.data["series"]:
+            if s["spacing"] != spacing or not s["nfe"]:
+                continue
+            if s["by"] == "fewstep" and s["name"] in SHOWN:
+                axes.loglog(s["nfe"], s["rmse"], marker=marks[s["name"]], ms=4, lw=1.3, label=s["name"],
+                            color=_colour(s["name"]))  # fmt: skip
+            elif s["by"] == "diffusers":
+                axes.loglog(s["nfe"], s["rmse"], ls=":", marker="o", mfc="none", ms=4, lw=0.9,
+                            color=colour(s["name"]), label=f"diffusers {s['name']}")  # fmt: skip
+        axes.set_title(f"{record.data['problem']}, {spacing} grid", fontsize=10)
+        axes.set_xlabel("network evaluations")
+        axes.grid(True, which="major", alpha=0.3)
+        axes.legend(fontsize=7)
+    panels[0][0].set_ylabel("RMSE to the exact ODE's solution")
+    return write(drawing, path)
+
+
+def _colour(name: str) -> str:
+    own = {"DPMSolverPP(3)": "#CC79A7", "DEIS(3)": "#E69F00", "IPNDM(4)": "#D55E00", "UniPC(2)": "#F0C000",
+           "EDMHeun": "#999999"}  # fmt: skip
+    return own.get(name) or colour(name.split("(")[0])
+
+
+def study(
+    name: str = "ring", record: Path | None = None, picture: Path | None = None, seed: int = 0
+) -> Record:
+    """Measure, save and draw one problem; what the command line and the docs call."""
+    result = work_precision(name, seed=seed)
+    result.save(record or Path(f"docs/records/work-precision-{name}.json"))
+    figure(result, picture or Path(f"docs/figures/work-precision-{name}.svg"))
+    return result

@@ -1,0 +1,149 @@
+"""What sampling costs beyond its arithmetic, as ratios to a bare loop taken in one run.
+
+    python -m fewstep.analysis.studies.sampler_overhead --out docs/records/sampler-overhead.json
+
+The network is eps = 0.1 x_t. The bare loop has the plan's own numbers as Python floats and nothing but
+`mul`, `add` and `add_`: scale the input, take eps, form x0 (or keep eps), combine. Against it stand
+`fewstep.sample` with a ready plan, and diffusers' schedulers where they are installed. All series take
+turns on one thread; the median of their CPU times is kept, which other work on the machine moves least.
+The C allocator is told to keep its memory, as torch's does on a GPU: else a page fault, which strikes
+either loop as the heap will have it, costs more than the arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fewstep as fs
+import torch
+from fewstep.analysis.records import Record
+from torch import Tensor
+
+SHAPES = {(64, 3, 32, 32): 61, (2, 4, 8, 8): 201}
+STEPS = (10, 50)
+TARGETS = {"(64, 3, 32, 32)": 1.2, "(2, 4, 8, 8)": 2.0}
+SOLVERS: dict[str, fs.DiffusionSolver] = {
+    "DDIM": fs.DDIM(), "DPMSolverPP(2)": fs.DPMSolverPP(2), "DPMSolverPP(3)": fs.DPMSolverPP(3),
+    "DEIS(3)": fs.DEIS(3), "UniPC(2)": fs.UniPC(2), "UniPC(3)": fs.UniPC(3),
+}  # fmt: skip
+
+
+def network(x: Tensor, t: Tensor) -> Tensor:
+    return x * 0.1
+
+
+def bare(plan: fs.Plan, schedule: fs.Schedule, start: Tensor) -> Callable[[], Tensor]:
+    """The plan's linear combinations by hand, everything known beforehand."""
+    alphas, data = schedule.alpha(plan.sigma).tolist(), plan.prediction == "data"
+    rows = [(a, r.sigma, *r.look[:2], *r.go[:2]) for a, r in zip(alphas, plan.rows)]
+    t, window = torch.zeros(len(start)), plan.b.shape[1]
+    first = 1 / schedule.alpha(plan.sigmas[:1]).item()
+
+    def loop() -> Tensor:
+        x, history = start * first, list[Tensor]()
+        for alpha, sigma, c, d, a, b in rows:
+            at = x
+            if d or c != 1:
+                at = torch.mul(x, c)
+                for w, j in d:
+                    at.add_(history[j], alpha=w)
+            eps = network(torch.mul(at, alpha), t)
+            history.insert(0, torch.add(at, eps, alpha=-sigma) if data else eps)
+            del history[window:]
+            if b or a != 1:
+                x = torch.mul(x, a)
+                for w, j in b:
+                    x.add_(history[j], alpha=w)
+        return x
+
+    return loop
+
+
+def theirs(name: str, steps: int, start: Tensor) -> Callable[[], Tensor] | None:
+    """The diffusers scheduler that does the same, set up beforehand as far as it can be."""
+    try:
+        import diffusers as df
+    except ImportError:
+        return None
+    made: Any = {
+        "DDIM": lambda: df.DDIMScheduler(clip_sample=False),
+        "DPMSolverPP(2)": lambda: df.DPMSolverMultistepScheduler(solver_order=2),
+        "DPMSolverPP(3)": lambda: df.DPMSolverMultistepScheduler(solver_order=3),
+        "DEIS(3)": lambda: df.DEISMultistepScheduler(solver_order=3),
+        "UniPC(2)": lambda: df.UniPCMultistepScheduler(solver_order=2),
+        "UniPC(3)": lambda: df.UniPCMultistepScheduler(solver_order=3),
+    }[name]()
+
+    def loop() -> Tensor:
+        made.set_timesteps(steps)  # their state must be made anew for each run
+        x = start
+        for t in made.timesteps:
+            x = made.step(network(x, t), t, x).prev_sample
+        return x
+
+    return loop
+
+
+def medians(series: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, one after another in every round."""
+    seen: dict[str, list[float]] = {name: [] for name in series}
+    with torch.no_grad():
+        for _ in range(rounds):
+            for name, call in series.items():
+                began = time.thread_time()
+                call()
+                seen[name].append(time.thread_time() - began)
+    return {name: statistics.median(times[1:]) for name, times in seen.items()}
+
+
+def keep_memory() -> None:
+    """glibc: no block is mapped by itself (-3) and none is trimmed (-1); elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        for option in (-3, -1):
+            ctypes.CDLL(None).mallopt(option, 2**30)
+
+
+def measure(rounds: float = 1.0) -> list[dict[str, Any]]:
+    """A row for each shape, solver and number of steps."""
+    schedule, rows = fs.DiscreteVP.named("linear"), []
+    problem = fs.Denoising(fs.from_epsilon(network, schedule), schedule)
+    for shape, count in SHAPES.items():
+        start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for steps in STEPS:
+            for name, solver in SOLVERS.items():
+                plan = solver.plan(fs.sigma_grid(schedule, steps))
+                series = {
+                    "bare": bare(plan, schedule, start),
+                    "fewstep": lambda plan=plan, start=start: fs.sample(problem, plan, noise=start),
+                }
+                if other := theirs(name, steps, start):
+                    series["diffusers"] = other
+                seconds = medians(series, max(3, int(count * rounds)))
+                assert torch.allclose(series["bare"](), series["fewstep"](), rtol=1e-4, atol=1e-5)
+                row = {"shape": str(shape), "solver": name, "steps": steps}
+                row["bare_us_per_step"] = 1e6 * seconds["bare"] / steps
+                ratios = {f"{k}_ratio": v / seconds["bare"] for k, v in seconds.items() if k != "bare"}
+                rows.append(row | ratios)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Overhead of sampling, as ratios to a bare loop.")
+    parser.add_argument("--out", type=Path, default=Path("docs/records/sampler-overhead.json"))
+    torch.set_num_threads(1)
+    keep_memory()
+    out, rows = parser.parse_args().out, measure()
+    for row in rows:
+        print("  ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+    print(f"wrote {Record('sampler-overhead', {'rows': rows, 'targets': TARGETS}, 0).save(out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Sphinx: `sphinx-build -q -W docs docs/_build/html`. Makes the tables and runs the pages' examples first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import fewstep  # noqa: E402
+import run_blocks  # noqa: E402
+import tables  # noqa: E402
+import torch  # noqa: E402
+
+project = "fewstep"
+author = copyright = "the fewstep authors"
+version = release = fewstep.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "_generated", "figures", "records"]
+html_theme = "furo"
+html_title = "fewstep"
+html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["_static"]
+html_css_files = ["fewstep.css"]
+
+default_role = "code"
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_type_aliases = {"Tensor": "Tensor"}
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 72
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+
+def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with `code` in backticks: keep shapes from being read as markup."""
+    for i, line in enumerate(lines):
+        parts = line.split("`")
+        if len(parts) % 2:  # outside backticks: the even ones
+            parts[::2] = [p.replace("*", r"\*").replace("|", r"\|").replace("_ ", r"\_ ") for p in parts[::2]]
+            lines[i] = "``".join(parts) if len(parts) > 1 and "``" not in line else "`".join(parts)
+
+
+def prepare(app: Any) -> None:
+    torch.set_num_threads(1)
+    tables.write(HERE / "_generated")
+    for page in run_blocks.PAGES:
+        run_blocks.run(page)
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
+    app.connect("builder-inited", prepare)

@@ -1,0 +1,62 @@
+"""Run the python blocks of a page, in order, in one namespace, in a temporary directory.
+
+A text block that directly follows a python block is what that block must print. An exception keeps the
+page's name and line. Example: python docs/run_blocks.py README.md docs/sdes.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n?^```text\n(?P<out>.*?)^```\n)?", re.M | re.S)
+DOCS = Path(__file__).parent
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
+    """(line, code, wanted output or None) of each python block."""
+    text = page.read_text()
+    for found in BLOCK.finditer(text):
+        yield text[: found.start("code")].count("\n"), found["code"], found["out"]
+
+
+def run(page: Path) -> int:
+    """Run a page; returns the number of its blocks. Raises what a block raises, or ValueError."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    ran, home = 0, os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            for line, code, wanted in blocks(page):
+                printed = io.StringIO()
+                with contextlib.redirect_stdout(printed):
+                    # the empty lines give a traceback the page's own line numbers
+                    exec(compile("\n" * line + code, str(page), "exec"), names)
+                if wanted is not None and _plain(printed.getvalue()) != _plain(wanted):
+                    raise ValueError(
+                        f"{page.name}, line {line}: the block prints\n{printed.getvalue()}\nnot\n{wanted}"
+                    )
+                ran += 1
+        finally:
+            os.chdir(home)
+    return ran
+
+
+def _plain(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip("\n").splitlines()]
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)  # small tensors: more threads only wait for one another
+    for name in sys.argv[1:] or PAGES:
+        print(f"{name}: {run(Path(name).resolve())} blocks")

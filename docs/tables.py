@@ -1,0 +1,100 @@
+"""Tables that are made, not typed: of the solvers' cards, and of the record of `fewstep demo`.
+
+`python docs/tables.py` also writes the demo's table into README.md, between its marks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import fewstep as fs
+from fewstep.analysis import Record, cards
+
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+DEMO = DOCS / "records" / "demo.json"
+MARKS = re.compile(r"(?<=<!-- demo -->\n).*?(?=<!-- end -->)", re.S)
+
+
+def references() -> str:
+    """What each solver is and where it stands in the literature."""
+    lines = ["| solver | what it is | source |", "| --- | --- | --- |"]
+    lines += [f"| `{n}` | {c.card.summary} | {c.card.reference} |" for n, c in fs.solvers().items()]
+    return "\n".join(lines)
+
+
+def names(stochastic: bool) -> str:
+    """The solvers' own documentation, for the page of names."""
+    found = [n for n, c in fs.solvers().items() if issubclass(c, fs.StochasticSolver) == stochastic]
+    return documented("autoclass", found)
+
+
+def documented(directive: str, found: list[str]) -> str:
+    """The docstrings of names of the public surface."""
+    lines = ["```{eval-rst}", ".. currentmodule:: fewstep", *(f".. {directive}:: {n}" for n in found)]
+    return "\n".join([*lines, "```"])
+
+
+def public(test: Callable[[object], bool]) -> list[str]:
+    """Names of the public surface whose value passes the test."""
+    return [name for name, value in vars(fs).items() if name[0] != "_" and test(value)]
+
+
+def schedules() -> str:
+    """Each schedule with the first sentence of its docstring."""
+    lines = ["| schedule | process |", "| --- | --- |"]
+    for name in public(lambda v: isinstance(v, type) and issubclass(v, fs.Schedule) and v is not fs.Schedule):
+        first = " ".join(inspect.getdoc(getattr(fs, name)).split("\n\n")[0].split())
+        lines.append(f"| `{name}` | {first.replace('*', chr(92) + '*')} |")
+    return "\n".join(lines)
+
+
+def schedule_names() -> str:
+    """The schedules' own documentation."""
+    found = public(lambda v: isinstance(v, type) and issubclass(v, fs.Schedule) and v is not fs.Schedule)
+    return documented("autoclass", found)
+
+
+def borders() -> str:
+    """The conversions to the one convention, and what else stands at the border."""
+    found = public(lambda v: callable(v) and getattr(v, "__module__", "") == "fewstep.denoiser")
+    return documented("autofunction", found)
+
+
+def demo() -> str:
+    """The record's table: distance to held-out real digits, evaluations, seconds."""
+    if not DEMO.exists():
+        return "The record of the demo is not part of this checkout: run `fewstep demo`."
+    lines = ["| sampler | network evaluations | sliced W2 to held-out digits | seconds for 1,000 digits |"]
+    lines += ["| --- | --- | --- | --- |"]
+    for row in Record.load(DEMO).data["table"]:
+        made = bool(row["evaluations"])
+        cells = [row["sampler"], row["evaluations"] if made else "-", f"{row['sliced_w2']:.3f}"]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{row['seconds']:.3f}" if made else "-"])) + " |")
+    return "\n".join(lines)
+
+
+def write(folder: Path) -> None:
+    """The tables as files that the pages include."""
+    folder.mkdir(exist_ok=True)
+    pictures = {
+        "digits": "Digits of the teacher, the coarse sampler and the student, and real ones",
+        "demo-convergence": "Strong errors of Euler-Maruyama, Milstein and a learned step",
+    }
+    there = {k: v for k, v in pictures.items() if (DOCS / "figures" / f"{k}.png").exists()}
+    shown = "".join(f"![{alt}](figures/{name}.png)\n\n" for name, alt in there.items())
+    made = {
+        "cards": cards.markdown(cards.rows()), "references": references(), "demo": shown + demo(),
+        "api-sde": names(True), "api-diffusion": names(False),
+        "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
+    }  # fmt: skip
+    for name, text in made.items():
+        (folder / f"{name}.md").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    README.write_text(MARKS.sub(lambda _: demo() + "\n", README.read_text()))
+    write(DOCS / "_generated")

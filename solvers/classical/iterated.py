@@ -1,0 +1,41 @@
+"""Iterated integrals of the noise over a step, and what they multiply."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..brownian import Increment
+from ..problem import SDE
+
+
+def channel(g: Tensor, sde: SDE) -> Tensor:
+    """g as a vector field: the one channel of scalar noise, or the diagonal itself."""
+    return g.squeeze(-1) if sde.noise_type == "scalar" else g
+
+
+def iterated(increment: Increment, sde: SDE) -> Tensor:
+    """int W dW of each channel: (W^2 - h)/2 in Ito's calculus, W^2/2 in Stratonovich's."""
+    square = increment.W.square()
+    return 0.5 * (square - increment.h if sde.sde_type == "ito" else square)
+
+
+def pairs(increment: Increment, sde: SDE) -> Tensor:
+    """(*W.shape, m) symmetric parts of the iterated integrals: all there is to them where noise commutes."""
+    W = increment.W.unsqueeze(-1)
+    square = W * W.mT
+    if sde.sde_type == "ito":
+        square = square - increment.h * torch.eye(W.shape[-2], dtype=W.dtype, device=W.device)
+    return 0.5 * square
+
+
+def along_channels(sde: SDE, t: Tensor, y: Tensor, directions: Tensor) -> Tensor:
+    """sum_j D g_j(y) directions_j, one forward-mode derivative a channel; directions (*y.shape, m)."""
+    total = torch.zeros_like(y)
+    for j in range(directions.shape[-1]):
+
+        def column(x: Tensor, j: int = j) -> Tensor:
+            return sde.diffusion(t, x)[..., j]
+
+        total = total + torch.func.jvp(column, (y,), (directions[..., j].contiguous(),))[1]
+    return total

@@ -1,0 +1,43 @@
+"""SDE-DPM-Solver++: exponential multistep integration of the reverse SDE."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..plan import Plan
+from ..solver import Card, DiffusionSolver
+from .dpm import Family
+
+
+class DPMSolverSDE(DiffusionSolver):
+    """Exponential multistep steps of the denoiser under the exact noise of the clock tau = 1/sigma^2.
+
+    One evaluation a step. Order 1 is DDIM(eta=1) and Euler-Maruyama in that clock. Orders 2 and 3 are
+    those of the drift; along a path the strong order stays 1, since only W is seen (`ShARK` sees H).
+
+    Args:
+        order: 1, 2 or 3.
+        eta: the share of the noise, tau^2 of SA-Solver: 0 is DPMSolverPP, 1 the reverse SDE.
+        solver_type: "midpoint" or "heun" of the second-order term.
+        form: as for `DPMSolverPP`; "diffusers" also has its wrong sign in the third-order term, which
+            leaves order 1.
+    """
+
+    card = Card(
+        summary="exponential Adams-Bashforth of the denoiser for the reverse SDE",
+        reference="Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B",
+        levy="W",
+        deterministic_order=2.0,
+    )
+
+    def __init__(
+        self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint", form: str = "consistent"
+    ) -> None:
+        if not eta >= 0:
+            raise InputError(f"eta: got {eta!r}, wanted a number of at least 0.")
+        self.family = Family(f"DPMSolverSDE({order}M)", "data", order, solver_type, form, eta)
+        self.order, self.eta, self.form = order, eta, form
+
+    def plan(self, sigmas: Tensor) -> Plan:
+        return self.family.multistep(sigmas)

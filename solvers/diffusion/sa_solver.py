@@ -1,0 +1,87 @@
+"""SA-Solver: stochastic Adams predictor and corrector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..plan import Plan
+from ..solver import Card, DiffusionSolver
+from ..tape import Affine, Tape
+from .exponential import Step, adams_weights
+
+
+class SASolver(DiffusionSolver):
+    """Exponential Adams-Bashforth predictor and Adams-Moulton corrector of the reverse SDE of size tau.
+
+    One evaluation a step, made at the predicted point and reused. tau = 0 is the flow, tau = 1 the
+    reverse SDE; there order 2 without corrector is `DPMSolverSDE(2, solver_type="heun")`. Orders are
+    those of the drift; along a path the strong order is 1.
+
+    Args:
+        order: 1 to 4, evaluations used by the predictor; the paper: 3 unconditional, 2 under guidance.
+        corrector: 0 (none) to 4, evaluations used by the corrector, the predicted one among them.
+        tau: the size of the noise where sigma is in `between`, 0 elsewhere.
+        between: (low, high) levels with noise.
+    """
+
+    card = Card(
+        summary="exponential Adams predictor and corrector for the reverse SDE of any size",
+        reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1, Eqs. (14), (17)",
+        levy="W",
+        deterministic_order=3.0,
+    )
+
+    def __init__(
+        self, order: int = 3, corrector: int = 3, tau: float = 1.0,
+        between: tuple[float, float] = (0.05, 1.0),
+    ) -> None:  # fmt: skip
+        if order not in (1, 2, 3, 4) or corrector not in (0, 1, 2, 3, 4):
+            raise InputError(f"order: got {order!r} and corrector={corrector!r}, wanted 1 to 4 and 0 to 4.")
+        if not tau >= 0:
+            raise InputError(f"tau: got {tau!r}, wanted a number of at least 0.")
+        self.order, self.corrector, self.tau, self.between = order, corrector, tau, between
+
+    def plan(self, sigmas: Tensor) -> Plan:
+        tape = Tape(f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})", sigmas)
+        past: list[tuple[Affine, float]] = []  # evaluations with their lambda, newest first
+        predicted, move, levels = tape.x, None, sigmas.tolist()
+        for s, t in zip(levels[:-1], levels[1:]):
+            low, high = self.between
+            tau = self.tau if low <= s <= high and t > 0 else 0.0
+            z = tape.noise(s**-2, t**-2)[0] if tau > 0 else None
+            D = tape.evaluate(predicted, s)
+            past = [(D, -math.log(s)), *past[:3]]
+            # the corrector repeats the last step with one evaluation more and the same noise
+            x = tape.advance(move(past[: self.corrector]) if move and self.corrector else predicted)
+            if t == 0:
+                tape.advance(D)
+                break
+            move = _Move(x, Step(s, t, "data", tau**2), z)
+            predicted = move(past[: self.order])
+        else:
+            tape.advance(predicted)
+        return tape.finish()
+
+
+class _Move:
+    """A step whose evaluations are still to be chosen: past ones predict, the next one corrects."""
+
+    def __init__(self, x: Affine, step: Step, z: Affine | None) -> None:
+        self.step = step
+        self.base = (step.t / step.s) ** (1 + step.eta) * x
+        if z is not None:
+            self.base = self.base + step.noise * z
+
+    def __call__(self, used: list[tuple[Affine, float]]) -> Affine:
+        rate, end = 1 + self.step.eta, -math.log(self.step.t)
+        weights = adams_weights(
+            [l for _, l in used], -math.log(self.step.s), end, lambda l: rate * torch.exp(rate * (l - end))
+        )
+        out: Affine = self.base
+        for w, (D, _) in zip(weights, used, strict=True):
+            out = out + w * D
+        return out

@@ -1,0 +1,175 @@
+"""Global refinement of a fitted plan: descend the final state's error through all steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..plan import Plan
+from ..problem import Denoising
+from .training import fit
+
+if TYPE_CHECKING:
+    from .distill_dode import Fit, _Teacher
+
+
+class Table(nn.Module):
+    """The columns of a plan as functions of parameters."""
+
+    plan: Plan
+
+    @abstractmethod
+    def columns(self) -> dict[str, Tensor]:
+        """sigma, c, a (rows,), d, b (rows, window) in float64, with their graph."""
+
+    def fixed(self) -> Plan:
+        """The plan as it stands."""
+        with torch.no_grad():
+            columns: dict[str, Any] = {k: v.clone() for k, v in self.columns().items()}
+            return replace(self.plan, **columns)
+
+
+class KappaTable(Table):
+    """One or more kappa a row on a fixed grid."""
+
+    def __init__(self, base: Plan, kappa: Tensor) -> None:
+        super().__init__()
+        from .distill_dode import in_state, weight
+
+        self.plan = base
+        self.kappa = nn.Parameter(kappa.clone())
+        self.weights = [weight(base, i) for i in range(base.nfe)]
+        self.in_state = [in_state(base, i) for i in range(base.nfe)]
+
+    def columns(self) -> dict[str, Tensor]:
+        plan, window = self.plan, self.plan.b.shape[1]
+        b, d = [*plan.b], [*plan.d]
+        for i, (w, state) in enumerate(zip(self.weights, self.in_state, strict=True)):
+            k = self.kappa[i, : min(i, self.kappa.shape[1])]
+            change = w * nn.functional.pad(torch.cat([k.sum()[None], -k]), (0, window - 1 - len(k)))
+            if state:
+                b[i] = b[i] + change
+            else:
+                d[i + 1] = d[i + 1] + change
+        return {"sigma": plan.sigma, "c": plan.c, "a": plan.a, "b": torch.stack(b), "d": torch.stack(d)}
+
+
+class GridTable(Table):
+    """Levels by softmax and cumulative sum in log sigma, and history weights whose rows sum to one.
+
+    A plan of one evaluation a step, whose state is its next input. The first and the last level stay.
+    The level that the network is told may part from the state's own (as in LD3, arXiv 2405.15506).
+    """
+
+    def __init__(self, plan: Plan, smallest: float) -> None:
+        super().__init__()
+        rows = plan.nfe
+        multistep = rows == len(plan.sigmas) - 1 and bool((plan.c == 1).all()) and not bool(plan.d.any())
+        if not multistep:
+            raise InputError(
+                f"learn_grid: got {plan.name!r}, wanted a base of one evaluation a step whose state is its "
+                "next input, such as DDIM() or DPMSolverPP(2)."
+            )
+        self.plan, self.data = plan, plan.prediction == "data"
+        self.to_zero = float(plan.sigmas[-1]) == 0
+        ends = plan.sigma if self.to_zero else plan.sigmas
+        gaps = -ends.log().diff()
+        if self.to_zero:  # the last positive level may move down to the smallest
+            gaps = torch.cat([gaps, (ends[-1].log() - torch.tensor(smallest).log()).clamp(min=0.05)[None]])
+        self.span = gaps.sum()
+        self.logits = nn.Parameter(gaps.log())
+        weights = plan.b / self._scale(plan.sigmas)[:, None]
+        full = torch.zeros(rows, rows, dtype=torch.float64)
+        full[:, : weights.shape[1]] = weights[:, :rows]
+        self.older = nn.Parameter(full[:, 1:].tril(-1).clone())
+        self.shift = nn.Parameter(torch.zeros(rows, dtype=torch.float64))
+
+    def _scale(self, sigmas: Tensor) -> Tensor:
+        """What one unit of weight moves the state by."""
+        return 1 - sigmas[1:] / sigmas[:-1] if self.data else sigmas[1:] - sigmas[:-1]
+
+    def columns(self) -> dict[str, Tensor]:
+        falls = self.span * self.logits.softmax(0).cumsum(0)
+        inner = self.plan.sigmas[0] * torch.exp(-falls[: self.plan.nfe - 1])
+        sigmas = torch.cat([self.plan.sigmas[:1], inner, self.plan.sigmas[-1:]])
+        older = self.older.tril(-1)
+        weights = torch.cat([1 - older.sum(1, keepdim=True), older], 1)
+        a = sigmas[1:] / sigmas[:-1] if self.data else torch.ones_like(sigmas[1:])
+        return {
+            "sigmas": sigmas, "sigma": sigmas[:-1] * self.shift.exp(), "a": a, "c": torch.ones_like(a),
+            "b": weights * self._scale(sigmas)[:, None], "d": torch.zeros_like(weights),
+        }  # fmt: skip
+
+
+def unroll(problem: Denoising, columns: dict[str, Tensor], data: bool, x: Tensor) -> Tensor:
+    """The final state, with a graph to the columns."""
+    col = {k: v.to(x.dtype) for k, v in columns.items()}
+    # weights that may be other than nought; a column with a graph may have any below its diagonal
+    live = {
+        k: [[columns[k].requires_grad or w != 0 for w in row] for row in columns[k].tolist()] for k in "bd"
+    }
+    history: list[Tensor] = []
+
+    def combine(scale: Tensor, which: str, i: int) -> Tensor:
+        out = x * scale
+        for j, D in enumerate(history):
+            if live[which][i][j]:
+                out = out + col[which][i, j] * D
+        return out
+
+    for i in range(len(col["a"])):
+        at = combine(col["c"][i], "d", i)
+        D = problem.denoiser(at, col["sigma"][i])
+        history = [D if data else (at - D) / col["sigma"][i], *history[: col["b"].shape[1] - 1]]
+        x = combine(col["a"][i], "b", i)
+    return x
+
+
+def refine_plan(
+    problem: Denoising, start: Fit, teacher: _Teacher, chunks: list[Tensor], held: list[Tensor],
+    learn_grid: bool, *, iterations: int = 600, rate: float = 1e-2, batch: int = 512, seed: int = 0,
+    progress: bool = False,
+) -> Fit:  # fmt: skip
+    """Go on from a greedy fit; returns the better of the two on the held-out noise."""
+    from .distill_dode import rmse
+
+    plan, kappa = start.plan, start.kappa
+    table: Table
+    if learn_grid:
+        table = GridTable(plan, problem.schedule.sigma_min)
+    else:
+        table = _kappa_table(teacher.base, plan, kappa)
+    starts = torch.cat(chunks)
+    with torch.no_grad():
+        ends = torch.cat([_last(teacher.walk(x)) for x in chunks])
+
+    def loss(index: Tensor) -> Tensor:
+        final = unroll(problem, table.columns(), plan.prediction == "data", starts[index])
+        return (final - ends[index]).square().mean()
+
+    batch = min(batch, len(starts))
+    fit(table, loss, len(starts), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress)
+    refined = table.fixed()
+    # forward passes in units of the batch; the backward ones come on top
+    spent = iterations * plan.nfe * batch // len(starts) + teacher.plan.nfe
+    after = rmse(problem, refined, held, teacher)
+    if after >= start.student_rmse:
+        return replace(start, evaluations=spent)
+    new = table.kappa.detach() if isinstance(table, KappaTable) else torch.full_like(kappa, float("nan"))
+    return replace(start, plan=refined, kappa=new, student_rmse=after, evaluations=spent)
+
+
+def _kappa_table(base: Plan, plan: Plan, kappa: Tensor) -> Table:
+    grow: Any = (0, plan.b.shape[1] - base.b.shape[1])
+    wide = replace(base, b=nn.functional.pad(base.b, grow), d=nn.functional.pad(base.d, grow))
+    return KappaTable(wide, kappa)
+
+
+def _last(states: Any) -> Tensor:
+    *_, last = states
+    return last  # type: ignore[no-any-return]
