@@ -16,7 +16,8 @@ from .parallel import is_first
 from .problems import JUDGES, TestProblem, judge
 from .records import Record
 
-MEASURED = Path(__file__).parent / "weights" / "orders.json"
+# resolved: an editable install may see this file through a link, and the record belongs beside the source
+MEASURED = Path(__file__).resolve().parent / "weights" / "orders.json"
 COLUMNS = ("solver", "solves", "needs", "strong order", "measured", "deterministic", "evaluations")
 
 

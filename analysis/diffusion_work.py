@@ -202,29 +202,40 @@ SHOWN = (
 
 
 def figure(record: Record, path: str | Path, spacings: Sequence[str] = ("logsnr", "karras")) -> Path:
-    """A panel a spacing: fewstep's solvers drawn through, diffusers' schedulers as open marks."""
-    drawing, panels = canvas(5.2 * len(spacings), 4.6, ncols=len(spacings), sharey=True, squeeze=False)
+    """A panel a spacing: fewstep's solvers drawn through, diffusers' schedulers dotted in their colours."""
+    drawing, panels = canvas(5.2 * len(spacings), 4.8, ncols=len(spacings), sharey=True, squeeze=False)
     marks = dict(zip(SHOWN, "osD^vPX*"))
     for axes, spacing in zip(panels[0], spacings):
         for s in record.data["series"]:
-            if s["spacing"] != spacing or not s["nfe"]:
+            name = THEIRS.get(s["name"], s["name"]) if s["by"] == "diffusers" else s["name"]
+            if s["spacing"] != spacing or not s["nfe"] or name not in SHOWN:
                 continue
-            if s["by"] == "fewstep" and s["name"] in SHOWN:
-                axes.loglog(s["nfe"], s["rmse"], marker=marks[s["name"]], ms=4, lw=1.3, label=s["name"],
-                            color=_colour(s["name"]))  # fmt: skip
-            elif s["by"] == "diffusers":
-                axes.loglog(s["nfe"], s["rmse"], ls=":", marker="o", mfc="none", ms=4, lw=0.9,
-                            color=colour(s["name"]), label=f"diffusers {s['name']}")  # fmt: skip
+            own = s["by"] == "fewstep"
+            axes.loglog(
+                s["nfe"], s["rmse"], color=_colour(name), marker=marks[name], ms=4 if own else 6,
+                mfc=None if own else "none", lw=1.3 if own else 0.9, ls="-" if own else ":",
+                label=name if own else f"diffusers {s['name']}",
+            )  # fmt: skip
         axes.set_title(f"{record.data['problem']}, {spacing} grid", fontsize=10)
         axes.set_xlabel("network evaluations")
+        axes.set_xticks([3, 5, 10, 20, 50, 100], ["3", "5", "10", "20", "50", "100"])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(top=2)  # Heun's first points lie far above
         axes.grid(True, which="major", alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower left")
     panels[0][0].set_ylabel("RMSE to the exact ODE's solution")
     return write(drawing, path)
 
 
+# diffusers' schedulers by the name of their counterpart
+THEIRS = {
+    "DPM++ 2M": "DPMSolverPP(2)", "DPM++ 3M": "DPMSolverPP(3)", "DEIS 3": "DEIS(3)", "UniPC 2": "UniPC(2)",
+    "UniPC 3": "UniPC(3)",
+}  # fmt: skip
+
+
 def _colour(name: str) -> str:
-    own = {"DPMSolverPP(3)": "#CC79A7", "DEIS(3)": "#E69F00", "IPNDM(4)": "#D55E00", "UniPC(2)": "#F0C000",
+    own = {"DPMSolverPP(3)": "#CC79A7", "DEIS(3)": "#E69F00", "IPNDM(4)": "#7A4FA3", "UniPC(2)": "#B8860B",
            "EDMHeun": "#999999"}  # fmt: skip
     return own.get(name) or colour(name.split("(")[0])
 

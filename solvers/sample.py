@@ -182,18 +182,21 @@ def _start(
     dtype: torch.dtype | None, device: torch.device | str,
 ) -> Tensor:  # fmt: skip
     """The state at the first level, x0 + sigma n, in float32 at least."""
-    if noise is None and shape is None:
-        raise InputError("shape: got None; wanted shape=(batch, ...) or the initial state as noise=...")
+    half = (torch.float16, torch.bfloat16)  # the trajectory outlives many small steps: they would not
     if noise is None:
+        if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
+            raise InputError(f"shape: got {shape!r}; wanted (batch, ...), or the initial state as noise=...")
         own = torch.Generator(device).manual_seed(seed)
         dtype = dtype or torch.get_default_dtype()
-        x = torch.randn(shape or (), generator=own, dtype=dtype, device=device) * plan.sigmas[0].item()
-    elif noise.is_floating_point():
-        x = noise / problem.schedule.alpha(plan.sigmas[:1]).item()
-    else:
-        raise InputError(f"noise: got dtype {noise.dtype}; wanted floating point.")
-    # the trajectory outlives many small steps: half precision would not
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        dtype = torch.float32 if dtype in half else dtype
+        return torch.randn(shape, generator=own, dtype=dtype, device=device) * plan.sigmas[0].item()
+    if not noise.is_floating_point() or noise.dim() == 0:
+        raise InputError(
+            f"noise: got {noise.dtype} of shape {tuple(noise.shape)}; wanted floating point (batch, ...)."
+        )
+    if shape is not None and tuple(shape) != tuple(noise.shape):
+        raise InputError(f"shape: got {shape} beside noise of shape {tuple(noise.shape)}; drop one.")
+    return (noise.float() if noise.dtype in half else noise) / problem.schedule.alpha(plan.sigmas[:1]).item()
 
 
 def _normals(
@@ -203,15 +206,13 @@ def _normals(
     letters = plan.m.shape[-1]
     if plan.levy and path is None:
         end = max(float(plan.noise.nan_to_num(0).max()), float(problem.schedule.sigma_min) ** -2)
+        # paths of other levy are other paths: W and H always, so that all solvers of a seed share one
         path = BrownianPath(
-            tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, seed=seed + 1, levy=plan.levy or "W",
-            dtype=x.dtype, device=x.device, clock="log",
+            tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, seed=seed + 1,
+            levy="K" if plan.levy == "K" else "H", dtype=x.dtype, device=x.device, clock="log",
         )  # fmt: skip
-    if path is not None and LEVELS[path.levy] < letters:
-        raise InputError(
-            f"path: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make the path with "
-            f"levy={plan.levy!r}."
-        )
+    elif path is not None:
+        _check_path(path, plan, x)
     off_path: torch.Generator | None = None
 
     def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
@@ -228,9 +229,40 @@ def _normals(
     return draw
 
 
+def _check_path(path: Any, plan: Plan, x: Tensor) -> None:
+    """Refuse a path that lacks letters, has another shape or does not reach over the plan's intervals."""
+    if LEVELS[path.levy] < plan.m.shape[-1]:
+        raise InputError(
+            f"path: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make the path with "
+            f"levy={plan.levy!r}."
+        )
+    if tuple(getattr(path, "shape", x.shape)) != tuple(x.shape):
+        raise InputError(f"path: got shape {tuple(path.shape)}, wanted {tuple(x.shape)} as the samples have.")
+    used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
+    if len(used) and hasattr(path, "t0"):
+        first, last = float(used.min()), float(used.max())
+        slack = 1 + 1e-9
+        if path.t0 > first * slack or path.t1 * slack < last:
+            raise InputError(
+                f"path: got [{path.t0:g}, {path.t1:g}]; {plan.name} needs [{first:g}, {last:g}] in the clock "
+                "tau = 1/sigma^2. Make the path from 1/sigma_first^2 to 1/sigma_last^2 with clock='log'."
+            )
+
+
 def _plain(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
     predict = on_levels(problem.denoiser, plan.sigma, like, plan.prediction)
-    return lambda i, x, normals: predict(i, x)
+
+    def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:
+        out = predict(i, x)
+        if i == 0 and (not torch.is_tensor(out) or out.shape != x.shape or out.dtype != x.dtype):
+            came = f"{out.dtype} of shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
+            raise InputError(
+                f"denoiser: got {came}, wanted x's {x.dtype} of shape {tuple(x.shape)}. Return the estimate "
+                "of x0 for each element of x, in x's dtype."
+            )
+        return out
+
+    return evaluate
 
 
 def tensor_step(weights: Tensor, x: Tensor, seen: Sequence[Tensor]) -> Tensor:

@@ -179,6 +179,9 @@ class VE(Schedule):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
 
+    def __post_init__(self) -> None:
+        _check_range(self.sigma_min, self.sigma_max)
+
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
@@ -195,6 +198,9 @@ class EDM(Schedule):
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _check_range(self.sigma_min, self.sigma_max)
 
     def sigma(self, t: Tensor) -> Tensor:
         return t
@@ -306,3 +312,10 @@ def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     square = root.square()
     return torch.cat([square[:-1], torch.where(square[-2:-1] > last, last, square[-2:-1] / 4)])
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise InputError(
+            f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}; wanted 0 < sigma_min < sigma_max."
+        )

@@ -151,6 +151,15 @@ BAD = {
         dict(solver=fs.DDIM().plan(torch.tensor([2.0, 1.0])), shape=(2, 3), steps=5), "carries its own",
     ),
     "integer noise": (dict(solver=fs.DDIM(), noise=torch.ones(2, 3).long(), steps=5), "floating"),
+    "no tuple": (dict(solver=fs.DDIM(), shape=5, steps=5), "shape: got 5"),
+    "shape and noise": (dict(solver=fs.DDIM(), shape=(6, 3), noise=torch.ones(5, 3), steps=5), "drop one"),
+    "short path": (
+        dict(solver=fs.ShARK(), shape=(2, 3), steps=5, path=fs.BrownianPath((2, 3), levy="H")), "clock tau",
+    ),
+    "path shape": (
+        dict(solver=fs.EulerMaruyama(), shape=(2, 3), steps=5,
+             path=fs.BrownianPath((2, 2), t0=1e-3, t1=1e4, clock="log")), r"got shape \(2, 2\)",
+    ),
     "poor path": (
         dict(solver=fs.ShARK(), shape=(2, 3), steps=5,
              path=fs.BrownianPath((2, 3), t0=1e-3, t1=1e4, clock="log")), "levy='W'",
@@ -163,3 +172,28 @@ def test_bad_input_is_refused(case):
     call, words = BAD[case]
     with pytest.raises(fs.InputError, match=words):
         fs.sample(gaussian(), **call)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x, s: x.mean(-1, keepdim=True), lambda x, s: x.double(), lambda x, s: 0.0, lambda x, s: x[:2]],
+)
+def test_what_the_denoiser_returns_is_checked_at_once(wrong):
+    with pytest.raises(fs.InputError, match=r"denoiser: got .*wanted x's torch.float32 of shape \(5, 3\)"):
+        fs.sample(fs.Denoising(wrong, EDM), fs.DDIM(), shape=(5, 3), steps=4)
+
+
+@pytest.mark.parametrize("schedule", [fs.EDM, fs.VE])
+def test_ranges_that_are_none_are_refused(schedule):
+    with pytest.raises(fs.InputError, match="sigma_min, sigma_max: got 10.*0.1"):
+        schedule(10.0, 0.1)
+
+
+def test_all_stochastic_solvers_of_a_seed_have_one_limit():
+    """Euler-Maruyama and ShARK, which need W and W, H, follow the same path of the seed."""
+    kw = dict(shape=(300, 3), seed=2, dtype=torch.float64, final="sigma_min")
+    gaps = []
+    for n in (64, 256):
+        a, b = (fs.sample(gaussian(), s, steps=n, **kw) for s in (fs.EulerMaruyama(), fs.ShARK()))
+        gaps.append((a - b).square().mean().sqrt())
+    assert gaps[1] < 0.4 * gaps[0]

@@ -52,8 +52,8 @@ class TorchsdePath:
 
 # torchsde's words for methods that have another name here
 THEIR_NAMES = {
-    "euler": "EulerMaruyama", "milstein": "Milstein", "srk": "SRID2", "euler_heun": "EulerHeun", "heun": "Heun",
-    "midpoint": "Midpoint", "reversible_heun": "ReversibleHeun", "log_ode": "LogODE",
+    "euler": "EulerMaruyama", "milstein": "Milstein", "srk": "SRID2", "euler_heun": "EulerHeun",
+    "heun": "Heun", "midpoint": "Midpoint", "reversible_heun": "ReversibleHeun", "log_ode": "LogODE",
 }  # fmt: skip
 
 
