@@ -144,7 +144,7 @@ def work_precision(
     levels: Annotated[tuple[int, int], typer.Option(help="SDEs: coarsest and finest level.")] = (3, 8),
     nfe: Annotated[list[int] | None, typer.Option(help="Diffusion problems: evaluation budgets.")] = None,
     paths: Annotated[int, typer.Option(help="Number of paths or samples.")] = 2048,
-    peers: Annotated[bool, typer.Option(help="torchsde's solvers as well.")] = True,
+    peers: Annotated[bool, typer.Option(help="torchsde's solvers too, diffrax's if installed.")] = True,
     out: Annotated[Path, typer.Option(help="Figure; the record goes beside it.")] = Path("work.svg"),
     seed: Seed = 0,
     device: Device = "cpu",
@@ -162,7 +162,7 @@ def work_precision(
     asked = problems.by_name(problem)
     record = work.sde_work_precision(
         asked, [_solver(n) for n in solver] if solver else None, levels=range(levels[0], levels[1] + 1),
-        paths=paths, torchsde=peers, device=device, seed=seed,
+        paths=paths, torchsde=peers, diffrax=peers, device=device, seed=seed,
     )  # fmt: skip
     beside = record.save(out.with_suffix(".json"))
     for one in record.data["series"]:

@@ -12,13 +12,14 @@ from fewstep.errors import InputError, one_of
 from torch import Tensor
 
 from .diffusion_problems import DiffusionProblem, by_name
-from .distances import sliced_w2
+from .distances import median_distance, mmd, sliced_w2
 from .figures import canvas, colour, write
 from .records import Record
 
 EVALUATIONS = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 SPACINGS = ("logsnr", "karras", "trailing")
 REFERENCE_STEPS = 2000
+MEASURES = ("rmse", "w2", "mmd")
 
 # name -> solver, evaluations an interval of the grid
 SOLVERS: dict[str, tuple[fs.DiffusionSolver, int]] = {
@@ -75,9 +76,10 @@ def work_precision(
         diffusers: with its schedulers as further series, where they are installed.
 
     Returns:
-        a "work-precision" record of series {name, spacing, nfe, rmse, w2}: RMSE of the vector at sigma = 0
-        to RK4 in float64 with 2,000 steps, sliced W2 to as many draws of the data (one more than 0 by the
-        floor that the record names too).
+        a "work-precision" record of series {name, spacing, nfe, rmse, w2, mmd}: RMSE of the vector at
+        sigma = 0 to RK4 in float64 with 2,000 steps; sliced W2 and MMD (a Gaussian kernel as wide as the
+        data's median distance) to as many draws of the data. The record names their floors, those of fresh
+        draws, too. Records made before 2026-11-21 have no MMD.
     """
     problem = by_name(problem) if isinstance(problem, str) else problem
     chosen = list(SOLVERS if solvers is None else solvers)
@@ -106,8 +108,9 @@ def work_precision(
                 series.append(_series(name, spacing, "fewstep", points))
         if diffusers:
             series += _diffusers_series(problem, nfe, noise, truth, data)
-    floor = sliced_w2(problem.mixture.sample(samples, seed + 2), data)
-    body = {"problem": problem.name, "samples": samples, "series": series, "w2_floor": floor}
+    fresh = problem.mixture.sample(samples, seed + 2)
+    floors = {"w2_floor": sliced_w2(fresh, data), "mmd_floor": mmd(fresh, data, bandwidth=_width(data))}
+    body = {"problem": problem.name, "samples": samples, "series": series, **floors}
     return Record("work-precision", body, seed)
 
 
@@ -121,14 +124,20 @@ def _alpha(problem: DiffusionProblem) -> float:
     return float(problem.schedule.alpha(torch.tensor(problem.schedule.sigma_max, dtype=torch.float64)))
 
 
-def _errors(x: Tensor, truth: Tensor, data: Tensor) -> tuple[float, float]:
+def _width(data: Tensor) -> float:
+    """The MMD's bandwidth: the data's alone, so that all series have the same."""
+    return median_distance(data)
+
+
+def _errors(x: Tensor, truth: Tensor, data: Tensor) -> tuple[float, ...]:
+    """In the order of MEASURES."""
     rmse = float((x.double() - truth).square().sum(1).mean().sqrt())
-    return rmse, sliced_w2(x, data, projections=128)
+    return rmse, sliced_w2(x, data, projections=128), mmd(x, data, bandwidth=_width(data))
 
 
-def _series(name: str, spacing: str, by: str, points: list[tuple[int, float, float]]) -> dict[str, Any]:
-    nfe, rmse, w2 = (list(column) for column in zip(*points)) if points else ([], [], [])
-    return {"name": name, "spacing": spacing, "by": by, "nfe": nfe, "rmse": rmse, "w2": w2}
+def _series(name: str, spacing: str, by: str, points: list[tuple[float, ...]]) -> dict[str, Any]:
+    columns = [list(column) for column in zip(*points)] or [[] for _ in ("nfe", *MEASURES)]
+    return {"name": name, "spacing": spacing, "by": by, **dict(zip(("nfe", *MEASURES), columns))}
 
 
 def _diffusers_series(

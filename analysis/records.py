@@ -60,7 +60,8 @@ class Record:
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """Versions, machine and command, without anything private to the machine."""
-    packages = ("fewstep", "torch", "torchsde", "numpy", "scipy")
+    packages = ["fewstep", "torch", "torchsde", "numpy", "scipy"]
+    packages += [p for p in ("diffrax", "jax") if p in sys.modules]
     words = sys.argv if sys.argv and sys.argv[0] else ["python"]
     command = [Path(w).name if Path(w).is_absolute() else w for w in words]
     if command[0] == "__main__.py":  # python -m fewstep.analysis

@@ -1,7 +1,8 @@
-"""Work-precision of SDE solvers: error against drift evaluations and against seconds, torchsde beside."""
+"""Work-precision of SDE solvers: error against drift evaluations and against seconds, peers beside."""
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -66,14 +67,15 @@ def is_sde(name: str) -> bool:
 def sde_work_precision(
     problem: TestProblem, solvers: Sequence[StochasticSolver] | None = None, *,
     levels: Iterable[int] = range(3, 9), paths: int = 2048, torchsde: bool = True,
-    device: str = "cpu", seed: int = 0, repeats: int = 3,
+    diffrax: bool = True, device: str = "cpu", seed: int = 0, repeats: int = 3,
 ) -> Record:  # fmt: skip
     """Error, evaluations and seconds of each solver at each level, all along the same paths.
 
     Errors are RMSE against the closed form where there is one, otherwise against a solver of the highest
     order for the noise at 2^4 times the finest resolution. Seconds are the median of `repeats` whole solves
     as a user calls them, noise included: here with a `BrownianPath`, there with a `BrownianInterval` that
-    was told its step.
+    was told its step. diffrax's solvers join on the CPU where it is installed and `peers_diffrax` has
+    the problem: compiled beforehand, with a `VirtualBrownianTree`, on as many threads as XLA takes.
 
     Raises:
         InputError: a solver that cannot solve the problem, fewer than two levels.
@@ -95,6 +97,7 @@ def sde_work_precision(
     methods = _methods(problem) if torchsde else {}
     with torch.no_grad():
         series = [_ours(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
+        series += _diffrax(e, problem) if diffrax else []
         _fill_errors(e, series, solvers)
         for one in series:
             run = one.pop("run")
@@ -173,6 +176,14 @@ def _ours(e: Experiment, solver: StochasticSolver) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _diffrax(e: Experiment, problem: TestProblem) -> list[dict[str, Any]]:
+    if importlib.util.find_spec("diffrax") is None:
+        return []
+    from .peers_diffrax import diffrax_series
+
+    return diffrax_series(e, problem)
+
+
 def _theirs(e: Experiment, method: str, evaluations: int) -> dict[str, Any]:
     import torchsde
 
@@ -226,15 +237,15 @@ def _seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def work_figure(record: Record, path: str | Path) -> Path:
-    """Error against evaluations and against seconds; torchsde's methods dashed."""
+    """Error against evaluations and against seconds; torchsde's methods dashed, diffrax's dotted."""
     figure, axes = canvas(9.6, 4.4, ncols=2, sharey=True)
     data = record.data
     for one in data["series"]:
-        theirs = one["package"] == "torchsde"
-        label = f"torchsde {one['name']}" if theirs else one["name"]
+        theirs = one["package"] != "fewstep"
+        label = f"{one['package']} {one['name']}" if theirs else one["name"]
         shade = colour(THEIR_TWIN.get(one["name"], one["name"]))
         for panel, x in zip(axes, (one["evaluations"], one["seconds"]), strict=True):
-            panel.loglog(x, one["error"], "s--" if theirs else "o-", color=shade, ms=3.5, lw=1, label=label,
+            panel.loglog(x, one["error"], STYLE[one["package"]], color=shade, ms=3.5, lw=1, label=label,
                          alpha=0.75 if theirs else 1)  # fmt: skip
     axes[0].set_xlabel("drift evaluations a path")
     axes[1].set_xlabel(f"seconds for {data['paths']:,} paths, noise included")
@@ -246,8 +257,10 @@ def work_figure(record: Record, path: str | Path) -> Path:
     return write(figure, path)
 
 
-# torchsde's methods share the colour of the same method here
+STYLE = {"fewstep": "o-", "torchsde": "s--", "diffrax": "^:"}
+# the peers' methods share the colour of the same method here
 THEIR_TWIN = {
     "euler": "EulerMaruyama", "milstein": "Milstein", "srk": "SRID2", "euler_heun": "EulerHeun",
     "heun": "Heun", "midpoint": "Midpoint", "reversible_heun": "ReversibleHeun",
+    "Euler": "EulerMaruyama", "ItoMilstein": "Milstein",
 }  # fmt: skip

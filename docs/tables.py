@@ -1,4 +1,4 @@
-"""Tables that are made, not typed: of the solvers' cards, and of the record of `fewstep demo`.
+"""Tables that are made, not typed: of the solvers' cards, and of records of measurements.
 
 `python docs/tables.py` also writes the demo's table into README.md, between its marks.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fewstep as fs
-from fewstep.analysis import Record, cards
+from fewstep.analysis import Record, cards, diffusion_work
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -77,6 +77,46 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+def work(problem: str) -> str:
+    """RMSE against evaluations of one problem, on the grid even in log sigma."""
+    record = Record.load(DOCS / "records" / f"work-precision-{problem}.json")
+    text = diffusion_work.table(record, spacing="logsnr")
+    return text.replace("| logsnr ", "").replace("| spacing ", "").replace("---|", "", 1)
+
+
+def spacings(evaluations: int = 10, digits: str = ".2g") -> str:
+    """RMSE of the solvers that can spend just so many evaluations, a column for each problem and grid."""
+    columns = [(p, s) for p in ("ring", "smooth") for s in diffusion_work.SPACINGS]
+    found: dict[str, dict[tuple[str, str], str]] = {}
+    for problem in ("ring", "smooth"):
+        for s in Record.load(DOCS / "records" / f"work-precision-{problem}.json").data["series"]:
+            known = dict(zip(s["nfe"], s["rmse"]))
+            if s["by"] == "fewstep" and evaluations in known:
+                cell = format(known[evaluations], digits)
+                found.setdefault(s["name"], {})[problem, s["spacing"]] = cell
+    lines = ["| solver | " + " | ".join(f"{p}, {s}" for p, s in columns) + " |"]
+    lines += ["| --- " * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(cells[c] for c in columns) + " |"
+        for name, cells in found.items() if all(c in cells for c in columns)
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def overhead() -> str:
+    """Time of a sampling loop over that of a bare loop of the same arithmetic."""
+    record = Record.load(DOCS / "records" / "sampler-overhead.json")
+    lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | diffusers |", "| --- " * 6 + "|"]
+    for r in record.data["rows"]:
+        cells = [r["shape"], r["solver"], r["steps"], f"{r['bare_us_per_step']:.0f}"]
+        cells += [f"{r['fewstep_ratio']:.2f}", f"{r['diffusers_ratio']:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    made, versions = record.made, record.made["versions"]
+    machine = f"{made['device']}, threads: {made['threads']}"
+    machine += f"; torch {versions['torch']}, Python {versions['python']}"
+    return "\n".join([*lines, "", f"*Measured on: {machine}.*"])
+
+
 def write(folder: Path) -> None:
     """The tables as files that the pages include."""
     folder.mkdir(exist_ok=True)
@@ -90,6 +130,8 @@ def write(folder: Path) -> None:
         "cards": cards.markdown(cards.rows()), "references": references(), "demo": shown + demo(),
         "api-sde": names(True), "api-diffusion": names(False),
         "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
+        "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
+        "sampler-overhead": overhead(),
     }  # fmt: skip
     for name, text in made.items():
         (folder / f"{name}.md").write_text(text + "\n")

@@ -52,7 +52,7 @@ def test_work_precision_of_an_sde_has_torchsde_beside(tmp_path):
     assert (tmp_path / "wp.png").stat().st_size > 1000
     series = json.loads((tmp_path / "wp.json").read_text())["data"]["series"]
     by = {(one["package"], one["name"]): one["error"] for one in series}
-    assert {p for p, _ in by} == {"fewstep", "torchsde"}
+    assert {p for p, _ in by} - {"diffrax"} == {"fewstep", "torchsde"}
     for ours, theirs in (("Milstein", "milstein"), ("SRID2", "srk")):  # the same methods on the same path
         a, b = by["fewstep", ours], by["torchsde", theirs]
         assert max(abs(x - y) / y for x, y in zip(a, b)) < 1e-9
@@ -126,7 +126,8 @@ def test_the_demo_makes_good_on_its_figures(tmp_path):
     teacher, naive, learned = (row["sliced_w2"] for row in table[:3])
     assert learned < 1.5 * teacher
     assert naive > 1.7 * learned
-    assert table[0]["seconds"] > 50 * table[2]["seconds"]
+    # a count, not a clock: the ratio of seconds stands in the record and depends on the machine
+    assert table[0]["evaluations"] >= 50 * table[2]["evaluations"]
 
 
 def test_a_quick_demo_writes_what_it_says(tmp_path):

@@ -9,7 +9,9 @@ in turn, and its fastest is kept, so that other work on the machine falls on all
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
+import os
 import resource
 import sys
 import time
@@ -84,6 +86,43 @@ def torchsde_queries(shape: tuple[int, ...], levy: str, hint: bool) -> Iterator[
         yield bm(k / STEPS, (k + 1) / STEPS, return_U=levy != "none")
 
 
+def diffrax_series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+    """diffrax's VirtualBrownianTree asked for each step inside a jitted scan, beside a bare scan."""
+    import diffrax
+    import jax
+    from jax import numpy as jnp
+
+    times = jnp.arange(STEPS, dtype=jnp.float32) / STEPS
+
+    def queries(area: type) -> Callable[[], None]:
+        tree = diffrax.VirtualBrownianTree(
+            0.0, 1.0, tol=0.5 / STEPS, shape=shape, key=jax.random.key(1), levy_area=area
+        )
+        kind = {} if area is diffrax.BrownianIncrement else {"use_levy": True}
+
+        def one(total, t):  # type: ignore[no-untyped-def]
+            out = tree.evaluate(t, t + 1 / STEPS, **kind)
+            return jax.tree.map(jnp.add, total, out.W if kind else out), None
+
+        scan = jax.jit(lambda: jax.lax.scan(one, jnp.zeros(shape), times)[0])
+        return lambda: jax.block_until_ready(scan())
+
+    def bare(y, key):  # type: ignore[no-untyped-def]
+        noise = jax.random.normal(key, shape)
+        return y + 0.05 * y / STEPS + 0.2 * y * math.sqrt(1 / STEPS) * noise, None
+
+    keys = jax.random.split(jax.random.key(1), STEPS)
+    loop = jax.jit(lambda: jax.lax.scan(bare, jnp.ones(shape), keys)[0])
+    found = {
+        "jax bare scan": lambda: jax.block_until_ready(loop()),
+        "diffrax W, queries in a scan": queries(diffrax.BrownianIncrement),
+        "diffrax W,H, queries in a scan": queries(diffrax.SpaceTimeLevyArea),
+    }
+    for run in found.values():
+        run()  # compiles
+    return found
+
+
 def series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
     grid = torch.linspace(0, 1, STEPS + 1)
 
@@ -118,19 +157,23 @@ def series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
 def measure(shape: tuple[int, ...], repeats: int) -> list[dict[str, float | str]]:
     """Seconds and ratio to the bare loop of every series; slow ones are run fewer times."""
     runs = series(shape)
+    if importlib.util.find_spec("diffrax"):
+        runs |= diffrax_series(shape)
     best = dict.fromkeys(runs, math.inf)
     for turn in range(repeats):
         for name, run in runs.items():
-            if name.startswith("torchsde") and turn >= max(1, repeats // 4):
+            if name.startswith(("torchsde", "diffrax")) and turn >= max(1, repeats // 4):
                 continue
             start = time.perf_counter()
             run()
             best[name] = min(best[name], time.perf_counter() - start)
     bare, drawn = best["bare torch loop"], best["normals alone"]
+    jax = best.get("jax bare scan", bare)  # each against the bare loop of its own framework
     return [
-        {"series": n, "seconds": s, "to_bare_loop": s / bare, "to_normals": s / drawn}
+        {"series": n, "seconds": s, "to_bare_loop": s / (jax if n[:3] in ("jax", "dif") else bare),
+         "to_normals": s / drawn}
         for n, s in best.items()
-    ]
+    ]  # fmt: skip
 
 
 def long_walk(steps: int) -> dict[str, float]:
@@ -183,6 +226,10 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=2**20, help="steps of the walk for memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.threads == 1:
+        os.environ.setdefault(
+            "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        )
     memory = long_walk(options.long)
     shape = (4096, 16)
     rows = measure(shape, options.repeats)
@@ -193,6 +240,7 @@ def main() -> None:
     data = {
         "shape": list(shape), "dtype": "float32", "steps": STEPS, "threads": options.threads,
         "torchsde": metadata.version("torchsde"), "targets": TARGETS,
+        "diffrax": metadata.version("diffrax") if importlib.util.find_spec("diffrax") else None,
         "rows": rows, "memory": memory, "random_access": access,
     }  # fmt: skip
     if options.out:

@@ -5,7 +5,6 @@ python -m fewstep.analysis.studies.dode_ring --out docs/records/dode-ring.json
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
@@ -92,17 +91,11 @@ def draw(record: Record, path: str | Path) -> Path:
     return write(figure, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    record = study(arguments.seed, 512 if arguments.quick else 8192, arguments.quick)
-    record.save(arguments.out)
-    draw(record, arguments.figure or arguments.out.with_suffix(".svg"))
-
-
-if __name__ == "__main__":
-    main()
+def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
+    """Write the record and the figure; returns a line a row."""
+    smoke = budget == "smoke"
+    record = study(seed, 512 if smoke else 8192, quick=smoke)
+    record.save(out / "records" / "dode-ring.json")
+    draw(record, out / "figures" / "dode-ring.svg")
+    rows = record.data["rows"]
+    return [f"{r['base']:<18} {r['kind']:<18} {r['evaluations']:>3} {r['rmse']:.4f}" for r in rows]

@@ -11,7 +11,8 @@ class SEA(AdditiveRungeKutta):
 
     Strong order 1.0 for additive noise as `EulerMaruyama`, with a third of its error for the price of
     H. `ShARK` has order 1.5 for two evaluations. As a sampler it asks the denoiser at the start of the
-    step in tau, where its state without drift belongs: halfway (c = 1/2) has ten times the error.
+    step in tau, where its state without drift belongs: halfway (c = 1/2) has 2.4 to 10 times the error,
+    measured at 8 to 128 steps.
     """
 
     card = Card(

@@ -17,7 +17,7 @@ class ShiftedODE(StochasticSolver):
 
     The path of two jumps and a line has the W, H and K of the Brownian one. Where noise enters the
     momenta alone, as in underdamped Langevin dynamics dq = p dt, dp = (F(q) - gamma p) dt + sigma dW, the
-    strong order is 3.0 (`tests/test_classical_orders.py` measures it); for other additive noise it is 1.0,
+    strong order is 3.0 (`tests/test_classical.py` measures it); for other additive noise it is 1.0,
     where `ShARK` has 1.5 for half the evaluations. g must not depend on time.
     """
 

@@ -65,6 +65,18 @@ def test_distances_to_data_fall_with_work():
     assert series["rmse"][1] < series["rmse"][0] / 5
     assert series["w2"][1] < 3 * record.data["w2_floor"]
     assert not math.isnan(record.data["w2_floor"])
+    assert series["mmd"][1] < max(0.2 * series["mmd"][0], 2 * record.data["mmd_floor"], 0.02)
+    assert all(len(s["mmd"]) == len(s["nfe"]) for s in record.data["series"])
+
+
+def test_records_made_before_the_mmd_still_plot(tmp_path):
+    record = diffusion_work.work_precision("smooth", (4, 8), solvers=["DDIM"], diffusers=False, samples=64)
+    for one in record.data["series"]:
+        del one["mmd"]
+    del record.data["mmd_floor"]
+    old = Record.load(record.save(tmp_path / "old.json"))
+    assert "| DDIM |" in diffusion_work.table(old, (4, 8))
+    assert diffusion_work.figure(old, tmp_path / "old.svg").stat().st_size > 2000
 
 
 def test_bad_names_are_refused():
