@@ -79,7 +79,7 @@ def work_precision(
         a "work-precision" record of series {name, spacing, nfe, rmse, w2, mmd}: RMSE of the vector at
         sigma = 0 to RK4 in float64 with 2,000 steps; sliced W2 and MMD (a Gaussian kernel as wide as the
         data's median distance) to as many draws of the data. The record names their floors, those of fresh
-        draws, too. Records made before 2026-11-21 have no MMD.
+        draws, too. Records of version 0.1.0 before MMD was measured have none.
     """
     problem = by_name(problem) if isinstance(problem, str) else problem
     chosen = list(SOLVERS if solvers is None else solvers)
