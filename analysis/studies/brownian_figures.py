@@ -308,7 +308,8 @@ def speed_table(speed: Record) -> str:
         rows.append(f"| {row['series']} | {row['to_bare_loop']:.2f} | {wanted} | {row['to_normals']:.2f} |")
     memory = speed.data["memory"]
     note = (
-        f"torchsde {speed.data['torchsde']}. A walk over {memory['steps']} steps of a batch of "
+        f"torchsde {speed.data['torchsde']}, diffrax {speed.data.get('diffrax')}; jax and diffrax are held "
+        f"against the bare scan of jax. A walk over {memory['steps']} steps of a batch of "
         f"{memory['batch_bytes'] / 1024:.0f} KiB added {memory['grown_bytes'] / 2**20:.0f} MiB, 8 of them "
         f"the grid's; its increments together would take {memory['all_increments_bytes'] / 2**30:.0f} GiB."
     )
