@@ -24,6 +24,7 @@ def processes(device: str = "cpu") -> Iterator[str]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo")
     try:
         yield device
+        dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 

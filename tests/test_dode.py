@@ -218,6 +218,7 @@ def worker(rank, world, file, out):
     student, _ = fs.distill_dode(LINEAR, fs.DPMSolverPP(2), noise=start(128), steps=5, batch=8, guard=False)
     if rank == 0:
         torch.save(student.kappa, out)
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
