@@ -32,7 +32,7 @@ def torchrun(world):
 
 
 def run(words, folder):
-    """Run to success. A signal from gloo's threads (seen once in forty starts) says nothing of the numbers,
+    """Run to success. A signal from gloo's threads (seen once) says nothing of the numbers,
     so that such a start is made once more; a Python error is not forgiven."""
     for _ in range(2):
         done = subprocess.run(
