@@ -128,9 +128,53 @@ def from_flow(model: Model, schedule: Schedule, **options: Any) -> Converted:
     return _convert(model, schedule, "flow", **options)
 
 
-def from_edm(net: Model, **options: Any) -> Converted:
-    """EDM's preconditioned network `net(x, sigma) -> x0`, sigma of shape (batch,). Option: dtype."""
-    return _convert(net, None, "sample", **options)
+def from_edm(
+    net: Callable[..., Tensor], *, class_labels: Tensor | None = None, force_fp32: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Converted:  # fmt: skip
+    """EDM's preconditioned network `net(x, sigma[, class_labels]) -> x0`, sigma of shape (batch,).
+
+    Its schedule is `EDM(max(0.002, net.sigma_min), min(80.0, net.sigma_max))`, as EDM's own sampler has it.
+    Networks made from a table of levels round sigma by themselves; to put the grid on their levels, sample
+    with `sigmas=torch.cat([net.round_sigma(grid[:-1]), grid[-1:]])`, grid from `sigma_grid`.
+
+    Args:
+        class_labels: (batch, label_dim), or one row (label_dim,) for all; passed as the third argument.
+        force_fp32: passed on where it is True.
+        dtype: what the network computes in; x0 comes back in x's.
+
+    Raises:
+        InputError: labels that are not rows; as many as there are samples, when called.
+    """
+    if not callable(net):
+        raise InputError(f"net: got {type(net).__name__}, wanted a network called as net(x, sigma).")
+    told: dict[str, bool] = {"force_fp32": True} if force_fp32 else {}
+    labels = None if class_labels is None else _label_rows(class_labels, getattr(net, "label_dim", None))
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        if labels is None:
+            return net(x, sigma, **told).to(x.dtype)
+        if len(labels) not in (1, len(x)):
+            raise InputError(
+                f"class_labels: got {len(labels)} rows for a batch of {len(x)}; wanted a row for each "
+                "sample, or one for all. Convert the network anew with the labels of this batch."
+            )
+        return net(x, sigma, labels.to(x.device).expand(len(x), -1), **told).to(x.dtype)
+
+    return _convert(model, None, "sample", dtype=_half(net) if dtype is None else dtype)
+
+
+def _label_rows(labels: Any, width: int | None) -> Tensor:
+    """(1 or batch, label_dim) rows; class numbers, which EDM would take for one long row, are refused."""
+    if torch.is_tensor(labels) and labels.dim() in (1, 2) and width in (None, 0, labels.shape[-1]):
+        rows: Tensor = labels.reshape(-1, labels.shape[-1])
+        if rows.is_floating_point() or not bool((rows > 1).any()):
+            return rows
+    came = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
+    raise InputError(
+        f"class_labels: got {came}, wanted rows (batch, label_dim) or (label_dim,) with label_dim = "
+        f"{width or 'the number of classes'}. Use torch.nn.functional.one_hot(numbers, label_dim)."
+    )
 
 
 def _convert(
@@ -139,10 +183,20 @@ def _convert(
 ) -> Converted:  # fmt: skip
     if rounding not in (None, "nearest", "down"):
         raise one_of("rounding", rounding, ("nearest", "down"))
-    if dtype is None and isinstance(model, torch.nn.Module):
-        kinds = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
-        dtype = kinds.pop() if len(kinds) == 1 else None
-    return Converted(model, schedule, kind, rounding, dtype)
+    if not isinstance(schedule, Schedule | None):
+        raise InputError(
+            f"schedule: got {type(schedule).__name__}, wanted a fewstep schedule such as VPLinear() or "
+            "DiscreteVP(alphas_cumprod). docs/diffusion.md says which one stands for another library's."
+        )
+    return Converted(model, schedule, kind, rounding, _half(model) if dtype is None else dtype)
+
+
+def _half(model: Any) -> torch.dtype | None:
+    """The half precision that a network's parameters are in, where they are in one."""
+    if not isinstance(model, torch.nn.Module):
+        return None
+    kinds = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ def sample(
     spacing: str = "logsnr",
     final: str = "x0",
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     noise: Tensor | None = None,
     path: NoiseSource | None = None,
     dtype: torch.dtype | None = None,
@@ -121,6 +122,8 @@ def sample(
         spacing, final: see `fewstep.sigma_grid`.
         seed: fixes the initial state and the Brownian path. One seed is one path: samples of different
             step counts, and of every stochastic solver, belong together and have one limit.
+        seeds: one for each sample (shape[0]), in place of seed. A sample then depends on its own seed,
+            not on the batch's size or order (to the rounding of the network's own batching).
         noise: (*batch, *event) the initial state itself, alpha x0 + sigma_t n at the first level.
         path: increments in the clock tau = 1/sigma^2, in place of the path of the seed. It must reach
             from 1/sigma_first^2 to the plan's last tau.
@@ -138,8 +141,8 @@ def sample(
         steps = len(timesteps)
         sigmas = sigma_grid(problem.schedule, steps, spacing, final, timesteps=timesteps)
     plan, student = _resolve(problem, solver, steps, sigmas, spacing, final)
-    x = _start(problem, plan, shape, seed, noise, dtype, device)
-    draw = _normals(problem, plan, x, seed, path)
+    x = _start(problem, plan, shape, seed if seeds is None else list(seeds), noise, dtype, device)
+    draw = _normals(problem, plan, x, seed if seeds is None else list(seeds), path)
     evaluate = student.evaluator(problem, x) if student else _plain(problem, plan, x)
     x = run(plan, x, evaluate, draw, callback)
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
@@ -178,18 +181,17 @@ def _resolve(
 
 
 def _start(
-    problem: Denoising, plan: Plan, shape: tuple[int, ...] | None, seed: int, noise: Tensor | None,
-    dtype: torch.dtype | None, device: torch.device | str,
+    problem: Denoising, plan: Plan, shape: tuple[int, ...] | None, seed: int | list[int],
+    noise: Tensor | None, dtype: torch.dtype | None, device: torch.device | str,
 ) -> Tensor:  # fmt: skip
     """The state at the first level, x0 + sigma n, in float32 at least."""
     half = (torch.float16, torch.bfloat16)  # the trajectory outlives many small steps: they would not
     if noise is None:
         if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
             raise InputError(f"shape: got {shape!r}; wanted (batch, ...), or the initial state as noise=...")
-        own = torch.Generator(device).manual_seed(seed)
         dtype = dtype or torch.get_default_dtype()
         dtype = torch.float32 if dtype in half else dtype
-        return torch.randn(shape, generator=own, dtype=dtype, device=device) * plan.sigmas[0].item()
+        return unit_normals(tuple(shape), generators(seed, device), dtype, device) * plan.sigmas[0].item()
     if not noise.is_floating_point() or noise.dim() == 0:
         raise InputError(
             f"noise: got {noise.dtype} of shape {tuple(noise.shape)}; wanted floating point (batch, ...)."
@@ -199,34 +201,68 @@ def _start(
     return (noise.float() if noise.dtype in half else noise) / problem.schedule.alpha(plan.sigmas[:1]).item()
 
 
+Generators = torch.Generator | list[torch.Generator]
+
+
+def generators(seed: int | list[int], device: torch.device | str) -> Generators:
+    """One generator, or one for each sample."""
+    if isinstance(seed, int):
+        return torch.Generator(device).manual_seed(seed)
+    return [torch.Generator(device).manual_seed(int(s)) for s in seed]
+
+
+def unit_normals(
+    shape: tuple[int, ...], source: Generators, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """Standard normals (batch, *event); entry j from source[j] alone where there are several."""
+    if isinstance(source, torch.Generator):
+        return torch.randn(shape, generator=source, dtype=dtype, device=device)
+    if len(source) != shape[0]:
+        raise InputError(f"seeds: got {len(source)}, wanted one for each of the {shape[0]} samples.")
+    return torch.cat([unit_normals((1, *shape[1:]), one, dtype, device) for one in source])
+
+
 def _normals(
-    problem: Denoising, plan: Plan, x: Tensor, seed: int, path: NoiseSource | None
+    problem: Denoising, plan: Plan, x: Tensor, seed: int | list[int], path: NoiseSource | None
 ) -> Callable[[float, float], tuple[Tensor, ...]]:
     """The source of unit normals: the path of the seed unless another is given, and fresh ones off it."""
     letters = plan.m.shape[-1]
     if plan.levy and path is None:
-        end = max(float(plan.noise.nan_to_num(0).max()), float(problem.schedule.sigma_min) ** -2)
-        # paths of other levy are other paths: W and H always, so that all solvers of a seed share one
-        path = BrownianPath(
-            tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, seed=seed + 1,
-            levy="K" if plan.levy == "K" else "H", dtype=x.dtype, device=x.device, clock="log",
-        )  # fmt: skip
+        path = path_of(plan, x, float(problem.schedule.sigma_min), _shifted(seed, 1))
     elif path is not None:
         _check_path(path, plan, x)
-    off_path: torch.Generator | None = None
+    off_path: Generators | None = None
 
     def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
         nonlocal off_path
         if tau0 == tau1:
-            off_path = off_path or torch.Generator(x.device).manual_seed(seed + 2)
-            return tuple(
-                torch.randn(x.shape, generator=off_path, dtype=x.dtype, device=x.device)
-                for _ in range(letters)
-            )
+            off_path = off_path or generators(_shifted(seed, 2 if isinstance(seed, int) else FAR), x.device)
+            return tuple(unit_normals(tuple(x.shape), off_path, x.dtype, x.device) for _ in range(letters))
         assert path is not None
         return path.increment(tau0, tau1).coordinates()[:letters]
 
     return draw
+
+
+FAR = 1 << 40  # churn of one sample must not be the start of another
+
+
+def _shifted(seed: int | list[int], by: int) -> int | list[int]:
+    return seed + by if isinstance(seed, int) else [int(s) + by for s in seed]
+
+
+def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> BrownianPath:
+    """The Brownian path of a seed (or of one a sample) that a plan's noise comes from.
+
+    Its end and its letters depend on the plan only where they must: all solvers of a seed share one path.
+    """
+    end = max(float(plan.noise.nan_to_num(0).max()), sigma_min**-2)
+    # paths of other levy are other paths, hence W and H always
+    many: dict[str, Any] = {"seeds": seed} if isinstance(seed, list) else {"seed": seed}
+    return BrownianPath(
+        tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, levy="K" if plan.levy == "K" else "H",
+        dtype=x.dtype, device=x.device, clock="log", **many,
+    )  # fmt: skip
 
 
 def _check_path(path: Any, plan: Plan, x: Tensor) -> None:

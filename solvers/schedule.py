@@ -261,6 +261,11 @@ class DiscreteVP(Schedule):
         self.log_sigmas = 0.5 * torch.log((1 - abar) / abar)
         self.labels = len(abar)
 
+    def __repr__(self) -> str:
+        """The same for the same table, in any process."""
+        some = [f"{v:.4g}" for v in self.log_sigmas[:: max(1, len(self.log_sigmas) // 7)].tolist()]
+        return f"DiscreteVP({self.labels} labels, log sigma {', '.join(some)}, ...)"
+
     @classmethod
     def named(
         cls, name: str = "linear", steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02,

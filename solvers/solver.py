@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor
@@ -46,9 +47,16 @@ class Card:
 
 
 class Solver(ABC):
-    """Anything with a card."""
+    """Anything with a card. It keeps the arguments of its constructor under their names."""
 
     card: Card
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that are not at their defaults: `type(self)(**options)` is this solver again."""
+        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        parameters = [p for p in signature(type(self)).parameters.values() if p.kind in named]
+        kept = {p.name: getattr(self, p.name) for p in parameters}
+        return {p.name: kept[p.name] for p in parameters if kept[p.name] != p.default}
 
 
 class StochasticSolver(Solver):

@@ -36,6 +36,7 @@ class DPMSolver(DiffusionSolver):
         name = f"DPMSolver({order}{'M' if multistep else 'S'})"
         self.family = Family(name, "noise", order, solver_type, form, 0.0, nodes)
         self.order, self.multistep, self.form = order, multistep, form
+        self.solver_type, self.nodes = solver_type, nodes
 
     def plan(self, sigmas: Tensor) -> Plan:
         return self.family.multistep(sigmas) if self.multistep else self.family.singlestep(sigmas)

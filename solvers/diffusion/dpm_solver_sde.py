@@ -37,7 +37,7 @@ class DPMSolverSDE(DiffusionSolver):
         if not eta >= 0:
             raise InputError(f"eta: got {eta!r}, wanted a number of at least 0.")
         self.family = Family(f"DPMSolverSDE({order}M)", "data", order, solver_type, form, eta)
-        self.order, self.eta, self.form = order, eta, form
+        self.order, self.eta, self.form, self.solver_type = order, eta, form, solver_type
 
     def plan(self, sigmas: Tensor) -> Plan:
         return self.family.multistep(sigmas)

@@ -1,0 +1,247 @@
+"""What a diffusers configuration says: the forward process, the levels of a run, and their labels.
+
+The grids are made by diffusers' own schedulers, so that an option of theirs means here what it means there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import AFFINE
+from ..diffusion.ddim import DDIM
+from ..diffusion.ddpm import DDPM
+from ..diffusion.deis import DEIS
+from ..diffusion.dpm_solver import DPMSolver
+from ..diffusion.dpm_solver_pp import DPMSolverPP
+from ..diffusion.edm import EDMEuler, EDMHeun
+from ..diffusion.pndm import PNDM
+from ..diffusion.sa_solver import SASolver
+from ..diffusion.unipc import UniPC
+from ..errors import InputError, one_of
+from ..schedule import EDM, DiscreteVP, FlowMatching, Schedule
+
+# what the network was trained on, which no class may replace by a default of its own
+FORWARD = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr", "sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift",
+)  # fmt: skip
+MOST_LABELS = 100_000
+CLOSEST = 1 - 1e-6  # to t = 1 of a flow, where sigma is infinite
+KINDS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
+
+
+@dataclass(frozen=True)
+class Process:
+    """The forward process of a configuration, and how its network is called.
+
+    Attributes:
+        kind: "vp", "flow" or "edm".
+        schedule: alpha and label of each level.
+        prediction: what the network predicts, in diffusers' words.
+        count: num_train_timesteps, the unit of a flow's labels.
+        data_std: EDM's sigma_data, else nan.
+    """
+
+    kind: str
+    schedule: Schedule
+    prediction: str
+    count: int = 1000
+    data_std: float = float("nan")
+
+    def affine(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of x0 = p x + q output, x = x0 + sigma n."""
+        if self.kind != "edm":
+            return AFFINE[KINDS[self.prediction]](sigma, self.schedule.alpha(sigma))
+        total = sigma.square() + self.data_std**2
+        sign = 1.0 if self.prediction == "epsilon" else -1.0
+        return self.data_std**2 / total, sign * sigma * self.data_std * total.rsqrt()
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """What the network is told, exactly."""
+        if self.kind == "edm":
+            return 0.25 * sigma.log()
+        return self.schedule.label(sigma) * (self.count if self.kind == "flow" else 1)
+
+    def scale(self, sigma: Tensor) -> list[float]:
+        """From x to the state of a pipeline at levels (R,): alpha, but 1 for EDM's; 1 at sigma = 0."""
+        if self.kind == "edm":
+            return [1.0] * len(sigma)
+        return [float(v) for v in self.schedule.alpha(sigma)]
+
+    def sigma(self, label: Tensor) -> Tensor:
+        """The level at a label."""
+        if self.kind == "edm":
+            return torch.exp(4 * label)
+        if self.kind == "flow":
+            t = (label / self.count).clamp(max=CLOSEST)
+            return t / (1 - t)
+        return self.schedule.sigma(label)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels (n + 1,) in variance-exploding coordinates, labels (n,), size of a pipeline's first state."""
+
+    sigmas: Tensor
+    labels: Tensor
+    start: float
+
+    def snapped(self, sigma: Tensor) -> Tensor:
+        """Levels (R,) of rows, those of the grid to the last digit where they are meant to be."""
+        near = (sigma[:, None] / self.sigmas - 1).abs() < 1e-9
+        return torch.where(near.any(1), self.sigmas[near.int().argmax(1)], sigma)
+
+    def label_of(self, process: Process, sigma: Tensor, exact: bool) -> Tensor:
+        """Labels (R,) of snapped levels (R,): those of the grid where they stand in it."""
+        labels = process.label(sigma)
+        if process.kind == "vp":  # churn may lift a level above all that the network knows
+            labels = labels.clamp(0, process.count - 1)
+        if exact:
+            return labels
+        if not self.labels.is_floating_point():
+            labels = labels.round()
+        at = dict(zip(self.sigmas.tolist(), self.labels.tolist()))
+        known = [at.get(s, v) for s, v in zip(sigma.tolist(), labels.tolist())]
+        return torch.tensor(known, dtype=self.labels.dtype)
+
+
+def process_of(config: Mapping[str, Any], reference: Any) -> Process:
+    """The forward process that a configuration and its scheduler in diffusers describe."""
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in KINDS:
+        raise one_of("prediction_type", prediction, KINDS)
+    if "sigma_data" in config:
+        schedule = EDM(float(config["sigma_min"]), float(config["sigma_max"]))
+        return Process("edm", schedule, prediction, data_std=float(config["sigma_data"]))
+    count = config.get("num_train_timesteps", 1000)
+    if is_flow(config):
+        return Process("flow", FlowMatching(t_max=CLOSEST), "flow_prediction", count)
+    abar = reference.alphas_cumprod.double().clone()
+    if not 0 < abar[-1] < abar[-2]:  # zero terminal SNR: 0, or diffusers' stand-in of 2^-24
+        abar[-1] = min(2.0**-24, float(abar[-2]) / 4)
+    return Process("vp", DiscreteVP(abar), prediction, count)
+
+
+def check_count(count: Any) -> int:
+    """num_train_timesteps, before anything of that size is made."""
+    if not isinstance(count, int) or not 1 < count <= MOST_LABELS:
+        raise InputError(
+            f"num_train_timesteps: got {count!r}, wanted a whole number from 2 to {MOST_LABELS}."
+        )
+    return count
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether x_t = (1 - t) x0 + t noise."""
+    by_shift = "shift" in config and "solver_order" not in config
+    return (
+        bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift
+    )
+
+
+def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]:
+    """The scheduler of diffusers that is this solver under this configuration, and what it must be told."""
+    if "sigma_data" in config:
+        return "EDMEulerScheduler", {}
+    if "shift" in config and "solver_order" not in config:
+        return "FlowMatchEulerDiscreteScheduler", {}
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
+    if isinstance(solver, UniPC):
+        return "UniPCMultistepScheduler", flow
+    if isinstance(solver, DEIS):
+        return "DEISMultistepScheduler", flow
+    if not flow:
+        for kinds, name in LABELLED:
+            if isinstance(solver, kinds):
+                return name, {}
+    if isinstance(solver, (DPMSolverPP, DPMSolver)) and not solver.multistep:
+        return "DPMSolverSinglestepScheduler", flow | _algorithm(solver) | {"lower_order_final": True}
+    return "DPMSolverMultistepScheduler", flow | _algorithm(solver)
+
+
+LABELLED: tuple[tuple[Any, str], ...] = (
+    (DDIM, "DDIMScheduler"), (DDPM, "DDPMScheduler"), (PNDM, "PNDMScheduler"),
+    ((EDMEuler, EDMHeun), "EulerDiscreteScheduler"), (SASolver, "SASolverScheduler"),
+)  # fmt: skip
+
+
+def _algorithm(solver: Any) -> dict[str, Any]:
+    """diffusers' noise-prediction algorithm has no step to sigma = 0."""
+    if isinstance(solver, DPMSolver):
+        return {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+    return {"algorithm_type": "dpmsolver++"}
+
+
+def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
+    """The scheduler of diffusers whose conventions hold."""
+    import diffusers
+
+    name, more = family(config, solver)
+    cls = getattr(diffusers, name)
+    known = cls._get_init_keys(cls)
+    told = {k: v for k, v in {**config, **more}.items() if k in known and not k.startswith("_")}
+    if name == "PNDMScheduler" and told.get("prediction_type") == "sample":
+        told["prediction_type"] = "epsilon"  # of no consequence for its grid, which is all we take
+    try:
+        return cls(**told)
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise InputError(f"config: {name} refuses it: {error}") from error
+
+
+def grid_of(
+    process: Process, reference: Any, steps: int,
+    timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, mu: float | None = None,
+) -> Grid:  # fmt: skip
+    """The levels of a run, by steps or as the user lists them."""
+    last = _last(process, reference)
+    if process.kind == "vp" and sigmas is not None:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64)
+        return Grid(levels, process.label(levels[:-1]).round().long(), 1.0)
+    if timesteps is not None and process.kind != "edm":
+        labels = torch.as_tensor(timesteps, dtype=torch.float64)
+        levels = torch.cat([process.sigma(labels), labels.new_tensor([last])])
+        return Grid(levels, labels.long() if bool((labels == labels.round()).all()) else labels.float(), 1.0)
+    given = {"sigmas": None if sigmas is None else list(sigmas), "mu": mu}
+    asked = {k: v for k, v in given.items() if v is not None}
+    try:
+        reference.set_timesteps(steps, **asked)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"set_timesteps: {type(reference).__name__} refuses {steps} steps: {error}"
+        ) from error
+    return _made(process, reference, last)
+
+
+def _made(process: Process, reference: Any, last: float) -> Grid:
+    """The grid that the reference has set."""
+    if not hasattr(reference, "sigmas"):  # speaks in labels alone
+        # PNDM's own list repeats labels and has those of its inner stages
+        listed = getattr(reference, "_timesteps", reference.timesteps)
+        labels = torch.tensor(sorted({int(v) for v in listed}, reverse=True))
+        return Grid(torch.cat([process.sigma(labels.double()), torch.tensor([last]).double()]), labels, 1.0)
+    levels, labels = reference.sigmas.double().cpu(), reference.timesteps.cpu()
+    if process.kind == "flow":
+        levels = levels.clamp(max=CLOSEST)
+        return Grid(levels / (1 - levels), labels, 1.0)
+    start = float(reference.init_noise_sigma)
+    if process.kind == "vp":  # a state of size s in x is one of alpha s in alpha x
+        exploding = type(reference).__name__ == "EulerDiscreteScheduler"
+        start *= float(process.schedule.alpha(levels[:1])) if exploding else 1.0
+    return Grid(levels, labels, start)
+
+
+def _last(process: Process, reference: Any) -> float:
+    """Where a grid ends that its maker does not end himself."""
+    if process.kind != "vp":
+        return 0.0
+    config = reference.config
+    if hasattr(reference, "sigmas"):
+        kept = config.get("final_sigmas_type", "zero") == "sigma_min"
+    else:
+        kept = not config.get("set_alpha_to_one", True)
+    return process.schedule.sigma_min if kept else 0.0

@@ -1,0 +1,113 @@
+"""A plan walked by somebody who calls the network himself, as the owners of diffusers' `step` do."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .plan import Plan
+from .sample import combine
+
+Draw = Callable[[float, float], tuple[Tensor, ...]]
+
+
+class Walk:
+    """Where a plan stands between two evaluations: the state, what it has seen, the row that is next.
+
+    For each row call `enter` with the input that the network was given, then `leave` with what it said;
+    the result is the next row's input, and after the last row the final state. The owner may change
+    an input on the way: the change is carried on in the state.
+
+    The first input is the given state itself: noise that a plan adds to look at its first level is left
+    out there, and churn of the first level is taken to be in the given state already.
+
+    Args:
+        plan: the table.
+        scale: (R + 1,) from x to the owner's state, alpha for states alpha x, at each row and at the end.
+    """
+
+    def __init__(self, plan: Plan, scale: list[float]) -> None:
+        self.plan, self.rows, self.scale, self.row = plan, plan.rows, scale, 0
+        self.x: Tensor | None = None
+        self.history: deque[Tensor] = deque(maxlen=plan.b.shape[1])
+        self.normals: deque[tuple[Tensor, ...]] = deque(maxlen=plan.m.shape[1])
+        self._handed: Tensor | None = None  # the input as it was given out
+        self._opened = 0  # rows whose noise is drawn
+
+    @property
+    def over(self) -> bool:
+        """Whether all rows are done."""
+        return self.row == len(self.rows)
+
+    def enter(self, given: Tensor, draw: Draw) -> Tensor:
+        """The row's input in x, from the owner's; the state follows what the owner has changed."""
+        at = given if self.scale[self.row] == 1 else given / self.scale[self.row]
+        at = at.float() if at.dtype in (torch.float16, torch.bfloat16) else at
+        scale, past, random = self.rows[self.row].look
+        if self.x is None or not (past or random):
+            self.x = at if scale == 1 else at / scale
+        elif scale != 0 and self._handed is not None:
+            change = (given - self._handed).to(at.dtype)
+            self.x = torch.add(self.x, change, alpha=1 / (scale * self.scale[self.row]))
+        self._open(self.row, draw)
+        return at
+
+    def leave(self, seen: Tensor, draw: Draw, dtype: torch.dtype) -> Tensor:
+        """The next input in the owner's coordinates and dtype; seen is what `plan.prediction` names."""
+        assert self.x is not None
+        self.history.appendleft(seen)
+        self.x = combine(self.rows[self.row].go, self.x, self.history, self.normals)
+        self.row += 1
+        out = self.x
+        if not self.over:
+            look = self.rows[self.row].look
+            if look.random:
+                self._open(self.row, draw)
+            out = combine(look, self.x, self.history, self.normals)
+        scale = self.scale[self.row]
+        self._handed = (out if scale == 1 else out * scale).to(dtype)
+        return self._handed
+
+    def _open(self, row: int, draw: Draw) -> None:
+        interval = self.rows[row].interval
+        if self._opened > row or interval is None:
+            return
+        self._opened = row + 1
+        normals = draw(*interval)
+        if row == 0 and interval[0] == interval[1]:
+            normals = tuple(torch.zeros_like(z) for z in normals)
+        self.normals.appendleft(normals)
+
+
+def tail(plan: Plan, row: int) -> Plan:
+    """The rows from one on as a plan of their own, for a start in the middle.
+
+    History that is not there is taken to be the first evaluation that is: a first-order start.
+
+    Raises:
+        InputError: the row is not the start of a step, or needs noise of an earlier interval.
+    """
+    if row == 0:
+        return plan
+    look = plan.rows[row].look if row < plan.nfe else None
+    if look is None or look.scale == 0 or look.past:
+        raise InputError(
+            f"begin index: got {row}, where {plan.name} is in the middle of a step; wanted the start of one. "
+            "Choose another strength, or a solver of one evaluation a step."
+        )
+    b, d, n, m = (getattr(plan, k)[row:].clone() for k in "bdnm")
+    for i in range(len(b)):
+        for table, known in ((b, i + 1), (d, i)):  # evaluations of this run that a row can see
+            if known and known < table.shape[1]:
+                table[i, known - 1] += table[i, known:].sum()
+                table[i, known:] = 0
+        if n[i, i + 1 :].any() or m[i, i + 1 :].any():
+            raise InputError(f"begin index: got {row}, but {plan.name} needs noise from before it.")
+    rest = {k: getattr(plan, k)[row:] for k in ("sigma", "c", "a", "noise")}
+    first = int((plan.sigmas >= plan.sigma[row] * (1 - 1e-9)).sum()) - 1
+    return replace(plan, sigmas=plan.sigmas[first:], b=b, d=d, n=n, m=m, **rest)
