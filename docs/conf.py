@@ -52,7 +52,8 @@ def prepare(app: Any) -> None:
     torch.set_num_threads(1)
     tables.write(HERE / "_generated")
     for page in run_blocks.PAGES:
-        run_blocks.run(page)
+        if run_blocks.missing(page) is None:
+            run_blocks.run(page)
 
 
 def setup(app: Any) -> None:

@@ -7,6 +7,7 @@ page's name and line. Example: python docs/run_blocks.py README.md docs/sdes.md
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+NEEDS = re.compile(r"<!-- needs: (?P<module>\w+) -->")
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n?^```text\n(?P<out>.*?)^```\n)?", re.M | re.S)
 DOCS = Path(__file__).parent
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("families/*.md"))]
@@ -26,6 +28,12 @@ def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
     text = page.read_text()
     for found in BLOCK.finditer(text):
         yield text[: found.start("code")].count("\n"), found["code"], found["out"]
+
+
+def missing(page: Path) -> str | None:
+    """The package that a page says it needs, where it is not installed."""
+    said = NEEDS.match(page.read_text())
+    return said["module"] if said and importlib.util.find_spec(said["module"]) is None else None
 
 
 def run(page: Path) -> int:
@@ -59,4 +67,5 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)  # small tensors: more threads only wait for one another
     for name in sys.argv[1:] or PAGES:
-        print(f"{name}: {run(Path(name).resolve())} blocks")
+        page = Path(name).resolve()
+        print(f"{name}: " + (f"needs {missing(page)}" if missing(page) else f"{run(page)} blocks"))

@@ -106,10 +106,10 @@ def spacings(evaluations: int = 10, digits: str = ".2g") -> str:
 def overhead() -> str:
     """Time of a sampling loop over that of a bare loop of the same arithmetic."""
     record = Record.load(DOCS / "records" / "sampler-overhead.json")
-    lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | diffusers |", "| --- " * 6 + "|"]
+    lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | scheduler | diffusers |", "| --- " * 7 + "|"]
     for r in record.data["rows"]:
         cells = [r["shape"], r["solver"], r["steps"], f"{r['bare_us_per_step']:.0f}"]
-        cells += [f"{r['fewstep_ratio']:.2f}", f"{r['diffusers_ratio']:.1f}"]
+        cells += [f"{r['fewstep_ratio']:.2f}", f"{r.get('scheduler_ratio', float('nan')):.2f}", f"{r['diffusers_ratio']:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     made, versions = record.made, record.made["versions"]
     machine = f"{made['device']}, threads: {made['threads']}"

@@ -240,8 +240,7 @@ def test_stable_diffusion_pipelines(kind):
                 config, **({"solver_order": 2} if name != "PNDM" else {})
             )
             want = run()
-            # inpainting writes into the sample, which diffusers' UniPC forgets in its corrector
-            assert np.abs(got - want).max() < (1e-4 if not (kind == "inpaint" and name == "UniPC") else 1.0)
+            assert np.abs(got - want).max() < 1e-4
 
 
 def test_with_accelerate():

@@ -26,6 +26,8 @@ run_blocks = module("run_blocks")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_the_examples_run(page):
+    if run_blocks.missing(page):
+        pytest.skip(f"{run_blocks.missing(page)} is not installed")
     run_blocks.run(page)
 
 

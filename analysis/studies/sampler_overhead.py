@@ -4,7 +4,7 @@
 
 The network is eps = 0.1 x_t. The bare loop has the plan's own numbers as Python floats and nothing but
 `mul`, `add` and `add_`: scale the input, take eps, form x0 (or keep eps), combine. Against it stand
-`fewstep.sample` with a ready plan, and diffusers' schedulers where they are installed. All series take
+`fewstep.sample` with a ready plan and, where diffusers is installed, its schedulers and ours for it. All series take
 turns on one thread; the median of their CPU times is kept, which other work on the machine moves least.
 The C allocator is told to keep its memory, as torch's does on a GPU: else a page fault, which strikes
 either loop as the heap will have it, costs more than the arithmetic.
@@ -91,6 +91,24 @@ def theirs(name: str, steps: int, start: Tensor) -> Callable[[], Tensor] | None:
     return loop
 
 
+def in_place(name: str, steps: int, start: Tensor) -> Callable[[], Tensor] | None:
+    """This library's scheduler for diffusers, in the same loop."""
+    try:
+        from fewstep.adapters.diffusers import FewStepScheduler
+    except ImportError:
+        return None
+    made = FewStepScheduler(solver=SOLVERS[name], clip_sample=False)
+
+    def loop() -> Tensor:
+        made.set_timesteps(steps)
+        x = start
+        for t in made.timesteps:
+            x = made.step(network(x, t), t, x).prev_sample
+        return x
+
+    return loop
+
+
 def medians(series: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
     """Median seconds of each, one after another in every round."""
     seen: dict[str, list[float]] = {name: [] for name in series}
@@ -123,8 +141,9 @@ def measure(rounds: float = 1.0) -> list[dict[str, Any]]:
                     "bare": bare(plan, schedule, start),
                     "fewstep": lambda plan=plan, start=start: fs.sample(problem, plan, noise=start),
                 }
-                if other := theirs(name, steps, start):
-                    series["diffusers"] = other
+                for who, make in (("scheduler", in_place), ("diffusers", theirs)):
+                    if loop := make(name, steps, start):
+                        series[who] = loop
                 seconds = medians(series, max(3, int(count * rounds)))
                 assert torch.allclose(series["bare"](), series["fewstep"](), rtol=1e-4, atol=1e-5)
                 row = {"shape": str(shape), "solver": name, "steps": steps}

@@ -21,7 +21,6 @@ from ..diffusion.ipndm import IPNDM
 from ..diffusion.pndm import PNDM
 from ..errors import InputError, one_of
 from ..grid import check_sigmas
-from ..learned.dode import DODE
 from ..learned.sig_step import SigSampler
 from ..learned.store import load
 from ..plan import Plan
@@ -29,7 +28,7 @@ from ..problem import Denoising
 from ..sample import path_of
 from ..solver import ScheduledSolver
 from ..walk import Walk, tail
-from .diffusers_grid import FORWARD, Grid, Process, check_count, grid_of, process_of, reference_of
+from .diffusers_grid import FORWARD, Process, check_count, grid_of, process_of, reference_of
 from .diffusers_solver import (
     FILE,
     Learned,
@@ -38,6 +37,7 @@ from .diffusers_solver import (
     described,
     file_of,
     mending,
+    own_grid,
     seeds_of,
     solver_of,
     table_of,
@@ -105,6 +105,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps: int | None = None
         self.init_noise_sigma, self.order = 1.0, getattr(getattr(self.solver, "card", None), "evaluations", 1)
         self._forward: Process | None = None
+        self._made: Any = None
         self._plan: Any = None
         self._mend: Callable[[Tensor], Tensor] | None = None
         self._begin: int | None = None
@@ -169,13 +170,22 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if timesteps is not None and sigmas is not None:
             raise InputError("timesteps, sigmas: got both; wanted one of them.")
+        lists = [None if v is None else tuple(map(float, v)) for v in (timesteps, sigmas)]
+        asked = (num_inference_steps, *lists, mu)
+        if self._made is None or self._made[0] is not self.config or self._made[1] != asked:
+            self._make(*asked)
+            self._made = (self.config, asked)
+        self._begin, self._walk = None, None
+        self.timesteps = self._labels.to(device)
+
+    def _make(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, mu: float | None) -> None:
         listed = next((v for v in (timesteps, sigmas) if v is not None), None)
         steps = num_inference_steps if listed is None else len(listed)
         reference = reference_of(self.config, self.solver)
         self._forward = process_of(self.config, reference)
         self._used = self.solver  # in diffusers' form, where it has one
         if isinstance(self.solver, Learned):
-            self._grid = self._own_grid(steps)
+            self._grid = own_grid(self.solver, self._process, steps)
         elif not isinstance(steps, int) or steps < 1:
             raise InputError(f"num_inference_steps: got {steps!r}, wanted a whole number of at least 1.")
         else:
@@ -187,10 +197,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._plan = replace(plan, sigma=self._grid.snapped(plan.sigma))
         self._labels = self._grid.label_of(self._process, self._plan.sigma, self.config.exact)
         self._mend = mending(reference.config)
-        self._begin, self._walk = None, None
-        self.num_inference_steps = len(self._grid.sigmas) - 1
-        self.timesteps, self.sigmas = self._labels.to(device), self._grid.sigmas.float()
-        self.init_noise_sigma, self.order = self._grid.start, self._rows_a_step()
+        self.num_inference_steps, self.sigmas = len(self._grid.sigmas) - 1, self._grid.sigmas.float()
+        self.init_noise_sigma, self.order = self._grid.start, self._grid.rows_a_step(self._plan.sigma)
 
     @property
     def _process(self) -> Process:
@@ -199,24 +207,6 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._forward = process_of(self.config, reference_of(self.config, self.solver))
         return self._forward
 
-    def _own_grid(self, steps: int | None) -> Grid:
-        """The levels that a plan or a student brings along."""
-        plan = table_of(self.solver)
-        count = len(plan.sigmas) - 1
-        if steps not in (None, count, plan.nfe):
-            raise InputError(
-                f"num_inference_steps: got {steps}; {plan.name} has {count} steps of its own. Ask for "
-                f"{count}, or fit a table for another number."
-            )
-        schedule = repr(self._process.schedule)
-        if isinstance(self.solver, DODE) and self.solver.fitted_to.schedule != schedule:
-            raise InputError(
-                f"solver: {plan.name} was fitted to {self.solver.fitted_to.schedule}, and the configuration "
-                f"says {schedule}. Fit a table for this pipeline."
-            )
-        labels = self._process.label(plan.sigmas[:-1])
-        return Grid(plan.sigmas, labels.round().long() if self._process.kind == "vp" else labels.float(), 1.0)
-
     def _plan_on(self, solver: Any, sigmas: Tensor) -> Plan:
         if isinstance(solver, Learned):
             return table_of(solver)
@@ -224,14 +214,6 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return solver.plan(sigmas, self._process.schedule)
         plan: Plan = solver.plan(sigmas)
         return plan
-
-    def _rows_a_step(self) -> int:
-        """Entries of `timesteps` a step, where all steps have the same number; else 1."""
-        levels, rows = self._grid.sigmas.tolist(), self._plan.sigma.tolist()
-        for many in range(2, 5):
-            if len(levels) > 2 and rows[::many][: len(levels) - 1] == levels[:-1]:
-                return many
-        return 1
 
     # ------------------------------------------------------------------ where a run stands
 

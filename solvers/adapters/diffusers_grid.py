@@ -96,6 +96,12 @@ class Grid:
         near = (sigma[:, None] / self.sigmas - 1).abs() < 1e-9
         return torch.where(near.any(1), self.sigmas[near.int().argmax(1)], sigma)
 
+    def rows_a_step(self, sigma: Tensor) -> int:
+        """Rows a step, from their snapped levels (R,), where all steps have the same number; else 1."""
+        levels, rows = self.sigmas.tolist(), sigma.tolist()
+        fits = (many for many in range(2, 5) if rows[::many][: len(levels) - 1] == levels[:-1])
+        return next(fits, 1) if len(levels) > 2 else 1
+
     def label_of(self, process: Process, sigma: Tensor, exact: bool) -> Tensor:
         """Labels (R,) of snapped levels (R,): those of the grid where they stand in it."""
         labels = process.label(sigma)

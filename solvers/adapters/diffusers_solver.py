@@ -19,7 +19,7 @@ from ..learned.sig_step import SigSampler
 from ..plan import Plan
 from ..solver import DiffusionSolver
 from ..walk import Walk
-from .diffusers_grid import Process
+from .diffusers_grid import Grid, Process
 
 FILE = "fewstep_solver.safetensors"
 Learned = (Plan, DODE, SigSampler)
@@ -88,6 +88,25 @@ def mending(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
         size = float(config.get("clip_sample_range", 1.0))
         return lambda x0: x0.clamp(-size, size)
     return None
+
+
+def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
+    """The levels that a plan or a student brings along."""
+    plan = table_of(solver)
+    count = len(plan.sigmas) - 1
+    if steps not in (None, count, plan.nfe):
+        raise InputError(
+            f"num_inference_steps: got {steps}; {plan.name} has {count} steps of its own. Ask for "
+            f"{count}, or fit a table for another number."
+        )
+    schedule = repr(process.schedule)
+    if isinstance(solver, DODE) and solver.fitted_to.schedule != schedule:
+        raise InputError(
+            f"solver: {plan.name} was fitted to {solver.fitted_to.schedule}, and the configuration says "
+            f"{schedule}. Fit a table for this pipeline."
+        )
+    labels = process.label(plan.sigmas[:-1])
+    return Grid(plan.sigmas, labels.round().long() if process.kind == "vp" else labels.float(), 1.0)
 
 
 def conform(solver: Any, config: Mapping[str, Any], process: Process, whole: bool) -> Any:
