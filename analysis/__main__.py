@@ -222,17 +222,66 @@ def study(
 
 @app.command("train-teacher")
 def train_teacher(
-    name: Annotated[str, typer.Argument(help="digits")] = "digits",
+    name: Annotated[str, typer.Argument(help="digits, mnist, or mnist-features.")] = "digits",
     out: Annotated[Path | None, typer.Option(help="Where the weights go.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of MNIST; default: $FEWSTEP_DATA.")] = None,
+    resume: Annotated[bool, typer.Option(help="mnist: go on from OUT.training.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Train a shipped diffusion teacher again from scratch.
+    """Train a shipped network again from scratch: digits and mnist-features in minutes, mnist in an hour.
 
     Example: fewstep train-teacher digits --out digits.safetensors
+    Example: fewstep train-teacher mnist --data data/mnist --out mnist_unet.safetensors
     """
+    from fewstep.errors import InputError
+
     from .teachers import train
 
-    typer.echo(f"wrote {train(name, out or Path(f'{name}.safetensors'), seed=seed)}")
+    if (resume and name != "mnist") or (data and name == "digits"):
+        raise InputError(f"name: {name} takes no {'--resume' if resume else '--data'}; leave it out.")
+    options: dict[str, Any] = {"data": data} if name.startswith("mnist") else {}
+    options |= {"resume": True} if resume else {}
+    typer.echo(f"wrote {train(name, out or Path(f'{name}.safetensors'), seed=seed, **options)}")
+
+
+distil = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Distil a sampler into one of few steps."
+)
+app.add_typer(distil, name="distill")
+
+
+@distil.command()
+def dode(
+    problem: Annotated[str, typer.Option(help="Name of a diffusion model; a wrong one lists them.")],
+    base: Annotated[str, typer.Option(help="The solver to start from: ddim, dpm_solver_pp:2, ...")] = "ddim",
+    steps: Annotated[int, typer.Option(help="Intervals of the grid.")] = 10,
+    terms: Annotated[int, typer.Option(help="Fitted numbers a step; 1 is the paper's.")] = 1,
+    refine: Annotated[bool, typer.Option(help="Go on by gradient descent on the final state.")] = False,
+    learn_grid: Annotated[bool, typer.Option(help="Levels and all weights too; implies --refine.")] = False,
+    iterations: Annotated[int, typer.Option(help="Of the descent.")] = 600,
+    samples: Annotated[int, typer.Option(help="Start states; one in eight is held out.")] = 1024,
+    teacher_substeps: Annotated[int, typer.Option(help="Teacher steps an interval.")] = 10,
+    out: Annotated[Path, typer.Option(help="The table; .json instead is for reading.")] = Path(
+        "dode.safetensors"
+    ),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Fit a few numbers a step of a diffusion sampler to a fine one, in seconds.
+
+    Example: fewstep distill dode --problem digits --base dpm_solver_pp:2 --steps 8 --terms 3
+    """
+    from .studies import dode_tools
+
+    training: dict[str, Any] = {"refine": "global", "iterations": iterations}
+    training |= {"learn_grid": True, "rate": 0.03} if learn_grid else {}
+    student, report = dode_tools.distil(
+        problem, base, out, steps=steps, samples=samples, seed=seed, device=device, terms=terms,
+        teacher_substeps=teacher_substeps, **(training if refine or learn_grid else {}),
+    )  # fmt: skip
+    typer.echo(dode_tools.as_json(student, report, out) if as_json else
+               "\n".join([str(student), *dode_tools.words(report), f"wrote {out}"]))  # fmt: skip
 
 
 def spread(words: list[str]) -> list[str]:

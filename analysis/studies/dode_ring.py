@@ -1,101 +1,80 @@
-"""D-ODE on the ring of 8 Gaussians: distance to the exact ODE against network evaluations.
-
-python -m fewstep.analysis.studies.dode_ring --out docs/records/dode-ring.json
-"""
+"""D-ODE on the ring of eight Gaussians: every base, every way of fitting, against evaluations."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import fewstep as fs
 import torch
-from torch import Tensor
 
 from ..figures import canvas, write
 from ..records import Record
+from .dode_tools import COUNTS, GLOBAL, GREEDY, GRID, KINDS, TERMS, UNTRAINED, Bench, table, task
 
-COUNTS = (5, 8, 10)
-BASES = {"DDIM": fs.DDIM(), "DPM-Solver++(2M)": fs.DPMSolverPP(2), "UniPC(2)": fs.UniPC(2)}
-LEARNED = {"greedy, 1 term": {}, "greedy, 3 terms": {"terms": 3}}
-GLOBAL = {"refine": "global", "learn_grid": True, "iterations": 3000, "rate": 0.03}
-STYLES = {"untrained": ":", "greedy, 1 term": "--", "greedy, 3 terms": "-.", "grid and weights": "-"}
+BASES = (
+    "DDIM", "PNDM(plms)", "IPNDM(4)", "DPMSolver(1)", "DPMSolver(2)", "DPMSolver(3)", "DPMSolver(2M)",
+    "DPMSolverPP(2)", "DPMSolverPP(3)", "DEIS(2)", "EDMHeun", "UniPC(2)", "UniPC(3)",
+)  # fmt: skip
+TRAINED = ("IPNDM(4)", "DPMSolverPP(2)")  # grid and weights forget their base but for its prediction
+STYLES = {
+    UNTRAINED: ("0.5", ":"), GREEDY: ("#56B4E9", "--"), TERMS: ("#0072B2", "-."),
+    GLOBAL: ("#009E73", "-"), GRID: ("#D55E00", "-"),
+}  # fmt: skip
 
 
-def ring() -> fs.Denoising:
-    """Radius 1, standard deviation 0.15; sigma from 157 to 0.01, as DDPM's linear schedule has it."""
-    angles = torch.arange(8) * math.pi / 4
-    means, variance = torch.stack([angles.cos(), angles.sin()], 1).double(), 0.15**2
-
-    def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        gap, total = x[:, None, :] - means.to(x), variance + sigma * sigma
-        share = torch.softmax(-gap.square().sum(-1) / (2 * total), 1)[..., None]
-        return (share * (means.to(x) + variance / total * gap)).sum(1)
-
-    return fs.Denoising(denoiser, fs.EDM(0.01, 157.41))
+def kinds(
+    base: str, trained: tuple[str, ...], iterations: int, descents: int, start: int = 1, **more: Any
+) -> dict[str, dict[str, Any]]:
+    """The ways of fitting a base, by name; grid and weights set out from a fit of `start` terms."""
+    refine: dict[str, Any] = {"terms": 3, "refine": "global", "iterations": descents} | more
+    ways: dict[str, dict[str, Any]] = {GREEDY: {}, TERMS: {"terms": 3}, GLOBAL: refine}
+    if base in trained:
+        ways[GRID] = {**refine, "terms": start, "learn_grid": True, "iterations": iterations, "rate": 0.03}
+    return ways
 
 
 def study(seed: int = 0, samples: int = 8192, quick: bool = False) -> Record:
     """Fit on one set of start states, measure on 2,048 others."""
-    problem = ring()
-    fitted, test = (
-        torch.randn(n, 2, generator=torch.Generator().manual_seed(s), dtype=torch.float64) * 157.41
-        for n, s in ((samples, seed), (2048, seed + 99))
-    )
-    exact = fs.sample(problem, fs.UniPC(3), noise=test, steps=2000)
-
-    def distance(solver: Any, **grid: Any) -> float:
-        with torch.no_grad():
-            x = fs.sample(problem, solver, noise=test, **grid)
-        return float((x - exact).square().sum(1).mean().sqrt())
-
-    rows: list[dict[str, Any]] = []
-
-    def note(base: str, kind: str, n: int, solver: Any, seconds: float, **grid: Any) -> None:
-        found = {"base": base, "kind": kind, "evaluations": n, "rmse": distance(solver, **grid)}
-        rows.append(found | {"seconds": round(seconds, 2)})
-
-    for n in COUNTS:
-        for name, base in BASES.items():
-            note(name, "untrained", n, base, 0.0, steps=n)
-            for kind, options in LEARNED.items():
-                student, report = fs.distill_dode(problem, base, noise=fitted, steps=n, **options)
-                note(name, kind, n, student, report.seconds)
-        options = GLOBAL | ({"iterations": 50} if quick else {})
-        student, report = fs.distill_dode(problem, fs.DPMSolverPP(2), noise=fitted, steps=n, **options)
-        note("DPM-Solver++(2M)", "grid and weights", n, student, report.seconds)
-    return Record("dode-ring", {"samples": samples, "held_out": 2048, "rows": rows}, seed)
+    bench = Bench.of(task("ring"), samples, 2048, seed, steps=200 if quick else 2000)
+    counts = (5, 10) if quick else COUNTS
+    for n in counts:
+        for base in BASES:
+            bench.learned(base, n, kinds(base, TRAINED, 50 if quick else 3000, 20 if quick else 400))
+    data = {"samples": samples, "held_out": 2048, "counts": list(counts), "rows": bench.rows}
+    data["seconds"] = "CPU seconds of a fit"
+    return Record("dode-ring", data, seed)
 
 
 def draw(record: Record, path: str | Path) -> Path:
-    """Distance against evaluations; a line style for a way of fitting, a colour for a base."""
-    figure, axes = canvas()
-    colours = dict(zip(BASES, ("#56B4E9", "#0072B2", "#009E73"), strict=True))
-    for kind, style in STYLES.items():
-        for base in BASES:
-            points = [
-                (r["evaluations"], r["rmse"])
-                for r in record.data["rows"]
-                if (r["base"], r["kind"]) == (base, kind)
-            ]
+    """A panel a base, a line a way of fitting: distance against evaluations."""
+    rows = record.data["rows"]
+    figure, panels = canvas(11.0, 8.6, nrows=4, ncols=4, sharex=True, sharey=True)
+    cells = list(panels.flat)
+    for axes, base in zip(cells, BASES):
+        for kind, (shade, style) in STYLES.items():
+            points = [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
             if points:
-                colour = "#D55E00" if kind == "grid and weights" else colours[base]
-                axes.semilogy(*zip(*points, strict=True), style, marker="o", ms=4, color=colour,
-                              label=f"{base}, {kind}")  # fmt: skip
-    axes.set_xlabel("network evaluations")
-    axes.set_ylabel("RMSE to the exact ODE on held-out noise")
-    axes.set_xticks(COUNTS)
-    axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+                axes.loglog(*zip(*points), style, color=shade, marker="o", ms=3, lw=1.3)
+        axes.set_title(base, fontsize=9)
+        axes.grid(True, which="major", alpha=0.3)
+        axes.set_ylim(1.5e-4, 2)
+        axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
+        axes.set_xticks([], minor=True)
+        axes.tick_params(labelbottom=True, labelsize=8)
+    for axes in cells[len(BASES) :]:
+        axes.set_axis_off()
+    for kind, (shade, style) in STYLES.items():
+        cells[-2].plot([], [], style, color=shade, marker="o", ms=3, lw=1.3, label=kind)
+    cells[-2].legend(fontsize=9, loc="center", frameon=False)
+    figure.supxlabel("network evaluations", fontsize=10)
+    figure.supylabel("RMSE to the exact ODE on held-out noise", fontsize=10)
     return write(figure, path)
 
 
 def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the record and the figure; returns a line a row."""
+    """Write the record and the figure; returns the table."""
     smoke = budget == "smoke"
     record = study(seed, 512 if smoke else 8192, quick=smoke)
     record.save(out / "records" / "dode-ring.json")
     draw(record, out / "figures" / "dode-ring.svg")
-    rows = record.data["rows"]
-    return [f"{r['base']:<18} {r['kind']:<18} {r['evaluations']:>3} {r['rmse']:.4f}" for r in rows]
+    return [table(record.data["rows"], KINDS, record.data["counts"])]

@@ -1,6 +1,6 @@
 """What sampling costs beyond its arithmetic, as ratios to a bare loop taken in one run.
 
-    python -m fewstep.analysis.studies.sampler_overhead --out docs/records/sampler-overhead.json
+    fewstep study sampler-overhead
 
 The network is eps = 0.1 x_t. The bare loop has the plan's own numbers as Python floats and nothing but
 `mul`, `add` and `add_`: scale the input, take eps, form x0 (or keep eps), combine. Against it stand
@@ -12,7 +12,6 @@ either loop as the heap will have it, costs more than the arithmetic.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import statistics
@@ -23,8 +22,10 @@ from typing import Any
 
 import fewstep as fs
 import torch
-from fewstep.analysis.records import Record
 from torch import Tensor
+
+from ..figures import canvas, write
+from ..records import Record
 
 SHAPES = {(64, 3, 32, 32): 61, (2, 4, 8, 8): 201}
 STEPS = (10, 50)
@@ -153,16 +154,34 @@ def measure(rounds: float = 1.0) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Overhead of sampling, as ratios to a bare loop.")
-    parser.add_argument("--out", type=Path, default=Path("docs/records/sampler-overhead.json"))
+def draw(record: Record, path: str | Path) -> Path:
+    """The ratios at 50 steps, a panel a shape, bars from 1 on a logarithmic axis."""
+    figure, panels = canvas(7.6, 3.4, ncols=2, sharey=True)
+    kinds = {"fewstep": "fs.sample", "scheduler": "FewStepScheduler", "diffusers": "diffusers' own"}
+    colours = dict(zip(kinds, ("#0072B2", "#56B4E9", "#999999")))
+    for axes, shape in zip(panels, map(str, SHAPES)):
+        rows = [r for r in record.data["rows"] if r["shape"] == shape and r["steps"] == STEPS[-1]]
+        for k, (kind, label) in enumerate(kinds.items()):
+            ratios = [r.get(f"{kind}_ratio", 1.0) for r in rows]
+            places = [i + 0.27 * (k - 1) for i in range(len(rows))]
+            axes.bar(places, [v - 1 for v in ratios], 0.25, bottom=1, color=colours[kind], label=label)
+        axes.set_yscale("log")
+        axes.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        axes.minorticks_off()
+        axes.set_xticks(range(len(rows)), [r["solver"] for r in rows], rotation=35, ha="right", fontsize=8)
+        axes.set_title(f"samples {shape}", fontsize=9)
+        axes.grid(True, axis="y", alpha=0.3)
+    panels[0].set_ylabel("CPU time, bare arithmetic = 1")
+    panels[0].legend(fontsize=8)
+    return write(figure, path)
+
+
+def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
+    """Write the record and the figure; returns a line a row."""
     torch.set_num_threads(1)
     keep_memory()
-    out, rows = parser.parse_args().out, measure()
-    for row in rows:
-        print("  ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
-    print(f"wrote {Record('sampler-overhead', {'rows': rows, 'targets': TARGETS}, 0).save(out)}")
-
-
-if __name__ == "__main__":
-    main()
+    rows = measure(0.05 if budget == "smoke" else 1.0)
+    record = Record("sampler-overhead", {"rows": rows, "targets": TARGETS}, seed)
+    record.save(out / "records" / "sampler-overhead.json")
+    draw(record, out / "figures" / "sampler-overhead.svg")
+    return ["  ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()) for r in rows]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,17 @@ from ..plan import Plan
 from ..problem import Denoising
 from ..sample import Evaluate
 from ..sample import _plain as plain
-from .store import DODE_FORMAT
+from .store import DODE_FORMAT, json_text
 
-PROBES = 3
+if TYPE_CHECKING:
+    from ..solver import DiffusionSolver
+    from .dode_grid import GridReport
+    from .dode_walk import Model
+
+PROBES = 3  # levels at which an unlabelled model is asked; one that holds labels, at the middle one
+ANSWERS = 3  # numbers that are kept of an answer
+LABELS = 64  # that a model with labels is asked for
+TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -25,24 +34,48 @@ class Fingerprint:
     """What a table was fitted to: the schedule, the event, and the model's answers to fixed questions.
 
     Guidance, prediction type and conditioning are part of the denoiser and change its answers.
+
+    Attributes:
+        answers: a row for each label asked (one for a model without labels), or the least and the
+            largest over labels that are too many to ask.
+        labelled: the model holds one label a sample.
+        spread: the two rows are bounds.
     """
 
     schedule: str
     event: tuple[int, ...]
-    answers: tuple[float, ...]
+    answers: tuple[tuple[float, ...], ...]
+    labelled: bool = False
+    spread: bool = False
 
     @classmethod
     def of(cls, problem: Denoising, like: Tensor) -> Fingerprint:
-        """Ask the model; `like` (batch, *event) gives shape, dtype and device."""
-        event, low = tuple(like.shape[1:]), problem.schedule.sigma_min
-        sigmas = low * (problem.schedule.sigma_max / low) ** torch.linspace(0.25, 0.75, PROBES).double()
-        generator = torch.Generator().manual_seed(0)
-        noise, *directions = (torch.randn((1, *event), generator=generator).to(like) for _ in range(3))
-        with torch.no_grad():
-            given = [problem.denoiser(noise * s, torch.tensor(s).to(like)) for s in sigmas.tolist()]
-        # the norm sees the size, products with fixed directions see signs and places
-        answers = [float(v) for D in given for v in (D.norm(), *((D * d).sum() for d in directions))]
-        return cls(repr(problem.schedule), event, tuple(answers))
+        """Ask a model without labels; `like` (batch, *event) gives shape, dtype and device."""
+        answers = _ask(problem, like, 1, PROBES)
+        return cls(repr(problem.schedule), tuple(like.shape[1:]), answers)
+
+    @classmethod
+    def of_model(cls, model: Model, like: Tensor) -> Fingerprint:
+        """Ask a model that may have labels: each of them where they are few, else for the spread."""
+        if model.labels is None:
+            return cls.of(model.at(torch.zeros(0)), like)
+        distinct = torch.unique(model.labels, dim=0)
+        few = len(distinct) <= LABELS and not distinct.is_floating_point()
+        places = torch.linspace(0, len(distinct) - 1, min(len(distinct), LABELS)).long()
+        asked = type(model)(model.problem, distinct).at(places)
+        answers = _ask(asked, like, len(places), 1)
+        if not few:
+            t = torch.tensor(answers, dtype=torch.float64)
+            low, high = t.amin(0), t.amax(0)
+            # of labels without end some will lie beyond those that were asked
+            room = (high - low) / 2
+            answers = tuple(tuple(row) for row in torch.stack([low - room, high + room]).tolist())
+        return cls(repr(asked.schedule), tuple(like.shape[1:]), answers, True, not few)
+
+    def ask(self, problem: Denoising, like: Tensor) -> Fingerprint:
+        """What a model that is about to be sampled answers to the same questions."""
+        answers = _ask(problem, like, len(like) if self.labelled else 1, 1 if self.labelled else PROBES)
+        return Fingerprint(repr(problem.schedule), tuple(like.shape[1:]), answers, self.labelled)
 
     def check(self, other: Fingerprint, name: str) -> None:
         """Refuse another schedule, event or model."""
@@ -52,63 +85,140 @@ class Fingerprint:
                     f"{what}: {name} was fitted to {getattr(self, what)}, got {getattr(other, what)}. Fit a "
                     "table for this one with fewstep.distill_dode; fits do not carry over."
                 )
-        size = max(abs(a) for a in self.answers) + 1e-12
-        worst = max(abs(a - b) / size for a, b in zip(self.answers, other.answers, strict=True))
-        if worst > 1e-2:
+        worst = self.miss(other)
+        if not worst <= TOLERANCE:
+            what = "weights, guidance, prediction type" + (" or labels" if self.labelled else "")
             raise InputError(
                 f"problem: its model answers differently from the one {name} was fitted to (by "
-                f"{100 * worst:.0f} %: other weights, guidance or prediction type). Fit a table for this one "
-                "with fewstep.distill_dode."
+                f"{100 * worst:.0f} %: other {what}). Fit a table for this one with fewstep.distill_dode."
             )
+
+    def miss(self, other: Fingerprint) -> float:
+        """How far the worst of the other's answers lies off, as a share of their size."""
+        own, came = (torch.tensor(f.answers, dtype=torch.float64) for f in (self, other))
+        size = own.abs().max() + 1e-12
+        if self.spread:
+            gap = torch.maximum(own[0] - came, came - own[1]).clamp(min=0).amax(1)
+        else:  # each sample's answers must be those of one of the labels
+            gap = (came[:, None] - own[None]).abs().amax(2).amin(1)
+        return float(gap.max() / size)
+
+
+@torch.no_grad()
+def _ask(problem: Denoising, like: Tensor, copies: int, probes: int) -> tuple[tuple[float, ...], ...]:
+    """A row of numbers for each copy of the questions."""
+    event, low = tuple(like.shape[1:]), problem.schedule.sigma_min
+    places = torch.linspace(0.25, 0.75, PROBES).double()
+    places = places if probes == PROBES else places[PROBES // 2 :][:1]
+    generator = torch.Generator().manual_seed(0)
+    # the norm sees the size, products with fixed directions see signs and places
+    noise, *directions = (
+        torch.randn((1, *event), generator=generator).to(like).expand(copies, *event) for _ in range(ANSWERS)
+    )
+    columns: list[Tensor] = []
+    for s in (low * (problem.schedule.sigma_max / low) ** places).tolist():
+        D = problem.denoiser(noise * s, torch.tensor(s).to(like)).flatten(1)
+        columns += [D.norm(dim=1), *((D * d.flatten(1)).sum(1) for d in directions)]
+    return tuple(tuple(row) for row in torch.stack(columns, 1).tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class DODE:
     """A fitted plan: look at it, save it, sample with it; it refuses problems that it was not fitted to.
 
+    A model is asked once for a problem object; `fewstep.sample(problem, student.plan, ...)` asks nothing.
+
     Attributes:
         plan: the table.
         kappa: (rows, terms) O_i = d_i + sum_j kappa_ij (d_i - d_{i-j}); nought where the fit was not
             kept, nan where the weights were refined beyond this form.
         fitted_to: the problem's fingerprint.
+        words: how it was made, by name; they go into its file.
     """
 
     plan: Plan
     kappa: Tensor
     fitted_to: Fingerprint
+    words: dict[str, Any] = field(default_factory=dict)
 
     def evaluator(self, problem: Denoising, like: Tensor) -> Evaluate:
         """The problem's own denoiser, once it is known to be the right one."""
-        self.fitted_to.check(Fingerprint.of(problem, like), self.plan.name)
+        self.check(problem, like)
         return plain(problem, self.plan, like)
+
+    def check(self, problem: Denoising, like: Tensor) -> None:
+        """Refuse another model than the one fitted to; one that was asked already is not asked again."""
+        key = (tuple(like.shape[0 if self.fitted_to.labelled else 1 :]), like.dtype, like.device)
+        known = _KNOWN.setdefault(self, {})
+        if key not in known or known[key]() is not problem:
+            self.fitted_to.check(self.fitted_to.ask(problem, like), self.plan.name)
+            known[key] = weakref.ref(problem)
+
+    def on_grid(
+        self, problem: Any, base: DiffusionSolver, *, noise: Tensor, **options: Any
+    ) -> tuple[DODE, GridReport]:
+        """kappa interpolated to another grid, where that beats the base there; see `dode_grid.regrid`."""
+        from .dode_grid import regrid
+
+        return regrid(self, problem, base, noise=noise, **options)
 
     def __str__(self) -> str:
         lines = str(self.plan).splitlines()
         kappas = [" ".join(f"{k:9.4f}" for k in row) for row in self.kappa.tolist()]
-        return "\n".join([lines[0], f"{lines[1]}   kappa", *map("{}   {}".format, lines[2:], kappas)])
+        table = [lines[0], f"{lines[1]}   kappa", *map("{}   {}".format, lines[2:], kappas)]
+        said = {k: v for k, v in self.words.items() if v not in ("", None)}
+        return "\n".join([*table, *(f"{k}: {_said(v)}" for k, v in said.items())])
 
     def save(self, path: str | Path) -> None:
-        """Write the table with what it was fitted to; `fewstep.load` reads it."""
+        """Write the table with what it was fitted to; `fewstep.load` reads it.
+
+        safetensors with JSON words, or JSON alone, for people, where the path ends in `.json`.
+        """
         from safetensors.torch import save_file
 
-        plan = self.plan
-        meta = {
-            "format": DODE_FORMAT, "name": plan.name, "prediction": plan.prediction,
-            "schedule": self.fitted_to.schedule, "event": self.fitted_to.event,
-            "answers": self.fitted_to.answers,
-        }  # fmt: skip
+        tensors = self.plan.tensors() | {"kappa": self.kappa}
         part = Path(f"{path}.part")
-        save_file(plan.tensors() | {"kappa": self.kappa}, str(part), {"fewstep": json.dumps(meta)})
+        if Path(path).suffix == ".json":
+            part.write_text(json_text(self._meta(), tensors))
+        else:
+            save_file(tensors, str(part), {"fewstep": json.dumps(self._meta())})
         part.replace(path)
+
+    def _meta(self) -> dict[str, Any]:
+        seen = self.fitted_to
+        return {
+            "format": DODE_FORMAT, "name": self.plan.name, "prediction": self.plan.prediction,
+            "schedule": seen.schedule, "event": seen.event, "answers": seen.answers,
+            "labelled": seen.labelled, "spread": seen.spread, "words": self.words,
+        }  # fmt: skip
 
     @classmethod
     def from_parts(cls, meta: dict[str, Any], tensors: dict[str, Tensor]) -> DODE:
-        """The inverse of `save`."""
-        event, answers = tuple(map(int, meta["event"])), tuple(map(float, meta["answers"]))
-        if len(answers) != 3 * PROBES:
-            raise InputError(f"answers: got {len(answers)}, wanted {3 * PROBES}; the file is damaged.")
-        fitted_to = Fingerprint(str(meta["schedule"]), event, answers)
+        """The inverse of `save`; version 0.1.0 wrote one row of answers and no words."""
+        rows = meta["answers"] if isinstance(meta["answers"][0], list) else [meta["answers"]]
+        answers = tuple(tuple(map(float, row)) for row in rows)
+        labelled, spread = meta.get("labelled") is True, meta.get("spread") is True
+        wanted = ANSWERS * (1 if labelled else PROBES)
+        if any(len(row) != wanted for row in answers) or (spread and len(answers) != 2):
+            raise InputError(
+                f"answers: got {len(answers)} x {len(answers[0])}, wanted {2 if spread else 'any'} x "
+                f"{wanted}; the file is damaged."
+            )
+        event = tuple(map(int, meta["event"]))
+        fitted_to = Fingerprint(str(meta["schedule"]), event, answers, labelled, spread)
         plan, kappa = Plan.from_tensors(meta, tensors), tensors["kappa"].double()
         if kappa.dim() != 2 or len(kappa) != plan.nfe:
             raise InputError(f"kappa: got shape {tuple(kappa.shape)}, wanted ({plan.nfe}, terms).")
-        return cls(plan, kappa, fitted_to)
+        return cls(plan, kappa, fitted_to, dict(meta.get("words", {})))
+
+
+# the problems that a table was last found to fit; beside the tables, which are copied and pickled
+_KNOWN: weakref.WeakKeyDictionary[DODE, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_said(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_said, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
+from .dode_greedy import Fit
+from .dode_walk import Teacher, Work, distributed, in_state, rmse, sum_over_processes, weight
 from .training import fit
-
-if TYPE_CHECKING:
-    from .distill_dode import Fit, _Teacher
 
 
 class Table(nn.Module):
@@ -39,8 +38,6 @@ class KappaTable(Table):
 
     def __init__(self, base: Plan, kappa: Tensor) -> None:
         super().__init__()
-        from .distill_dode import in_state, weight
-
         self.plan = base
         self.kappa = nn.Parameter(kappa.clone())
         self.weights = [weight(base, i) for i in range(base.nfe)]
@@ -108,7 +105,7 @@ class GridTable(Table):
 
 def unroll(problem: Denoising, columns: dict[str, Tensor], data: bool, x: Tensor) -> Tensor:
     """The final state, with a graph to the columns."""
-    col = {k: v.to(x.dtype) for k, v in columns.items()}
+    col = {k: v.to(x) for k, v in columns.items()}
     # weights that may be other than nought; a column with a graph may have any below its diagonal
     live = {
         k: [[columns[k].requires_grad or w != 0 for w in row] for row in columns[k].tolist()] for k in "bd"
@@ -131,45 +128,108 @@ def unroll(problem: Denoising, columns: dict[str, Tensor], data: bool, x: Tensor
 
 
 def refine_plan(
-    problem: Denoising, start: Fit, teacher: _Teacher, chunks: list[Tensor], held: list[Tensor],
-    learn_grid: bool, *, iterations: int = 600, rate: float = 1e-2, batch: int = 512, seed: int = 0,
-    progress: bool = False,
+    work: Work, start: Fit, teacher: Teacher, learn_grid: bool, *, iterations: int = 600, rate: float = 1e-2,
+    minibatch: int = 512, seed: int = 0, progress: bool = False,
 ) -> Fit:  # fmt: skip
-    """Go on from a greedy fit; returns the better of the two on the held-out noise."""
-    from .distill_dode import rmse
+    """Go on from a greedy fit; returns the better of the two on the held-out noise.
 
-    plan, kappa = start.plan, start.kappa
+    Of several processes each takes its part of every minibatch, and all make the same table. Gradients
+    go through all rows, so that a minibatch takes the memory of `nfe` evaluations with their graphs.
+    """
+    plan, kappa, kept = start.plan, start.kappa, work.kept
     table: Table
     if learn_grid:
-        table = GridTable(plan, problem.schedule.sigma_min)
+        table = GridTable(plan, work.model.schedule.sigma_min)
     else:
         table = _kappa_table(teacher.base, plan, kappa)
-    starts = torch.cat(chunks)
-    with torch.no_grad():
-        ends = torch.cat([_last(teacher.walk(x)) for x in chunks])
+    ends = _ends(work, teacher)
+    data = plan.prediction == "data"
 
     def loss(index: Tensor) -> Tensor:
-        final = unroll(problem, table.columns(), plan.prediction == "data", starts[index])
-        return (final - ends[index]).square().mean()
+        columns, mine = shared(table.columns()), index[rank()]
+        total = index.new_zeros((), dtype=ends.dtype, device=ends.device)
+        if len(mine):
+            x, target = (v[mine.to(v.device)] for v in (starts, ends))
+            final = unroll(work.model.at(kept[mine]), columns, data, x)
+            total = (final - target).square().sum()
+        return over_processes(total, columns) / (len(index) * ends[0].numel())
 
-    batch = min(batch, len(starts))
-    fit(table, loss, len(starts), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress)
+    starts = work.x[kept.to(work.x.device)]
+    size = min(minibatch, len(kept))
+    fit(table, loss, len(kept), iterations=iterations, batch=size, rate=rate, seed=seed, progress=progress)
     refined = table.fixed()
     # forward passes in units of the batch; the backward ones come on top
-    spent = iterations * plan.nfe * batch // len(starts) + teacher.plan.nfe
-    after = rmse(problem, refined, held, teacher)
-    if after >= start.student_rmse:
+    spent = iterations * plan.nfe * size // len(kept) + teacher.plan.nfe
+    after = rmse(work, refined, work.held, teacher)
+    if not after < start.student_rmse:
         return replace(start, evaluations=spent)
     new = table.kappa.detach() if isinstance(table, KappaTable) else torch.full_like(kappa, float("nan"))
     return replace(start, plan=refined, kappa=new, student_rmse=after, evaluations=spent)
+
+
+@torch.no_grad()
+def _ends(work: Work, teacher: Teacher) -> Tensor:
+    """The teacher's final states of all fitted start states, gathered from all processes."""
+    kept = work.kept
+    ends = torch.zeros((len(kept), *work.x.shape[1:]), dtype=work.x.dtype, device=work.x.device)
+    for index in work.share(kept):
+        at = torch.searchsorted(kept, index).to(ends.device)
+        ends[at] = teacher.last(work.model.at(index), work.x[index.to(work.x.device)])
+    return sum_over_processes(ends)
+
+
+def rank() -> slice:
+    """This process's part of a minibatch."""
+    if not distributed():
+        return slice(None)
+    return slice(torch.distributed.get_rank(), None, torch.distributed.get_world_size())
+
+
+def shared(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The columns as they are; their gradients are summed over processes."""
+    if not distributed():
+        return columns
+    sizes = [c.numel() for c in columns.values()]
+    flat = _SumGradient.apply(torch.cat([c.flatten() for c in columns.values()]))  # type: ignore[no-untyped-call]
+    parts = flat.split(sizes)
+    return {k: part.reshape(c.shape) for part, (k, c) in zip(parts, columns.items(), strict=True)}
+
+
+def over_processes(total: Tensor, columns: dict[str, Tensor]) -> Tensor:
+    """The sum of what each process has of a loss."""
+    if not distributed():
+        return total
+    for column in columns.values():  # a process without a sample still has its part in the sum of gradients
+        total = total + 0 * column.sum().to(total)
+    value: Tensor = _SumValue.apply(total)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _SumGradient(torch.autograd.Function):
+    """x; its gradient summed over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return sum_over_processes(gradients[0])
+
+
+class _SumValue(torch.autograd.Function):
+    """The sum over processes; its gradient is each process's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_over_processes(x.detach().reshape(1))[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
 def _kappa_table(base: Plan, plan: Plan, kappa: Tensor) -> Table:
     grow: Any = (0, plan.b.shape[1] - base.b.shape[1])
     wide = replace(base, b=nn.functional.pad(base.b, grow), d=nn.functional.pad(base.d, grow))
     return KappaTable(wide, kappa)
-
-
-def _last(states: Any) -> Tensor:
-    *_, last = states
-    return last  # type: ignore[no-any-return]

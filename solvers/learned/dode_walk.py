@@ -1,0 +1,272 @@
+"""What the D-ODE fits share: a model with its labels, batches of start states on their way, a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..plan import Plan
+from ..problem import Denoising
+from ..schedule import Schedule
+from ..solver import DiffusionSolver, ScheduledSolver
+
+HELD_OUT = 8  # one start state in eight is kept from the fit
+Labelled = Callable[[Tensor], Denoising]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A diffusion model, or a family of them with one label a sample."""
+
+    problem: Denoising | Labelled
+    labels: Tensor | None
+
+    @classmethod
+    def of(cls, problem: Denoising | Labelled, labels: Tensor | None, noise: Tensor) -> Model:
+        """Refuse a model and labels that do not belong together."""
+        single = isinstance(problem, Denoising)
+        if single != (labels is None) or not (single or callable(problem)):
+            raise InputError(
+                f"labels: got {'none' if labels is None else 'some'} beside a {type(problem).__name__}; "
+                "wanted a Denoising without labels, or a function labels -> Denoising with labels=(n, ...)."
+            )
+        if labels is not None and (not torch.is_tensor(labels) or len(labels) != len(noise)):
+            came = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
+            raise InputError(f"labels: got {came}, wanted a tensor with one label for each of the "
+                             f"{len(noise)} start states.")  # fmt: skip
+        return cls(problem, labels)
+
+    def at(self, index: Tensor) -> Denoising:
+        """The model that holds the labels of these start states."""
+        if isinstance(self.problem, Denoising):
+            return self.problem
+        assert self.labels is not None
+        return self.problem(self.labels[index.to(self.labels.device)])
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.at(torch.zeros(1, dtype=torch.long)).schedule
+
+
+@dataclass(frozen=True)
+class Work:
+    """Start states (n, *event) in variance-exploding coordinates, split into fitted and held-out ones."""
+
+    model: Model
+    x: Tensor
+    batch: int
+
+    @classmethod
+    def of(cls, model: Model, noise: Tensor, first: Tensor, batch: int | None) -> Work:
+        if len(noise) < 2 * HELD_OUT:
+            raise InputError(
+                f"noise: got {len(noise)} start states, wanted at least 16: two of them are held out."
+            )
+        noise = noise.float() if noise.dtype in (torch.float16, torch.bfloat16) else noise
+        alpha = model.schedule.alpha(first).item()
+        return cls(model, noise if alpha == 1 else noise / alpha, batch or min(256, -(-len(noise) // 4)))
+
+    @property
+    def kept(self) -> Tensor:
+        """(k,) the start states that are fitted to."""
+        every = torch.arange(len(self.x))
+        return every[every % HELD_OUT > 0]
+
+    @property
+    def held(self) -> Tensor:
+        return torch.arange(0, len(self.x), HELD_OUT)
+
+    def share(self, which: Tensor) -> list[Tensor]:
+        """These start states in batches; of several processes, this one's."""
+        rank, world = (
+            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)
+        )
+        return list(torch.split(which, self.batch)[rank::world])
+
+    def walk(self, plan: Plan, index: Tensor, keep: int = 0) -> Walk:
+        return Walk(self.model.at(index), plan, self.x[index.to(self.x.device)], keep)
+
+
+class Walk:
+    """One batch on its way through a plan's rows; the table may be edited ahead of it.
+
+    keep: evaluations to hold between rows besides those that the plan itself will ask for.
+    """
+
+    def __init__(self, problem: Denoising, plan: Plan, x: Tensor, keep: int = 0) -> None:
+        self.problem, self.plan, self.x = problem, plan, x
+        self.history: list[Tensor] = []
+        self.spans = [max(keep, span) for span in spans(plan)]
+
+    def look(self, i: int) -> Tensor:
+        """The input of row i, or the final state behind the last row."""
+        if i == self.plan.nfe:
+            return self.x
+        return self._combine(float(self.plan.c[i]), self.plan.d[i])
+
+    def evaluate(self, i: int) -> None:
+        """The network at row i's input, pushed on the history."""
+        at, sigma = self.look(i), self.plan.sigma[i]
+        D = self.problem.denoiser(at, sigma.to(at))
+        self.history.insert(0, D if self.plan.prediction == "data" else (at - D) / float(sigma))
+        del self.history[self.plan.b.shape[1] :]
+
+    def go(self, i: int) -> None:
+        """The state after row i."""
+        self.x = self._combine(float(self.plan.a[i]), self.plan.b[i])
+
+    def forget(self, i: int) -> None:
+        """Let go of evaluations that no row after i asks for: a fit holds many batches half way."""
+        del self.history[self.spans[i] :]
+
+    def row(self, i: int) -> None:
+        """Row i whole."""
+        self.evaluate(i)
+        self.go(i)
+        self.forget(i)
+
+    def _combine(self, scale: float, weights: Tensor) -> Tensor:
+        out = self.x * scale if scale != 0 else torch.zeros_like(self.x)
+        for weight, D in zip(weights.tolist(), self.history):
+            if weight != 0:
+                out = out.add_(D, alpha=weight)
+        return out
+
+
+def spans(plan: Plan) -> list[int]:
+    """How many evaluations must be held behind each row for the rows after it."""
+    out, oldest = [0] * plan.nfe, plan.nfe
+    for i in range(plan.nfe - 1, -1, -1):
+        out[i] = max(0, i + 1 - oldest)
+        # row i's input asks for evaluations i - 1 - j, its update for i - j
+        for weights, newest in ((plan.d[i], i - 1), (plan.b[i], i)):
+            asked = [newest - j for j, w in enumerate(weights.tolist()) if w != 0]
+            oldest = min([oldest, *asked])
+    return out
+
+
+class Teacher:
+    """A fine solver that stops at the levels of a plan's outcomes.
+
+    Args:
+        base: the plan whose outcomes are to be reached.
+        substeps: of the teacher, for each interval between the plan's levels.
+        alignment: see `distill_dode`.
+    """
+
+    def __init__(
+        self, schedule: Schedule, solver: DiffusionSolver, base: Plan, substeps: int, alignment: str
+    ) -> None:
+        self.base, self.alignment = base, alignment
+        levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
+        nodes, self.stops = levels[:1], [0] * base.nfe
+        order = sorted(range(1, len(levels)), key=lambda k: -levels[k])
+        for k in order:
+            start, end = nodes[-1], levels[k]
+            if end < start:
+                before = len(nodes)
+                nodes += _between(start, end, substeps, schedule.sigma_min)
+                first = alignment == "official" and end > float(base.sigmas[-1])
+                self.stops[k - 1] = before if first else len(nodes) - 1
+            else:
+                self.stops[k - 1] = len(nodes) - 1
+        self.plan = plan_of(solver, torch.tensor(nodes, dtype=torch.float64), schedule)
+        plain = bool((self.plan.c == 1).all()) and not bool(self.plan.d.any())
+        if not plain or self.plan.nfe != len(nodes) - 1 or self.plan.levy:
+            raise InputError(
+                f"teacher: got {self.plan.name!r}, wanted a deterministic solver of one evaluation a step "
+                "whose state is its next input, such as DDIM() or DPMSolverPP(2)."
+            )
+
+    def walk(self, problem: Denoising, x: Tensor) -> Iterator[Tensor]:
+        """The states at the outcomes' levels, in the rows' order, each once asked for."""
+        walk, seen = Walk(problem, self.plan, x), 0
+        states = {0: x}
+        for k, stop in enumerate(self.stops):
+            while seen < stop:
+                walk.row(seen)
+                seen += 1
+                if seen in self.stops[k:]:
+                    states[seen] = walk.x
+            x = states[stop]
+            states = {s: state for s, state in states.items() if s in self.stops[k + 1 :]}
+            yield x
+
+    def last(self, problem: Denoising, x: Tensor) -> Tensor:
+        """The final states."""
+        *_, x = self.walk(problem, x)
+        return x
+
+
+def _between(start: float, end: float, substeps: int, smallest: float) -> list[float]:
+    """Levels after start down to end, even in log sigma; on the way to 0 not below the smallest."""
+    if end > 0:
+        return [start * (end / start) ** (k / substeps) for k in range(1, substeps)] + [end]
+    low = min(start, smallest)
+    inner = [] if low >= start * (1 - 1e-9) else _between(start, low, substeps - 1 or 1, smallest)
+    return [*inner, 0.0]
+
+
+def plan_of(solver: DiffusionSolver, sigmas: Tensor, schedule: Schedule) -> Plan:
+    """A solver's plan, told the schedule where it can be."""
+    return solver.plan(sigmas, schedule) if isinstance(solver, ScheduledSolver) else solver.plan(sigmas)
+
+
+@torch.no_grad()
+def rmse(work: Work, plan: Plan, which: Tensor, teacher: Teacher) -> float:
+    """Root mean square distance to the teacher's final state, per element."""
+    total, count = 0.0, 0
+    for index in work.share(which):
+        walk = work.walk(plan, index)
+        for i in range(plan.nfe):
+            walk.row(i)
+        target = teacher.last(walk.problem, work.x[index.to(work.x.device)])
+        total += float((walk.x - target).double().square().sum())
+        count += target.numel()
+    total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
+    return float((total / count) ** 0.5)
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """All-reduced where torch.distributed runs, else x itself."""
+    if not distributed():
+        return x
+    nccl = torch.distributed.get_backend() == "nccl"  # it knows no tensors of the CPU
+    shared = x.cuda() if nccl else x.clone()
+    torch.distributed.all_reduce(shared)
+    return shared.to(x.device)
+
+
+def distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def weight(plan: Plan, i: int) -> float:
+    """The newest evaluation's weight in row i's outcome."""
+    return float(plan.b[i, 0] if in_state(plan, i) else plan.d[i + 1, 0])
+
+
+def in_state(plan: Plan, i: int) -> bool:
+    """Whether row i's outcome is the state itself; else the next input is formed apart from it."""
+    return i + 1 == plan.nfe or (float(plan.c[i + 1]) == 1 and not bool(plan.d[i + 1].any()))
+
+
+def apply(plan: Plan, i: int, kappa: Tensor) -> None:
+    """Write O_i = d_i + sum_j kappa_j (d_i - d_{i-j}) into the table, in place."""
+    row, w = (plan.b[i] if in_state(plan, i) else plan.d[i + 1]), weight(plan, i)
+    row[0] += w * kappa.sum()
+    row[1 : len(kappa) + 1] -= w * kappa
+
+
+def widened(plan: Plan, terms: int) -> Plan:
+    """Copies of the columns with room for so many history terms."""
+    from dataclasses import replace
+
+    grow: Any = (0, max(0, terms + 1 - plan.b.shape[1]))
+    pad = torch.nn.functional.pad
+    return replace(plan, b=pad(plan.b, grow).clone(), d=pad(plan.d, grow).clone())
