@@ -48,12 +48,30 @@ def save(network: DenoisingMLP, path: str | Path) -> Path:
     return Path(path)
 
 
-def train(name: str, path: str | Path, *, seed: int = 0, iterations: int = ITERATIONS) -> Path:
-    """Train the named teacher from scratch and write it."""
-    recipes: dict[str, Callable[..., DenoisingMLP]] = {"digits": _train_digits}
+def mnist(label: int | Tensor | None = None, guidance: float = 1.0) -> Denoising:
+    """The shipped denoiser of MNIST, events (1, 28, 28) in [-1, 1]; see `mnist_teacher.problem`."""
+    from . import mnist_teacher
+
+    return mnist_teacher.problem(label, guidance)
+
+
+def train(name: str, path: str | Path, *, seed: int = 0, **options: Any) -> Path:
+    """Train the named teacher from scratch and write it.
+
+    Args:
+        options: `iterations` for digits; for mnist and mnist-features those of `mnist_teacher.train` and
+            `mnist_teacher.train_features`.
+    """
+    from . import mnist_teacher
+
+    recipes: dict[str, Callable[..., Path]] = {
+        "digits": lambda path, seed, iterations=ITERATIONS: save(_train_digits(seed, iterations), path),
+        "mnist": mnist_teacher.train,
+        "mnist-features": mnist_teacher.train_features,
+    }
     if name not in recipes:
         raise InputError(f"name: got {name!r}, wanted one of {', '.join(recipes)}.")
-    return save(recipes[name](seed, iterations), path)
+    return recipes[name](path, seed=seed, **options)
 
 
 def _train_digits(seed: int, iterations: int) -> DenoisingMLP:

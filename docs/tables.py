@@ -109,7 +109,7 @@ def overhead() -> str:
     lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | scheduler | diffusers |", "| --- " * 7 + "|"]
     for r in record.data["rows"]:
         cells = [r["shape"], r["solver"], r["steps"], f"{r['bare_us_per_step']:.0f}"]
-        cells += [f"{r['fewstep_ratio']:.2f}", f"{r.get('scheduler_ratio', float('nan')):.2f}", f"{r['diffusers_ratio']:.1f}"]
+        cells += [f"{r['fewstep_ratio']:.2f}", f"{r['scheduler_ratio']:.2f}", f"{r['diffusers_ratio']:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     made, versions = record.made, record.made["versions"]
     machine = f"{made['device']}, threads: {made['threads']}"

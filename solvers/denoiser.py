@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -226,13 +227,14 @@ def dynamic_thresholding(denoiser: Denoiser, quantile: float = 0.995, most: floa
 
     For data in [-1, 1] in pixel space under strong guidance (arXiv 2205.11487, Section 2.3).
     """
+    return Mended(denoiser, partial(threshold, quantile=quantile, most=most))
 
-    def mend(x0: Tensor) -> Tensor:
-        s = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(1, max(most, 1.0))
-        s = s.reshape(-1, *[1] * (x0.dim() - 1))
-        return x0.clamp(-s, s) / s
 
-    return Mended(denoiser, mend)
+def threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
+    """One estimate (batch, *event) of `dynamic_thresholding`."""
+    s = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(1, max(most, 1.0))
+    s = s.reshape(-1, *[1] * (x0.dim() - 1))
+    return x0.clamp(-s, s) / s
 
 
 def classifier_free_guidance(

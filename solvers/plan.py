@@ -104,6 +104,9 @@ class Plan:
         """What the noise intervals must supply: "" for a deterministic plan, else "W" or "H" or "K"."""
         return "" if bool(self.noise.isnan().all()) else "WHK"[self.m.shape[-1] - 1]
 
+    def __repr__(self) -> str:
+        return f"<Plan {self.name}: {self.nfe} evaluations>"
+
     def __str__(self) -> str:
         head = f"{self.name}: {self.nfe} evaluations, {self.prediction} prediction"
         titles = ["sigma", "c", *_titles("d", self.d), *_titles("m", self.m)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -141,8 +142,11 @@ def sample(
         steps = len(timesteps)
         sigmas = sigma_grid(problem.schedule, steps, spacing, final, timesteps=timesteps)
     plan, student = _resolve(problem, solver, steps, sigmas, spacing, final)
-    x = _start(problem, plan, shape, seed if seeds is None else list(seeds), noise, dtype, device)
-    draw = _normals(problem, plan, x, seed if seeds is None else list(seeds), path)
+    own = seed if seeds is None else each_seed(seeds)
+    x = _start(problem, plan, shape, own, noise, dtype, device)
+    if not isinstance(own, int) and len(own) != len(x):
+        raise InputError(f"seeds: got {len(own)}, wanted one for each of the {len(x)} samples.")
+    draw = _normals(problem, plan, x, own, path)
     evaluate = student.evaluator(problem, x) if student else _plain(problem, plan, x)
     x = run(plan, x, evaluate, draw, callback)
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
@@ -204,11 +208,19 @@ def _start(
 Generators = torch.Generator | list[torch.Generator]
 
 
+def each_seed(seeds: Any) -> list[int]:
+    """A user's seeds, one a sample, as whole numbers."""
+    try:
+        return [operator.index(s) for s in (seeds.tolist() if torch.is_tensor(seeds) else seeds)]
+    except TypeError:
+        raise InputError(f"seeds: got {seeds!r}; wanted whole numbers, one for each sample.") from None
+
+
 def generators(seed: int | list[int], device: torch.device | str) -> Generators:
     """One generator, or one for each sample."""
     if isinstance(seed, int):
         return torch.Generator(device).manual_seed(seed)
-    return [torch.Generator(device).manual_seed(int(s)) for s in seed]
+    return [torch.Generator(device).manual_seed(s) for s in seed]
 
 
 def unit_normals(
@@ -236,7 +248,7 @@ def _normals(
     def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
         nonlocal off_path
         if tau0 == tau1:
-            off_path = off_path or generators(_shifted(seed, 2 if isinstance(seed, int) else FAR), x.device)
+            off_path = off_path or generators(_shifted(seed, FAR), x.device)
             return tuple(unit_normals(tuple(x.shape), off_path, x.dtype, x.device) for _ in range(letters))
         assert path is not None
         return path.increment(tau0, tau1).coordinates()[:letters]
@@ -244,11 +256,11 @@ def _normals(
     return draw
 
 
-FAR = 1 << 40  # churn of one sample must not be the start of another
+FAR = 1 << 40  # churn of one seed must not be the start of another
 
 
 def _shifted(seed: int | list[int], by: int) -> int | list[int]:
-    return seed + by if isinstance(seed, int) else [int(s) + by for s in seed]
+    return seed + by if isinstance(seed, int) else [s + by for s in seed]
 
 
 def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> BrownianPath:

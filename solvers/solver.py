@@ -58,6 +58,13 @@ class Solver(ABC):
         kept = {p.name: getattr(self, p.name) for p in parameters}
         return {p.name: kept[p.name] for p in parameters if kept[p.name] != p.default}
 
+    def __repr__(self) -> str:
+        try:
+            said = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
+        except AttributeError:  # a stranger's, which keeps its arguments under other names
+            said = "..."
+        return f"{type(self).__name__}({said})"
+
 
 class StochasticSolver(Solver):
     """One step of dy = f dt + g dW at a time."""

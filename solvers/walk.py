@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .plan import Plan
+from .plan import Combination, Plan
 from .sample import combine
 
 Draw = Callable[[float, float], tuple[Tensor, ...]]
@@ -33,6 +33,7 @@ class Walk:
 
     def __init__(self, plan: Plan, scale: list[float]) -> None:
         self.plan, self.rows, self.scale, self.row = plan, plan.rows, scale, 0
+        self.looks = [_scaled(row.look, s) for row, s in zip(plan.rows, scale)]  # in the owner's coordinates
         self.x: Tensor | None = None
         self.history: deque[Tensor] = deque(maxlen=plan.b.shape[1])
         self.normals: deque[tuple[Tensor, ...]] = deque(maxlen=plan.m.shape[1])
@@ -48,12 +49,12 @@ class Walk:
         """The row's input in x, from the owner's; the state follows what the owner has changed."""
         at = given if self.scale[self.row] == 1 else given / self.scale[self.row]
         at = at.float() if at.dtype in (torch.float16, torch.bfloat16) else at
-        scale, past, random = self.rows[self.row].look
+        scale, past, random = self.looks[self.row]
         if self.x is None or not (past or random):
-            self.x = at if scale == 1 else at / scale
+            whole = given.to(at.dtype)
+            self.x = at if scale == self.scale[self.row] else whole if scale == 1 else whole / scale
         elif scale != 0 and self._handed is not None:
-            change = (given - self._handed).to(at.dtype)
-            self.x = torch.add(self.x, change, alpha=1 / (scale * self.scale[self.row]))
+            self.x = torch.add(self.x, (given - self._handed).to(at.dtype), alpha=1 / scale)
         self._open(self.row, draw)
         return at
 
@@ -63,14 +64,12 @@ class Walk:
         self.history.appendleft(seen)
         self.x = combine(self.rows[self.row].go, self.x, self.history, self.normals)
         self.row += 1
-        out = self.x
-        if not self.over:
-            look = self.rows[self.row].look
-            if look.random:
-                self._open(self.row, draw)
-            out = combine(look, self.x, self.history, self.normals)
-        scale = self.scale[self.row]
-        self._handed = (out if scale == 1 else out * scale).to(dtype)
+        if self.over:
+            self._handed = (self.x if self.scale[-1] == 1 else self.x * self.scale[-1]).to(dtype)
+            return self._handed
+        if self.looks[self.row].random:
+            self._open(self.row, draw)
+        self._handed = combine(self.looks[self.row], self.x, self.history, self.normals).to(dtype)
         return self._handed
 
     def _open(self, row: int, draw: Draw) -> None:
@@ -82,6 +81,16 @@ class Walk:
         if row == 0 and interval[0] == interval[1]:
             normals = tuple(torch.zeros_like(z) for z in normals)
         self.normals.appendleft(normals)
+
+
+def _scaled(look: Combination, scale: float) -> Combination:
+    """A combination times a number; a product of inverses is 1."""
+    whole = look.scale * scale
+    return Combination(
+        1.0 if abs(whole - 1) < 1e-12 else whole,
+        tuple((w * scale, j) for w, j in look.past),
+        tuple((w * scale, j, k) for w, j, k in look.random),
+    )
 
 
 def tail(plan: Plan, row: int) -> Plan:

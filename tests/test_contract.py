@@ -1,6 +1,7 @@
 """The programs the library has promised to run, as their users type them."""
 
 import fewstep as fs
+import pytest
 import torch
 
 
@@ -65,6 +66,35 @@ def test_diffusion_models(tmp_path):
         assert fs.sample(problem, solver, shape=(2, 3), steps=12).isfinite().all()
     schedules = (fs.VPCosine(), fs.VE(), fs.EDM(0.01, 50.0), fs.FlowMatching(shift=1.0), fs.SubVP())
     assert all(s.sigma_min < s.sigma_max for s in schedules)
+
+
+def test_drop_in_for_existing_samplers():
+    from fewstep.adapters.k_diffusion import sampler  # f(model, x, sigmas, extra_args, callback, disable)
+
+    sigmas, seen = torch.tensor([10.0, 3.0, 1.0, 0.2, 0.0]), []
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 10.0
+    model = lambda x, sigma, **extra: x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)  # noqa: E731
+    x = sampler(fs.DPMSolverPP(order=3))(model, x, sigmas, {}, seen.append, True)
+    assert x.shape == (2, 3, 4, 4)
+    assert [d["i"] for d in seen] == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' own
+def test_drop_in_for_diffusers(tmp_path):
+    df = pytest.importorskip("diffusers")
+    from fewstep.adapters.diffusers import FewStepScheduler
+
+    unet = df.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,),
+        norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    pipe = df.DDPMPipeline(unet, df.DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver=fs.UniPC(order=3))
+    images = pipe(num_inference_steps=8, output_type="np").images
+    assert images.shape == (1, 8, 8, 1)
+    pipe.save_pretrained(tmp_path)
+    assert FewStepScheduler.from_pretrained(tmp_path, subfolder="scheduler").solver.order == 3
 
 
 def test_learned_solvers(tmp_path):

@@ -273,3 +273,14 @@ def test_a_table_for_another_pipeline_is_refused():
     other = df.DDPMScheduler(beta_schedule="squaredcos_cap_v2").config
     with pytest.raises(InputError, match="was fitted to"):
         FewStepScheduler.from_config(other, solver=scheduler.solver).set_timesteps(3)
+
+
+def test_conditions_are_given_by_name():
+    pipe = stable_diffusion(df.StableDiffusionPipeline)
+    with pytest.raises(InputError, match="condition: got Tensor"):
+        denoising(pipe, torch.ones(1))
+    problem = denoising(pipe)
+    with pytest.raises(InputError, match="encoder_hidden_states"):
+        fs.sample(problem, fs.DDIM(), shape=(1, 4, 8, 8), steps=2)
+    problem = denoising(pipe, {"encoder_hidden_states": prompts()["prompt_embeds"]})
+    assert fs.sample(problem, fs.DDIM(), shape=(3, 4, 8, 8), steps=2).isfinite().all()

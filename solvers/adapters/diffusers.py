@@ -12,7 +12,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..diffusion.ddim import DDIM
@@ -28,18 +27,23 @@ from ..problem import Denoising
 from ..sample import path_of
 from ..solver import ScheduledSolver
 from ..walk import Walk, tail
-from .diffusers_grid import FORWARD, Process, check_count, grid_of, process_of, reference_of
+from .diffusers_grid import FORWARD, Noising, Process, check_count, grid_of, process_of, reference_of
 from .diffusers_solver import (
     FILE,
     Learned,
     beside_raw_noise,
+    check_flow,
     conform,
     described,
+    ending_at,
     file_of,
+    fresh_normals,
+    listed,
     mending,
     own_grid,
     seeds_of,
     solver_of,
+    step_count,
     table_of,
 )  # fmt: skip
 
@@ -54,7 +58,7 @@ class FewStepSchedulerOutput(BaseOutput):  # type: ignore[misc]
     pred_original_sample: Tensor | None = None
 
 
-class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any solver, plan or student of this library, where a diffusers pipeline has its scheduler.
 
     `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` takes every option of that
@@ -69,8 +73,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     Args:
         num_train_timesteps .. prediction_type: as in diffusers; further options (timestep_spacing,
             use_karras_sigmas, thresholding, flow_shift, sigma_data, ...) are taken by keyword.
-        solver: a diffusion solver, a `Plan`, or a student of this library's distillation; `DPMSolverPP(2)`
-            by default. In a configuration it is `{"name": "UniPC", "order": 3}` or the name of a file.
+        solver: a diffusion solver or its name, a `Plan`, or a student of this library's distillation;
+            `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names
+            a file.
         exact: no rounding of labels, solvers in their published form.
         noise: where stochastic solvers take theirs: `"generator"` draws each step's from the pipeline's
             generator, as diffusers does; `"path"` draws one Brownian path a sample from it, on which all
@@ -104,7 +109,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = torch.arange(check_count(num_train_timesteps)).flip(0)
         self.num_inference_steps: int | None = None
         self.init_noise_sigma, self.order = 1.0, getattr(getattr(self.solver, "card", None), "evaluations", 1)
-        self._forward: Process | None = None
+        self._forward: Any = None
         self._made: Any = None
         self._plan: Any = None
         self._mend: Callable[[Tensor], Tensor] | None = None
@@ -128,9 +133,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """The configuration as JSON; a plan or a student beside it as safetensors."""
+        file = Path(save_directory) / FILE
+        file.unlink(missing_ok=True)  # of another solver, saved here before
         if isinstance(self.solver, Learned):
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            self.solver.save(Path(save_directory) / FILE)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.solver.save(file)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
@@ -170,42 +177,45 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         if timesteps is not None and sigmas is not None:
             raise InputError("timesteps, sigmas: got both; wanted one of them.")
-        lists = [None if v is None else tuple(map(float, v)) for v in (timesteps, sigmas)]
-        asked = (num_inference_steps, *lists, mu)
-        if self._made is None or self._made[0] is not self.config or self._made[1] != asked:
+        asked = (num_inference_steps, listed("timesteps", timesteps), listed("sigmas", sigmas), mu)
+        made = self._made
+        if made is None or made[0] is not self.config or made[1] is not self.solver or made[2] != asked:
             self._make(*asked)
-            self._made = (self.config, asked)
+            self._made = (self.config, self.solver, asked)
         self._begin, self._walk = None, None
-        self.timesteps = self._labels.to(device)
+        self.timesteps, self.sigmas = self._labels.clone().to(device), self._grid.sigmas.float()
 
     def _make(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, mu: float | None) -> None:
-        listed = next((v for v in (timesteps, sigmas) if v is not None), None)
-        steps = num_inference_steps if listed is None else len(listed)
+        whole = timesteps is None and sigmas is None
+        steps = step_count(num_inference_steps if whole else len(timesteps or sigmas))
         reference = reference_of(self.config, self.solver)
-        self._forward = process_of(self.config, reference)
+        self._forward = (self.config, process_of(self.config, reference))
+        if self._process.kind == "flow":
+            check_flow(self.solver)
         self._used = self.solver  # in diffusers' form, where it has one
         if isinstance(self.solver, Learned):
             self._grid = own_grid(self.solver, self._process, steps)
-        elif not isinstance(steps, int) or steps < 1:
-            raise InputError(f"num_inference_steps: got {steps!r}, wanted a whole number of at least 1.")
         else:
+            if steps is None:
+                raise InputError("num_inference_steps: got None, wanted a whole number of at least 1.")
             grid = grid_of(self._process, reference, steps, timesteps, sigmas, mu)
             self._grid = replace(grid, sigmas=check_sigmas(grid.sigmas, repeat=True))
             if not self.config.exact:
-                self._used = conform(self.solver, reference.config, self._process, listed is None)
+                self._used = conform(self.solver, reference.config, self._process, self._grid, whole)
         plan = self._plan_on(self._used, self._grid.sigmas)
         self._plan = replace(plan, sigma=self._grid.snapped(plan.sigma))
         self._labels = self._grid.label_of(self._process, self._plan.sigma, self.config.exact)
-        self._mend = mending(reference.config)
-        self.num_inference_steps, self.sigmas = len(self._grid.sigmas) - 1, self._grid.sigmas.float()
+        self._listed, self._mend = self._labels.tolist(), mending(reference.config)
+        self.num_inference_steps = len(self._grid.sigmas) - 1
         self.init_noise_sigma, self.order = self._grid.start, self._grid.rows_a_step(self._plan.sigma)
 
     @property
     def _process(self) -> Process:
         """The forward process; known before a run for `add_noise` in training."""
-        if self._forward is None:
-            self._forward = process_of(self.config, reference_of(self.config, self.solver))
-        return self._forward
+        if self._forward is None or self._forward[0] is not self.config:
+            process = process_of(self.config, reference_of(self.config, self.solver))
+            self._forward = (self.config, process)
+        return self._forward[1]  # type: ignore[no-any-return]
 
     def _plan_on(self, solver: Any, sigmas: Tensor) -> Plan:
         if isinstance(solver, Learned):
@@ -233,10 +243,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._walk = self._start(None, 0.0)
 
     def _row(self, timestep: Any) -> int:
-        """The row that is next: where the run is, else where it will begin."""
-        if self._walk is not None and not self._walk.over:
-            return int(self._first + self._walk.row)
-        return self._index(timestep) if self._begin is None else self._begin
+        """The row that is next: where the run is or will begin, unless the timestep says another."""
+        running = self._walk is not None and not self._walk.over
+        row = int(self._first + self._walk.row) if running else self._begin
+        if row is not None and (timestep is None or (running and self._begin is not None)):
+            return row
+        # no look at a number on a device while a run goes on
+        if running and isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            return row  # type: ignore[return-value]
+        if row is not None and row < len(self._listed) and _same(self._listed[row], timestep):
+            return row
+        return self._index(timestep)
 
     def _start(self, timestep: Any, eta: float) -> Walk:
         """A walk from the begin index, or from where the timestep stands."""
@@ -251,7 +268,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         p, q = self._process.affine(plan.sigma)
         self._first, self._path, self._evaluator = row, None, None
         self._numbers = list(zip(p.tolist(), q.tolist(), plan.sigma.tolist()))
-        return Walk(plan, self._process.scale(plan.sigma) + self._process.scale(plan.sigmas[-1:]))
+        end = [1.0] if self._grid.exploding else self._process.scale(plan.sigmas[-1:])
+        return Walk(plan, self._process.scale(plan.sigma) + end)
 
     def _tail(self, plan: Plan, row: int) -> Plan:
         """The plan of the rest of the grid: made for it where there is a solver, else cut off the table."""
@@ -260,10 +278,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         level = plan.sigma[min(row, plan.nfe - 1)]
         levels = self._grid.sigmas[int((self._grid.sigmas > level).sum()) :]
         # entries after PNDM's warm-up are one evaluation a step
-        solvers = (PNDM("plms"), IPNDM(4)) if isinstance(self.solver, PNDM) else (self._used,)
+        rest = ending_at(self._used, total=len(self._grid.sigmas) - 1)
+        solvers = (PNDM("plms"), IPNDM(4)) if isinstance(self.solver, PNDM) else (rest,)
         for made in (self._plan_on(solver, levels) for solver in solvers):
             if row < plan.nfe and made.nfe == plan.nfe - row:
                 return made
+        if row >= plan.nfe:
+            raise InputError(f"begin index: got {row}, behind the last step. Choose a larger strength.")
         raise InputError(
             f"begin index: got {row}, which is not the start of a step of {plan.name} ({self.order} "
             "entries each). Choose another strength."
@@ -273,8 +294,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The row of a timestep: the first that may start a run."""
         if timestep is None:
             return 0
-        labels, value = self._labels.tolist(), float(timestep)
-        rows = [i for i, v in enumerate(labels) if abs(v - value) <= 1e-4 * max(1.0, abs(v))]
+        value = float(timestep)
+        rows = [i for i, v in enumerate(self._listed) if _same(v, value)]
         if not rows:
             raise InputError(f"timestep: got {value:g}, wanted one of scheduler.timesteps.")
         return int(next((i for i in rows if i % self.order == 0), rows[0]))
@@ -308,16 +329,23 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Returns:
             `prev_sample` and `pred_original_sample`, or both as a tuple.
         """
-        fresh = self._walk is None or self._walk.over
-        if fresh or (eta and self._walk.row == 0):
-            self._walk = self._start(timestep, eta)
-        walk, (p, q, sigma) = self._walk, self._numbers[self._walk.row]
+        walk = self._walk
+        fresh = walk is None or walk.over or (walk.row == 0 and (eta or self._begin is None))
+        if fresh or self._row(timestep) != self._first + walk.row:
+            self._walk = walk = self._start(timestep, eta)
+        p, q, sigma = self._numbers[walk.row]
+        output = model_output[:, : sample.shape[1]]
+        if output.shape != sample.shape or (walk.x is not None and walk.x.shape != sample.shape):
+            raise InputError(
+                f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; wanted "
+                "one shape, the same in each step of a run. Call set_timesteps before a run of another."
+            )
 
         def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
             return self._draw(sample, (tau0, tau1), generator, variance_noise)
 
         x = walk.enter(sample, draw)
-        output = model_output[:, : sample.shape[1]].to(x.dtype)
+        output = output.to(x.dtype)
         x0 = torch.add(x, output, alpha=q) if p == 1 else torch.mul(x, p).add_(output, alpha=q)
         if isinstance(self.solver, SigSampler):
             x0 = self._student(walk, x, x0)
@@ -343,47 +371,22 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self, like: Tensor, interval: tuple[float, float], generator: Any, given: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Unit normals of an interval of tau = 1/sigma^2, one for each letter."""
-        letters, dtype = self._plan.m.shape[-1], torch.promote_types(like.dtype, torch.float32)
-        if self.config.noise == "path" and interval[0] < interval[1]:
-            if self._path is None:
-                lowest = self._process.schedule.sigma_min
-                self._path = path_of(self._plan, like.to(dtype), lowest, seeds_of(generator, like))
-            of_path: tuple[Tensor, ...] = self._path.increment(*interval).coordinates()
-            return of_path[:letters]
-        some = [] if given is None else [given.to(dtype)]
-        while len(some) < letters:
-            some.append(randn_tensor(like.shape, generator, like.device, like.dtype).to(dtype))
-        return tuple(some)
-
-    # ------------------------------------------------------------------ the forward process
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""
-        alpha, sigma_t = self._weights(timesteps, noise)
-        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """`add_noise` by the name that flow pipelines call."""
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """alpha noise - sigma_t x0, what a network of v is trained on."""
-        alpha, sigma_t = self._weights(timesteps, noise)
-        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
-
-    def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma_t at timesteps, to be multiplied with samples."""
-        labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
-        levels, own = self._process.sigma(labels).tolist(), dict[float, float]()
-        if self._plan is not None:  # entries of a run have the very levels of its rows
-            own = dict(zip(self._labels.tolist(), self._plan.sigma.tolist()))
-            row = self._row(None)
-            if self._begin is not None and len(labels) == 1 and row < self._plan.nfe:
-                own = {float(labels[0]): float(self._plan.sigma[row])}
-        sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
-        alpha = torch.tensor(self._process.scale(sigma), dtype=torch.float64)
-        shape = (-1, *[1] * (like.dim() - 1))
-        return alpha.reshape(shape), (alpha * sigma).reshape(shape)
+        letters = self._plan.m.shape[-1]
+        if self.config.noise != "path" or interval[0] == interval[1]:
+            return fresh_normals(like, letters, generator, given)
+        if given is not None:
+            raise InputError("variance_noise: got it with noise='path', wanted noise='generator'.")
+        if self._path is None:
+            lowest = self._process.schedule.sigma_min
+            full = torch.promote_types(like.dtype, torch.float32)
+            self._path = path_of(self._plan, like.to(full), lowest, seeds_of(generator, like))
+        of_path: tuple[Tensor, ...] = self._path.increment(*interval).coordinates()
+        return of_path[:letters]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def _same(label: float, timestep: Any) -> bool:
+    """Whether a timestep is that label, to the rounding of half precision's neighbours."""
+    return abs(label - float(timestep)) <= 1e-4 * max(1.0, abs(label))

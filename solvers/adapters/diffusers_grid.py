@@ -5,8 +5,10 @@ The grids are made by diffusers' own schedulers, so that an option of theirs mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -31,6 +33,12 @@ FORWARD = (
     "rescale_betas_zero_snr", "sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift",
 )  # fmt: skip
 MOST_LABELS = 100_000
+EXPLODING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # their state is x, not alpha x
+# how diffusers says no
+REFUSALS = (
+    ValueError, TypeError, NotImplementedError, ImportError, AssertionError, IndexError, KeyError,
+    RuntimeError, AttributeError,
+)  # fmt: skip
 CLOSEST = 1 - 1e-6  # to t = 1 of a flow, where sigma is infinite
 KINDS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
 
@@ -85,11 +93,15 @@ class Process:
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels (n + 1,) in variance-exploding coordinates, labels (n,), size of a pipeline's first state."""
+    """Levels (n + 1,) in variance-exploding coordinates and labels (n,).
+
+    start is the size of a pipeline's first state in alpha x; exploding says that it ends with x itself.
+    """
 
     sigmas: Tensor
     labels: Tensor
-    start: float
+    start: float = 1.0
+    exploding: bool = False
 
     def snapped(self, sigma: Tensor) -> Tensor:
         """Levels (R,) of rows, those of the grid to the last digit where they are meant to be."""
@@ -119,15 +131,17 @@ class Grid:
 def process_of(config: Mapping[str, Any], reference: Any) -> Process:
     """The forward process that a configuration and its scheduler in diffusers describe."""
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in KINDS:
+    if not isinstance(prediction, str) or prediction not in KINDS:
         raise one_of("prediction_type", prediction, KINDS)
     if "sigma_data" in config:
-        schedule = EDM(float(config["sigma_min"]), float(config["sigma_max"]))
+        schedule = EDM(float(reference.config.sigma_min), float(reference.config.sigma_max))
         return Process("edm", schedule, prediction, data_std=float(config["sigma_data"]))
     count = config.get("num_train_timesteps", 1000)
     if is_flow(config):
         return Process("flow", FlowMatching(t_max=CLOSEST), "flow_prediction", count)
     abar = reference.alphas_cumprod.double().clone()
+    if len(abar) < 2:
+        raise InputError(f"trained_betas: got {len(abar)}, wanted one for each of the labels.")
     if not 0 < abar[-1] < abar[-2]:  # zero terminal SNR: 0, or diffusers' stand-in of 2^-24
         abar[-1] = min(2.0**-24, float(abar[-2]) / 4)
     return Process("vp", DiscreteVP(abar), prediction, count)
@@ -135,7 +149,7 @@ def process_of(config: Mapping[str, Any], reference: Any) -> Process:
 
 def check_count(count: Any) -> int:
     """num_train_timesteps, before anything of that size is made."""
-    if not isinstance(count, int) or not 1 < count <= MOST_LABELS:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 < count <= MOST_LABELS:
         raise InputError(
             f"num_train_timesteps: got {count!r}, wanted a whole number from 2 to {MOST_LABELS}."
         )
@@ -166,13 +180,13 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
             if isinstance(solver, kinds):
                 return name, {}
     if isinstance(solver, (DPMSolverPP, DPMSolver)) and not solver.multistep:
-        return "DPMSolverSinglestepScheduler", flow | _algorithm(solver) | {"lower_order_final": True}
+        return "DPMSolverSinglestepScheduler", flow | _algorithm(solver)
     return "DPMSolverMultistepScheduler", flow | _algorithm(solver)
 
 
 LABELLED: tuple[tuple[Any, str], ...] = (
     (DDIM, "DDIMScheduler"), (DDPM, "DDPMScheduler"), (PNDM, "PNDMScheduler"),
-    ((EDMEuler, EDMHeun), "EulerDiscreteScheduler"), (SASolver, "SASolverScheduler"),
+    (EDMEuler, "EulerDiscreteScheduler"), (EDMHeun, "HeunDiscreteScheduler"), (SASolver, "SASolverScheduler"),
 )  # fmt: skip
 
 
@@ -191,11 +205,16 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
     cls = getattr(diffusers, name)
     known = cls._get_init_keys(cls)
     told = {k: v for k, v in {**config, **more}.items() if k in known and not k.startswith("_")}
-    if name == "PNDMScheduler" and told.get("prediction_type") == "sample":
-        told["prediction_type"] = "epsilon"  # of no consequence for its grid, which is all we take
+    if name == "PNDMScheduler":
+        if told.get("prediction_type") == "sample":
+            told["prediction_type"] = "epsilon"  # of no consequence for its grid, which is all we take
+        told["skip_prk_steps"] = bool(told.get("skip_prk_steps") or solver.warm_up == "plms")
+    for flag in ("stochastic_sampling", "invert_sigmas"):
+        if config.get(flag):
+            raise InputError(f"config: got {flag}=True, which this scheduler does not do. Use {name} itself.")
     try:
         return cls(**told)
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+    except REFUSALS as error:
         raise InputError(f"config: {name} refuses it: {error}") from error
 
 
@@ -204,50 +223,101 @@ def grid_of(
     timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, mu: float | None = None,
 ) -> Grid:  # fmt: skip
     """The levels of a run, by steps or as the user lists them."""
-    last = _last(process, reference)
     if process.kind == "vp" and sigmas is not None:
-        levels = torch.as_tensor(sigmas, dtype=torch.float64)
-        return Grid(levels, process.label(levels[:-1]).round().long(), 1.0)
-    if timesteps is not None and process.kind != "edm":
-        labels = torch.as_tensor(timesteps, dtype=torch.float64)
-        levels = torch.cat([process.sigma(labels), labels.new_tensor([last])])
-        return Grid(levels, labels.long() if bool((labels == labels.round()).all()) else labels.float(), 1.0)
-    given = {"sigmas": None if sigmas is None else list(sigmas), "mu": mu}
-    asked = {k: v for k, v in given.items() if v is not None}
+        levels = torch.tensor(sigmas, dtype=torch.float64)
+        labels = process.label(levels[:-1]).round().clamp(0, process.count - 1).long()
+        return _vp_grid(process, reference, levels, labels)
+    takes = signature(reference.set_timesteps).parameters
+    if timesteps is not None and (process.kind == "vp" or "timesteps" not in takes):
+        labels = torch.tensor(timesteps, dtype=torch.float64)
+        if not 0 <= labels[-1] <= labels[0] <= process.count:
+            raise InputError(f"timesteps: got {list(timesteps)}, wanted labels from {process.count} to 0.")
+        levels = torch.cat([process.sigma(labels), _last(process, reference)])
+        whole = bool((labels == labels.round()).all())
+        return _vp_grid(process, reference, levels, labels.long() if whole else labels.float())
+    given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
+    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
     try:
         reference.set_timesteps(steps, **asked)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"set_timesteps: {type(reference).__name__} refuses {steps} steps: {error}"
-        ) from error
-    return _made(process, reference, last)
+    except REFUSALS as error:
+        name = type(reference).__name__
+        raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
+    return _made(process, reference)
 
 
-def _made(process: Process, reference: Any, last: float) -> Grid:
+def _made(process: Process, reference: Any) -> Grid:
     """The grid that the reference has set."""
     if not hasattr(reference, "sigmas"):  # speaks in labels alone
         # PNDM's own list repeats labels and has those of its inner stages
         listed = getattr(reference, "_timesteps", reference.timesteps)
         labels = torch.tensor(sorted({int(v) for v in listed}, reverse=True))
-        return Grid(torch.cat([process.sigma(labels.double()), torch.tensor([last]).double()]), labels, 1.0)
+        return Grid(torch.cat([process.sigma(labels.double()), _last(process, reference)]), labels)
     levels, labels = reference.sigmas.double().cpu(), reference.timesteps.cpu()
+    if type(reference).__name__ == "HeunDiscreteScheduler":  # says each inner level twice
+        levels, labels = torch.cat([levels[:1], levels[1::2]]), torch.cat([labels[:1], labels[1::2]])
     if process.kind == "flow":
         levels = levels.clamp(max=CLOSEST)
-        return Grid(levels / (1 - levels), labels, 1.0)
-    start = float(reference.init_noise_sigma)
-    if process.kind == "vp":  # a state of size s in x is one of alpha s in alpha x
-        exploding = type(reference).__name__ == "EulerDiscreteScheduler"
-        start *= float(process.schedule.alpha(levels[:1])) if exploding else 1.0
-    return Grid(levels, labels, start)
+        return Grid(levels / (1 - levels), labels)
+    if process.kind == "edm":
+        return Grid(levels, labels, float(reference.init_noise_sigma))
+    return _vp_grid(process, reference, levels, labels)
 
 
-def _last(process: Process, reference: Any) -> float:
-    """Where a grid ends that its maker does not end himself."""
-    if process.kind != "vp":
-        return 0.0
+def _vp_grid(process: Process, reference: Any, levels: Tensor, labels: Tensor) -> Grid:
+    if type(reference).__name__ not in EXPLODING:
+        return Grid(levels, labels)
+    # the first state of these has size sigma, or (1 + sigma^2)^(1/2) on "leading" grids
+    even = reference.config.timestep_spacing in ("linspace", "trailing")
+    return Grid(levels, labels, float(levels[0] / (1 + levels[0] ** 2).sqrt()) if even else 1.0, True)
+
+
+def _last(process: Process, reference: Any) -> Tensor:
+    """(1,) where a grid ends that its maker does not end himself."""
     config = reference.config
     if hasattr(reference, "sigmas"):
         kept = config.get("final_sigmas_type", "zero") == "sigma_min"
     else:
         kept = not config.get("set_alpha_to_one", True)
-    return process.schedule.sigma_min if kept else 0.0
+    zero = torch.zeros(1, dtype=torch.float64)
+    return process.sigma(zero) if kept and process.kind == "vp" else zero
+
+
+class Noising:
+    """What training and image-to-image pipelines ask of a scheduler: the forward process."""
+
+    _plan: Any
+    _labels: Tensor
+    _begin: int | None
+    _row: Callable[[Any], int]
+
+    @property
+    @abstractmethod
+    def _process(self) -> Process: ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""
+        alpha, sigma_t = self._weights(timesteps, noise)
+        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` by the name that flow pipelines call."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """alpha noise - sigma_t x0, what a network of v is trained on."""
+        alpha, sigma_t = self._weights(timesteps, noise)
+        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
+
+    def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma_t at timesteps, to be multiplied with samples."""
+        labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
+        levels, own = self._process.sigma(labels).tolist(), dict[float, float]()
+        if self._plan is not None:  # entries of a run have the very levels of its rows
+            own = dict(zip(self._labels.tolist(), self._plan.sigma.tolist()))
+            row = self._row(None)
+            if self._begin is not None and len(labels) == 1 and row < self._plan.nfe:
+                own = {float(labels[0]): float(self._plan.sigma[row])}
+        sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
+        alpha = torch.tensor(self._process.scale(sigma), dtype=torch.float64)
+        shape = (-1, *[1] * (like.dim() - 1))
+        return alpha.reshape(shape), (alpha * sigma).reshape(shape)

@@ -63,7 +63,13 @@ class Network:
     def _call(self, X: Tensor, t: Tensor, condition: Condition) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         told = {k: _for_batch(k, v, len(X)) for k, v in condition.items()}
-        out = self.model(X.to(dtype), t, **told, return_dict=False)[0]
+        try:
+            out = self.model(X.to(dtype), t, **told, return_dict=False)[0]
+        except TypeError as error:
+            raise InputError(
+                f"condition: got {sorted(told) or 'nothing'}, and the network says: {error}. Give what it is "
+                "told by its own names, such as condition={'encoder_hidden_states': embeddings}."
+            ) from error
         return out.to(X.dtype)  # type: ignore[no-any-return]
 
 
@@ -95,6 +101,12 @@ def denoising(
         raise InputError(
             f"pipe: got {type(pipe).__name__}, wanted a pipeline with unet (or transformer) and scheduler."
         )
+    for name, told in (("condition", condition), ("negative", negative)):
+        if told is not None and not isinstance(told, Mapping):
+            raise InputError(
+                f"{name}: got {type(told).__name__}, wanted the network's arguments by name, such as "
+                "{'encoder_hidden_states': embeddings}."
+            )
     if guidance_scale != 1 and negative is None:
         raise InputError(
             f"negative: got None with guidance_scale={guidance_scale}, wanted what the other half is told."

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from math import isfinite
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoiser import dynamic_thresholding
+from ..denoiser import threshold
 from ..diffusion.ddim import DDIM
+from ..diffusion.ddpm import DDPM, VARIANCES
+from ..diffusion.deis import DEIS
 from ..diffusion.dpm_solver_pp import DPMSolverPP
+from ..diffusion.dpm_solver_sde import DPMSolverSDE
+from ..diffusion.edm import EDMEuler
 from ..diffusion.pndm import PNDM
+from ..diffusion.unipc import UniPC
 from ..errors import InputError, one_of
 from ..learned.dode import DODE
 from ..learned.sig_step import SigSampler
 from ..plan import Plan
-from ..solver import DiffusionSolver
+from ..schedule import DiscreteVP
+from ..solver import DiffusionSolver, ScheduledSolver
 from ..walk import Walk
-from .diffusers_grid import Grid, Process
+from .diffusers_grid import REFUSALS, Grid, Process
 
 FILE = "fewstep_solver.safetensors"
 Learned = (Plan, DODE, SigSampler)
+FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
 def solver_of(solver: Any) -> Any:
@@ -38,6 +51,12 @@ def solver_of(solver: Any) -> Any:
         )
     if isinstance(solver, Mapping):
         return _built(dict(solver))
+    if isinstance(solver, str):
+        return _built({"name": solver})
+    if isinstance(solver, type):
+        raise InputError(
+            f"solver: got the class {solver.__name__}; wanted one of its kind, {solver.__name__}()."
+        )
     raise InputError(
         f"solver: got {type(solver).__name__}, wanted a diffusion solver, a Plan or a student. SDE solvers "
         "sample where their card lists additive noise."
@@ -50,12 +69,16 @@ def _built(words: dict[str, Any]) -> DiffusionSolver:
 
     able = {n: c for n, c in fewstep.solvers().items() if issubclass(c, DiffusionSolver)}
     name = words.pop("name", None)
-    if name not in able:
+    if not isinstance(name, str) or name not in able:
         raise one_of("solver", name, able)
     try:
-        return able[name](**words)
-    except TypeError as error:
+        solver = able[name](**words)
+        schedule = DiscreteVP.named("linear", 10)  # a plan shows what a constructor has let through
+        levels = torch.tensor([9.0, 3.0, 1.0, 0.3], dtype=torch.float64)
+        solver.plan(levels, schedule) if isinstance(solver, ScheduledSolver) else solver.plan(levels)
+    except REFUSALS as error:
         raise InputError(f"solver: {name} refuses {words}: {error}") from error
+    return solver
 
 
 def described(solver: Any) -> dict[str, Any]:
@@ -82,12 +105,40 @@ def file_of(folder: Any, subfolder: str | None, hub: dict[str, Any]) -> str:
 def mending(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """What diffusers' scheduler of that configuration does to each estimate of x0."""
     if config.get("thresholding"):
-        quantile, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-        return dynamic_thresholding(lambda x, s: x, quantile, most).mend
+        quantile, most = float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
+        if not 0 <= quantile <= 1:
+            raise InputError(f"dynamic_thresholding_ratio: got {quantile}, wanted a share from 0 to 1.")
+        return partial(threshold, quantile=quantile, most=most)
     if config.get("clip_sample"):
         size = float(config.get("clip_sample_range", 1.0))
-        return lambda x0: x0.clamp(-size, size)
+        if not size > 0:
+            raise InputError(f"clip_sample_range: got {size}, wanted a number above 0.")
+        return partial(torch.clamp, min=-size, max=size)
     return None
+
+
+def step_count(steps: Any) -> int | None:
+    """A number of steps, of any whole kind."""
+    try:
+        count = None if steps is None else index(steps)
+    except TypeError:
+        count = 0
+    if count is not None and (count < 1 or isinstance(steps, bool)):
+        raise InputError(f"num_inference_steps: got {steps!r}, wanted a whole number of at least 1.")
+    return count
+
+
+def listed(name: str, values: Any) -> tuple[float, ...] | None:
+    """A user's list of levels as finite decreasing numbers."""
+    if values is None:
+        return None
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(map(isfinite, numbers)) or any(a <= b for a, b in pairwise(numbers)):
+        raise InputError(f"{name}: got {values!r}, wanted a list of finite, strictly decreasing numbers.")
+    return numbers
 
 
 def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
@@ -109,29 +160,61 @@ def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
     return Grid(plan.sigmas, labels.round().long() if process.kind == "vp" else labels.float(), 1.0)
 
 
-def conform(solver: Any, config: Mapping[str, Any], process: Process, whole: bool) -> Any:
+def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, whole: bool) -> Any:
     """The solver in the form in which diffusers has it; as it is where diffusers has none.
 
-    whole: the grid is diffusers' own from its start, as the forms that count in labels need.
+    whole: the grid is diffusers' own, as the forms that count in labels need.
     """
-    keeps = getattr(solver, "form", None) == "consistent"
-    options = dict(solver.options()) if hasattr(solver, "options") else {}
+    options = dict(solver.options())
+    if isinstance(solver, DDPM) and config.get("variance_type") in VARIANCES:
+        return DDPM(**({"variance": config["variance_type"]} | options))
     if isinstance(solver, (DDIM, PNDM)):
-        keeps = keeps and whole and process.kind == "vp"
-    if isinstance(solver, PNDM):
-        options["warm_up"] = "plms" if config.get("skip_prk_steps", False) else solver.warm_up
-        if keeps and process.prediction == "v_prediction":
-            options["combine"] = "v_prediction"
-    elif not keeps:
+        return _counting(solver, options, config, process, grid) if whole and process.kind == "vp" else solver
+    if getattr(solver, "form", None) != "consistent":
         return solver
-    if keeps:
-        options["form"] = "diffusers"
     if getattr(solver, "nodes", None) == "own" and not solver.multistep:
         options["nodes"] = "grid"
     try:
-        return type(solver)(**options)
+        made = type(solver)(**(options | {"form": "diffusers"}))
     except InputError:  # an option that diffusers does not have
         return solver
+    return ending_at(
+        made, lower=config.get("lower_order_final", True), euler=config.get("euler_at_final", False)
+    )
+
+
+def _counting(
+    solver: DDIM | PNDM, options: dict[str, Any], config: Mapping[str, Any], process: Process, grid: Grid
+) -> Any:
+    """DDIM and PNDM as diffusers has them, by strides of labels."""
+    if solver.form != "consistent":
+        return solver
+    if isinstance(solver, DDIM) or len(grid.sigmas) == 2:  # one step of PNDM is one of DDIM
+        return DDIM(getattr(solver, "eta", 0.0), "diffusers")
+    more = {"warm_up": "plms"} if config["skip_prk_steps"] else {}
+    more |= {"combine": "v_prediction"} if process.prediction == "v_prediction" else {}
+    return PNDM(**(options | more | {"form": "diffusers"}))
+
+
+def ending_at(solver: Any, **how: Any) -> Any:
+    """The solver with other facts in its `Ending`, where it has one."""
+    if not hasattr(solver, "ending") and not hasattr(solver, "family"):
+        return solver
+    made = copy(solver)
+    if hasattr(made, "family"):
+        made.family = replace(made.family, ending=replace(made.family.ending, **how))
+    else:
+        made.ending = replace(made.ending, **how)
+    return made
+
+
+def check_flow(solver: Any) -> None:
+    """Refuse solvers that lose all digits at a flow's first level, where sigma is as good as infinite."""
+    if not isinstance(solver, (*Learned, *FLOW_ABLE)) or getattr(solver, "multistep", True) is False:
+        raise InputError(
+            f"solver: got {type(solver).__name__}, which loses all digits at the first level of a flow; "
+            "wanted DPMSolverPP, UniPC, DEIS, DDIM, EDMEuler or DPMSolverSDE."
+        )
 
 
 def beside_raw_noise(walk: Walk, x0: Tensor, clipped: Tensor) -> Tensor:
@@ -140,13 +223,37 @@ def beside_raw_noise(walk: Walk, x0: Tensor, clipped: Tensor) -> Tensor:
     With keep the share of x, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is clipped.
     """
     row = walk.plan.rows[walk.row]
+    if not row.go.past:  # a last step to the level where it is: only the clipping moves the state
+        assert walk.x is not None
+        walk.x = torch.add(walk.x, clipped - x0, alpha=1 / row.look.scale)
+        return clipped
     weight = row.go.past[0][0]
     return torch.lerp(x0, clipped, (row.go.scale / row.look.scale + weight) / weight)
+
+
+def fresh_normals(like: Tensor, letters: int, generator: Any, given: Tensor | None) -> tuple[Tensor, ...]:
+    """Unit normals as diffusers draws them, one for each letter; a given one is the first."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    if given is not None and given.shape != like.shape:
+        raise InputError(
+            f"variance_noise: got {tuple(given.shape)}, wanted {tuple(like.shape)} as the sample."
+        )
+    if isinstance(generator, list) and len(generator) not in (1, len(like)):
+        raise InputError(
+            f"generator: got {len(generator)}, wanted one, or one for each of {len(like)} samples."
+        )
+    drawn = [] if given is None else [given]
+    while len(drawn) < letters:
+        drawn.append(randn_tensor(like.shape, generator, like.device, like.dtype))
+    return tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in drawn)
 
 
 def seeds_of(generator: Any, like: Tensor) -> list[int]:
     """A seed a sample from a generator, from a list of them, or from torch's own as diffusers has it."""
     many = generator if isinstance(generator, list) else [generator]
+    if len(many) not in (1, len(like)):
+        raise InputError(f"generator: got {len(many)}, wanted one, or one for each of {len(like)} samples.")
     count = len(like) // len(many)
     drawn = [
         torch.randint(1 << 62, (count,), generator=g, device=g.device if g is not None else "cpu")

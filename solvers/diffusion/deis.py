@@ -13,6 +13,7 @@ from ..plan import Plan
 from ..schedule import Schedule
 from ..solver import Card, ScheduledSolver, needs_schedule
 from ..tape import Affine, Tape
+from .dpm import Ending
 from .exponential import adams_weights
 from .ipndm import composite
 
@@ -51,6 +52,7 @@ class DEIS(ScheduledSolver):
                 f"form: got 'diffusers' with {variable!r}, order {order}; it has 'log_rho' up to 3."
             )
         self.order, self.variable, self.form = order, variable, form
+        self.ending = Ending()
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.variable == "t" and schedule is None:
@@ -60,7 +62,7 @@ class DEIS(ScheduledSolver):
         n = len(sigmas) - 1
         for i, (s, t) in enumerate(zip(sigmas.tolist()[:-1], sigmas.tolist()[1:])):
             past = [(tape.evaluate(tape.x, s), s), *past[: self.order - 1]]
-            order = min(self.order, n - i) if self.form == "diffusers" and n < 15 else self.order
+            order = self.ending.order(self.order, n - i, sigmas) if self.form == "diffusers" else self.order
             # log 0 does not exist and t(0) says nothing: the step to 0 is DDIM's
             used = past[: 1 if t == 0 else order]
             C = self._coefficients([sigma for _, sigma in used], t, schedule)

@@ -23,6 +23,25 @@ SHORT = 15  # below this many steps diffusers lowers the order of the last two
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How a run of diffusers ends, for `form="diffusers"`; total: its steps, where a grid is only its end."""
+
+    total: int | None = None
+    lower: bool = True
+    euler: bool = False
+
+    def steps(self, sigmas: Tensor) -> int:
+        """Steps of the whole run."""
+        return self.total or len(sigmas) - 1
+
+    def order(self, order: int, left: int, sigmas: Tensor) -> int:
+        """The order where `left` steps are left: lower at the end of short runs."""
+        if left == 1 and self.euler:
+            return 1
+        return min(order, left) if self.lower and self.steps(sigmas) < SHORT else order
+
+
+@dataclass(frozen=True)
 class Family:
     """A member of the family on its way to a plan; the solvers' docstrings explain the options."""
 
@@ -33,6 +52,7 @@ class Family:
     form: str = "consistent"
     eta: float = 0.0
     nodes: str = "own"
+    ending: Ending = Ending()
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
@@ -74,7 +94,7 @@ class Family:
         """The order of step i where history allows: lower before the end."""
         left = len(sigmas) - 1 - i
         if self.form == "diffusers":
-            return min(self.order, left) if len(sigmas) - 1 < SHORT else self.order
+            return self.ending.order(self.order, left, sigmas)
         # before a last level of 0 the order falls to 2: the step is long and nothing damps it
         return min(self.order, 2) if left == 2 and sigmas[-1] == 0 else self.order
 
@@ -143,7 +163,12 @@ class Family:
         """The levels of each step: its start, its inner nodes, its end."""
         levels, n = sigmas.tolist(), len(sigmas) - 1
         if self.nodes == "grid":
-            ends = [0, *accumulate(_orders(self.order, n, levels[-1] == 0))]
+            total = self.ending.steps(sigmas)
+            full = not self.ending.lower and levels[-1] > 0 and total % self.order == 0
+            orders = (
+                [self.order] * (total // self.order) if full else _orders(self.order, total, levels[-1] == 0)
+            )
+            ends = [0, *(e for e in (v - total + n for v in accumulate(orders)) if e > 0)]
             return [levels[a : b + 1] for a, b in zip(ends[:-1], ends[1:])]
         ratios = [k / self.order for k in range(1, self.order)]  # even in lambda
         return [

@@ -49,7 +49,7 @@ class SASolver(DiffusionSolver):
         tape = Tape(f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})", sigmas)
         past: list[tuple[Affine, float]] = []  # evaluations with their lambda, newest first
         predicted, move, levels = tape.x, None, sigmas.tolist()
-        for s, t in zip(levels[:-1], levels[1:]):
+        for i, (s, t) in enumerate(zip(levels[:-1], levels[1:])):
             low, high = self.between
             tau = self.tau if low <= s <= high and t > 0 else 0.0
             z = tape.noise(s**-2, t**-2)[0] if tau > 0 else None
@@ -61,7 +61,8 @@ class SASolver(DiffusionSolver):
                 tape.advance(D)
                 break
             move = _Move(x, Step(s, t, "data", tau**2), z)
-            predicted = move(past[: self.order])
+            # before a last level of 0 the order falls to 2: the step is long and nothing damps it
+            predicted = move(past[: min(self.order, 2) if levels[i + 2 :] == [0.0] else self.order])
         else:
             tape.advance(predicted)
         return tape.finish()

@@ -11,6 +11,7 @@ from ..errors import InputError, one_of
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from ..tape import Affine, Tape
+from .dpm import Ending
 from .exponential import Step
 
 
@@ -51,6 +52,7 @@ class UniPC(DiffusionSolver):
                 raise one_of(argument, value, wanted)
         self.order, self.variant, self.corrector, self.predictor = order, variant, corrector, predictor
         self.prediction, self.form = prediction, form
+        self.ending = Ending()
 
     def plan(self, sigmas: Tensor) -> Plan:
         tape = Tape(f"UniPC({self.order})", sigmas, self.prediction)
@@ -78,7 +80,7 @@ class UniPC(DiffusionSolver):
     def _order_at(self, i: int, sigmas: Tensor) -> int:
         left = len(sigmas) - 1 - i
         if self.form == "diffusers":
-            return min(self.order, left)
+            return min(self.order, left) if self.ending.lower else self.order
         # before a last level of 0 the order falls to 2: the step is long and nothing damps it
         return min(self.order, 2) if sigmas[-1] == 0 and left == 2 else self.order
 

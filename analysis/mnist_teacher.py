@@ -1,0 +1,354 @@
+"""The MNIST teacher: a small class-conditional U-Net (diffusers) trained to predict noise.
+
+Label 10 means "no class": it stands in for a tenth of the labels in training, so that one network serves
+unconditional, conditional and guided sampling (arXiv 2207.12598). The classifier whose features judge
+samples (`images`) is here as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fewstep import Denoising, DiscreteVP, classifier_free_guidance, from_epsilon
+from fewstep.errors import InputError
+from fewstep.learned import store
+from fewstep.learned.training import learning_rate, seeded
+from torch import Tensor, nn
+
+from . import datasets
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+FORMAT, CHECKPOINT = "fewstep-mnist-unet-1", "fewstep-mnist-training-1"
+FEATURES_FORMAT = "fewstep-mnist-features-1"
+WEIGHTS = Path(__file__).parent / "weights" / "mnist_unet.safetensors"
+FEATURES = Path(__file__).parent / "weights" / "mnist_features.safetensors"
+SCHEDULE = {"name": "linear", "steps": 1024}
+CONFIG: dict[str, Any] = {"channels": [32, 32, 64], "layers": 1, "groups": 8, "head": 16}
+NO_CLASS = 10
+# Three quarters of an hour of one free core (Zen 4); see _loss for what the last part is computed in. The
+# shipped weights had 3,850 iterations: the core was busy, so the run was resumed with fewer three times.
+ITERATIONS, BATCH, PRECISE = 5000, 64, 0.1
+
+
+def schedule() -> DiscreteVP:
+    """The process it is trained on: 1024 labels, linear betas from 1e-4 to 0.02."""
+    return DiscreteVP.named(**SCHEDULE)
+
+
+def problem(
+    label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DModel | None = None
+) -> Denoising:
+    """Samples of MNIST: events (1, 28, 28) in [-1, 1].
+
+    Args:
+        label: None for digits of any class; 0 .. 9 for one class; (batch,) for a class a sample.
+        guidance: w in e_u + w (e_c - e_u): 0 is unconditional, 1 conditional; others run a batch of twice
+            the size.
+        net: the network where it is loaded already, or not on the CPU; by default `network()`.
+    """
+    labels = _checked(label, guidance)
+    net = network() if net is None else net
+
+    def model(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        out: Tensor = net(x, t, class_labels=c).sample
+        return out
+
+    def told(x: Tensor, t: Tensor) -> Tensor:
+        if labels.dim() and len(labels) != len(x):
+            raise InputError(f"label: got {len(labels)} labels for a batch of {len(x)}; give each its own.")
+        c = labels.to(x.device).expand(len(x))
+        if guidance == 1 or label is None:
+            return model(x, t, c)
+        none = torch.full_like(c, NO_CLASS)
+        if guidance == 0:
+            return model(x, t, none)
+        return classifier_free_guidance(model, c, none, guidance)(x, t)
+
+    process = schedule()
+    return Denoising(from_epsilon(told, process, dtype=torch.float32), process)
+
+
+def _checked(label: int | Tensor | None, guidance: float) -> Tensor:
+    """The labels, () or (batch,)."""
+    if not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
+        raise InputError(f"guidance: got {guidance!r}, wanted a finite number; 1 is none.")
+    if label is None:
+        if guidance not in (0, 1):
+            raise InputError(f"guidance: got {guidance} without a label; say which class to guide to.")
+        return torch.tensor(NO_CLASS)
+    labels = torch.as_tensor(label)
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.dim() > 1 or bool(((labels < 0) | (labels >= NO_CLASS)).any()):
+        raise InputError(f"label: got {label!r}, wanted None, a digit 0 .. 9, or a (batch,) tensor of them.")
+    return labels.long()
+
+
+def network(path: str | Path | None = None) -> UNet2DModel:
+    """The shipped U-Net, or one that `train` wrote: float32, for inference.
+
+    Call it as `net(x, t, class_labels=c).sample`; c is (batch,), 10 for no class.
+
+    Raises:
+        InputError: not such a file, or not whole; diffusers is not installed.
+    """
+    path = WEIGHTS if path is None else path
+    meta, weights = store.read(path, (FORMAT,))
+    try:
+        net = _build(path, meta, {k: v.float() for k, v in weights.items()})
+    except InputError:
+        raise
+    except (RuntimeError, ArithmeticError, *store.DAMAGE) as error:
+        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
+    return net.eval().requires_grad_(False)
+
+
+def _build(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor]) -> UNet2DModel:
+    """A hostile header must not make us build a giant: shapes are compared where none is allocated."""
+    config = meta["config"]
+    fits = set(config) == set(CONFIG) and meta["schedule"] == SCHEDULE
+    sizes = [*config["channels"], config["layers"], config["groups"], config["head"]] if fits else [0]
+    limit = max(n for w in weights.values() for n in w.shape)
+    if not all(type(n) is int and 0 < n <= limit for n in sizes) or (
+        len(config["channels"]) * config["layers"] > len(weights) or config["head"] > config["channels"][-1]
+    ):
+        raise InputError(f"path: {path} has a config that does not fit its weights: {config}.")
+    with torch.device("meta"):
+        net = unet(**config)
+    if {k: v.shape for k, v in net.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
+        raise InputError(f"path: the weights in {path} do not have the shapes of its config.")
+    net.load_state_dict(weights, assign=True)
+    return net
+
+
+def unet(channels: list[int], layers: int, groups: int, head: int) -> UNet2DModel:
+    """A U-Net for (batch, 1, 28, 28), attention on the coarsest grid only, ten classes and none."""
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise InputError(
+            "mnist: diffusers is not installed; run: pip install 'fewstep[diffusers]'"
+        ) from error
+    above = len(channels) - 1
+    return UNet2DModel(
+        sample_size=28, in_channels=1, out_channels=1, num_class_embeds=NO_CLASS + 1, add_attention=False,
+        block_out_channels=tuple(channels), layers_per_block=layers, norm_num_groups=groups,
+        attention_head_dim=head, down_block_types=("DownBlock2D",) * above + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * above,
+    )  # fmt: skip
+
+
+def train(
+    path: str | Path = WEIGHTS, data: str | Path | None = None, *, seed: int = 0,
+    iterations: int = ITERATIONS, checkpoint: str | Path | None = None, resume: bool = False,
+) -> Path:  # fmt: skip
+    """Train from scratch (45 minutes of one core) and write the averaged weights.
+
+    Args:
+        data: the folder of MNIST; see `datasets.mnist`.
+        checkpoint: written every 250 iterations (two minutes); by default `path` + ".training".
+        resume: go on from the checkpoint; the outcome is that of a run never stopped, bit for bit.
+    """
+    images, labels, _, _ = datasets.mnist(data)
+    checkpoint = Path(checkpoint or f"{path}.training")
+    net = seeded(seed, lambda: unet(**CONFIG))
+    fit(net, images, labels, iterations, seed, checkpoint, resume)
+    return _write(path, {"format": FORMAT, "config": CONFIG, "schedule": SCHEDULE}, net)
+
+
+def fit(
+    net: Any, images: Tensor, labels: Tensor, iterations: int, seed: int, checkpoint: Path,
+    resume: bool = False, batch: int = BATCH, rate: float = 1e-3, every: int = 250,
+) -> None:  # fmt: skip
+    """Train in place; ends with the averaged weights.
+
+    Args:
+        images, labels: (n, 1, 28, 28) in [-1, 1] and (n,).
+    """
+    from tqdm import trange
+
+    run = Training(net, seed, rate)
+    if resume:
+        run.read(checkpoint)
+    abar = 1 / (1 + torch.exp(2 * schedule().log_sigmas)).float()
+    precise = int((1 - PRECISE) * iterations)
+    for i in trange(run.done, iterations, initial=run.done, total=iterations, desc="teacher", disable=None):
+        which = torch.randint(len(images), (batch,), generator=run.generator)
+        loss = _loss(net, images[which], labels[which], abar, run.generator, i < precise)
+        run.step(loss, rate * learning_rate(i, iterations))
+        if run.done % every == 0:
+            run.write(checkpoint, loss.item())
+    run.finish()
+
+
+def _loss(
+    net: Any, x0: Tensor, labels: Tensor, abar: Tensor, generator: torch.Generator, fast: bool
+) -> Tensor:
+    """Mean squared error of the noise, weighted by min-SNR (arXiv 2303.09556), at least by 0.1.
+
+    `fast` computes in bfloat16, which takes 0.6 of the time. Its 8 bits blur noise of size 0.01 on a
+    background of -1, hence the last part of training does not use it.
+    """
+    n = len(x0)
+    t = torch.randint(len(abar), (n,), generator=generator)
+    drop = torch.rand(n, generator=generator) < 0.1
+    noise = torch.randn(x0.shape, generator=generator)
+    a = abar[t].reshape(-1, 1, 1, 1)
+    x = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        out = net(x, t, class_labels=labels.masked_fill(drop, NO_CLASS)).sample
+    weight = (5 * (1 - a) / a).clamp(0.1, 1)
+    return (weight * (out.float() - noise).square()).mean()
+
+
+class Training:
+    """Network, averaged weights, AdamW and random numbers of a run: all that a checkpoint holds."""
+
+    def __init__(self, net: Any, seed: int, rate: float) -> None:
+        self.parameters = dict(net.named_parameters())
+        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), rate, weight_decay=0.01)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.done = 0
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        parameters = list(self.parameters.values())
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimiser.step()
+        with torch.no_grad():
+            far = 1 - min(0.999, (self.done + 1) / (self.done + 10))
+            torch._foreach_lerp_(list(self.average.values()), parameters, far)
+        self.done += 1
+
+    def finish(self) -> None:
+        with torch.no_grad():
+            for k, p in self.parameters.items():
+                p.copy_(self.average[k])
+
+    def write(self, path: Path, loss: float) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {"random": self.generator.get_state()}
+        for k, p in self.parameters.items():
+            tensors |= {f"now.{k}": p.detach(), f"mean.{k}": self.average[k]}
+            tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
+        meta = {"format": CHECKPOINT, "done": self.done, "loss": loss}
+        part = Path(f"{path}.part")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(part), {"fewstep": json.dumps(meta)})
+        part.replace(path)  # the file appears whole or not at all
+
+    def read(self, path: Path) -> None:
+        meta, tensors = store.read(path, (CHECKPOINT,))
+        try:
+            with torch.no_grad():
+                for k, p in self.parameters.items():
+                    p.copy_(tensors[f"now.{k}"])
+                    self.average[k].copy_(tensors[f"mean.{k}"])
+                    self.optimiser.state[p] = {
+                        m: tensors[f"{m}.{k}"] for m in ("step", "exp_avg", "exp_avg_sq")
+                    }
+            self.generator.set_state(tensors["random"])
+            self.done = int(meta["done"])
+        except (RuntimeError, *store.DAMAGE) as error:
+            raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
+
+
+class Features(nn.Module):
+    """A classifier of (n, 1, 28, 28) images in [-1, 1]; its 64 features before the last layer, (n, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 48, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(48 * 7 * 7, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(n, 10)"""
+        out: Tensor = self.head(self(x))
+        return out
+
+    @torch.no_grad()
+    def normalise(self, x: Tensor) -> None:
+        """Divide the features by their root mean square on x; the logits stay as they are.
+
+        A kernel distance adds 1 to the mean product of features, which should thus be of that size.
+        """
+        scale = torch.cat([self(part) for part in x.split(500)]).square().mean().sqrt()
+        last = self.body[-2]
+        assert isinstance(last, nn.Linear)
+        for p in (last.weight, last.bias):
+            p.div_(scale)
+        self.head.weight.mul_(scale)
+
+
+def features(path: str | Path | None = None) -> Features:
+    """The shipped classifier, or one that `train_features` wrote: float32, for inference."""
+    path = FEATURES if path is None else path
+    _, weights = store.read(path, (FEATURES_FORMAT,))
+    with torch.device("meta"):
+        net = Features()
+    try:
+        net.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"path: the weights in {path} do not fit the classifier: {error}") from error
+    return net.eval().requires_grad_(False)
+
+
+def train_features(
+    path: str | Path = FEATURES, data: str | Path | None = None, *, seed: int = 0, epochs: int = 5
+) -> Path:
+    """Train the classifier on the training set (two minutes of one core) and write it."""
+    from tqdm import trange
+
+    images, labels, _, _ = datasets.mnist(data)
+    net, generator = seeded(seed, Features), torch.Generator().manual_seed(seed)
+    assert isinstance(net, Features)
+    optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.01)
+    iterations = epochs * len(images) // 128
+    for i in trange(iterations, desc="classifier", disable=None):
+        which = torch.randint(len(images), (128,), generator=generator)
+        # shifts of up to two pixels, the same for a batch: they cost nothing and are worth 0.2 %
+        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+        out = net.logits(images[which].roll(shift, (2, 3)))
+        loss = torch.nn.functional.cross_entropy(out, labels[which])
+        optimiser.param_groups[0]["lr"] = 2e-3 * learning_rate(i, iterations)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    net.normalise(images[:10000])
+    return _write(path, {"format": FEATURES_FORMAT}, net)
+
+
+def accuracy(net: Features, images: Tensor, labels: Tensor) -> float:
+    """The share of images (n, 1, 28, 28) that it gives their label (n,)."""
+    right = [(net.logits(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500))]
+    return float(sum(right)) / len(images)
+
+
+def _write(path: str | Path, meta: dict[str, Any], net: nn.Module) -> Path:
+    """In half precision; loaded as float32."""
+    from safetensors.torch import save_file
+
+    weights = {k: v.half().contiguous() for k, v in net.state_dict().items()}
+    whole = Path(path).resolve()  # of an editable install the shipped files are links
+    part = Path(f"{whole}.part")
+    save_file(weights, str(part), {"fewstep": json.dumps(meta)})
+    part.replace(whole)  # the file appears whole or not at all
+    return Path(path)
