@@ -352,8 +352,9 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         seen = mended = x0 if self._mend is None else self._mend(x0)
         if self._mend is not None and isinstance(self._used, DDIM) and not use_clipped_model_output:
             seen = beside_raw_noise(walk, x0, mended)
-        if walk.plan.prediction == "noise":
-            seen = (x - seen).div_(sigma)
+        if walk.plan.prediction == "noise":  # a network of the noise has said it already
+            said = p == 1 and self._mend is None and not isinstance(self.solver, SigSampler)
+            seen = output if said else (x - seen).div_(sigma)
         new = walk.leave(seen, draw, sample.dtype)
         mended = mended.to(sample.dtype)
         return FewStepSchedulerOutput(new, mended) if return_dict else (new, mended)
