@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Few-step SDE and diffusion solvers: distil, sample, measure. Start with: fewstep demo",
 )  # fmt: skip
 
-Seed = Annotated[int, typer.Option(help="Fixes every random number.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Fixes every random number.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
@@ -259,7 +259,7 @@ def dode(
     refine: Annotated[bool, typer.Option(help="Go on by gradient descent on the final state.")] = False,
     learn_grid: Annotated[bool, typer.Option(help="Levels and all weights too; implies --refine.")] = False,
     iterations: Annotated[int, typer.Option(help="Of the descent.")] = 600,
-    samples: Annotated[int, typer.Option(help="Start states; one in eight is held out.")] = 1024,
+    samples: Annotated[int, typer.Option(min=1, help="Start states; one in eight is held out.")] = 1024,
     teacher_substeps: Annotated[int, typer.Option(help="Teacher steps an interval.")] = 10,
     out: Annotated[Path, typer.Option(help="The table; .json instead is for reading.")] = Path(
         "dode.safetensors"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .grid import check_sigmas
 
 FORMAT = "fewstep-plan-1"
 PREDICTIONS = ("data", "noise")
@@ -138,6 +139,12 @@ class Plan:
         if missing := sorted(names - tensors.keys()):
             raise InputError(f"plan: columns {', '.join(missing)} are missing; the file is not whole.")
         columns = {k: tensors[k].double() for k in names}
+        wrong = [k for k, v in columns.items() if k != "noise" and not bool(v.isfinite().all())]
+        if wrong or not bool((columns["sigma"] > 0).all()):
+            raise InputError(
+                f"plan: {', '.join(wrong) or 'sigma'} has values that are not levels or weights."
+            )
+        check_sigmas(columns["sigmas"], repeat=True)
         return cls(str(meta.get("name")), str(meta.get("prediction")), **columns)
 
     def renamed(self, name: str) -> Plan:

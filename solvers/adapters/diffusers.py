@@ -31,7 +31,7 @@ from .diffusers_grid import FORWARD, Noising, Process, check_count, grid_of, pro
 from .diffusers_solver import (
     FILE,
     Learned,
-    beside_raw_noise,
+    beside_raw_noise, check_event,
     check_flow,
     conform,
     described,
@@ -333,6 +333,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         fresh = walk is None or walk.over or (walk.row == 0 and (eta or self._begin is None))
         if fresh or self._row(timestep) != self._first + walk.row:
             self._walk = walk = self._start(timestep, eta)
+            check_event(self.solver, sample)
         p, q, sigma = self._numbers[walk.row]
         output = model_output[:, : sample.shape[1]]
         if output.shape != sample.shape or (walk.x is not None and walk.x.shape != sample.shape):

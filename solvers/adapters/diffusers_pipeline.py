@@ -120,7 +120,7 @@ def denoising(
 
 
 def distill_dode(
-    pipe: Any, base: DiffusionSolver, *, samples: int = 64, seed: int = 0, batch: int = 16,
+    pipe: Any, base: DiffusionSolver, *, samples: int = 128, seed: int = 0, batch: int = 16,
     shape: tuple[int, ...] | None = None, condition: Condition | None = None,
     negative: Condition | None = None, guidance_scale: float = 1.0, **options: Any,
 ) -> tuple[FewStepScheduler, DODEReport]:  # fmt: skip
@@ -130,7 +130,8 @@ def distill_dode(
 
     Args:
         base, options: as of `fewstep.distill_dode` (steps=..., terms=..., refine=...).
-        samples: start states, one in eight held out; seed: of these.
+        samples: start states, one in eight held out (the report's distances are theirs, who also choose what
+            is kept: of few states they flatter); seed: of these.
         shape: of one state, by default what the network's configuration says.
         condition, negative, guidance_scale: see `denoising`; one entry for all samples.
 

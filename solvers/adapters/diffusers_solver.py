@@ -25,7 +25,7 @@ from ..diffusion.edm import EDMEuler
 from ..diffusion.pndm import PNDM
 from ..diffusion.unipc import UniPC
 from ..errors import InputError, one_of
-from ..learned.dode import DODE
+from ..learned.dode import DODE, same_words
 from ..learned.sig_step import SigSampler
 from ..plan import Plan
 from ..schedule import DiscreteVP
@@ -151,13 +151,22 @@ def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
             f"{count}, or fit a table for another number."
         )
     schedule = repr(process.schedule)
-    if isinstance(solver, DODE) and solver.fitted_to.schedule != schedule:
+    if isinstance(solver, DODE) and not same_words(solver.fitted_to.schedule, schedule):
         raise InputError(
             f"solver: {plan.name} was fitted to {solver.fitted_to.schedule}, and the configuration says "
             f"{schedule}. Fit a table for this pipeline."
         )
     labels = process.label(plan.sigmas[:-1])
     return Grid(plan.sigmas, labels.round().long() if process.kind == "vp" else labels.float(), 1.0)
+
+
+def check_event(solver: Any, sample: Tensor) -> None:
+    """Refuse samples of another shape than a table was fitted to; the network itself is not asked here."""
+    if isinstance(solver, DODE) and tuple(sample.shape[1:]) != tuple(solver.fitted_to.event):
+        raise InputError(
+            f"sample: got {tuple(sample.shape)}, and {solver.plan.name} was fitted to "
+            f"{solver.fitted_to.event}. Fit a table for this pipeline."
+        )
 
 
 def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, whole: bool) -> Any:

@@ -24,6 +24,7 @@ from .dode_walk import Labelled, Model, Teacher, Work, plan_of
 from .refine import refine_plan
 
 ALIGNMENTS = ("exact", "official")
+TRAINING = ("iterations", "rate", "minibatch", "seed")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class DODEReport:
         kept: per row, whether the fit also helped on the held-out noise; else kappa is 0 there.
         base_rmse, student_rmse: distance to the teacher's final state on held-out noise.
         fallback: why the whole table is the base's, else "".
-        evaluations: of the network by student and teacher in the fit, in units of the batch.
+        evaluations: of the network for each start state: student, teacher, the held-out ones and the final
+            comparisons included, backward passes not.
         seconds: wall time.
     """
 
@@ -106,46 +108,60 @@ def distill_dode(
             several evaluations a step, an unknown word, a note that is not JSON.
     """
     began = time.perf_counter()
-    _check(alignment, refine, learn_grid, training, batch, teacher_substeps)
+    _check(alignment, refine, learn_grid, training)
+    _check_kinds(
+        base,
+        teacher,
+        {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps},
+    )
     model = Model.of(problem, labels, noise)
     plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
     work = Work.of(model, noise, plan.sigmas[:1], batch)
     fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, alignment)
-    words = _words(plan, fine, terms, teacher_substeps, len(noise), refine, learn_grid, training, note)
+    fine.spent = work.spent
+    words = _words(plan, fine, terms, teacher_substeps, len(noise), training, note)
     fit = greedy(work, plan, fine, terms, guard, progress)
     if refine:
         fit = refine_plan(work, fit, fine, learn_grid, progress=progress, **training)
     fit, fallback = _guarded(fit, plan) if guard else (fit, "")
-    words |= {"rmse": fit.student_rmse, "rmse of the base": fit.base_rmse, "fallback": fallback}
-    made = fit.plan.renamed(f"DODE({plan.name})")
-    student = DODE(made, fit.kappa, Fingerprint.of_model(model, noise), words)
-    spent, seconds = plan.nfe + fine.plan.nfe + fit.evaluations, time.perf_counter() - began
     rmses = fit.base_rmse, fit.student_rmse
+    words |= {"fit": fit.made, "rmse": rmses[1], "rmse of the base": rmses[0], "fallback": fallback}
+    made = fit.plan.renamed(f"DODE({plan.name})")
+    student = DODE(made, fit.kappa, Fingerprint.of_model(model, work.x), words)
+    spent, seconds = work.evaluations(), time.perf_counter() - began
     return student, DODEReport(fit.r2, fit.kept, *rmses, fallback, spent, seconds)
 
 
-def _check(
-    alignment: str, refine: str | None, learn_grid: bool, training: dict[str, Any], batch: int | None,
-    substeps: int,
-) -> None:  # fmt: skip
+def _check(alignment: str, refine: str | None, learn_grid: bool, training: dict[str, Any]) -> None:
     if alignment not in ALIGNMENTS:
         raise one_of("alignment", alignment, ALIGNMENTS)
     if refine not in (None, "global") or (refine is None and (learn_grid or training)):
         raise one_of(f"refine (with {', '.join(['learn_grid', *training])})", refine, ("global",))
-    if (batch is not None and batch < 1) or substeps < 1:
-        raise InputError(f"batch, teacher_substeps: got {batch}, {substeps}, wanted at least 1.")
+    for word in training:
+        if word not in TRAINING:
+            raise one_of("option", word, TRAINING)
+
+
+def _check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:
+    for name, solver in (("base", base), ("teacher", teacher or base)):
+        if not isinstance(solver, DiffusionSolver):
+            came = solver.__name__ if isinstance(solver, type) else type(solver).__name__
+            raise InputError(f"{name}: got {came}, wanted a diffusion solver such as fewstep.DDIM().")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: got {value!r}, wanted a whole number of at least 1.")
 
 
 def _words(
-    plan: Plan, teacher: Teacher, terms: int, substeps: int, states: int, refine: str | None,
-    learn_grid: bool, training: dict[str, Any], note: dict[str, Any] | None,
+    plan: Plan, teacher: Teacher, terms: int, substeps: int, states: int, training: dict[str, Any],
+    note: dict[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a reader of the file wants to know, as JSON has it."""
     words = {
         "solver": plan.name, "evaluations": plan.nfe, "intervals": len(plan.sigmas) - 1,
         "sigma": [float(plan.sigmas[0]), float(plan.sigmas[-1])], "terms": terms,
         "teacher": f"{teacher.plan.name}, {substeps} steps an interval, {teacher.alignment} alignment",
-        "fit": "greedy" if not refine else "grid and weights" if learn_grid else refine,
+        "fit": "",
         "start states": states,
         "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
     } | ({"training": training} if training else {})  # fmt: skip
@@ -160,7 +176,12 @@ def _guarded(fit: Fit, base: Plan) -> tuple[Fit, str]:
     """The base where the fit ends further from the teacher than it, and the reason."""
     if fit.student_rmse < fit.base_rmse:
         return fit, ""
-    return replace(fit, plan=base, kappa=torch.zeros_like(fit.kappa)), why(fit.student_rmse, fit.base_rmse)
+    nought: dict[str, Any] = {
+        "kappa": torch.zeros_like(fit.kappa),
+        "kept": [False] * base.nfe,
+        "made": "none",
+    }
+    return replace(fit, plan=base, student_rmse=fit.base_rmse, **nought), why(fit.student_rmse, fit.base_rmse)
 
 
 def why(student: float, base: float) -> str:

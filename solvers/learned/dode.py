@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..plan import Plan
 from ..problem import Denoising
 from ..sample import Evaluate
 from ..sample import _plain as plain
-from .store import DODE_FORMAT, json_text
+from .store import DODE_FORMAT, json_text, whole
 
 if TYPE_CHECKING:
     from ..solver import DiffusionSolver
@@ -80,7 +81,7 @@ class Fingerprint:
     def check(self, other: Fingerprint, name: str) -> None:
         """Refuse another schedule, event or model."""
         for what in ("schedule", "event"):
-            if getattr(self, what) != getattr(other, what):
+            if not same_words(getattr(self, what), getattr(other, what)):
                 raise InputError(
                     f"{what}: {name} was fitted to {getattr(self, what)}, got {getattr(other, what)}. Fit a "
                     "table for this one with fewstep.distill_dode; fits do not carry over."
@@ -177,12 +178,11 @@ class DODE:
         from safetensors.torch import save_file
 
         tensors = self.plan.tensors() | {"kappa": self.kappa}
-        part = Path(f"{path}.part")
-        if Path(path).suffix == ".json":
-            part.write_text(json_text(self._meta(), tensors))
-        else:
-            save_file(tensors, str(part), {"fewstep": json.dumps(self._meta())})
-        part.replace(path)
+        with whole(path) as part:
+            if Path(path).suffix == ".json":
+                part.write_text(json_text(self._meta(), tensors))
+            else:
+                save_file(tensors, str(part), {"fewstep": json.dumps(self._meta())})
 
     def _meta(self) -> dict[str, Any]:
         seen = self.fitted_to
@@ -207,9 +207,15 @@ class DODE:
         event = tuple(map(int, meta["event"]))
         fitted_to = Fingerprint(str(meta["schedule"]), event, answers, labelled, spread)
         plan, kappa = Plan.from_tensors(meta, tensors), tensors["kappa"].double()
-        if kappa.dim() != 2 or len(kappa) != plan.nfe:
-            raise InputError(f"kappa: got shape {tuple(kappa.shape)}, wanted ({plan.nfe}, terms).")
+        if kappa.dim() != 2 or len(kappa) != plan.nfe or bool(kappa.isinf().any()) or plan.levy:
+            raise InputError(f"kappa: got shape {tuple(kappa.shape)}, wanted finite ({plan.nfe}, terms).")
         return cls(plan, kappa, fitted_to, dict(meta.get("words", {})))
+
+
+def same_words(a: Any, b: Any) -> bool:
+    """Whether two descriptions agree, be their numbers written 1 or 1.0."""
+    a, b = (re.sub(r"(?<![\w.])(\d+)\.0(?![\w.])", r"\1", v) if isinstance(v, str) else v for v in (a, b))
+    return bool(a == b)
 
 
 # the problems that a table was last found to fit; beside the tables, which are copied and pickled

@@ -34,7 +34,7 @@ class Fit:
     kept: list[bool]
     base_rmse: float
     student_rmse: float
-    evaluations: int = 0  # beyond the greedy fit's
+    made: str = "greedy"  # in words
 
 
 @torch.no_grad()
@@ -51,6 +51,8 @@ def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, pr
     # disable=None: a bar on a terminal, none in a pipe
     for i in trange(plan.nfe, desc="fit", disable=None if progress else True, leave=False):
         sums = _evaluate(fitted, i, terms)
+        if not math.isfinite(sums.rr):
+            raise InputError("problem: its model gives values that are not finite, from such start states.")
         solution = sums.solve()
         test = _evaluate(held, i, terms)
         if len(solution) and (not guard or test.gain(solution) > 0):

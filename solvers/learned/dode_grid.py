@@ -77,8 +77,9 @@ def regrid(
     plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
     work = Work.of(model, noise, plan.sigmas[:1], batch)
     some = torch.arange(work.batch if student.fitted_to.labelled else 1)
-    student.check(model.at(some), noise[some.to(noise.device)])
+    student.check(model.at(some), work.x[some.to(work.x.device)])
     fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, "exact")
+    fine.spent = work.spent
     kappa = _interpolated(student.kappa, old, plan)
     table = widened(plan, kappa.shape[1])
     for i in range(plan.nfe):
@@ -89,7 +90,7 @@ def regrid(
     again = distill_dode(
         problem, base, noise=noise, labels=labels, steps=steps, sigmas=sigmas, terms=kappa.shape[1],
         teacher_substeps=teacher_substeps, **options,  # type: ignore[arg-type]
-    )[1].student_rmse if refit else None  # fmt: skip
+    )[1] if refit else None  # fmt: skip
     fallback = "" if of_student < of_base else why(of_student, of_base)
     if fallback:
         table, kappa = plan, torch.zeros_like(kappa)
@@ -100,8 +101,9 @@ def regrid(
         "rmse": of_student, "rmse of the base": of_base, "fallback": fallback,
     }  # fmt: skip
     made = DODE(table.renamed(student.plan.name), kappa, student.fitted_to, words)
-    spent = 2 * (plan.nfe + fine.plan.nfe)
-    return made, GridReport(of_base, of_student, again, fallback, spent, time.perf_counter() - began)
+    spent = work.evaluations() + (again.evaluations if again else 0)
+    refit_rmse, seconds = again.student_rmse if again else None, time.perf_counter() - began
+    return made, GridReport(of_base, of_student, refit_rmse, fallback, spent, seconds)
 
 
 def _own_base(student: DODE, model: Model, base: DiffusionSolver) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,16 +29,25 @@ class Model:
     @classmethod
     def of(cls, problem: Denoising | Labelled, labels: Tensor | None, noise: Tensor) -> Model:
         """Refuse a model and labels that do not belong together."""
+        if not torch.is_tensor(noise) or not noise.is_floating_point() or noise.dim() < 2:
+            came = f"{noise.dtype} {tuple(noise.shape)}" if torch.is_tensor(noise) else type(noise).__name__
+            raise InputError(f"noise: got {came}, wanted a floating-point tensor (n, *event).")
         single = isinstance(problem, Denoising)
         if single != (labels is None) or not (single or callable(problem)):
             raise InputError(
                 f"labels: got {'none' if labels is None else 'some'} beside a {type(problem).__name__}; "
                 "wanted a Denoising without labels, or a function labels -> Denoising with labels=(n, ...)."
             )
-        if labels is not None and (not torch.is_tensor(labels) or len(labels) != len(noise)):
+        if labels is not None and (
+            not torch.is_tensor(labels) or labels.dim() == 0 or len(labels) != len(noise)
+        ):
             came = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
             raise InputError(f"labels: got {came}, wanted a tensor with one label for each of the "
                              f"{len(noise)} start states.")  # fmt: skip
+        if labels is not None and not isinstance(problem(labels[:1]), Denoising):  # type: ignore[operator]
+            raise InputError(
+                "problem: got a function that makes no Denoising of labels, wanted one that does."
+            )
         return cls(problem, labels)
 
     def at(self, index: Tensor) -> Denoising:
@@ -60,6 +69,7 @@ class Work:
     model: Model
     x: Tensor
     batch: int
+    spent: list[int] = field(default_factory=lambda: [0])
 
     @classmethod
     def of(cls, model: Model, noise: Tensor, first: Tensor, batch: int | None) -> Work:
@@ -67,6 +77,8 @@ class Work:
             raise InputError(
                 f"noise: got {len(noise)} start states, wanted at least 16: two of them are held out."
             )
+        if not bool(noise.isfinite().all()):
+            raise InputError("noise: got values that are not finite, wanted normals.")
         noise = noise.float() if noise.dtype in (torch.float16, torch.bfloat16) else noise
         alpha = model.schedule.alpha(first).item()
         return cls(model, noise if alpha == 1 else noise / alpha, batch or min(256, -(-len(noise) // 4)))
@@ -89,19 +101,28 @@ class Work:
         return list(torch.split(which, self.batch)[rank::world])
 
     def walk(self, plan: Plan, index: Tensor, keep: int = 0) -> Walk:
-        return Walk(self.model.at(index), plan, self.x[index.to(self.x.device)], keep)
+        return Walk(self.model.at(index), plan, self.x[index.to(self.x.device)], keep, self.spent)
+
+    def evaluations(self) -> int:
+        """Network evaluations so far, those on held-out states with them, for each start state."""
+        return -(-round(float(sum_over_processes(torch.tensor(float(self.spent[0]))))) // len(self.x))
 
 
 class Walk:
     """One batch on its way through a plan's rows; the table may be edited ahead of it.
 
-    keep: evaluations to hold between rows besides those that the plan itself will ask for.
+    keep: history terms that a fit may write into the table, whose evaluations must be there.
+    spent: a tally of network evaluations of one sample, shared by walks.
     """
 
-    def __init__(self, problem: Denoising, plan: Plan, x: Tensor, keep: int = 0) -> None:
-        self.problem, self.plan, self.x = problem, plan, x
+    def __init__(
+        self, problem: Denoising, plan: Plan, x: Tensor, keep: int = 0, spent: list[int] | None = None
+    ) -> None:
+        self.problem, self.plan, self.x, self.spent = problem, plan, x, [0] if spent is None else spent
         self.history: list[Tensor] = []
-        self.spans = [max(keep, span) for span in spans(plan)]
+        # an input that is formed apart from the state has the newest evaluation and so many older ones
+        apart = [keep > 0 and not in_state(plan, i) for i in range(plan.nfe)]
+        self.spans = [max(keep + more, span) for more, span in zip(apart, spans(plan), strict=True)]
 
     def look(self, i: int) -> Tensor:
         """The input of row i, or the final state behind the last row."""
@@ -113,6 +134,7 @@ class Walk:
         """The network at row i's input, pushed on the history."""
         at, sigma = self.look(i), self.plan.sigma[i]
         D = self.problem.denoiser(at, sigma.to(at))
+        self.spent[0] += len(at)
         self.history.insert(0, D if self.plan.prediction == "data" else (at - D) / float(sigma))
         del self.history[self.plan.b.shape[1] :]
 
@@ -132,7 +154,9 @@ class Walk:
 
     def _combine(self, scale: float, weights: Tensor) -> Tensor:
         out = self.x * scale if scale != 0 else torch.zeros_like(self.x)
-        for weight, D in zip(weights.tolist(), self.history):
+        numbers = weights.tolist()
+        assert not any(numbers[len(self.history) :]), "an evaluation that the table asks for was let go"
+        for weight, D in zip(numbers, self.history):
             if weight != 0:
                 out = out.add_(D, alpha=weight)
         return out
@@ -162,7 +186,7 @@ class Teacher:
     def __init__(
         self, schedule: Schedule, solver: DiffusionSolver, base: Plan, substeps: int, alignment: str
     ) -> None:
-        self.base, self.alignment = base, alignment
+        self.base, self.alignment, self.spent = base, alignment, [0]
         levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
         nodes, self.stops = levels[:1], [0] * base.nfe
         order = sorted(range(1, len(levels)), key=lambda k: -levels[k])
@@ -185,7 +209,7 @@ class Teacher:
 
     def walk(self, problem: Denoising, x: Tensor) -> Iterator[Tensor]:
         """The states at the outcomes' levels, in the rows' order, each once asked for."""
-        walk, seen = Walk(problem, self.plan, x), 0
+        walk, seen = Walk(problem, self.plan, x, spent=self.spent), 0
         states = {0: x}
         for k, stop in enumerate(self.stops):
             while seen < stop:

@@ -60,7 +60,8 @@ class GridTable(Table):
     """Levels by softmax and cumulative sum in log sigma, and history weights whose rows sum to one.
 
     A plan of one evaluation a step, whose state is its next input. The first and the last level stay.
-    The level that the network is told may part from the state's own (as in LD3, arXiv 2405.15506).
+    The level that the network is told may part from the state's own (as in LD3, arXiv 2405.15506), within
+    the range of the schedule.
     """
 
     def __init__(self, plan: Plan, smallest: float) -> None:
@@ -72,7 +73,7 @@ class GridTable(Table):
                 f"learn_grid: got {plan.name!r}, wanted a base of one evaluation a step whose state is its "
                 "next input, such as DDIM() or DPMSolverPP(2)."
             )
-        self.plan, self.data = plan, plan.prediction == "data"
+        self.plan, self.data, self.smallest = plan, plan.prediction == "data", smallest
         self.to_zero = float(plan.sigmas[-1]) == 0
         ends = plan.sigma if self.to_zero else plan.sigmas
         gaps = -ends.log().diff()
@@ -90,6 +91,11 @@ class GridTable(Table):
         """What one unit of weight moves the state by."""
         return 1 - sigmas[1:] / sigmas[:-1] if self.data else sigmas[1:] - sigmas[:-1]
 
+    def _told(self, sigmas: Tensor) -> Tensor:
+        """The levels that the network is told, none that it was not trained on."""
+        low, high = min(self.smallest, float(self.plan.sigma[-1])), float(self.plan.sigmas[0])
+        return (sigmas[:-1] * self.shift.exp()).clamp(low, high)
+
     def columns(self) -> dict[str, Tensor]:
         falls = self.span * self.logits.softmax(0).cumsum(0)
         inner = self.plan.sigmas[0] * torch.exp(-falls[: self.plan.nfe - 1])
@@ -98,7 +104,7 @@ class GridTable(Table):
         weights = torch.cat([1 - older.sum(1, keepdim=True), older], 1)
         a = sigmas[1:] / sigmas[:-1] if self.data else torch.ones_like(sigmas[1:])
         return {
-            "sigmas": sigmas, "sigma": sigmas[:-1] * self.shift.exp(), "a": a, "c": torch.ones_like(a),
+            "sigmas": sigmas, "sigma": self._told(sigmas), "a": a, "c": torch.ones_like(a),
             "b": weights * self._scale(sigmas)[:, None], "d": torch.zeros_like(weights),
         }  # fmt: skip
 
@@ -147,6 +153,7 @@ def refine_plan(
 
     def loss(index: Tensor) -> Tensor:
         columns, mine = shared(table.columns()), index[rank()]
+        work.spent[0] += len(mine) * plan.nfe  # forward; the backward passes come on top
         total = index.new_zeros((), dtype=ends.dtype, device=ends.device)
         if len(mine):
             x, target = (v[mine.to(v.device)] for v in (starts, ends))
@@ -158,13 +165,15 @@ def refine_plan(
     size = min(minibatch, len(kept))
     fit(table, loss, len(kept), iterations=iterations, batch=size, rate=rate, seed=seed, progress=progress)
     refined = table.fixed()
-    # forward passes in units of the batch; the backward ones come on top
-    spent = iterations * plan.nfe * size // len(kept) + teacher.plan.nfe
     after = rmse(work, refined, work.held, teacher)
     if not after < start.student_rmse:
-        return replace(start, evaluations=spent)
+        said = (
+            f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
+        )
+        return replace(start, made=said)
     new = table.kappa.detach() if isinstance(table, KappaTable) else torch.full_like(kappa, float("nan"))
-    return replace(start, plan=refined, kappa=new, student_rmse=after, evaluations=spent)
+    made = "grid and weights" if learn_grid else "global"
+    return replace(start, plan=refined, kappa=new, student_rmse=after, made=made)
 
 
 @torch.no_grad()

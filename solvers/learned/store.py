@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,19 @@ DODE_FORMAT = "fewstep-dode-1"
 DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A place to write a file that then appears whole or not at all."""
+    part = Path(f"{path}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"path: {path} cannot be written ({error}).") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
     """A student: its kind, its network's name, config and weights, and its plan where it has one."""
     from safetensors.torch import save_file
@@ -37,9 +52,8 @@ def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any],
     if plan is not None:
         tensors |= {f"plan.{k}": v for k, v in plan.tensors().items()}
         meta["plan"] = {"name": plan.name, "prediction": plan.prediction}
-    part = Path(f"{path}.part")
-    save_file(tensors, str(part), {"fewstep": json.dumps(meta)})
-    part.replace(path)  # the file appears whole or not at all
+    with whole(path) as part:
+        save_file(tensors, str(part), {"fewstep": json.dumps(meta)})
 
 
 def load(path: str | Path, network: nn.Module | None = None) -> Plan | DODE | SigSampler | SigStep:
