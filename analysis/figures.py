@@ -148,7 +148,7 @@ def image_rows(rows: dict[str, Tensor], path: str | Path, title: str = "") -> Pa
         for k, cell in enumerate(line):
             cell.set_axis_off()
             if k < len(images):
-                cell.imshow(images[k, 0].clamp(-1, 1).cpu(), cmap="gray_r", vmin=-1, vmax=1)
+                cell.imshow(images[k, 0].clamp(-1, 1).cpu().numpy(), cmap="gray_r", vmin=-1, vmax=1)
         line[0].text(-0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     if title:
         figure.suptitle(title, fontsize=10)

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fewstep as fs
 from fewstep.analysis import Record, cards, diffusion_work
@@ -106,7 +107,8 @@ def spacings(evaluations: int = 10, digits: str = ".2g") -> str:
 def overhead() -> str:
     """Time of a sampling loop over that of a bare loop of the same arithmetic."""
     record = Record.load(DOCS / "records" / "sampler-overhead.json")
-    lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | scheduler | diffusers |", "| --- " * 7 + "|"]
+    lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | scheduler | diffusers |"]
+    lines += ["| --- " * 7 + "|"]
     for r in record.data["rows"]:
         cells = [r["shape"], r["solver"], r["steps"], f"{r['bare_us_per_step']:.0f}"]
         cells += [f"{r['fewstep_ratio']:.2f}", f"{r['scheduler_ratio']:.2f}", f"{r['diffusers_ratio']:.1f}"]
@@ -115,6 +117,42 @@ def overhead() -> str:
     machine = f"{made['device']}, threads: {made['threads']}"
     machine += f"; torch {versions['torch']}, Python {versions['python']}"
     return "\n".join([*lines, "", f"*Measured on: {machine}.*"])
+
+
+def dode(problem: str) -> str:
+    """RMSE of every base and way of fitting at 5, 8 and 10 evaluations, and the best against the best."""
+    rows = Record.load(DOCS / "records" / f"dode-{problem}.json").data["rows"]
+    kinds = ("untrained", "greedy, 1 term", "greedy, 3 terms", "global, 3 terms", "grid and weights")
+    fitted = [r for r in rows if r["kind"] in kinds]
+    bases = list(dict.fromkeys(r["base"] for r in fitted if r["kind"] == "greedy, 1 term"))
+    lines = ["| base | " + " | ".join(kinds) + " |", "| --- " * (len(kinds) + 1) + "|"]
+    for base in bases:
+        found = {(r["kind"], r["budget"]): r for r in fitted if r["base"] == base}
+        cells = [[_cell(found, k, n) for n in (5, 8, 10)] for k in kinds]
+        lines.append(f"| {base} | " + " | ".join(" / ".join(c) if any(c) else "-" for c in cells) + " |")
+    if problem == "ring":
+        grids = [r["seconds"] for r in fitted if r["kind"] == kinds[-1] and r["budget"] in (5, 8, 10)]
+        return "\n".join(
+            [*lines, "", f"Grid and weights took {min(grids):.0f} to {max(grids):.0f} CPU seconds."]
+        )
+    lines += ["", "| evaluations | best untrained | best learned | ratio |", "| --- " * 4 + "|"]
+    for n in sorted({r["budget"] for r in rows}):
+        pair = [
+            min((r for r in rows if r["budget"] == n and test(r)), key=lambda r: r["rmse"])
+            for test in (lambda r: "untrained" in r["kind"], lambda r: "untrained" not in r["kind"])
+        ]
+        said = [f"{pair[0]['rmse']:.2g} ({pair[0].get('which', pair[0]['base'])})"]
+        said += [f"{pair[1]['rmse']:.2g} ({pair[1]['kind']})", f"{pair[0]['rmse'] / pair[1]['rmse']:.1f}"]
+        lines.append(f"| {n} | " + " | ".join(said) + " |")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[tuple[str, int], Any], kind: str, n: int) -> str:
+    row, bare = found.get((kind, n)), found.get(("untrained", n))
+    if row is None:
+        return ""
+    same = kind != "untrained" and bare is not None and row["rmse"] == bare["rmse"]
+    return "base" if same else f"{row['rmse']:.2g}"
 
 
 def write(folder: Path) -> None:
@@ -132,6 +170,7 @@ def write(folder: Path) -> None:
         "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
         "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
         "sampler-overhead": overhead(),
+        **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
     }  # fmt: skip
     for name, text in made.items():
         (folder / f"{name}.md").write_text(text + "\n")

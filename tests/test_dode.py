@@ -132,7 +132,7 @@ STAGED = (fs.EDMHeun(), fs.DPMSolver(2), fs.DPMSolver(3), fs.DPMSolverPP(2, Fals
 @pytest.mark.parametrize("terms", [1, 2, 3])
 @pytest.mark.parametrize("base", [*BASES, *STAGED], ids=lambda b: repr(b))
 def test_a_fit_walks_the_table_that_it_makes(base, terms):
-    """The states that rows are fitted to are those of sampling with the finished table, whatever is let go."""
+    """Rows are fitted to the states that sampling with the finished table has, whatever is let go."""
     problem, noise = RING, ring_start(48, 0)
     student, _ = fs.distill_dode(problem, base, noise=noise, steps=6, terms=terms, guard=False)
     walk = Walk(problem, widened(base.plan(student.plan.sigmas), terms), noise, terms)

@@ -130,8 +130,6 @@ def test_on_digits_the_best_learned_is_twice_as_near_as_the_best_untrained(n):
     assert bench.rmse(bench.sample(made[0])) < best / 2
 
 
-# numpy 2 has a word to say on tensors as images
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_study_of_problems_runs_on_a_smoke_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(
         dode_problems, "BUDGETS", {k: dode_problems.BUDGETS[k] for k in ("gaussian", "digits")}
@@ -149,11 +147,10 @@ def test_the_study_of_problems_runs_on_a_smoke_budget(tmp_path, monkeypatch):
     assert any("best untrained / best learned" in line for line in lines)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_study_of_mnist_runs_with_any_network(tmp_path, monkeypatch):
     """A small U-Net with weights of chance in the teacher's place, and noise for data."""
     pytest.importorskip("diffusers")
-    from fewstep.analysis import datasets, images, mnist_teacher
+    from fewstep.analysis import datasets, mnist_teacher
 
     torch.manual_seed(0)
     net = mnist_teacher.unet([16, 16, 16], 1, 8, 8).eval().requires_grad_(False)
@@ -161,19 +158,24 @@ def test_the_study_of_mnist_runs_with_any_network(tmp_path, monkeypatch):
     real = torch.rand(64, 1, 28, 28) * 2 - 1
     labels = torch.zeros(64, dtype=torch.long)
     monkeypatch.setattr(datasets, "mnist", lambda *a: (real, labels, real, labels))
-    plain = images.frechet_distance
-    monkeypatch.setattr(
-        images, "frechet_distance", lambda a, b: plain(a, b, features=lambda x: x.flatten(1)[:, :8])
-    )
+    monkeypatch.setattr(mnist_teacher, "features", lambda: lambda x: x.flatten(1)[:, :8])
     lines = dode_mnist.run(tmp_path, budget="smoke")
     record = json.loads((tmp_path / "records" / "dode-mnist.json").read_text())["data"]
     kinds = {(r["base"], r["kind"]) for r in record["rows"]}
-    assert {
-        ("DDIM", "untrained"),
-        ("DPMSolverPP(2)", "grid and weights"),
-        ("iPNDM", "best untrained"),
-    } <= kinds
+    assert {("DDIM", "untrained"), ("IPNDM(2)", "grid and weights"), ("iPNDM", "best untrained")} <= kinds
+    of = {(r["base"], r["kind"]): r["rmse"] for r in record["rows"]}
+    for family in dode_tools.PEERS:  # the wider choice is at least as good
+        assert of[family, "best untrained"] <= of[family, "best untrained, even grids"]
+    assert record["frechet"]["samples"] == 16
     assert {r["kind"] for r in record["guided"]} == {"untrained", "greedy, 3 terms"}
     assert (tmp_path / "figures" / "dode-mnist.svg").exists()
     assert (tmp_path / "figures" / "dode-mnist.png").exists()
     assert lines
+
+
+def test_labels_of_a_study_come_in_equal_shares():
+    task = dode_tools.Task("of ten", lambda y: None, fs.EDM(), (1,), classes=10)
+    labels = task.labels(40, 3)
+    assert labels.bincount().tolist() == [4] * 10
+    assert len(labels[::8].unique()) > 3  # of the held-out ones too
+    assert torch.equal(labels, task.labels(40, 3))

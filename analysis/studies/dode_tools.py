@@ -51,9 +51,9 @@ class Task:
         return size * torch.randn((n, *self.event), generator=generator, dtype=self.dtype)
 
     def labels(self, n: int, seed: int) -> Tensor | None:
-        """(n,) drawn evenly, where the model has classes."""
-        generator = torch.Generator().manual_seed(seed + 7)
-        return torch.randint(self.classes, (n,), generator=generator) if self.classes else None
+        """(n,) in equal shares and random order, where the model has classes."""
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7))
+        return order % self.classes if self.classes else None
 
     def at(self, labels: Tensor | None) -> fs.Denoising:
         """The model that holds these labels."""
@@ -75,16 +75,14 @@ def _digits(device: str) -> Task:
     return Task("digits", problem, problem.schedule, (1, 8, 8), dtype=torch.float32)
 
 
-def mnist(device: str = "cpu", guidance: float | None = None) -> Task:
-    """The MNIST U-Net, without classes or with guided ones."""
+def mnist(device: str = "cpu", guidance: float = 1.0) -> Task:
+    """The MNIST U-Net with a class a sample; it is weak without."""
     from .. import mnist_teacher
 
-    net, made, event = mnist_teacher.network().to(device), mnist_teacher.problem, (1, 28, 28)
-    plain = made(net=net)
-    if guidance is None:
-        return Task("mnist", plain, plain.schedule, event, dtype=torch.float32)
-    guided = lambda y: made(y, guidance=guidance, net=net)  # noqa: E731
-    return Task("mnist_guided", guided, plain.schedule, event, classes=10, dtype=torch.float32)
+    net = mnist_teacher.network().to(device)
+    made = lambda y: mnist_teacher.problem(y, guidance=guidance, net=net)  # noqa: E731
+    name = "mnist" if guidance == 1 else "mnist_guided"
+    return Task(name, made, mnist_teacher.schedule(), (1, 28, 28), classes=10, dtype=torch.float32)
 
 
 TASKS: dict[str, Callable[[str], Task]] = {
@@ -134,6 +132,7 @@ class Bench:
     test_labels: Tensor | None
     exact: Tensor
     rows: list[dict[str, Any]] = field(default_factory=list)
+    made: dict[tuple[str, str, int], Any] = field(default_factory=dict)  # what the rows measured
 
     @classmethod
     def of(cls, task: Task, fit: int, test: int, seed: int, steps: int = 400) -> Bench:
@@ -158,9 +157,11 @@ class Bench:
         gap = (ends - self.exact).double().square().flatten(1)
         return float((gap.mean(1) if len(self.task.event) > 1 else gap.sum(1)).mean().sqrt())
 
-    def fit(self, base: str, n: int, **options: Any) -> tuple[fs.DODE, DODEReport] | None:
+    def fit(
+        self, base: str, n: int, spacing: str = "logsnr", **options: Any
+    ) -> tuple[fs.DODE, DODEReport] | None:
         """A table of n evaluations or of the most below it; None where the base has none."""
-        plan = plan_of(*_solver_of(base, n), "logsnr", self.task.schedule)
+        plan = plan_of(*_solver_of(base, n), spacing, self.task.schedule)
         if plan is None:
             return None
         return fs.distill_dode(
@@ -171,19 +172,22 @@ class Bench:
     def note(self, base: str, kind: str, n: int, made: Any, seconds: float = 0.0, **more: Any) -> Tensor:
         """Measure a solver and keep the row."""
         ends = self.sample(made)
+        self.made[base, kind, n] = made
         row = {"base": base, "kind": kind, "budget": n, "evaluations": getattr(made, "plan", made).nfe}
         self.rows.append(row | {"rmse": self.rmse(ends), "seconds": round(seconds, 2)} | more)
         return ends
 
-    def learned(self, base: str, n: int, kinds: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    def learned(
+        self, base: str, n: int, kinds: dict[str, dict[str, Any]], spacing: str = "logsnr"
+    ) -> dict[str, Tensor]:
         """The base and each way of fitting it; returns the ends by kind."""
-        plan = plan_of(*_solver_of(base, n), "logsnr", self.task.schedule)
+        plan = plan_of(*_solver_of(base, n), spacing, self.task.schedule)
         if plan is None:
             return {}
         ends = {UNTRAINED: self.note(base, UNTRAINED, n, plan)}
         for kind, options in kinds.items():
             began = time.process_time()  # of this program alone: the machine may have others
-            made = self.fit(base, n, **options)
+            made = self.fit(base, n, spacing, **options)
             assert made is not None
             student, report = made
             seconds = time.process_time() - began
@@ -191,17 +195,26 @@ class Bench:
             ends[kind] = self.note(base, kind, n, student, seconds, **fallback)
         return ends
 
-    def peers(self, n: int, peers: dict[str, Any] = PEERS, spacings: Sequence[str] = SPACINGS) -> None:
-        """Each family's best of its orders and of the spacings: chosen on the very noise it is judged on."""
+    def peers(
+        self, n: int, peers: dict[str, Any] = PEERS, spacings: Sequence[str] = SPACINGS,
+        scout: Bench | None = None, kind: str = "best untrained",
+    ) -> None:  # fmt: skip
+        """Each family's best of its orders and of the spacings.
+
+        Chosen on the scout's start states; without one on the very noise it is judged on.
+        """
+        on = scout or self
         for family, names in peers.items():
             found = []
             for name in names:
                 for spacing in spacings:
                     plan = plan_of(*_solver_of(name, n), spacing, self.task.schedule)
                     if plan is not None and plan.nfe == n:
-                        found.append((self.rmse(self.sample(plan)), name, spacing))
-            error, name, spacing = min(found)
-            row = {"base": family, "kind": "best untrained", "budget": n, "evaluations": n, "rmse": error}
+                        found.append((on.rmse(on.sample(plan)), name, spacing, plan))
+            error, name, spacing, plan = min(found, key=lambda f: f[:3])
+            self.made[family, kind, n] = plan
+            error = self.rmse(self.sample(plan)) if scout else error
+            row = {"base": family, "kind": kind, "budget": n, "evaluations": n, "rmse": error}
             self.rows.append(row | {"seconds": 0.0, "which": f"{name}, {spacing}"})
 
 

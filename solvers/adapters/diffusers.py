@@ -31,7 +31,8 @@ from .diffusers_grid import FORWARD, Noising, Process, check_count, grid_of, pro
 from .diffusers_solver import (
     FILE,
     Learned,
-    beside_raw_noise, check_event,
+    beside_raw_noise,
+    check_event,
     check_flow,
     conform,
     described,

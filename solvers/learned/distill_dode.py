@@ -51,27 +51,12 @@ class DODEReport:
 
 
 def distill_dode(
-    problem: Denoising | Labelled,
-    base: DiffusionSolver,
-    *,
-    noise: Tensor,
-    labels: Tensor | None = None,
-    steps: int | None = None,
-    sigmas: Tensor | None = None,
-    spacing: str = "logsnr",
-    final: str = "x0",
-    terms: int = 1,
-    teacher: DiffusionSolver | None = None,
-    teacher_substeps: int = 10,
-    alignment: str = "exact",
-    guard: bool = True,
-    batch: int | None = None,
-    refine: str | None = None,
-    learn_grid: bool = False,
-    progress: bool = False,
-    note: dict[str, Any] | None = None,
-    **training: Any,
-) -> tuple[DODE, DODEReport]:
+    problem: Denoising | Labelled, base: DiffusionSolver, *, noise: Tensor, labels: Tensor | None = None,
+    steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr", final: str = "x0",
+    terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10,
+    alignment: str = "exact", guard: bool = True, batch: int | None = None, refine: str | None = None,
+    learn_grid: bool = False, progress: bool = False, note: dict[str, Any] | None = None, **training: Any,
+) -> tuple[DODE, DODEReport]:  # fmt: skip
     """Fit a few numbers a row to any deterministic solver's plan, in seconds and without training.
 
     Args:
@@ -117,8 +102,7 @@ def distill_dode(
     model = Model.of(problem, labels, noise)
     plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
     work = Work.of(model, noise, plan.sigmas[:1], batch)
-    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, alignment)
-    fine.spent = work.spent
+    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, alignment, work.spent)
     words = _words(plan, fine, terms, teacher_substeps, len(noise), training, note)
     fit = greedy(work, plan, fine, terms, guard, progress)
     if refine:

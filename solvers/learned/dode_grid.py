@@ -78,10 +78,8 @@ def regrid(
     work = Work.of(model, noise, plan.sigmas[:1], batch)
     some = torch.arange(work.batch if student.fitted_to.labelled else 1)
     student.check(model.at(some), work.x[some.to(work.x.device)])
-    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, "exact")
-    fine.spent = work.spent
-    kappa = _interpolated(student.kappa, old, plan)
-    table = widened(plan, kappa.shape[1])
+    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, "exact", work.spent)
+    table = widened(plan, (kappa := _interpolated(student.kappa, old, plan)).shape[1])
     for i in range(plan.nfe):
         apply(table, i, kappa[i, : min(i, kappa.shape[1])])
     which = work.held if refit else torch.arange(len(noise))
@@ -102,8 +100,8 @@ def regrid(
     }  # fmt: skip
     made = DODE(table.renamed(student.plan.name), kappa, student.fitted_to, words)
     spent = work.evaluations() + (again.evaluations if again else 0)
-    refit_rmse, seconds = again.student_rmse if again else None, time.perf_counter() - began
-    return made, GridReport(of_base, of_student, refit_rmse, fallback, spent, seconds)
+    rmses = of_base, of_student, again.student_rmse if again else None
+    return made, GridReport(*rmses, fallback, spent, time.perf_counter() - began)
 
 
 def _own_base(student: DODE, model: Model, base: DiffusionSolver) -> Plan:

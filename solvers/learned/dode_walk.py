@@ -181,12 +181,14 @@ class Teacher:
         base: the plan whose outcomes are to be reached.
         substeps: of the teacher, for each interval between the plan's levels.
         alignment: see `distill_dode`.
+        spent: the tally of `Walk`.
     """
 
     def __init__(
-        self, schedule: Schedule, solver: DiffusionSolver, base: Plan, substeps: int, alignment: str
-    ) -> None:
-        self.base, self.alignment, self.spent = base, alignment, [0]
+        self, schedule: Schedule, solver: DiffusionSolver, base: Plan, substeps: int, alignment: str,
+        spent: list[int] | None = None,
+    ) -> None:  # fmt: skip
+        self.base, self.alignment, self.spent = base, alignment, [0] if spent is None else spent
         levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
         nodes, self.stops = levels[:1], [0] * base.nfe
         order = sorted(range(1, len(levels)), key=lambda k: -levels[k])
