@@ -5,7 +5,7 @@
 The network is eps = 0.1 x_t. The bare loop has the plan's own numbers as Python floats and nothing but
 `mul`, `add` and `add_`: scale the input, take eps, form x0 (or keep eps), combine. Against it stand
 `fewstep.sample` with a ready plan and, where diffusers is installed, its schedulers and ours for it. All
-series take turns on one thread; the median of their CPU times is kept, which other work on the machine moves least.
+series take turns on one thread; the median of their CPU times is kept, which other work moves least.
 The C allocator is told to keep its memory, as torch's does on a GPU: else a page fault, which strikes
 either loop as the heap will have it, costs more than the arithmetic.
 """
