@@ -3,74 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..denoiser import Converted, Mended
 from ..diffusion.dpm_solver_pp import DPMSolverPP
 from ..errors import InputError
 from ..learned.distill_dode import DODEReport
 from ..learned.distill_dode import distill_dode as fit_dode
 from ..problem import Denoising
+from ..schedule import EDM
 from ..solver import DiffusionSolver
 from .diffusers import FewStepScheduler
-from .diffusers_grid import Process, process_of, reference_of
+from .diffusers_grid import KINDS, Process, process_of, reference_of
 from .diffusers_solver import mending
 
 Condition = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Network:
-    """A pipeline's network as a denoiser `(x, sigma) -> x0`, conditioned and guided.
+def _model(
+    net: Any, process: Process, condition: Condition, negative: Condition | None, guidance: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as `(alpha x, t) -> output`, conditioned and guided; under EDM's as `(x, sigma) -> x0`."""
 
-    Attributes:
-        model: the pipeline's UNet or transformer.
-        process: the forward process of the scheduler's configuration.
-        condition, negative: keyword arguments of the network, one entry a sample or one for all.
-        guidance: the scale w of negative + w (condition - negative); 1 without.
-        rounding: labels are rounded, as the pipeline rounds them.
-        mend: what the scheduler does to each estimate of x0.
-    """
-
-    model: Any
-    process: Process
-    condition: Condition
-    negative: Condition | None
-    guidance: float
-    rounding: bool
-    mend: Callable[[Tensor], Tensor] | None
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        level = sigma.detach().double().cpu().reshape(-1)[:1]
-        p, q = (float(v) for v in self.process.affine(level))
-        label = self.process.label(level)
-        X = x * self.process.scale(level)[0]
-        if self.process.kind == "edm":
-            X = X * float((level.square() + self.process.data_std**2).rsqrt())
-        t = (label.round() if self.rounding else label).to(x.device, x.dtype).expand(len(x))
-        x0 = p * x + q * self._output(X, t)[:, : x.shape[1]]
-        return x0 if self.mend is None else self.mend(x0)
-
-    def _output(self, X: Tensor, t: Tensor) -> Tensor:
-        if self.negative is None or self.guidance == 1:
-            return self._call(X, t, self.condition)
-        return torch.lerp(self._call(X, t, self.negative), self._call(X, t, self.condition), self.guidance)
-
-    def _call(self, X: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        dtype = next(self.model.parameters()).dtype
-        told = {k: _for_batch(k, v, len(X)) for k, v in condition.items()}
+    def call(X: Tensor, t: Tensor, told: Condition) -> Tensor:
+        given = {k: _for_batch(k, v, len(X)) for k, v in told.items()}
         try:
-            out = self.model(X.to(dtype), t, **told, return_dict=False)[0]
+            out = net(X.to(next(net.parameters()).dtype), t, **given, return_dict=False)[0]
         except TypeError as error:
             raise InputError(
                 f"condition: got {sorted(told) or 'nothing'}, and the network says: {error}. Give what it is "
                 "told by its own names, such as condition={'encoder_hidden_states': embeddings}."
             ) from error
-        return out.to(X.dtype)  # type: ignore[no-any-return]
+        return out[:, : X.shape[1]].to(X.dtype)  # type: ignore[no-any-return]
+
+    def guided(X: Tensor, t: Tensor) -> Tensor:
+        if negative is None or guidance == 1:
+            return call(X, t, condition)
+        return torch.lerp(call(X, t, negative), call(X, t, condition), guidance)
+
+    def preconditioned(x: Tensor, sigma: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.dim() - 1))
+        p, q = (v.to(x).reshape(shape) for v in process.affine(sigma))
+        scale = (sigma.square() + process.data_std**2).rsqrt().to(x).reshape(shape)
+        return p * x + q * guided(x * scale, process.label(sigma))
+
+    if process.kind == "edm":
+        return preconditioned
+    return (lambda X, t: guided(X, t * process.count)) if process.kind == "flow" else guided
 
 
 def _for_batch(name: str, value: Tensor, batch: int) -> Tensor:
@@ -111,12 +93,22 @@ def denoising(
         raise InputError(
             f"negative: got None with guidance_scale={guidance_scale}, wanted what the other half is told."
         )
-    config = {k: v for k, v in scheduler.config.items() if k not in ("solver", "exact", "noise")}
+    config = _config(scheduler)
     reference = reference_of(config, DPMSolverPP(2))
     process = process_of(config, reference)
+    called = _model(model, process, condition or {}, negative, guidance_scale)
+    schedule, kind = process.schedule, KINDS[process.prediction]
+    if process.kind == "edm":
+        network: Converted | Mended = Converted(called, None, "sample")
+    else:  # labels as the pipeline rounds them
+        network = Converted(called, schedule, kind, "nearest" if process.kind == "vp" else None)
     mend = mending(reference.config | {"clip_sample": False})
-    network = Network(model, process, condition or {}, negative, guidance_scale, process.kind == "vp", mend)
-    return Denoising(network, process.schedule)
+    return Denoising(Mended(network, mend) if mend else network, schedule)
+
+
+def _config(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration without what is ours."""
+    return {k: v for k, v in scheduler.config.items() if k not in ("solver", "exact", "noise")}
 
 
 def distill_dode(
@@ -144,11 +136,9 @@ def distill_dode(
     event = shape or _event(model)
     own = torch.Generator().manual_seed(seed)
     noise = torch.randn((samples, *event), generator=own).to(at.device)
-    config = {k: v for k, v in pipe.scheduler.config.items() if k not in ("solver", "exact", "noise")}
-    if problem.denoiser.process.kind == "edm":  # type: ignore[attr-defined]
-        noise = noise * problem.schedule.sigma_max
+    noise = noise * (problem.schedule.sigma_max if isinstance(problem.schedule, EDM) else 1.0)
     student, report = fit_dode(problem, base, noise=noise, batch=batch, **options)
-    return FewStepScheduler.from_config(config, solver=student), report
+    return FewStepScheduler.from_config(_config(pipe.scheduler), solver=student), report
 
 
 def _event(model: Any) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
 from .dode_greedy import Fit
-from .dode_walk import Teacher, Work, distributed, in_state, rmse, sum_over_processes, weight
+from .dode_walk import Teacher, Work, distributed, in_state, rmse, sum_over_processes, weight, widened
 from .training import fit
 
 
@@ -147,7 +147,7 @@ def refine_plan(
     if learn_grid:
         table = GridTable(plan, work.model.schedule.sigma_min)
     else:
-        table = _kappa_table(teacher.base, plan, kappa)
+        table = KappaTable(widened(teacher.base, kappa.shape[1]), kappa)
     ends = _ends(work, teacher)
     data = plan.prediction == "data"
 
@@ -236,9 +236,3 @@ class _SumValue(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0]
-
-
-def _kappa_table(base: Plan, plan: Plan, kappa: Tensor) -> Table:
-    grow: Any = (0, plan.b.shape[1] - base.b.shape[1])
-    wide = replace(base, b=nn.functional.pad(base.b, grow), d=nn.functional.pad(base.d, grow))
-    return KappaTable(wide, kappa)
