@@ -57,7 +57,7 @@ def problem(
 
     def model(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         out: Tensor = net(x, t, class_labels=c).sample
-        return out
+        return out.float()  # under autocast it is in half precision
 
     def told(x: Tensor, t: Tensor) -> Tensor:
         if labels.dim() and len(labels) != len(x):

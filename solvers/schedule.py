@@ -285,6 +285,13 @@ class DiscreteVP(Schedule):
         abar = torch.cumprod(1 - betas, 0)
         return cls(zero_terminal_snr(abar) if zero_snr else abar)
 
+    @classmethod
+    def of_table(cls, log_sigmas: Tensor) -> DiscreteVP:
+        """The schedule of a table (N,) of log sigma that one of these made; it stays on its device."""
+        made = cls.__new__(cls)
+        made.log_sigmas, made.labels = log_sigmas, len(log_sigmas)
+        return made
+
     @property
     def sigma_min(self) -> float:
         return math.exp(self.log_sigmas[0])

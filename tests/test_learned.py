@@ -27,9 +27,10 @@ MIXTURE = fs.Denoising(mixture, EDM)
 def test_iterated_integrals_scale_as_they_must():
     path = fs.BrownianPath((5, 2), levy="H", seed=1, dtype=torch.float64)
     inc = path.increment(0.0, 0.25)
-    I11, I10, I01, I00 = integrals(inc).unbind(-1)
+    I11, I10, I01, I00, I111 = integrals(inc).unbind(-1)
     torch.testing.assert_close(I10 + I01, inc.h * inc.W)
     torch.testing.assert_close(I11, (inc.W**2 - inc.h) / 2)
+    torch.testing.assert_close(I111, (inc.W**3 - 3 * inc.h * inc.W) / 6)
     assert torch.equal(I00, torch.full_like(I00, inc.h**2 / 2))
 
 
@@ -56,10 +57,13 @@ def test_a_sampler_is_born_equal_to_its_parent(levy):
     assert torch.equal(a, b)
 
 
-def test_the_default_correction_of_a_users_denoiser_is_born_nought():
-    from fewstep.learned.distill_sigdeg import _default_network
+@pytest.mark.parametrize("head", ["direct", "graded"])
+def test_the_default_correction_of_a_users_denoiser_is_born_nought(head):
+    from fewstep.learned.sigdeg_denoising import _network
+    from fewstep.learned.trajectories import make_trajectories
 
-    network, residual = _default_network(MIXTURE, (1,), "H", None, 0)
+    data = make_trajectories(MIXTURE, torch.tensor([2.0, 1.0]), count=16, event_shape=(1,), substeps=2)
+    network, residual = _network(MIXTURE, data, "H", None, head, False, 0)
     assert residual
     x, s = torch.randn(5, 1, generator=torch.Generator().manual_seed(0)), torch.tensor(2.0)
     assert not network(x, s, s / 2, torch.ones(5, 2, 1)).any()

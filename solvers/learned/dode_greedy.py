@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..plan import Plan
-from .dode_walk import Teacher, Walk, Work, apply, rmse, sum_over_processes, weight, widened
+from .dode_walk import Teacher, Walk, Work, apply, rmse, weight, widened
+from .processes import sum_over_processes
 
 CUT = 1e-12  # of the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
 

@@ -14,6 +14,7 @@ from ..plan import Plan
 from ..problem import Denoising
 from ..schedule import Schedule
 from ..solver import DiffusionSolver, ScheduledSolver
+from .processes import part, sum_over_processes
 
 HELD_OUT = 8  # one start state in eight is kept from the fit
 Labelled = Callable[[Tensor], Denoising]
@@ -95,10 +96,7 @@ class Work:
 
     def share(self, which: Tensor) -> list[Tensor]:
         """These start states in batches; of several processes, this one's."""
-        rank, world = (
-            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed() else (0, 1)
-        )
-        return list(torch.split(which, self.batch)[rank::world])
+        return list(torch.split(which, self.batch)[part()])
 
     def walk(self, plan: Plan, index: Tensor, keep: int = 0) -> Walk:
         return Walk(self.model.at(index), plan, self.x[index.to(self.x.device)], keep, self.spent)
@@ -256,20 +254,6 @@ def rmse(work: Work, plan: Plan, which: Tensor, teacher: Teacher) -> float:
         count += target.numel()
     total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
     return float((total / count) ** 0.5)
-
-
-def sum_over_processes(x: Tensor) -> Tensor:
-    """All-reduced where torch.distributed runs, else x itself."""
-    if not distributed():
-        return x
-    nccl = torch.distributed.get_backend() == "nccl"  # it knows no tensors of the CPU
-    shared = x.cuda() if nccl else x.clone()
-    torch.distributed.all_reduce(shared)
-    return shared.to(x.device)
-
-
-def distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def weight(plan: Plan, i: int) -> float:

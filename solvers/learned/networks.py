@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import one_of
+
 FREQUENCIES = [0.25 * 2 ** (5 * k / 7) for k in range(8)]  # of log sigma: periods from 25 to 0.8
+HEADS = ("direct", "graded")
 
 
 class Coefficients(nn.Module):
@@ -44,19 +47,25 @@ class DenoisingMLP(nn.Module):
         data_std: standard deviation of the data (preconditioning of arXiv 2206.00364, Table 1).
         dropout: in the blocks, while training.
         skip: add the best linear denoiser; without, the network is nought at birth, a correction.
+        head: what it does with xi: "direct", an input beside x; "graded", see `graded`.
+        feedback: it is told its value of the step before as well.
     """
 
     def __init__(
         self, event: Sequence[int], width: int = 256, depth: int = 3, letters: int = 0,
-        data_std: float = 0.75, dropout: float = 0.0, skip: bool = True,
+        data_std: float = 0.75, dropout: float = 0.0, skip: bool = True, head: str = "direct",
+        feedback: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        if head not in HEADS:
+            raise one_of("head", head, HEADS)
         self.config: dict[str, Any] = {
             "event": list(event), "width": width, "depth": depth, "letters": letters,
             "data_std": data_std, "dropout": dropout,
-            "skip": skip,
+            "skip": skip, "head": head, "feedback": feedback,
         }  # fmt: skip
-        self.data_std, self.letters, self.skip = data_std, letters, skip
+        self.data_std, self.letters, self.skip, self.head = data_std, letters, skip, head
+        self.feedback = feedback
         self.frequencies: Tensor
         size = math.prod(event)
         self.enter = nn.Linear(size, width)
@@ -64,36 +73,67 @@ class DenoisingMLP(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.leave = _zero(nn.Linear(width, size))
         if letters:
-            self.signature = _zero(nn.Linear(letters * size, width))
+            direct = head == "direct"
+            self.signature = _zero(
+                nn.Linear(letters * size, width) if direct else nn.Linear(width, (letters + 1) * size)
+            )
             self.end = _zero(nn.Linear(2 * len(FREQUENCIES), width))
+        if feedback:
+            self.before = _zero(nn.Linear(size, width))
         self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None,
+        last: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         s = sigma.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         norm = (s.square() + self.data_std**2).rsqrt()
         hidden = self.enter((x * norm).flatten(1))
-        if self.letters and xi is not None and sigma_next is not None:
-            hidden = hidden + self.signature(xi.flatten(1)) + self.end(self._embed(sigma_next))
+        if xi is not None and sigma_next is not None:
+            hidden = hidden + self.end(self._embed(sigma_next))
+            if self.head == "direct":
+                hidden = hidden + self.signature(xi.flatten(1))
+        if last is not None:
+            hidden = hidden + self.before(last.flatten(1))
         code = self.level(self._embed(sigma))
         for block in self.blocks:
             hidden = block(hidden, code)
-        out = self.leave(nn.functional.silu(hidden)).reshape(x.shape)
-        x0: Tensor = self.data_std * s * norm * out
-        return x0 + (self.data_std * norm) ** 2 * x if self.skip else x0
+        hidden = nn.functional.silu(hidden)
+        x0: Tensor = self.data_std * s * norm * self.leave(hidden).reshape(x.shape)
+        x0 = x0 + (self.data_std * norm) ** 2 * x if self.skip else x0
+        if xi is not None and sigma_next is not None and self.head == "graded":
+            terms = self.signature(hidden).reshape(len(x), -1, *x.shape[1:])
+            x0 = x0 + graded(terms, xi, sigma, sigma_next)
+        return x0
 
     def _embed(self, sigma: Tensor) -> Tensor:
         """(1 or batch, 16) sines and cosines of log sigma."""
         phase = sigma.log().reshape(-1, 1) * self.frequencies
         return torch.cat([phase.sin(), phase.cos()], 1)
 
-    def with_signature(self, letters: int) -> DenoisingMLP:
+    def with_signature(self, letters: int, head: str = "direct", feedback: bool = False) -> DenoisingMLP:
         """The same denoiser, ready to be told `letters` coordinates; equal in value until it is trained."""
-        config = self.config | {"letters": letters, "dropout": 0.0}
+        config = self.config | {"letters": letters, "dropout": 0.0, "head": head, "feedback": feedback}
         wide = DenoisingMLP(**config).to(self.enter.weight)
         wide.load_state_dict(self.state_dict(), strict=False)
         return wide
+
+
+def graded(terms: Tensor, xi: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """b c_0 + s sum_j c_j xi_(j-1): coefficients on a step's signature, each term with its power of h.
+
+    b = 1 - (sigma_next/sigma)^2 is the step's length as its x0 weighs it, s = sigma_next sqrt(b) the size of
+    its noise. The terms vanish with the step as the drift's iterated integrals do, so that the parent's order
+    survives any coefficients; to first order c_1 and c_2 stand for D's derivative along W/2 + H.
+
+    Args:
+        terms: (batch, 1 + letters, *event), c.
+        xi: (batch, letters, *event).
+    """
+    ratio = (sigma_next / sigma).to(xi.dtype).reshape(-1, *[1] * (xi.dim() - 2))
+    b = 1 - ratio.square()
+    s = sigma_next.to(xi.dtype).reshape(ratio.shape) * b.sqrt()
+    return b * terms[:, 0] + s * (terms[:, 1:] * xi).sum(1)
 
 
 class _Block(nn.Module):
@@ -112,6 +152,3 @@ def _zero(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-NETWORKS: dict[str, type[nn.Module]] = {c.__name__: c for c in (Coefficients, DenoisingMLP)}

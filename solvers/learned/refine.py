@@ -13,8 +13,9 @@ from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
 from .dode_greedy import Fit
-from .dode_walk import Teacher, Work, distributed, in_state, rmse, sum_over_processes, weight, widened
-from .training import fit
+from .dode_walk import Teacher, Work, in_state, rmse, weight, widened
+from .processes import distributed, part, sum_over_processes
+from .training import Minibatch, fit
 
 
 class Table(nn.Module):
@@ -151,8 +152,9 @@ def refine_plan(
     ends = _ends(work, teacher)
     data = plan.prediction == "data"
 
-    def loss(index: Tensor) -> Tensor:
-        columns, mine = shared(table.columns()), index[rank()]
+    def loss(batch: Minibatch) -> Tensor:
+        index = batch.index
+        columns, mine = shared(table.columns()), index[part()]
         work.spent[0] += len(mine) * plan.nfe  # forward; the backward passes come on top
         total = index.new_zeros((), dtype=ends.dtype, device=ends.device)
         if len(mine):
@@ -163,7 +165,10 @@ def refine_plan(
 
     starts = work.x[kept.to(work.x.device)]
     size = min(minibatch, len(kept))
-    fit(table, loss, len(kept), iterations=iterations, batch=size, rate=rate, seed=seed, progress=progress)
+    fit(
+        table, loss, len(kept), iterations=iterations, batch=size, rate=rate, seed=seed, progress=progress,
+        split=False,  # it sums over processes itself, for the columns are few and the samples large
+    )  # fmt: skip
     refined = table.fixed()
     after = rmse(work, refined, work.held, teacher)
     if not after < start.student_rmse:
@@ -185,13 +190,6 @@ def _ends(work: Work, teacher: Teacher) -> Tensor:
         at = torch.searchsorted(kept, index).to(ends.device)
         ends[at] = teacher.last(work.model.at(index), work.x[index.to(work.x.device)])
     return sum_over_processes(ends)
-
-
-def rank() -> slice:
-    """This process's part of a minibatch."""
-    if not distributed():
-        return slice(None)
-    return slice(torch.distributed.get_rank(), None, torch.distributed.get_world_size())
 
 
 def shared(columns: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ partial signature xi of its interval. Both are born equal to their parent (arXiv
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,18 +27,19 @@ from ..solver import StochasticSolver
 from . import store
 
 PARENTS: dict[str, type[StochasticSolver]] = {"EulerMaruyama": EulerMaruyama}
-TERMS = 4
+TERMS = 5
 
 
 class SigStep(StochasticSolver):
-    """y' = parent + c_1 I_(1,1) + c_2 I_(1,0) + c_3 I_(0,1) + c_4 I_(0,0), c = network(t, y).
+    """y' = parent + c_1 I_(1,1) + c_2 I_(1,0) + c_3 I_(0,1) + c_4 I_(0,0) + c_5 I_(1,1,1), c = network(t, y).
 
     For diagonal noise in Ito's calculus. Each term carries its own power of h, so that the parent's
-    strong order survives any coefficients; with c_1 = g'g the order is 1.0, with all four right the
-    constant falls further. One drift and one network evaluation a step, no derivative of g.
+    strong order survives any coefficients; with c_1 = g'g the order is 1.0, and with all five those of
+    the Ito-Taylor expansion 1.5 (Kloeden & Platen 1992, Eq. 10.4.1). One drift and one network evaluation
+    a step, no derivative of g.
 
     Args:
-        network: `(t, y) -> (*y.shape, 4)`; `Coefficients` starts at nought.
+        network: `(t, y) -> (*y.shape, 5)`; `Coefficients` starts at nought.
         parent: the step that is corrected.
     """
 
@@ -89,11 +91,14 @@ def fits(network: nn.Module, argument: str, x: Tensor, event: Sequence[int]) -> 
 
 
 def integrals(increment: Increment) -> Tensor:
-    """(*W.shape, 4): I_(1,1) = (W^2 - h)/2, I_(1,0) = int W ds, I_(0,1) = int s dW, I_(0,0) = h^2/2."""
+    """(*W.shape, 5) Ito integrals of one channel.
+
+    I_(1,1) = (W^2 - h)/2, I_(1,0) = int W ds, I_(0,1) = int s dW, I_(0,0) = h^2/2, I_(1,1,1) = (W^3 - 3hW)/6.
+    """
     h, W, H = increment.h, increment.W, increment.H
     assert H is not None
     terms = [0.5 * (W.square() - h), h * (W / 2 + H), h * (W / 2 - H)]
-    return torch.stack([*terms, torch.full_like(W, h * h / 2)], -1)
+    return torch.stack([*terms, torch.full_like(W, h * h / 2), W * (W.square() - 3 * h) / 6], -1)
 
 
 class SigSampler:
@@ -102,7 +107,8 @@ class SigSampler:
     Args:
         plan: the parent's plan on the coarse grid, for instance `EulerMaruyama().plan(sigmas)`.
         network: `(x, sigma, sigma_next, xi) -> x0`; xi is (batch, letters, *event), xi_0 = W/sqrt(h),
-            xi_1 = sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2.
+            xi_1 = sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2. One whose `labelled` is True
+            is told `labels=` as well, one whose `feedback` is True `last=`, its previous value.
         levy: the coordinates it is told: "W", "H" (W and H) or "K".
         residual: the network's value is added to the problem's denoiser instead of replacing it.
     """
@@ -124,25 +130,58 @@ class SigSampler:
             m=nn.functional.pad(plan.m, pad), n=nn.functional.pad(plan.n, pad),
         )  # fmt: skip
         self.network, self.levy, self.residual = network, levy, residual
+        self.labels: Tensor | None = None
+
+    def at(self, labels: Tensor) -> SigSampler:
+        """The same student for samples of these classes, (batch, ...).
+
+        Raises:
+            InputError: the network takes no labels.
+        """
+        if not getattr(self.network, "labelled", False):
+            raise InputError("labels: got some for a student whose network takes none.")
+        other = copy.copy(self)
+        other.labels = labels
+        return other
+
+    def predict(
+        self, problem: Denoising | None, x: Tensor, sigma: Tensor, sigma_next: Tensor, xi: Tensor,
+        last: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The effective x0 of one step; `last` is the step's before, None at the first."""
+        extra: dict[str, Tensor] = {}
+        if getattr(self.network, "labelled", False):
+            if self.labels is None:
+                raise InputError("labels: got none; this student is class-conditional. Sample with "
+                                 "student.at(labels), labels of shape (batch,).")  # fmt: skip
+            extra["labels"] = self.labels.to(x.device)
+        if getattr(self.network, "feedback", False):
+            extra["last"] = torch.zeros_like(x) if last is None else last
+        out: Tensor = self.network(x, sigma, sigma_next, xi, **extra)
+        if self.residual:
+            assert problem is not None
+            out = out + problem.denoiser(x, sigma)
+        return out
 
     def evaluator(self, problem: Denoising | None, like: Tensor) -> Evaluate:
         """The network as the executor calls it."""
         fits(self.network, "noise", like, like.shape[1:])
         levels = self.plan.sigma.to(like.device, like.dtype).unbind()
         ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
-        network, letters = self.network.to(like.device), LEVELS[self.levy]
+        self.network.to(like.device)
+        letters, last = LEVELS[self.levy], None
 
         def evaluate(row: int, x: Tensor, normals: Any) -> Tensor:
-            out: Tensor = network(x, levels[row], ends[row], torch.stack(normals[0][:letters], 1))
-            if self.residual:
-                assert problem is not None
-                out = out + problem.denoiser(x, levels[row])
+            nonlocal last  # of this run alone: each has an evaluator of its own
+            xi = torch.stack(normals[0][:letters], 1)
+            out = self.predict(problem, x, levels[row], ends[row], xi, last if row else None)
+            last = out
             return out
 
         return evaluate
 
     def save(self, path: str | Path) -> None:
-        """Write the student; `fewstep.load` reads it."""
+        """Write the student; `fewstep.load` reads it. Labels are not part of it."""
         meta = {"levy": self.levy, "residual": self.residual}
         store.write(path, "SigSampler", self.network, meta, self.plan)
 

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from ..errors import InputError, one_of
 from ..plan import FORMAT as PLAN_FORMAT
 from ..plan import Plan
-from .networks import NETWORKS
+from .networks import Coefficients, DenoisingMLP
+from .sig_unet import SigUNet
 from .training import seeded
 
 if TYPE_CHECKING:
     from .dode import DODE
     from .sig_step import SigSampler, SigStep
 
+NETWORKS: dict[str, type[nn.Module]] = {c.__name__: c for c in (Coefficients, DenoisingMLP, SigUNet)}
 FORMAT = "fewstep-student-1"
 DODE_FORMAT = "fewstep-dode-1"
 # what a file whose words or shapes are not as they should be can make Python raise
@@ -157,7 +159,8 @@ def _fill(
     if network is None:
         network = build(str(path), meta["network"], meta["config"], weights)
     try:
-        network.load_state_dict(weights)
+        # one of ours takes the tensors as they are: a table in float64 among weights in float32
+        network.load_state_dict(weights, assign=type(network) in NETWORKS.values())
     except RuntimeError as error:
         raise InputError(f"network: the weights in {path} do not fit it: {error}") from error
     return network.eval().requires_grad_(False)
@@ -172,11 +175,21 @@ def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.M
         )
     # a hostile header must not make us build a giant: no size in it can exceed those of its weights
     limit = max([len(weights), *(n for w in weights.values() if w.numel() for n in w.shape)])
-    sizes = [n for v in config.values() for n in (v if isinstance(v, list) else [v])]
+    sizes = [n for n in _leaves(config) if isinstance(n, (int, float))]
     if any(not 0 <= n <= limit for n in sizes) or config.get("depth", 0) > len(weights):
         raise InputError(f"network: {path} has a config that does not fit its weights: {config}.")
     with torch.device("meta"):
         wanted = {k: v.shape for k, v in NETWORKS[name](**config).state_dict().items()}
     if wanted != {k: v.shape for k, v in weights.items()}:
         raise InputError(f"network: the weights in {path} do not have the shapes of its config.")
-    return seeded(0, lambda: NETWORKS[name](**config)).to(next(iter(weights.values())).dtype)
+    return seeded(0, lambda: NETWORKS[name](**config))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The numbers and words of nested JSON."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        yield value
+    else:
+        for v in inner:
+            yield from _leaves(v)

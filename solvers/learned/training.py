@@ -1,19 +1,25 @@
-"""What every distillation of this library shares: the optimiser loop and its report."""
+"""What every distillation of this library shares: the optimiser's loop, its checkpoints and its report."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..brownian.normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
+from .processes import barrier, part, rank_and_world, sum_over_processes
 
 HELD_OUT = 8  # one trajectory in eight is kept from training
+CHECKPOINT = "fewstep-training-1"
+OPTIONS = ("iterations", "batch", "rate", "average", "patience", "every")
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,11 @@ class Report:
     Attributes:
         teacher_evaluations: network (or drift) evaluations per teacher trajectory.
         trajectories: teacher trajectories made; one in eight is held out.
-        seconds: of wall time, by stage.
-        losses: the training loss, averaged over tenths of the run.
         parent_rmse, student_rmse: distance to the teacher along its own held-out paths, at the end.
+        losses: the training loss, averaged over tenths of the run.
+        seconds: of wall time, by stage; of a resumed run, those of its last part.
+        looks: (iteration, held-out distance) pairs, where the training looked.
+        knots: the parent's and the student's distance at each coarse knot (`Denoising`).
     """
 
     teacher_evaluations: int
@@ -34,6 +42,8 @@ class Report:
     student_rmse: float
     losses: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    looks: list[tuple[int, float]] = field(default_factory=list)
+    knots: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Stopwatch:
@@ -49,79 +59,206 @@ class Stopwatch:
         self._last = now
 
 
-class Data(Protocol):
-    """Teacher data that can be indexed by trajectory."""
+@dataclass(frozen=True)
+class Minibatch:
+    """What an iteration's loss is of.
 
-    def __len__(self) -> int: ...
-    def pick(self: D, index: Tensor, /) -> D: ...
+    Attributes:
+        index: the samples' numbers; of several processes, this one's part of them.
+        iteration: from 0.
+        share: iteration / iterations.
+        generator: for what else is random; a function of (seed, iteration), the same in every process.
+    """
 
-
-D = TypeVar("D", bound=Data)
-
-
-def distil(
-    network: nn.Module, data: D, loss: Callable[[D], Tensor], rmse: Callable[[D], float], *,
-    teacher_evaluations: int, watch: Stopwatch, seed: int, progress: bool, iterations: int = 2500,
-    batch: int = 256, rate: float = 1e-3,
-) -> Report:  # fmt: skip
-    """Train the network on seven trajectories in eight; measure on the eighth before and after."""
-    every = torch.arange(len(data))
-    held, kept = data.pick(every[::HELD_OUT]), every[every % HELD_OUT > 0]
-    before = rmse(held)
-    losses = fit(
-        network.train(), lambda index: loss(data.pick(kept[index])), len(kept),
-        iterations=iterations, batch=batch, rate=rate, seed=seed, progress=progress,
-    )  # fmt: skip
-    network.eval().requires_grad_(False)  # to train on, ask for gradients again
-    watch.lap("training")
-    return Report(teacher_evaluations, len(data), before, rmse(held), losses, watch.seconds)
+    index: Tensor
+    iteration: int
+    share: float
+    generator: torch.Generator
 
 
 def fit(
-    network: nn.Module, loss: Callable[[Tensor], Tensor], count: int, *, iterations: int, batch: int,
-    rate: float, seed: int, progress: bool,
-) -> list[float]:  # fmt: skip
-    """Adam with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
+    network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, *, iterations: int, batch: int,
+    rate: float, seed: int, progress: bool, average: float = 0.99, weight_decay: float = 0.0,
+    patience: int = 0, every: int = 250, look: Callable[[], float] | None = None,
+    checkpoint: Path | None = None, split: bool = True, words: dict[str, Any] | None = None,
+) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
+    """AdamW with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
+
+    All that is random is a function of (seed, iteration), so that a run that goes on from a checkpoint ends
+    with the bits of one that was never stopped.
 
     Args:
-        loss: of the samples with the given indices.
+        loss: the mean over a minibatch.
         count: number of training samples.
+        average: the largest weight of the old in the moving average of the weights.
+        look: a held-out distance of the averaged weights, asked for every so many iterations where there
+            is patience or a bar to show it on.
+        patience: looks in a row without a better distance after which training stops; 0 for never. With
+            patience the weights of the best look are kept.
+        checkpoint: a file written every so many iterations, each whole or not at all; where it is
+            there already, training goes on from it.
+        split: under torch.distributed each process takes its part of a minibatch; False where the loss
+            sees to that itself.
+        words: what a checkpoint must agree with to be gone on from.
 
     Returns:
-        the loss averaged over tenths of the run.
+        the loss averaged over tenths of the run, and the looks.
     """
-    if iterations < 1:
-        raise InputError(f"iterations: got {iterations}, wanted at least 1.")
-    parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-    if not parameters:
-        raise InputError(
-            "network: got one without trainable parameters; a student is frozen when it is done. Call "
-            "network.requires_grad_(True) to train it on."
+    for name, came, least in (("iterations", iterations, 1), ("batch", batch, 1), ("every", every, 1),
+                              ("patience", patience, 0)):  # fmt: skip
+        if isinstance(came, bool) or not isinstance(came, int) or came < least:
+            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+    words = {"iterations": iterations, "batch": batch, "rate": rate, "seed": seed, "count": count,
+             "average": average, "patience": patience, "every": every} | (words or {})  # fmt: skip
+    run = Training(network, weight_decay, words)
+    run.read(checkpoint)
+    key, bar = key_of(seed), _progress(run.done, iterations, progress)
+    looking = look is not None and (patience > 0 or progress)
+    for i in bar:
+        if 0 < patience <= run.stale:
+            break
+        generator = torch.Generator().manual_seed(node_seed(key, i))
+        index = torch.randint(count, (batch,), generator=generator)
+        mine = index[part()] if split else index
+        value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
+        run.step(rate * learning_rate(i, iterations), average, value)
+        if run.done % every == 0 or run.done == iterations:
+            run.check_finite()
+            if looking and look is not None:
+                run.looked(look)
+                bar.set_postfix(loss=f"{float(value):.3g}", held_out=f"{run.looks[-1][1]:.3g}")
+            run.write(checkpoint)
+    run.finish(patience > 0)
+    return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.looks
+
+
+class Training:
+    """Network, averaged weights, optimiser and history of a run: all that a checkpoint holds."""
+
+    def __init__(self, network: nn.Module, weight_decay: float, words: dict[str, Any]) -> None:
+        self.parameters = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise InputError(
+                "network: got one without trainable parameters; a student is frozen when it is done. Call "
+                "network.requires_grad_(True) to train it on."
+            )
+        self.words = words
+        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.best = self.average
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), 1.0, betas=(0.9, 0.99), weight_decay=weight_decay
         )
-    average = [p.detach().clone() for p in parameters]
-    optimiser = torch.optim.Adam(parameters, rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: learning_rate(i, iterations))
-    generator = torch.Generator().manual_seed(seed)
-    history: list[Tensor] = []
-    for i in _progress(iterations, progress):
-        with torch.enable_grad():
-            value = loss(torch.randint(count, (batch,), generator=generator))
-            # of these parameters only: a user's denoiser may have parameters of its own
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        for p, g in zip(parameters, gradients, strict=True):
-            p.grad = g
+        self.history: list[Tensor] = []
+        self.looks: list[tuple[int, float]] = []
+        self.stale = 0
+
+    @property
+    def done(self) -> int:
+        return len(self.history)
+
+    def gradients(
+        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, whole: int, split: bool
+    ) -> Tensor:
+        """Fill the gradients, of all processes together; the loss."""
+        parameters = list(self.parameters.values())
+        if len(batch.index):
+            with torch.enable_grad():
+                value = loss(batch)
+                # of these parameters only: a user's denoiser may have parameters of its own
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
+        else:  # more processes than samples
+            value, found = parameters[0].new_zeros(()), (None,) * len(parameters)
+        for p, g in zip(parameters, found, strict=True):
+            p.grad = torch.zeros_like(p) if g is None else g
+        value = value.detach()
+        if split and rank_and_world()[1] > 1:
+            flat = torch.cat([value[None], *(p.grad.flatten() for p in parameters)])  # type: ignore[union-attr]
+            flat = sum_over_processes(flat * (len(batch.index) / whole))
+            value, *summed = flat.split([1, *(p.numel() for p in parameters)])
+            for p, g in zip(parameters, summed, strict=True):
+                p.grad = g.reshape(p.shape)
+        return value.reshape(())
+
+    def step(self, rate: float, average: float, value: Tensor) -> None:
+        parameters = list(self.parameters.values())
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        history.append(value.detach())
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.optimiser.step()
         with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(0.99, (i + 1) / (i + 10)))
-        if i % 100 == 99 or i == iterations - 1:
-            _check_finite(history[-1], i)
-    with torch.no_grad():
-        for p, a in zip(parameters, average, strict=True):
-            p.copy_(a)
-    return [float(t.mean()) for t in torch.stack(history).tensor_split(10) if len(t)]
+            far = 1 - min(average, (self.done + 1) / (self.done + 10))
+            torch._foreach_lerp_(list(self.average.values()), parameters, far)
+        self.history.append(value)
+
+    def looked(self, look: Callable[[], float]) -> None:
+        """Ask for the held-out distance of the averaged weights, and remember them if it is the best."""
+        now = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self._put(self.average)
+        value = look()
+        self._put(now)
+        better = all(value < v for _, v in self.looks)
+        self.stale = 0 if better else self.stale + 1
+        self.looks.append((self.done, value))
+        if better:
+            self.best = {k: v.clone() for k, v in self.average.items()}
+
+    def finish(self, at_best: bool) -> None:
+        self._put(self.best if at_best else self.average)
+
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for k, p in self.parameters.items():
+                p.copy_(weights[k])
+
+    def check_finite(self) -> None:
+        if not bool(self.history[-1].isfinite()):
+            raise NonFiniteError(
+                f"The training loss is not finite after {self.done} iterations. Lower the learning rate, "
+                "rate=.", step=self.done - 1, paths=0,
+            )  # fmt: skip
+
+    def write(self, path: Path | None) -> None:
+        """The state as a file that appears whole or not at all; by the first process alone."""
+        if path is None or rank_and_world()[0]:
+            return
+        from safetensors.torch import save_file
+
+        from .store import whole
+
+        tensors = {"history": torch.stack(self.history).cpu()}
+        for k, p in self.parameters.items():
+            tensors |= {f"now.{k}": p.detach(), f"mean.{k}": self.average[k], f"best.{k}": self.best[k]}
+            tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
+        meta = {"format": CHECKPOINT, "words": self.words, "looks": self.looks, "stale": self.stale}
+        # a copy: safetensors refuses tensors that share memory, as best and mean do without a look
+        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
+        with whole(path) as part:
+            save_file(tensors, str(part), {"fewstep": json.dumps(meta)})
+
+    def read(self, path: Path | None) -> None:
+        """Go on from a checkpoint, where there is one."""
+        barrier()
+        if path is None or not path.exists():
+            return
+        from .store import DAMAGE, read
+
+        meta, tensors = read(path, (CHECKPOINT,))
+        if meta.get("words") != self.words:
+            raise InputError(f"checkpoint: {path} is of a training with {meta.get('words')}, this one has "
+                             f"{self.words}. Repeat that call, or take another folder.")  # fmt: skip
+        try:
+            with torch.no_grad():
+                for k, p in self.parameters.items():
+                    p.copy_(tensors[f"now.{k}"])
+                    self.average[k].copy_(tensors[f"mean.{k}"])
+                    self.optimiser.state[p] = {
+                        m: tensors[f"{m}.{k}"].to("cpu" if m == "step" else p.device)
+                        for m in ("step", "exp_avg", "exp_avg_sq")
+                    }
+                self.best = {k: tensors[f"best.{k}"].to(p.device) for k, p in self.parameters.items()}
+            self.history = list(tensors["history"].to(next(iter(self.average.values())).device).unbind())
+            self.looks, self.stale = [(int(i), float(v)) for i, v in meta["looks"]], int(meta["stale"])
+        except (RuntimeError, *DAMAGE) as error:
+            raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
 
 
 def learning_rate(i: int, iterations: int) -> float:
@@ -130,19 +267,14 @@ def learning_rate(i: int, iterations: int) -> float:
     return min(1.0, (i + 1) / warm) * 0.5 * (1 + math.cos(math.pi * i / iterations))
 
 
-def _check_finite(loss: Tensor, i: int) -> None:
-    if not bool(loss.isfinite()):
-        raise NonFiniteError(
-            f"The training loss is not finite after {i + 1} iterations. Lower the learning rate, rate=.",
-            step=i, paths=0,
-        )  # fmt: skip
-
-
-def _progress(iterations: int, show: bool) -> Iterable[int]:
+def _progress(done: int, iterations: int, show: bool) -> Any:
     from tqdm import trange
 
     # disable=None: a bar on a terminal, none in a pipe
-    return trange(iterations, desc="distil", disable=None if show else True, leave=False)  # type: ignore[no-any-return]
+    hidden = None if show and rank_and_world()[0] == 0 else True
+    return trange(
+        done, iterations, initial=done, total=iterations, desc="distil", disable=hidden, leave=False
+    )
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

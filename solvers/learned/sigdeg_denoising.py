@@ -1,0 +1,194 @@
+"""Sig-DEG for diffusion models: teacher data, the unrolled loss, a `SigSampler`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..brownian.increment import LEVELS
+from ..classical.euler_maruyama import EulerMaruyama
+from ..errors import InputError
+from ..grid import sigma_grid
+from ..problem import Denoising
+from ..sample import _plain as plain
+from ..sample import combine, run
+from ..solver import DiffusionSolver
+from .dode_walk import Labelled
+from .networks import DenoisingMLP
+from .sig_step import SigSampler
+from .training import HELD_OUT, Minibatch, Report, Stopwatch, fit, seeded
+from .trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
+
+AT_ONCE = 4  # different steps in a minibatch of forced ones: a call of the network is told one level
+LOOK = 256  # held-out trajectories at a time
+
+
+def distill_denoising(
+    problem: Denoising | Labelled, *, event_shape: tuple[int, ...] | None = None, steps: int | None = None,
+    teacher_steps: int = 300, teacher: DiffusionSolver | None = None, levy: str | None = None,
+    head: str = "direct", feedback: bool = False, spacing: str = "logsnr", sigmas: Tensor | None = None,
+    parent: DiffusionSolver | None = None, network: nn.Module | None = None, labels: Tensor | None = None,
+    data: Trajectories | None = None, trajectories: int = 8192, forcing: float = 0.0,
+    autocast: bool = False, folder: str | Path | None = None, device: torch.device | str = "cpu",
+    seed: int = 0, progress: bool = False, **training: Any,
+) -> tuple[SigSampler, Report]:  # fmt: skip
+    """See `distill_sigdeg`."""
+    watch = Stopwatch()
+    if data is None:
+        grid = _coarse_grid(problem, labels, steps, spacing, sigmas)
+        if event_shape is None:
+            raise InputError("event_shape: got nothing; wanted the shape of a sample, or data=.")
+        data = make_trajectories(
+            problem, grid, count=trajectories, event_shape=event_shape, labels=labels, seed=seed,
+            substeps=substeps_of(len(grid) - 1, teacher_steps), teacher=teacher, levy=levy or "H",
+            folder=folder and Path(folder) / "teacher", device=device, progress=progress,
+        )  # fmt: skip
+        watch.lap("teacher")
+    levy = _levy(levy, data)
+    network, residual = _network(problem, data, levy, network, head, feedback, seed)
+    student = SigSampler((parent or EulerMaruyama()).plan(data.sigmas), network.to(device), levy, residual)
+    task = _Task(problem, student, data, forcing, autocast, torch.device(device), _weights(data))
+    if forcing and bool(student.plan.b[:, 1:].any()):
+        raise InputError(f"forcing: got {forcing} with {student.plan.name}, whose steps look further back.")
+    every = torch.arange(len(data))
+    kept, held = every[every % HELD_OUT > 0], every[::HELD_OUT]
+    parents = task.knots(held, parent=True)
+    options: dict[str, Any] = {"iterations": 2500, "batch": 256, "rate": 1e-3} | training
+    losses, looks = fit(
+        network.train(), lambda batch: task.loss(kept[batch.index], batch), len(kept), seed=seed,
+        progress=progress, look=lambda: task.knots(held)[-1], words={"forcing": forcing, "levy": levy},
+        checkpoint=folder and Path(folder) / f"student-{len(data.sigmas) - 1}.training", **options,
+    )  # fmt: skip
+    network.eval().requires_grad_(False)  # to train on, ask for gradients again
+    watch.lap("training")
+    mine = task.knots(held)
+    return student, Report(
+        data.evaluations, len(data), parents[-1], mine[-1], losses, watch.seconds, looks,
+        {"parent": parents, "student": mine},
+    )  # fmt: skip
+
+
+def _coarse_grid(
+    problem: Denoising | Labelled, labels: Tensor | None, steps: int | None, spacing: str,
+    sigmas: Tensor | None,
+) -> Tensor:  # fmt: skip
+    if sigmas is None:
+        if steps is None:
+            raise InputError("steps: got None; wanted steps=... or sigmas=... for the coarse grid.")
+        if not isinstance(problem, Denoising):
+            if labels is None:
+                raise InputError("labels: got none beside a function; it makes a model of labels.")
+            problem = problem(labels[:1])
+        return sigma_grid(problem.schedule, steps, spacing, "sigma_min")
+    grid = checked_levels(sigmas)
+    if steps not in (None, len(grid) - 1):
+        raise InputError(f"steps: got {steps} beside sigmas of {len(grid) - 1} intervals; drop one of them.")
+    return grid
+
+
+def _levy(levy: str | None, data: Trajectories) -> str:
+    if levy is None:
+        return data.levy
+    if LEVELS[levy] > LEVELS[data.levy]:
+        raise InputError(f"levy: got {levy!r}; the trajectories hold {data.levy!r}. Make them with more.")
+    return levy
+
+
+def _network(
+    problem: Denoising | Labelled, data: Trajectories, levy: str, network: nn.Module | None, head: str,
+    feedback: bool, seed: int,
+) -> tuple[nn.Module, bool]:  # fmt: skip
+    """The network, and whether it is added to the denoiser."""
+    if network is not None:
+        return network, False
+    letters = LEVELS[levy]
+    denoiser = problem.denoiser if isinstance(problem, Denoising) else None
+    if isinstance(denoiser, DenoisingMLP):
+        return seeded(seed, lambda: denoiser.with_signature(letters, head, feedback)), False
+    small: dict[str, Any] = {"skip": False, "head": head, "feedback": feedback}
+    return seeded(seed, lambda: DenoisingMLP(data.event, 128, 2, letters, **small)), True
+
+
+def _weights(data: Trajectories) -> Tensor:
+    """(steps,) one over the variance of the knots a step ends at."""
+    knots = data.pick(torch.arange(min(len(data), 1024))).knots[1:]
+    return 1 / knots.double().var(1).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a student is trained on, and how far it is from it."""
+
+    problem: Denoising | Labelled
+    student: SigSampler
+    data: Trajectories
+    forcing: float
+    autocast: bool
+    device: torch.device
+    weights: Tensor
+
+    def loss(self, index: Tensor, batch: Minibatch) -> Tensor:
+        """Mean squared distance at the knots, each in units of its standard deviation."""
+        some = self.data.pick(index).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            if batch.share < self.forcing:
+                return self._forced(some, batch.generator)
+            gaps = (self._states(some) - some.knots[1:]).square().flatten(1).mean(1)
+        return (gaps * self.weights.to(gaps)).mean()
+
+    def knots(self, index: Tensor, parent: bool = False) -> list[float]:
+        """(steps,) root mean square distances of the student, or of its parent, along the teacher's noise."""
+        total = torch.zeros(self.student.plan.nfe, dtype=torch.float64)
+        with torch.no_grad():
+            for part in index.split(LOOK):
+                some = self.data.pick(part).to(self.device)
+                gaps = (self._states(some, parent) - some.knots[1:]).double().square()
+                total += gaps.flatten(1).mean(1).cpu() * len(part)
+        return (total / len(index)).sqrt().tolist()
+
+    def _at(self, labels: Tensor | None) -> tuple[SigSampler, Denoising]:
+        """Student and model for samples of these classes."""
+        student, problem = self.student, self.problem
+        if labels is not None and getattr(student.network, "labelled", False):
+            student = student.at(labels)
+        if not isinstance(problem, Denoising):
+            assert labels is not None
+            problem = problem(labels)
+        return student, problem
+
+    def _states(self, some: Batch, parent: bool = False) -> Tensor:
+        """(steps, n, *event) the student's states along the teacher's noise."""
+        student, problem = self._at(some.labels)
+        states, supply, x = list[Tensor](), iter(some.xi), some.knots[0]
+        evaluate = plain(problem, student.plan, x) if parent else student.evaluator(problem, x)
+        run(
+            student.plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x)
+        )
+        return torch.stack(states)
+
+    def _forced(self, some: Batch, generator: torch.Generator) -> Tensor:
+        """Some of the steps, each for a part of the samples, from the teacher's own knots."""
+        n, total = some.knots.shape[1], some.knots.new_zeros(())
+        chosen = torch.randint(self.student.plan.nfe, (AT_ONCE,), generator=generator).tolist()
+        for k, mine in zip(chosen, torch.arange(n, device=self.device).tensor_split(AT_ONCE), strict=True):
+            if len(mine):
+                gap = self._step(some.part(mine), k) - some.knots[k + 1, mine]
+                total = total + self.weights[k].to(gap) * gap.square().flatten(1).mean(1).sum()
+        return total / n
+
+    def _step(self, some: Batch, k: int) -> Tensor:
+        """The student's step from the teacher's state at knot k."""
+        student, problem = self._at(some.labels)
+        rows, x, z = student.plan.rows, some.knots[k], some.xi[k]
+        levels = self.data.sigmas[k : k + 2].to(x.device, x.dtype).unbind()
+        look = combine(rows[k].look, x, [], [z.unbind(1)])
+        last = None
+        if k and getattr(student.network, "feedback", False):  # what would have led the teacher here
+            go, before = rows[k - 1].go, some.xi[k - 1].unbind(1)
+            last = (x - combine(go._replace(past=()), some.knots[k - 1], [], [before])) / go.past[0][0]
+        D = student.predict(problem, look, *levels, z[:, : LEVELS[student.levy]], last)
+        return combine(rows[k].go, x, [D], [z.unbind(1)])

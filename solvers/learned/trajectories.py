@@ -1,0 +1,354 @@
+"""Teacher data of Sig-DEG: fine trajectories at coarse knots, with the exact signature of each interval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..brownian import FreshIncrements, Increment
+from ..brownian.increment import LEVELS
+from ..brownian.normals import key_of, node_seed
+from ..classical.euler_maruyama import EulerMaruyama
+from ..errors import InputError, one_of
+from ..grid import check_sigmas
+from ..plan import Plan
+from ..problem import Denoising
+from ..sample import _plain as plain
+from ..sample import generators, run, unit_normals
+from ..solver import DiffusionSolver
+from . import store
+from .dode import TOLERANCE, Fingerprint
+from .dode_walk import Labelled, Model, plan_of
+from .processes import barrier, rank_and_world
+
+FORMAT = "fewstep-trajectories-1"
+BLOCK = 256  # trajectories made and written at a time; part of their identity, since a draw is a block's
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some trajectories.
+
+    Attributes:
+        knots: (steps + 1, n, *event) the teacher's states at the coarse levels.
+        xi: (steps, n, letters, *event) normalised signatures of the intervals between them.
+        labels: (n, ...) or None.
+    """
+
+    knots: Tensor
+    xi: Tensor
+    labels: Tensor | None = None
+
+    def part(self, index: Tensor) -> Batch:
+        """These of them."""
+        labels = None if self.labels is None else self.labels[index]
+        return Batch(self.knots[:, index], self.xi[:, index], labels)
+
+    def to(self, device: torch.device | str) -> Batch:
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(self.knots.to(device), self.xi.to(device), labels)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Trajectories in blocks, in memory or mapped from files.
+
+    Attributes:
+        levels: (intervals + 1,) float64, those of the blocks.
+        blocks: each "knots" (n, intervals + 1, *event), "xi" (n, intervals, letters, *event), maybe "labels".
+        evaluations: of the network for each trajectory.
+        every: one of so many levels is a coarse one.
+    """
+
+    levels: Tensor
+    blocks: list[dict[str, Tensor]]
+    evaluations: int
+    every: int = 1
+
+    def __len__(self) -> int:
+        return sum(len(b["knots"]) for b in self.blocks)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(steps + 1,) the coarse levels."""
+        return self.levels[:: self.every]
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return tuple(self.blocks[0]["knots"].shape[2:])
+
+    @property
+    def levy(self) -> str:
+        return "WHK"[self.blocks[0]["xi"].shape[2] - 1]
+
+    @property
+    def labelled(self) -> bool:
+        return "labels" in self.blocks[0]
+
+    def coarsen(self, every: int) -> Trajectories:
+        """The same trajectories at one coarse level in `every`, for a student of fewer steps.
+
+        Raises:
+            InputError: every does not divide the number of steps.
+        """
+        steps = len(self.sigmas) - 1
+        if every < 1 or steps % every:
+            raise InputError(f"every: got {every}, wanted a divisor of the {steps} steps.")
+        return replace(self, every=self.every * every)
+
+    def pick(self, index: Tensor) -> Batch:
+        """The trajectories of these numbers, in this order."""
+        parts, places, first = [], [], 0
+        for block in self.blocks:
+            n = len(block["knots"])
+            mine = ((index >= first) & (index < first + n)).nonzero().flatten()
+            if len(mine):
+                parts.append({k: v[index[mine] - first] for k, v in block.items()})
+                places.append(mine)
+            first += n
+        back = torch.cat(places).argsort()
+        whole = {k: torch.cat([p[k] for p in parts])[back] for k in parts[0]}
+        knots, xi = (whole[k].transpose(0, 1) for k in ("knots", "xi"))
+        return Batch(knots[:: self.every], self._joined(xi), whole.get("labels"))
+
+    def _joined(self, xi: Tensor) -> Tensor:
+        """Signatures of the coarse intervals, by Chen's relation."""
+        if self.every == 1:
+            return xi
+        h = (self.levels**-2.0).diff().tolist()
+        out: list[Tensor] = []
+        for first in range(0, len(h), self.every):
+            parts = [Increment.from_coordinates(h[k], *xi[k].unbind(1)) for k in
+                     range(first, first + self.every)]  # fmt: skip
+            whole = parts[0]
+            for part in parts[1:]:
+                whole = whole.join(part)
+            out.append(torch.stack(whole.coordinates(), 1))
+        return torch.stack(out)
+
+
+def make_trajectories(
+    problem: Denoising | Labelled, sigmas: Tensor, *, count: int, event_shape: tuple[int, ...],
+    substeps: int, teacher: DiffusionSolver | None = None, levy: str = "H", labels: Tensor | None = None,
+    seed: int = 0, folder: str | Path | None = None, device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Trajectories:  # fmt: skip
+    """Run a fine stochastic sampler and keep what a student of few steps learns from.
+
+    The teacher draws exact (W, H, K) on its own steps; Chen's relation joins them to the coarse intervals.
+
+    Args:
+        problem: the model; with `labels` a function `labels -> Denoising`.
+        sigmas: (steps + 1,) the coarse levels, decreasing, all above 0.
+        count, event_shape: how many trajectories, and the shape of one sample.
+        substeps: of the teacher for each coarse interval, even in log sigma.
+        teacher: a stochastic solver whose steps open one path interval each: `EulerMaruyama()` (the
+            default, DDPM's ancestral step), `SEA()`, `SRA1()`, `ShARK()` or one of your own.
+        levy: "W", "H" or "K": the signature kept, at least what the teacher needs.
+        labels: (count, ...) a label for each trajectory.
+        seed: trajectory i of one seed is always the same.
+        folder: blocks of 256 are written here, each whole or not at all. The same call goes on where an
+            earlier one was stopped; another call is refused. Of several processes each makes its share.
+        device: where the network runs.
+
+    Raises:
+        InputError: arguments out of these ranges, a folder that holds other trajectories.
+    """
+    sigmas = checked_levels(sigmas)
+    if levy not in LEVELS:
+        raise one_of("levy", levy, LEVELS)
+    for name, came, least in (("count", count, 1), ("substeps", substeps, 1)):
+        if isinstance(came, bool) or not isinstance(came, int) or came < least:
+            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+    model = Model.of(problem, labels, torch.empty(count, *event_shape, device="meta"))
+    maker = _Maker.of(model, sigmas, substeps, teacher or EulerMaruyama(), levy, event_shape, seed, device)
+    starts = range(0, count, BLOCK)
+    ranges = [torch.arange(i, min(i + BLOCK, count)) for i in starts]
+    if folder is None:
+        blocks = [maker.block(index) for index in _shown(ranges, progress)]
+    else:
+        blocks = _on_disk(Path(folder), maker, ranges, progress)
+    return Trajectories(sigmas, blocks, maker.plan.nfe)
+
+
+def substeps_of(steps: int, fine: int) -> int:
+    """Fine steps for each of the coarse ones."""
+    if steps < 1 or fine < steps or fine % steps:
+        raise InputError(f"teacher_steps: got {fine} for {steps} steps, wanted a multiple of steps.")
+    return fine // steps
+
+
+def checked_levels(sigmas: Tensor) -> Tensor:
+    """Coarse levels of a stochastic student: all above 0."""
+    grid = check_sigmas(sigmas)
+    if grid[-1] == 0:
+        raise InputError(
+            "sigmas: got a grid that ends in 0, wanted one that ends above: the signature of the last "
+            "interval of tau = 1/sigma^2 must be finite. End at the schedule's sigma_min."
+        )
+    return grid
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Everything that a block of trajectories is a function of."""
+
+    model: Model
+    sigmas: Tensor
+    plan: Plan
+    ends: list[bool]
+    levy: str
+    event: tuple[int, ...]
+    seed: int
+    device: torch.device | str
+
+    @classmethod
+    def of(
+        cls, model: Model, sigmas: Tensor, substeps: int, teacher: DiffusionSolver, levy: str,
+        event: tuple[int, ...], seed: int, device: torch.device | str,
+    ) -> _Maker:  # fmt: skip
+        u = torch.arange(substeps, dtype=torch.float64) / substeps
+        fine = torch.exp(torch.lerp(sigmas[:-1, None].log(), sigmas[1:, None].log(), u)).flatten()
+        fine[::substeps] = sigmas[:-1]
+        plan = plan_of(teacher, torch.cat([fine, sigmas[-1:]]), model.schedule)
+        if not plan.levy or bool((plan.noise[:, 1] <= plan.noise[:, 0]).any()):
+            raise InputError(
+                f"teacher: got {plan.name!r}, wanted a stochastic solver all of whose noise is on the path, "
+                "such as EulerMaruyama(), SEA() or ShARK()."
+            )
+        if LEVELS[plan.levy] > LEVELS[levy]:
+            raise InputError(f"levy: got {levy!r}; the teacher {plan.name} needs {plan.levy!r}.")
+        return cls(model, sigmas, plan, _ends(plan, sigmas), levy, tuple(event), seed, device)
+
+    @torch.no_grad()
+    def block(self, index: Tensor) -> dict[str, Tensor]:
+        """The trajectories of these numbers, one block's."""
+        problem, plan, number = self.model.at(index), self.plan, int(index[0]) // BLOCK
+        shape, key = (len(index), *self.event), key_of(self.seed)
+        source = FreshIncrements(shape, levy=self.levy, seed=node_seed(key, 2 * number + 1))
+        normals = unit_normals(shape, generators(node_seed(key, 2 * number), "cpu"), torch.float32, "cpu")
+        x = (normals * float(self.sigmas[0])).to(self.device)
+        knots, xi, joined = [x.cpu()], list[Tensor](), list[Increment]()
+
+        def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
+            increment = source.increment(tau0, tau1)
+            joined.append(joined.pop().join(increment) if joined else increment)
+            return tuple(z.to(self.device) for z in increment.coordinates()[: plan.m.shape[-1]])
+
+        def keep(row: int, x: Tensor, D: Tensor) -> None:
+            if self.ends[row]:
+                knots.append(x.cpu())
+                xi.append(torch.stack(joined.pop().coordinates(), 1))
+
+        run(plan, x, plain(problem, plan, x), draw, keep)
+        labels = self.model.labels
+        out = {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
+        return out if labels is None else out | {"labels": labels[index.to(labels.device)].cpu()}
+
+    def words(self, count: int) -> dict[str, Any]:
+        """What a folder of blocks says of itself."""
+        like = torch.empty(1, *self.event, device=self.device)
+        asked = Fingerprint.of_model(self.model, like)
+        return {
+            "format": FORMAT, "count": count, "levy": self.levy, "sigmas": self.sigmas.tolist(),
+            "teacher": self.plan.name, "evaluations": self.plan.nfe, "seed": self.seed,
+            "model": json.loads(json.dumps(vars(asked))),
+        }  # fmt: skip
+
+
+def _ends(plan: Plan, sigmas: Tensor) -> list[bool]:
+    """For each row whether the state after it is at a coarse level."""
+    opens = (~plan.noise[:, 0].isnan()).tolist()
+    coarse, out, tau = sigmas[1:] ** -2.0, list[bool](), float("nan")
+    for row in range(plan.nfe):
+        tau = float(plan.noise[row, 1]) if opens[row] else tau
+        last = row + 1 == plan.nfe or opens[row + 1]
+        out.append(last and bool(((coarse / tau - 1).abs() < 1e-9).any()))
+    if sum(out) != len(coarse):
+        raise InputError(f"teacher: {plan.name} does not stop at the coarse levels; wanted one interval a "
+                         "step, as of EulerMaruyama() or ShARK().")  # fmt: skip
+    return out
+
+
+def _shown(items: list[Tensor], progress: bool) -> Any:
+    from tqdm import tqdm
+
+    # disable=None: a bar on a terminal, none in a pipe
+    return tqdm(items, desc="teacher", disable=None if progress else True, leave=False)
+
+
+def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) -> list[dict[str, Tensor]]:
+    from safetensors.torch import save_file
+
+    _claim(folder, maker.words(int(ranges[-1][-1]) + 1))
+    files = [folder / f"block-{i:05d}.safetensors" for i in range(len(ranges))]
+    rank, world = rank_and_world()
+    todo = [i for i in range(rank, len(files), world) if not files[i].exists()]
+    for i in _shown(todo, progress):
+        block = {k: v.contiguous() for k, v in maker.block(ranges[i]).items()}
+        with store.whole(files[i]) as part:
+            save_file(block, str(part))
+    barrier()
+    return [_mapped(f, len(r), maker) for f, r in zip(files, ranges, strict=True)]
+
+
+def _claim(folder: Path, words: dict[str, Any]) -> None:
+    """Write what the folder will hold, or refuse one that holds other trajectories."""
+    path = folder / "trajectories.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"folder: {path} cannot be read ({error}); take another folder.") from error
+    barrier()
+    if held is None:
+        if rank_and_world()[0] == 0:
+            with store.whole(path) as part:
+                part.write_text(json.dumps(words, indent=1))
+        return
+    for key, mine in words.items():
+        theirs = held.get(key) if isinstance(held, dict) else None
+        same = _same_model(theirs, mine) if key == "model" else theirs == mine
+        if not same:
+            raise InputError(
+                f"folder: {folder} holds trajectories of another {key} ({_short(theirs)}, this call's is "
+                f"{_short(mine)}). Take an empty folder, or repeat the call that made this one."
+            )
+
+
+def _same_model(held: Any, mine: dict[str, Any]) -> bool:
+    try:
+        return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
+    except (*store.DAMAGE, RuntimeError):
+        return False
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
+    """A block as it lies in its file: nothing is read before it is asked for."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    intervals = len(maker.sigmas) - 1
+    wanted = {
+        "knots": (count, intervals + 1, *maker.event),
+        "xi": (count, intervals, LEVELS[maker.levy], *maker.event),
+    }
+    try:
+        block = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"folder: {path} is damaged ({error}); delete it, and the same call makes it "
+                         "again.") from error  # fmt: skip
+    if any(name not in block or tuple(block[name].shape) != shape for name, shape in wanted.items()):
+        raise InputError(f"folder: {path} is not a block of these trajectories; delete it, and the same call "
+                         "makes it again.")  # fmt: skip
+    return block
