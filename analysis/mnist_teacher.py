@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from fewstep import Denoising, DiscreteVP, classifier_free_guidance, from_epsilon
 from fewstep.errors import InputError
-from fewstep.learned import store
-from fewstep.learned.training import learning_rate, seeded
+from fewstep.learned import store, training
+from fewstep.learned.training import Minibatch, learning_rate, seeded
 from torch import Tensor, nn
 
 from . import datasets
@@ -24,7 +24,7 @@ from . import datasets
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-FORMAT, CHECKPOINT = "fewstep-mnist-unet-1", "fewstep-mnist-training-1"
+FORMAT = "fewstep-mnist-unet-1"
 FEATURES_FORMAT = "fewstep-mnist-features-1"
 WEIGHTS = Path(__file__).parent / "weights" / "mnist_unet.safetensors"
 FEATURES = Path(__file__).parent / "weights" / "mnist_features.safetensors"
@@ -170,20 +170,20 @@ def fit(
     Args:
         images, labels: (n, 1, 28, 28) in [-1, 1] and (n,).
     """
-    from tqdm import trange
-
-    run = Training(net, seed, rate)
-    if resume:
-        run.read(checkpoint)
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    elif not checkpoint.exists():
+        raise InputError(f"checkpoint: {checkpoint} does not exist; leave resume out to begin.")
     abar = 1 / (1 + torch.exp(2 * schedule().log_sigmas)).float()
-    precise = int((1 - PRECISE) * iterations)
-    for i in trange(run.done, iterations, initial=run.done, total=iterations, desc="teacher", disable=None):
-        which = torch.randint(len(images), (batch,), generator=run.generator)
-        loss = _loss(net, images[which], labels[which], abar, run.generator, i < precise)
-        run.step(loss, rate * learning_rate(i, iterations))
-        if run.done % every == 0:
-            run.write(checkpoint, loss.item())
-    run.finish()
+
+    def loss(some: Minibatch) -> Tensor:
+        fast = some.share < 1 - PRECISE
+        return _loss(net, images[some.index], labels[some.index], abar, some.generator, fast)
+
+    training.fit(
+        net, loss, len(images), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=True,
+        average=0.999, weight_decay=0.01, every=every, checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 def _loss(
@@ -204,61 +204,6 @@ def _loss(
         out = net(x, t, class_labels=labels.masked_fill(drop, NO_CLASS)).sample
     weight = (5 * (1 - a) / a).clamp(0.1, 1)
     return (weight * (out.float() - noise).square()).mean()
-
-
-class Training:
-    """Network, averaged weights, AdamW and random numbers of a run: all that a checkpoint holds."""
-
-    def __init__(self, net: Any, seed: int, rate: float) -> None:
-        self.parameters = dict(net.named_parameters())
-        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), rate, weight_decay=0.01)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.done = 0
-
-    def step(self, loss: Tensor, rate: float) -> None:
-        parameters = list(self.parameters.values())
-        self.optimiser.param_groups[0]["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimiser.step()
-        with torch.no_grad():
-            far = 1 - min(0.999, (self.done + 1) / (self.done + 10))
-            torch._foreach_lerp_(list(self.average.values()), parameters, far)
-        self.done += 1
-
-    def finish(self) -> None:
-        with torch.no_grad():
-            for k, p in self.parameters.items():
-                p.copy_(self.average[k])
-
-    def write(self, path: Path, loss: float) -> None:
-        from safetensors.torch import save_file
-
-        tensors = {"random": self.generator.get_state()}
-        for k, p in self.parameters.items():
-            tensors |= {f"now.{k}": p.detach(), f"mean.{k}": self.average[k]}
-            tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
-        meta = {"format": CHECKPOINT, "done": self.done, "loss": loss}
-        part = Path(f"{path}.part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, str(part), {"fewstep": json.dumps(meta)})
-        part.replace(path)  # the file appears whole or not at all
-
-    def read(self, path: Path) -> None:
-        meta, tensors = store.read(path, (CHECKPOINT,))
-        try:
-            with torch.no_grad():
-                for k, p in self.parameters.items():
-                    p.copy_(tensors[f"now.{k}"])
-                    self.average[k].copy_(tensors[f"mean.{k}"])
-                    self.optimiser.state[p] = {
-                        m: tensors[f"{m}.{k}"] for m in ("step", "exp_avg", "exp_avg_sq")
-                    }
-            self.generator.set_state(tensors["random"])
-            self.done = int(meta["done"])
-        except (RuntimeError, *store.DAMAGE) as error:
-            raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
 
 
 class Features(nn.Module):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from fewstep import EDM, Denoising
 from fewstep.errors import InputError
-from fewstep.learned import store
+from fewstep.learned import store, training
 from fewstep.learned.networks import DenoisingMLP
-from fewstep.learned.training import learning_rate, seeded
+from fewstep.learned.training import Minibatch, seeded
 from torch import Tensor
 
 from . import datasets
@@ -92,29 +92,18 @@ def fit_denoiser(
     rate: float = 2e-3,
 ) -> Any:
     """Denoising score matching with EDM's weight (arXiv 2206.00364, Eq. 8) and averaged weights."""
-    from tqdm import trange
 
-    generator = torch.Generator().manual_seed(seed)
-    parameters = list(network.parameters())
-    average = [p.detach().clone() for p in parameters]
-    optimiser = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=0.01)
-    cosine = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: learning_rate(i, iterations))
-    for i in trange(iterations, desc="teacher", disable=None):
-        x0 = data[torch.randint(len(data), (batch,), generator=generator)]
-        sigma = torch.exp(-0.5 + 1.2 * torch.randn(batch, generator=generator))
+    def loss(some: Minibatch) -> Tensor:
+        x0, generator = data[some.index], some.generator
+        sigma = torch.exp(-0.5 + 1.2 * torch.randn(len(x0), generator=generator))
         sigma = sigma.clamp(schedule.sigma_min / 2, 2 * schedule.sigma_max)
         s = sigma.reshape(-1, *[1] * (x0.dim() - 1))
         x = x0 + s * torch.randn(x0.shape, generator=generator)
         weight = (s.square() + network.data_std**2) / (s * network.data_std) ** 2
-        loss = (weight * (network(x, sigma) - x0).square()).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        cosine.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(0.999, (i + 1) / (i + 10)))
-    with torch.no_grad():
-        for p, a in zip(parameters, average, strict=True):
-            p.copy_(a)
+        return (weight * (network(x, sigma) - x0).square()).mean()
+
+    training.fit(
+        network, loss, len(data), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=True,
+        average=0.999, weight_decay=0.01,
+    )  # fmt: skip
     return network.eval()

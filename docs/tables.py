@@ -13,10 +13,12 @@ from typing import Any
 
 import fewstep as fs
 from fewstep.analysis import Record, cards, diffusion_work
+from fewstep.analysis.studies import sigdeg_order
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 DEMO = DOCS / "records" / "demo.json"
+ORDER = DOCS / "records" / "sigdeg-order.json"
 MARKS = re.compile(r"(?<=<!-- demo -->\n).*?(?=<!-- end -->)", re.S)
 
 
@@ -170,6 +172,7 @@ def write(folder: Path) -> None:
         "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
         "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
         "sampler-overhead": overhead(),
+        "sigdeg-order": sigdeg_order.table(ORDER), "sigdeg-order-finer": sigdeg_order.finer_table(ORDER),
         **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
     }  # fmt: skip
     for name, text in made.items():

@@ -63,7 +63,9 @@ from .learned.distill_sigdeg import distill_sigdeg as distill_sigdeg
 from .learned.dode import DODE as DODE
 from .learned.sig_step import SigSampler as SigSampler
 from .learned.sig_step import SigStep as SigStep
+from .learned.sig_unet import SigUNet as SigUNet
 from .learned.store import load as load
+from .learned.trajectories import make_trajectories as make_trajectories
 from .plan import Plan as Plan
 from .problem import ODE as ODE
 from .problem import SDE as SDE

@@ -34,7 +34,7 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
         steps: coarse intervals (not needed beside sigmas or data).
         teacher_steps: fine steps in all, a multiple of steps.
         teacher: the fine solver; by default `EulerMaruyama()` in the clock tau = 1/sigma^2 (a stochastic
-            diffusion solver), `DerivativeFreeMilstein()` (an SDE solver).
+            diffusion solver), `SRID2()` (an SDE solver; what a step learns is no better than its own).
         network: trained in place and owned by the student. For `Denoising`: `(x, sigma, sigma_next, xi)
             -> x0`; by default the denoiser itself, widened, where it is a `DenoisingMLP`, else a small
             network added to it; `SigUNet` widens a U-Net of diffusers. For `SDE`: `(t, y) -> (*y.shape, 5)`.

@@ -18,19 +18,51 @@ HEADS = ("direct", "graded")
 class Coefficients(nn.Module):
     """(t, y) -> one coefficient for each component of y and each iterated integral; nought at birth.
 
-    y is (*batch, d); the result (*batch, d, terms).
+    y is (*batch, d); the result (*batch, d, terms), in units of y.
+
+    Args:
+        width: of the two hidden layers.
+        scaled: whether it works in units of its own, see `rescale`, which are saved with the weights; its
+            head then sees y and t as well, since coefficients are often linear in y.
     """
 
-    def __init__(self, d: int, terms: int, width: int = 64) -> None:
+    def __init__(self, d: int, terms: int, width: int = 64, scaled: bool = False) -> None:
         super().__init__()
-        self.config = {"d": d, "terms": terms, "width": width}
+        self.config: dict[str, Any] = {"d": d, "terms": terms, "width": width, "scaled": scaled}
         self.terms = terms
+        self.centre: Tensor
+        self.scale: Tensor
+        self.register_buffer("centre", torch.zeros(d + 1), persistent=scaled)  # of y, and of t
+        self.register_buffer("scale", torch.ones(d + 1), persistent=scaled)
         self.body = nn.Sequential(nn.Linear(d + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.head = _zero(nn.Linear(width, d * terms))
+        self.head = _zero(nn.Linear(width + (d + 1) * scaled, d * terms))
+
+    def rescale(self, times: Tensor, states: Tensor) -> None:
+        """See y and t in units of their spread, and answer in those of y's.
+
+        Args:
+            times: (n,).
+            states: (n, batch, d) at these times.
+        """
+        for k, x in enumerate([*states.unbind(-1), times]):
+            self.centre[k], self.scale[k] = x.mean(), spread(x)
+
+    def features(self, t: Tensor, y: Tensor) -> Tensor:
+        """(*batch, features): what the head is linear in."""
+        inputs = torch.cat([y, t.expand(*y.shape[:-1], 1)], -1)
+        inputs = (inputs - self.centre) / self.scale
+        inner: Tensor = self.body(inputs)
+        return torch.cat([inner, inputs], -1) if self.config["scaled"] else inner
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        inputs = torch.cat([y, t.expand(*y.shape[:-1], 1)], -1)
-        return self.head(self.body(inputs)).unflatten(-1, (-1, self.terms))  # type: ignore[no-any-return]
+        out: Tensor = self.head(self.features(t, y)).unflatten(-1, (-1, self.terms))
+        return out * self.scale[:-1, None]
+
+
+def spread(x: Tensor) -> float:
+    """The standard deviation, or 1 where only rounding moves x."""
+    found, mean = float(x.std()), float(x.mean())
+    return found if found > 16 * torch.finfo(x.dtype).eps * abs(mean) else 1.0
 
 
 class DenoisingMLP(nn.Module):

@@ -35,8 +35,10 @@ class SigStep(StochasticSolver):
 
     For diagonal noise in Ito's calculus. Each term carries its own power of h, so that the parent's
     strong order survives any coefficients; with c_1 = g'g the order is 1.0, and with all five those of
-    the Ito-Taylor expansion 1.5 (Kloeden & Platen 1992, Eq. 10.4.1). One drift and one network evaluation
-    a step, no derivative of g.
+    the Ito-Taylor expansion 1.5 (Kloeden & Platen 1992, Eq. 10.4.1). The card promises the parent's: an
+    error of c_1 leaves one of its size times h^(1/2). As `distill_sigdeg` fits it, the slopes that are
+    measured are those of 1.5 until h is so small that this one dominates. One drift, one diffusion and
+    one network evaluation a step, no derivative of g.
 
     Args:
         network: `(t, y) -> (*y.shape, 5)`; `Coefficients` starts at nought.

@@ -103,5 +103,7 @@ class SigUNet(nn.Module):
         p, q = (v.to(x) for v in AFFINE[self.prediction](level, alpha))
         x0: Tensor = p * x + q * first
         if self.head == "graded":
-            return x0 + graded(torch.stack(terms, 1), xi, sigma, sigma_next)
-        return x0 + terms[0]
+            x0 = x0 + graded(torch.stack(terms, 1), xi, sigma, sigma_next)
+        else:
+            x0 = x0 + terms[0]
+        return x0

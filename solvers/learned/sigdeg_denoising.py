@@ -20,10 +20,10 @@ from ..solver import DiffusionSolver
 from .dode_walk import Labelled
 from .networks import DenoisingMLP
 from .sig_step import SigSampler
-from .training import HELD_OUT, Minibatch, Report, Stopwatch, fit, seeded
+from .training import Minibatch, Report, Stopwatch, fit, held_out, seeded
 from .trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
 
-AT_ONCE = 4  # different steps in a minibatch of forced ones: a call of the network is told one level
+AT_ONCE = 8  # different steps in a minibatch of forced ones: a call of the network is told one level
 LOOK = 256  # held-out trajectories at a time
 
 
@@ -45,7 +45,7 @@ def distill_denoising(
         data = make_trajectories(
             problem, grid, count=trajectories, event_shape=event_shape, labels=labels, seed=seed,
             substeps=substeps_of(len(grid) - 1, teacher_steps), teacher=teacher, levy=levy or "H",
-            folder=folder and Path(folder) / "teacher", device=device, progress=progress,
+            folder=None if folder is None else Path(folder) / "teacher", device=device, progress=progress,
         )  # fmt: skip
         watch.lap("teacher")
     levy = _levy(levy, data)
@@ -54,14 +54,14 @@ def distill_denoising(
     task = _Task(problem, student, data, forcing, autocast, torch.device(device), _weights(data))
     if forcing and bool(student.plan.b[:, 1:].any()):
         raise InputError(f"forcing: got {forcing} with {student.plan.name}, whose steps look further back.")
-    every = torch.arange(len(data))
-    kept, held = every[every % HELD_OUT > 0], every[::HELD_OUT]
+    kept, held = held_out(len(data))
     parents = task.knots(held, parent=True)
     options: dict[str, Any] = {"iterations": 2500, "batch": 256, "rate": 1e-3} | training
     losses, looks = fit(
         network.train(), lambda batch: task.loss(kept[batch.index], batch), len(kept), seed=seed,
         progress=progress, look=lambda: task.knots(held)[-1], words={"forcing": forcing, "levy": levy},
-        checkpoint=folder and Path(folder) / f"student-{len(data.sigmas) - 1}.training", **options,
+        checkpoint=None if folder is None else Path(folder) / f"student-{len(data.sigmas) - 1}.training",
+        **options,
     )  # fmt: skip
     network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
@@ -114,9 +114,15 @@ def _network(
 
 
 def _weights(data: Trajectories) -> Tensor:
-    """(steps,) one over the variance of the knots a step ends at."""
+    """(steps,) one over the variance of the knots a step ends at, times the data's share in it.
+
+    An error of a noisy knot moves the posterior mean of x0, and so all that follows, by that share of it; and
+    without it a network that predicts noise would be judged by sigma times its error.
+    """
     knots = data.pick(torch.arange(min(len(data), 1024))).knots[1:]
-    return 1 / knots.double().var(1).flatten(1).mean(1)
+    variance = knots.double().var(1).flatten(1).mean(1)
+    share = variance[-1] / variance
+    return share.clamp(max=1) / variance
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class _Task:
         """(steps,) root mean square distances of the student, or of its parent, along the teacher's noise."""
         total = torch.zeros(self.student.plan.nfe, dtype=torch.float64)
         with torch.no_grad():
-            for part in index.split(LOOK):
+            for part in torch.split(index, LOOK):
                 some = self.data.pick(part).to(self.device)
                 gaps = (self._states(some, parent) - some.knots[1:]).double().square()
                 total += gaps.flatten(1).mean(1).cpu() * len(part)
@@ -165,16 +171,15 @@ class _Task:
         student, problem = self._at(some.labels)
         states, supply, x = list[Tensor](), iter(some.xi), some.knots[0]
         evaluate = plain(problem, student.plan, x) if parent else student.evaluator(problem, x)
-        run(
-            student.plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x)
-        )
+        run(student.plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x))
         return torch.stack(states)
 
     def _forced(self, some: Batch, generator: torch.Generator) -> Tensor:
         """Some of the steps, each for a part of the samples, from the teacher's own knots."""
         n, total = some.knots.shape[1], some.knots.new_zeros(())
-        chosen = torch.randint(self.student.plan.nfe, (AT_ONCE,), generator=generator).tolist()
-        for k, mine in zip(chosen, torch.arange(n, device=self.device).tensor_split(AT_ONCE), strict=True):
+        chosen = torch.randperm(self.student.plan.nfe, generator=generator)[:AT_ONCE].tolist()
+        parts = torch.arange(n, device=self.device).tensor_split(len(chosen))
+        for k, mine in zip(chosen, parts, strict=True):
             if len(mine):
                 gap = self._step(some.part(mine), k) - some.knots[k + 1, mine]
                 total = total + self.weights[k].to(gap) * gap.square().flatten(1).mean(1).sum()
@@ -184,11 +189,11 @@ class _Task:
         """The student's step from the teacher's state at knot k."""
         student, problem = self._at(some.labels)
         rows, x, z = student.plan.rows, some.knots[k], some.xi[k]
-        levels = self.data.sigmas[k : k + 2].to(x.device, x.dtype).unbind()
+        here, there = self.data.sigmas[k : k + 2].to(x.device, x.dtype).unbind()
         look = combine(rows[k].look, x, [], [z.unbind(1)])
         last = None
         if k and getattr(student.network, "feedback", False):  # what would have led the teacher here
             go, before = rows[k - 1].go, some.xi[k - 1].unbind(1)
             last = (x - combine(go._replace(past=()), some.knots[k - 1], [], [before])) / go.past[0][0]
-        D = student.predict(problem, look, *levels, z[:, : LEVELS[student.levy]], last)
+        D = student.predict(problem, look, here, there, z[:, : LEVELS[student.levy]], last)
         return combine(rows[k].go, x, [D], [z.unbind(1)])

@@ -1,4 +1,9 @@
-"""Sig-DEG for SDEs: a `SigStep` fitted to fine steps of every size from the states of fine paths."""
+"""Sig-DEG for SDEs: a `SigStep` fitted to a teacher's finer steps from the states of fine paths.
+
+Two stages. Descent on the mean square of single steps' errors makes features of the state, the network's
+body. The head is linear in its weights, and so least squares over many fresh steps finish it: what is left
+of c_1 then is what the features cannot say, some 1e-4 of it in one dimension, where descent alone leaves 0.1.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from ..brownian import FreshIncrements, Increment
-from ..classical.derivative_free_milstein import DerivativeFreeMilstein
+from ..brownian.normals import key_of, node_seed
+from ..classical.srid2 import SRID2
 from ..errors import InputError
 from ..problem import SDE
 from ..solve import solve
 from ..solver import StochasticSolver
-from .networks import Coefficients
-from .sig_step import TERMS, SigStep
+from .networks import Coefficients, spread
+from .sig_step import TERMS, SigStep, integrals
 from .training import HELD_OUT, Minibatch, Report, Stopwatch, fit, seeded
 from .trajectories import substeps_of
 
-SIZES = (1.0, 0.25, 1 / 16, 1 / 64, 1 / 256)  # of the steps it is trained on, in coarse steps
-LOCAL = 8  # teacher's steps in each of them
+SIZES = tuple(4.0**-k for k in range(5))  # of the steps that descent sees, in coarse steps
+SOLVED = tuple(4.0**-k for k in range(7))  # and least squares
+ROUNDS, ROWS = 32, 512  # of least squares: batches of each size, and states in each
+LOCAL = 8  # teacher's steps in each step
+FRESH = 1 << 33  # nodes of the seed that descent has not drawn from
 
 
 def distill_sde(
@@ -38,57 +47,79 @@ def distill_sde(
         )
     teacher_steps = 16 * steps if teacher_steps is None else teacher_steps
     substeps = substeps_of(steps, teacher_steps)
-    student = SigStep(network or seeded(seed, lambda: Coefficients(y0.shape[-1], TERMS)).to(y0))
     watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (trajectories,), generator=generator)]
-    times = torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
-    fine = teacher or DerivativeFreeMilstein()
-    paths = _paths(sde, fine, start, times, substeps, seed)
+    fine = teacher or SRID2()
+    paths = _paths(sde, fine, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
+    student = SigStep(network or _network(paths, seed))
     watch.lap("teacher")
     every = torch.arange(trajectories)
     kept, held = every[every % HELD_OUT > 0], paths.pick(every[::HELD_OUT])
     before = held.rmse(sde, student)
-    task = _Local(sde, student, fine, paths.pick(kept), (t1 - t0) / steps)
-    options: dict[str, Any] = {"iterations": 1500, "batch": 512, "rate": 3e-3} | training
+    units = y0.new_tensor([spread(x) for x in paths.states.unbind(-1)])
+    task = _Local(sde, student, fine, paths.pick(kept), (t1 - t0) / steps, units)
+    options: dict[str, Any] = {"iterations": 1500 if network else 300, "batch": 512, "rate": 3e-3} | training
     losses, looks = fit(
         student.network.train(), task.loss, len(kept), seed=seed, progress=progress,
-        look=lambda: held.rmse(sde, student), checkpoint=folder and Path(folder) / "step.training", **options,
+        look=lambda: held.rmse(sde, student), **options,
+        checkpoint=Path(folder) / "step.training" if folder else None,
     )  # fmt: skip
     student.network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
-    after = held.rmse(sde, student)
-    return student, Report(teacher_steps, trajectories, before, after, losses, watch.seconds, looks)
+    if isinstance(student.network, Coefficients):
+        _solve_head(task, student.network, seed)
+        watch.lap("least squares")
+    spent, after = teacher_steps * fine.card.evaluations, held.rmse(sde, student)
+    return student, Report(spent, trajectories, before, after, losses, watch.seconds, looks)
 
 
 @dataclass(frozen=True)
 class _Paths:
-    """Fine paths at the coarse times. knots: (steps + 1, n, d); increments: coarse, fields (n, d)."""
+    """Fine paths. times: (n + 1,); states: (n + 1, paths, d); increments: coarse, fields (paths, d)."""
 
     times: Tensor
-    knots: Tensor
+    states: Tensor
     increments: list[Increment]
+
+    @property
+    def every(self) -> int:
+        """Fine steps in a coarse one."""
+        return (len(self.times) - 1) // len(self.increments)
 
     def pick(self, index: Tensor) -> _Paths:
         fields = [Increment(i.h, i.W[index], i.H if i.H is None else i.H[index]) for i in self.increments]
-        return _Paths(self.times, self.knots[:, index], fields)
+        return _Paths(self.times, self.states[:, index], fields)
 
     def rmse(self, sde: SDE, solver: StochasticSolver) -> float:
         """Distance of a solver's final states along the same noise."""
-        ts = self.times.to(self.knots).unbind()
-        y, carry = self.knots[0], solver.init(sde, ts[0], self.knots[0])
+        ts = self.times[:: self.every].to(self.states).unbind()
+        y, carry = self.states[0], solver.init(sde, ts[0], self.states[0])
         with torch.no_grad():
             for k, increment in enumerate(self.increments):
                 y, carry = solver.step(sde, ts[k], ts[k + 1], y, increment, carry)
-        return float((y - self.knots[-1]).square().mean().sqrt())
+        return float((y - self.states[-1]).square().mean().sqrt())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of many states y to the teacher's, (n, d), on one increment; unit: of what may be missing."""
+
+    t0: Tensor
+    t1: Tensor
+    y: Tensor
+    increment: Increment
+    target: Tensor
+    unit: Tensor
 
 
 @dataclass(frozen=True)
 class _Local:
-    """Single steps from the states of the paths, against the teacher's finer ones on the same noise.
+    """Single steps from the states of the paths at all times, against the teacher's finer ones.
 
     The residual of a step of length h is taken in units of h^(3/2), the size of what the five terms cannot
-    hold: as in weighted least squares, short steps then settle c_1, where long ones would bend it by O(h).
+    hold at most, and of the state's spread: as in weighted least squares, short steps then settle c_1, where
+    long ones would bend it by O(h). To the unit is added what rounding leaves of a difference of states.
     """
 
     sde: SDE
@@ -96,23 +127,73 @@ class _Local:
     teacher: StochasticSolver
     paths: _Paths
     coarse: float
+    units: Tensor
+
+    def step(self, place: int, index: Tensor, size: float, seed: int) -> _Step:
+        """One of so many coarse steps from the fine time of that place, on fresh noise."""
+        times, y, h = self.paths.times, self.paths.states[place, index], size * self.coarse
+        t = min(float(times[place]), float(times[-1]) - h)  # the equation may end with the paths
+        source = _Keeping(FreshIncrements(tuple(y.shape), "H", seed, dtype=y.dtype), LOCAL)
+        fine = torch.linspace(t, t + h, LOCAL + 1, dtype=torch.float64)
+        with torch.no_grad():
+            target = solve(self.sde, self.teacher, y, fine, path=source).y
+        unit = h**1.5 * self.units + 4 * torch.finfo(y.dtype).eps * y.abs()
+        t0, t1 = fine[[0, -1]].to(y).unbind()
+        return _Step(t0, t1, y, source.coarse[0], target, unit)
+
+    def residual(self, step: _Step) -> Tensor:
+        """(n, d) what is missing to the teacher's step, in units."""
+        new, _ = self.student.step(self.sde, step.t0, step.t1, step.y, step.increment, None)
+        return (step.target - new) / step.unit
 
     def loss(self, batch: Minibatch) -> Tensor:
-        knots, times = self.paths.knots, self.paths.times
-        k = int(torch.randint(len(times) - 1, (1,), generator=batch.generator))
-        seed = int(torch.randint(1 << 62, (1,), generator=batch.generator)) + int(batch.index[0])
-        y, total = knots[k, batch.index], knots.new_zeros(())
-        for size in SIZES:
-            h, t = size * self.coarse, float(times[k])
-            source = _Keeping(FreshIncrements(tuple(y.shape), "H", seed, dtype=y.dtype), LOCAL)
-            fine = torch.linspace(t, t + h, LOCAL + 1, dtype=torch.float64)
-            with torch.no_grad():
-                target = solve(self.sde, self.teacher, y, fine, path=source).y
-            seed += 1
-            t0, t1 = fine[[0, -1]].to(y).unbind()
-            new, _ = self.student.step(self.sde, t0, t1, y, source.coarse[0], None)
-            total = total + ((new - target) / h**1.5).square().mean()
-        return total / len(SIZES)
+        place = int(torch.randint(len(self.paths.times), (1,), generator=batch.generator))
+        seed = int(torch.randint(1 << 62, (1,), generator=batch.generator))
+        steps = [self.step(place, batch.index, size, seed + k) for k, size in enumerate(SIZES)]
+        return torch.stack([self.residual(s).square().mean() for s in steps]).mean()
+
+
+def _network(paths: _Paths, seed: int) -> nn.Module:
+    """The default, in units of the paths'."""
+
+    def build() -> nn.Module:
+        network = Coefficients(paths.states.shape[-1], TERMS, scaled=True).to(paths.states)
+        network.rescale(paths.times, paths.states)
+        return network
+
+    return seeded(seed, build)
+
+
+@torch.no_grad()
+def _solve_head(task: _Local, network: Coefficients, seed: int) -> None:
+    """Add to the head what least squares over fresh steps of every size find missing.
+
+    For each component the normal equations of its (width + 1) TERMS weights, in float64, over
+    ROUNDS * len(SOLVED) batches that are spread evenly over the paths' times. A function of (weights, seed).
+    """
+    d, places = len(network.scale) - 1, len(task.paths.times)
+    A: list[Any] = [0.0] * d
+    b: list[Any] = [0.0] * d
+    for k in range(ROUNDS * len(SOLVED)):
+        generator = torch.Generator().manual_seed(node_seed(key_of(seed), FRESH + k))
+        u = (k // len(SOLVED) + float(torch.rand(1, generator=generator))) / ROUNDS
+        index = torch.randint(task.paths.states.shape[1], (ROWS,), generator=generator)
+        fresh = int(torch.randint(1 << 62, (1,), generator=generator))
+        step = task.step(min(int(u * places), places - 1), index, SOLVED[k % len(SOLVED)], fresh)
+        phi = nn.functional.pad(network.features(step.t0, step.y), (0, 1), value=1.0).double()
+        terms = (integrals(step.increment) * (network.scale[:-1] / step.unit)[..., None]).double()
+        missing = task.residual(step).double()
+        for i in range(d):
+            X = (terms[:, i, :, None] * phi[:, None, :]).flatten(1)
+            A[i], b[i] = A[i] + X.mT @ X, b[i] + X.mT @ missing[:, i]
+    # weights grow to ridge^(-1/2) where features are nearly dependent, and their rounding with them
+    ridge = torch.finfo(network.head.weight.dtype).eps ** 0.75
+    for i in range(d):
+        size = A[i].diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        scaled = A[i] / size / size[:, None] + ridge * torch.eye(len(size), dtype=torch.float64)
+        more = (torch.linalg.solve(scaled, b[i] / size) / size).unflatten(0, (TERMS, -1))
+        network.head.weight[i * TERMS : (i + 1) * TERMS] += more[:, :-1].to(network.head.weight)
+        network.head.bias[i * TERMS : (i + 1) * TERMS] += more[:, -1].to(network.head.bias)
 
 
 def _paths(
@@ -121,12 +202,13 @@ def _paths(
     """The teacher on a grid substeps times finer, with exact fine (W, H) joined to the coarse steps."""
     u = torch.arange(substeps, dtype=torch.float64) / substeps
     fine = torch.lerp(times[:-1, None], times[1:, None], u).flatten()
+    fine = torch.cat([fine, times[-1:]])
     source = FreshIncrements(tuple(start.shape), levy="H", seed=seed, dtype=start.dtype)
     kept = _Keeping(source, substeps)
     with torch.no_grad():
-        ys = solve(sde, teacher, start, torch.cat([fine, times[-1:]]), path=kept, save="all").ys
+        ys = solve(sde, teacher, start, fine, path=kept, save="all").ys
     assert ys is not None
-    return _Paths(times, ys[::substeps], kept.coarse)
+    return _Paths(fine, ys, kept.coarse)
 
 
 class _Keeping:

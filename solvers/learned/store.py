@@ -159,7 +159,9 @@ def _fill(
     if network is None:
         network = build(str(path), meta["network"], meta["config"], weights)
     try:
-        # one of ours takes the tensors as they are: a table in float64 among weights in float32
+        # one of ours takes the file's dtypes: a table in float64 among weights in float32. A copy, since what
+        # is mapped from a file lies where products are rounded otherwise
+        weights = {k: v.clone() for k, v in weights.items()}
         network.load_state_dict(weights, assign=type(network) in NETWORKS.values())
     except RuntimeError as error:
         raise InputError(f"network: the weights in {path} do not fit it: {error}") from error

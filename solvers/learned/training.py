@@ -18,6 +18,7 @@ from ..errors import InputError, NonFiniteError
 from .processes import barrier, part, rank_and_world, sum_over_processes
 
 HELD_OUT = 8  # one trajectory in eight is kept from training
+APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-1"
 OPTIONS = ("iterations", "batch", "rate", "average", "patience", "every")
 
@@ -46,6 +47,16 @@ class Report:
     knots: dict[str, list[float]] = field(default_factory=dict)
 
 
+def held_out(count: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the trajectories to train on and of those to judge by, drawn once for each count.
+
+    Drawn, since what repeats with the trajectory's number, as labels do, would fall on one side.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+    held = max(2, count // HELD_OUT)
+    return order[held:].sort().values, order[:held].sort().values
+
+
 class Stopwatch:
     """Seconds by stage."""
 
@@ -67,7 +78,7 @@ class Minibatch:
         index: the samples' numbers; of several processes, this one's part of them.
         iteration: from 0.
         share: iteration / iterations.
-        generator: for what else is random; a function of (seed, iteration), the same in every process.
+        generator: for what else is random; a function of (seed, iteration, process).
     """
 
     index: Tensor
@@ -112,13 +123,14 @@ def fit(
              "average": average, "patience": patience, "every": every} | (words or {})  # fmt: skip
     run = Training(network, weight_decay, words)
     run.read(checkpoint)
-    key, bar = key_of(seed), _progress(run.done, iterations, progress)
-    looking = look is not None and (patience > 0 or progress)
+    key, own = key_of(seed), key_of(seed + (1 + rank_and_world()[0]) * APART)
+    bar = _progress(run.done, iterations, progress)
+    looking = look is not None and (patience > 0 or not bar.disable)
     for i in bar:
         if 0 < patience <= run.stale:
             break
-        generator = torch.Generator().manual_seed(node_seed(key, i))
-        index = torch.randint(count, (batch,), generator=generator)
+        common, generator = (torch.Generator().manual_seed(node_seed(k, i)) for k in (key, own))
+        index = torch.randint(count, (batch,), generator=common)
         mine = index[part()] if split else index
         value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
         run.step(rate * learning_rate(i, iterations), average, value)
@@ -161,6 +173,7 @@ class Training:
     ) -> Tensor:
         """Fill the gradients, of all processes together; the loss."""
         parameters = list(self.parameters.values())
+        found: tuple[Tensor | None, ...]
         if len(batch.index):
             with torch.enable_grad():
                 value = loss(batch)
@@ -174,13 +187,13 @@ class Training:
         if split and rank_and_world()[1] > 1:
             flat = torch.cat([value[None], *(p.grad.flatten() for p in parameters)])  # type: ignore[union-attr]
             flat = sum_over_processes(flat * (len(batch.index) / whole))
-            value, *summed = flat.split([1, *(p.numel() for p in parameters)])
+            value, *summed = torch.split(flat, [1, *(p.numel() for p in parameters)])
             for p, g in zip(parameters, summed, strict=True):
                 p.grad = g.reshape(p.shape)
         return value.reshape(())
 
     def step(self, rate: float, average: float, value: Tensor) -> None:
-        parameters = list(self.parameters.values())
+        parameters: list[Tensor] = list(self.parameters.values())
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.param_groups[0]["lr"] = rate
         self.optimiser.step()

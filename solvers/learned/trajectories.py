@@ -275,7 +275,7 @@ def _ends(plan: Plan, sigmas: Tensor) -> list[bool]:
     return out
 
 
-def _shown(items: list[Tensor], progress: bool) -> Any:
+def _shown(items: list[Any], progress: bool) -> Any:
     from tqdm import tqdm
 
     # disable=None: a bar on a terminal, none in a pipe

@@ -1,0 +1,303 @@
+"""Sig-DEG for diffusion models: teacher data, heads, labels, what a killed run leaves behind."""
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import fewstep as fs
+import pytest
+import torch
+from fewstep.errors import InputError
+from fewstep.learned.networks import DenoisingMLP, graded
+from fewstep.learned.training import fit, seeded
+from fewstep.learned.trajectories import make_trajectories
+
+EDM = fs.EDM(0.05, 10.0)
+
+
+def mixture(x, sigma):
+    """The exact denoiser of two Gaussians at -1 and 1, standard deviation 0.3."""
+    s, v = sigma * sigma, 0.09
+    return (x * v + torch.tanh(x / (v + s)) * s) / (v + s)
+
+
+MIXTURE = fs.Denoising(mixture, EDM)
+GRID = fs.sigma_grid(EDM, 4, final="sigma_min")
+
+
+def shifted(labels):
+    """The mixture moved to the label, one a sample."""
+    m = labels.reshape(-1, 1).float()
+    return fs.Denoising(lambda x, s: mixture(x - m, s) + m, EDM)
+
+
+def make(count=32, problem=MIXTURE, **options):
+    options = {"event_shape": (1,), "substeps": 4, "levy": "K"} | options
+    return make_trajectories(problem, GRID, count=count, **options)
+
+
+# ---------------------------------------------------------------- teacher data
+
+
+@pytest.mark.parametrize("teacher", [fs.EulerMaruyama(), fs.SEA(), fs.ShARK(), fs.SRA1()], ids=str)
+def test_the_teacher_is_the_fine_sampler_on_the_signatures_it_leaves(teacher):
+    """With one substep the coarse signatures are the teacher's own: its plan on them gives its knots."""
+    data = make(substeps=1, teacher=teacher)
+    some, plan = data.pick(torch.arange(32)), teacher.plan(GRID)
+    supply, states = iter(some.xi), []
+    from fewstep.sample import _plain, run
+
+    x = some.knots[0]
+    run(plan, x, _plain(MIXTURE, plan, x), lambda *_: next(supply).unbind(1)[: plan.m.shape[-1]],
+        lambda i, x, D: states.append(x))  # fmt: skip
+    ends = states[plan.nfe // 4 - 1 :: plan.nfe // 4]
+    torch.testing.assert_close(torch.stack(ends), some.knots[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_signatures_are_standard_normals_at_every_coarseness():
+    """Covariances of 20,000 draws within 5 standard errors of the unit matrix: level 1e-5 for all of them."""
+    data = make(20_000, substeps=3)
+    for some in (data, data.coarsen(2), data.coarsen(4)):
+        xi = some.pick(torch.arange(20_000)).xi.squeeze(-1)
+        for z in xi:
+            assert (torch.cov(z.T) - torch.eye(3)).abs().max() < 5 * 2**0.5 / 20_000**0.5
+    assert len(some.sigmas) == 2
+
+
+def test_coarsening_keeps_knots_and_joins_as_the_path_would():
+    data = make(substeps=2)
+    few, all_ = (d.pick(torch.arange(32)) for d in (data.coarsen(2), data))
+    assert torch.equal(few.knots, all_.knots[::2])
+    h = (GRID**-2).diff().tolist()
+    W = all_.xi[0, :, 0] * h[0] ** 0.5 + all_.xi[1, :, 0] * h[1] ** 0.5
+    torch.testing.assert_close(few.xi[0, :, 0], W / (h[0] + h[1]) ** 0.5)
+
+
+def test_picking_is_by_number_over_blocks():
+    data = make(600)
+    some, index = data.pick(torch.arange(600)), torch.tensor([599, 3, 300, 3])
+    assert len(data.blocks) == 3
+    assert torch.equal(data.pick(index).knots, some.knots[:, index])
+    assert torch.equal(data.pick(index).xi, some.xi[:, index])
+
+
+def test_labels_go_with_their_trajectories():
+    labels = torch.arange(32) % 3 * 10
+    data = make(problem=shifted, labels=labels)
+    some = data.pick(torch.tensor([5, 1]))
+    assert some.labels.tolist() == [20, 10]
+    assert ((some.knots[-1].squeeze() - some.labels).abs() < 3).all()
+
+
+def test_a_folder_gives_the_same_and_is_refused_to_others(tmp_path):
+    data, again = make(300), make(300, folder=tmp_path)
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(data.blocks, again.blocks) for k in a)
+    (tmp_path / "block-00001.safetensors").unlink()
+    third = make(300, folder=tmp_path)
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(data.blocks, third.blocks) for k in a)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
+    for other in (dict(seed=1), dict(levy="H"), dict(substeps=5), dict(problem=shifted(torch.ones(1)))):
+        with pytest.raises(InputError, match="holds trajectories of another"):
+            make(300, folder=tmp_path, **other)
+    block = tmp_path / "block-00000.safetensors"
+    block.write_bytes(block.read_bytes()[:500])
+    with pytest.raises(InputError, match="delete it"):
+        make(300, folder=tmp_path)
+    (tmp_path / "trajectories.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        make(300, folder=tmp_path)
+
+
+BAD = {
+    "count": (dict(count=0), "count: got 0"),
+    "substeps": (dict(substeps=1.5), "substeps: got 1.5"),
+    "levy": (dict(levy="A"), "levy: got 'A'"),
+    "too little": (dict(levy="W", teacher=fs.ShARK()), "needs 'H'"),
+    "deterministic": (dict(teacher=fs.DDIM()), "wanted a stochastic solver"),
+    "churn": (dict(teacher=fs.EDMEuler(churn=10.0)), "wanted a stochastic solver"),
+    "labels": (dict(labels=torch.arange(32)), "labels: got some"),
+}
+
+
+@pytest.mark.parametrize(("options", "match"), BAD.values(), ids=BAD)
+def test_bad_input_to_the_teacher(options, match):
+    with pytest.raises(InputError, match=match):
+        make(**options)
+
+
+def test_a_grid_to_nought_is_refused():
+    with pytest.raises(InputError, match="ends in 0"):
+        make_trajectories(MIXTURE, fs.sigma_grid(EDM, 4), count=32, event_shape=(1,), substeps=2)
+
+
+# ---------------------------------------------------------------- students
+
+
+@pytest.mark.parametrize("head", ["direct", "graded"])
+@pytest.mark.parametrize("forcing", [0.0, 1.0])
+@pytest.mark.parametrize("feedback", [False, True])
+def test_every_kind_of_student_comes_nearer_and_survives_its_file(head, forcing, feedback, tmp_path):
+    network = seeded(0, lambda: DenoisingMLP((1,), width=32, depth=1))
+    teacher = seeded(1, lambda: fit_small(network))
+    data = make(1024, problem=teacher)
+    options = dict(head=head, forcing=forcing, feedback=feedback, levy="H")
+    student, report = fs.distill_sigdeg(teacher, data=data, iterations=150, rate=3e-3, **options)
+    assert report.student_rmse < 0.9 * report.parent_rmse
+    assert len(report.knots["student"]) == 4
+    assert report.knots["student"][-1] == report.student_rmse
+    student.save(tmp_path / "s.safetensors")
+    back = fs.load(tmp_path / "s.safetensors")
+    a, b = (fs.sample(teacher, s, shape=(8, 1), seed=2) for s in (student, back))
+    assert torch.equal(a, b)
+
+
+def fit_small(network):
+    """A denoiser that has seen a little of the mixture."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = (2.0 * torch.randint(2, (4096, 1), generator=generator) - 1) + 0.3 * torch.randn(
+        4096, 1, generator=generator
+    )
+
+    def loss(some):
+        x, s = x0[some.index], torch.exp(torch.randn(len(some.index), generator=some.generator))
+        noisy = x + s[:, None] * torch.randn(x.shape, generator=some.generator)
+        return (network(noisy, s) - x).square().mean()
+
+    fit(network, loss, len(x0), iterations=200, batch=256, rate=3e-3, seed=0, progress=False)
+    return fs.Denoising(network.requires_grad_(False), EDM)
+
+
+@pytest.mark.parametrize("head", ["direct", "graded"])
+def test_forced_and_unrolled_losses_agree_on_a_student_that_is_right(head):
+    """A teacher of the coarse steps themselves is the parent, and so the student at its birth."""
+    from fewstep.learned.sigdeg_denoising import _Task, _weights
+
+    data = make(64, substeps=1, teacher=fs.EulerMaruyama())
+    network = DenoisingMLP((1,), width=8, depth=1, letters=3, skip=False, head=head)
+    student = fs.SigSampler(fs.EulerMaruyama().plan(GRID), network, "K", residual=True)
+    task = _Task(MIXTURE, student, data, 0.0, False, torch.device("cpu"), _weights(data))
+    index = torch.arange(64)
+    from fewstep.learned.training import Minibatch
+
+    batch = Minibatch(index, 0, 0.0, torch.Generator().manual_seed(0))
+    for forcing in (0.0, 1.0):
+        assert float(replace(task, forcing=forcing).loss(index, batch).detach()) < 1e-10
+    assert max(task.knots(index)) < 1e-5
+
+
+def test_graded_terms_vanish_with_the_step():
+    terms, xi = torch.ones(2, 3, 1), torch.ones(2, 2, 1)
+    whole = [graded(terms, xi, torch.tensor(1.0), torch.tensor(1 / (1 + h))) for h in (1e-3, 1e-5)]
+    assert abs(float(whole[0][0] / whole[1][0]) / 10 - 1) < 0.05  # as h^(1/2)
+
+
+def test_a_graded_student_keeps_its_parents_order():
+    """Random coefficients: the difference to the parent falls as h at least, along one path."""
+    torch.manual_seed(0)
+    network = DenoisingMLP((1,), width=16, depth=1, letters=2, skip=False, head="graded")
+    torch.nn.init.normal_(network.signature.weight, std=0.3)
+    path = fs.BrownianPath((500, 1), t0=0.01, t1=400.0, levy="H", clock="log", seed=3)
+    noise, gaps = 10 * torch.randn(500, 1), []
+    for steps in (128, 256, 512):
+        plan = fs.EulerMaruyama().plan(fs.sigma_grid(EDM, steps, final="sigma_min"))
+        student = fs.SigSampler(plan, network, "H", residual=True)
+        with torch.no_grad():
+            a, b = (fs.sample(MIXTURE, s, noise=noise, path=path) for s in (student, plan))
+        gaps.append(float((a - b).square().mean().sqrt()))
+    slopes = torch.tensor(gaps).log2().diff().neg()
+    assert (slopes > 0.8).all(), slopes
+
+
+class Told(torch.nn.Module):
+    """A class-conditional network: the label shifts what it sees."""
+
+    labelled = True
+
+    def __init__(self):
+        super().__init__()
+        self.body = seeded(0, lambda: DenoisingMLP((1,), width=16, depth=1, letters=2))
+
+    def forward(self, x, sigma, sigma_next, xi, labels):
+        m = labels.reshape(-1, 1).float()
+        return self.body(x - m, sigma, sigma_next, xi) + m
+
+
+def test_a_class_conditional_student_is_told_its_labels():
+    labels = torch.arange(64) % 3 * 10
+    data = make(64, problem=shifted, labels=labels, levy="H")
+    student, _ = fs.distill_sigdeg(shifted, data=data, network=Told(), iterations=30, forcing=0.5)
+    few = torch.tensor([20, 0, 10])
+    x = fs.sample(MIXTURE, student.at(few), shape=(3, 1), seed=0)
+    assert ((x.squeeze() - few).abs() < 4).all()
+    with pytest.raises(InputError, match=r"student.at\(labels\)"):
+        fs.sample(MIXTURE, student, shape=(3, 1), seed=0)
+    plain, _ = fs.distill_sigdeg(MIXTURE, data=make(16, levy="H"), iterations=1)
+    with pytest.raises(InputError, match="takes none"):
+        plain.at(few)
+    # a model of labels whose correction is told none
+    student, _ = fs.distill_sigdeg(shifted, data=data, iterations=2)
+    assert ((fs.sample(shifted(few), student, shape=(3, 1)).squeeze() - few).abs() < 4).all()
+
+
+def test_patience_stops_and_keeps_the_best():
+    data = make(256, levy="H")
+    options = dict(iterations=400, every=10, patience=2, rate=1.0)  # a rate that only does harm
+    _, report = fs.distill_sigdeg(MIXTURE, data=data, **options)
+    looks = [v for _, v in report.looks]
+    assert len(looks) < 40
+    assert report.student_rmse == min(looks)
+    assert looks[-1] > min(looks)
+    assert looks[-2] > min(looks)
+
+
+# ---------------------------------------------------------------- killed and resumed
+
+
+def distil(folder):
+    return fs.distill_sigdeg(
+        MIXTURE, steps=3, teacher_steps=60, event_shape=(1,), trajectories=4 * 256, iterations=60, batch=64,
+        every=5, patience=50, forcing=0.5, folder=folder,
+    )  # fmt: skip
+
+
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(tmp_path):
+    """kill -9 of a child process, during data and during training; the moments are drawn anew each time."""
+    began = time.perf_counter()
+    want, report = distil(tmp_path / "whole")
+    seconds, moments, kills, stages = time.perf_counter() - began, random.Random(), 0, set()
+    folder = tmp_path / "killed"
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            try:
+                distil(folder)
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0.02, 0.2) * seconds)
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        trained = (folder / "student-3.training").exists()
+        stages.add("training" if trained else "data")
+        if trained and kills < 10:  # from the beginning, so that the data are interrupted as well
+            for old in sorted(folder.rglob("*"), reverse=True):
+                old.rmdir() if old.is_dir() else old.unlink()
+    got, again = distil(folder)
+    assert stages == {"data", "training"}
+    assert (got.network.state_dict().keys()) == want.network.state_dict().keys()
+    for k, v in want.network.state_dict().items():
+        assert torch.equal(v, got.network.state_dict()[k]), k
+    assert (again.losses, again.looks, again.knots) == (report.losses, report.looks, report.knots)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    data = make(32, levy="H")
+    options = dict(iterations=4, every=2, batch=8, folder=tmp_path)
+    fs.distill_sigdeg(MIXTURE, data=data, **options)
+    with pytest.raises(InputError, match="of a training with"):
+        fs.distill_sigdeg(MIXTURE, data=data, **options | {"batch": 9})
+    at = tmp_path / "student-4.training"
+    at.write_bytes(at.read_bytes()[:300])
+    with pytest.raises(InputError, match="not a whole file"):
+        fs.distill_sigdeg(MIXTURE, data=data, **options)
