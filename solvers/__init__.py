@@ -59,8 +59,11 @@ from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
 from .learned.distill_dode import distill_dode as distill_dode
+from .learned.distill_sfddm import distill_sfddm as distill_sfddm
 from .learned.distill_sigdeg import distill_sigdeg as distill_sigdeg
 from .learned.dode import DODE as DODE
+from .learned.sfddm import SFDDM as SFDDM
+from .learned.sfddm_process import StudentProcess as StudentProcess
 from .learned.sig_step import SigSampler as SigSampler
 from .learned.sig_step import SigStep as SigStep
 from .learned.sig_unet import SigUNet as SigUNet

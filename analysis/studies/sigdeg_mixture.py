@@ -26,6 +26,7 @@ from ..distances import mmd
 from ..figures import canvas, write
 from ..records import Record
 from ..teachers import fit_denoiser
+from .sigdeg_features import LEVEL, features, features_table
 
 F64 = torch.float64
 MIXTURE = Mixture(
@@ -36,7 +37,6 @@ SCHEDULE = fs.EDM(sigma_min=0.05, sigma_max=10.0)
 STEPS, FINE = 5, 300
 CHUNK = 8192  # samples at a time: what stays in a cache
 LIMIT_W1, LIMIT_SIGNATURE, LIMIT_TIME = 1.5, 1.8, 1 / 50
-LEVEL = 1e-3  # of the two-sample tests
 RANGE = (-2.4, 2.4)  # of the histograms
 TEACHER, PARENT, SHARK, EXACT = "teacher", "Euler-Maruyama", "ShARK", "exact samples"
 SHADES = {
@@ -69,7 +69,7 @@ class Budget:
     rounds: int
 
 
-PAPER = Budget(1 << 18, 4000, 16_384, 512, 3000, 1 << 17, 4, 8192, 2, 5)
+PAPER = Budget(1 << 18, 4000, 16_384, 512, 2500, 1 << 17, 4, 8192, 2, 5)
 SMOKE = Budget(4096, 60, 512, 128, 30, 1024, 2, 256, 1, 1)
 
 
@@ -181,7 +181,7 @@ def samplers(budget: Budget, seed: int) -> Iterator[Sampler]:
     models["exact"] = fs.Denoising(MIXTURE.denoiser, SCHEDULE)
     kinds: dict[str, list[dict[str, Any]]] = {
         "trained": [{"levy": x, "seeds": budget.seeds if x != "W" else 1} for x in "WHK"]
-        + [{"levy": x, "feedback": True} for x in "HK"],
+        + [{"levy": "H", "feedback": True}],
         "exact": [{"levy": "K"}],
     }
     for denoiser, problem in models.items():
@@ -223,74 +223,13 @@ class Ends:
         return float((ends - teacher).double().square().mean().sqrt())
 
 
-class Increments:
-    """A noise source that makes each interval's (W, H) from fine increments, exactly or by a left sum.
-
-    With `left` the integral of W is the Riemann sum over the left ends, h/n sum_i W(t_i), so that
-    Cov(W, H) = -h/(2n); otherwise fine intervals bring their own H and Chen's relation joins them.
-
-    Args:
-        shape: of W.
-        parts: n, equal fine intervals in each interval.
-    """
-
-    levy = "H"
-
-    def __init__(self, shape: tuple[int, ...], parts: int, left: bool, seed: int = 0) -> None:
-        self.shape, self.parts, self.left = shape, parts, left
-        self.fresh = fs.FreshIncrements(shape, levy="W" if left else "H", seed=seed)
-
-    def increment(self, t0: float, t1: float, /) -> fs.Increment:
-        h = t1 - t0
-        ends = [t0 + h * i / self.parts for i in range(self.parts)] + [t1]
-        fine = [self.fresh.increment(a, b) for a, b in zip(ends, ends[1:])]
-        whole, total = fine[0], torch.zeros(self.shape)
-        for one in fine[1:]:
-            total = total + whole.W * (h / self.parts)
-            whole = whole.join(one)
-        return fs.Increment.from_U(h, whole.W, total) if self.left else whole
-
-
-def correlation(parts: int) -> float:
-    """Of W and the left sum's H: -(h/2n) / (sqrt(h) sqrt(h/12 + h/(6n^2))), 0 at n = infinity."""
-    return -1 / (2 * parts) / math.sqrt(1 / 12 + 1 / (6 * parts**2))
-
-
-def two_samples(a: Tensor, b: Tensor) -> dict[str, float]:
-    """Kolmogorov and Smirnov's distance of two samples, and the chance of one as large in one law."""
-    from scipy.stats import ks_2samp
-
-    found = ks_2samp(a.numpy(), b.numpy(), method="asymp")
-    return {"distance": float(found.statistic), "p": float(found.pvalue)}
-
-
-def features(problem: fs.Denoising, student: Any, count: int, seed: int) -> list[dict[str, Any]]:
-    """A student of levy="H" on fresh features against the same student on features of fine increments."""
-    shape = (count, 1)
-
-    def ends(source: Any, at: int) -> Tensor:
-        with torch.no_grad():
-            return fs.sample(problem, student, shape=shape, seed=seed + at, path=source).flatten()
-
-    fresh, rows = ends(fs.FreshIncrements(shape, levy="H", seed=seed), 0), list[dict[str, Any]]()
-    for at, (left, parts) in enumerate(((False, 60), (False, 4), (True, 60), (True, 4)), 1):
-        W, H = Increments(shape, parts, left, seed + 50 + at).increment(0.0, 1.0).coordinates()
-        rows.append({
-            "kind": "left sum" if left else "Chen's relation", "parts": parts, "samples": count,
-            "correlation": float((W * H).mean() / (W.square().mean() * H.square().mean()).sqrt()),
-            "expected": correlation(parts) if left else 0.0,
-            **two_samples(fresh, ends(Increments(shape, parts, left, seed + at), at)),
-        })  # fmt: skip
-    return rows
-
-
-def seconds(found: list[Sampler], rounds: int, seed: int) -> list[float]:
+def seconds(found: list[Sampler], budget: Budget, seed: int) -> list[float]:
     """Median CPU seconds of each for a chunk of samples on fresh noise, one after another in every round."""
     seen: list[list[float]] = [[] for _ in found]
-    for k in range(rounds + 1):
+    for k in range(budget.rounds + 1):
         for sampler, times in zip(found, seen):
             began = time.process_time()
-            draw(sampler.problem, sampler.solver, CHUNK, seed + 900 + k)
+            draw(sampler.problem, sampler.solver, min(CHUNK, budget.samples), seed + 900 + k)
             times.append(time.process_time() - began)
     return [statistics.median(times[1:]) for times in seen]
 
@@ -307,7 +246,7 @@ def study(seed: int = 0, budget: Budget = PAPER) -> Record:
             "rmse": ends.rmse(sampler, ends.of(sampler)), **apart(blocks, seed), "student": sampler.words,
         })  # fmt: skip
         found.append(sampler)
-    for row, taken in zip(rows, seconds(found, budget.rounds, seed)):
+    for row, taken in zip(rows, seconds(found, budget, seed)):
         row["seconds"] = taken
     reals = [MIXTURE.sample(budget.samples, seed + 300 + k).flatten() for k in range(2 * budget.blocks)]
     one, other = (torch.cat(r).sort().values for r in (reals[: budget.blocks], reals[budget.blocks :]))
@@ -356,16 +295,6 @@ def table(record: Path) -> str:
 
 def _distances(row: dict[str, Any]) -> list[str]:
     return [f"{row['w1']:.4f}", f"{row['w2']:.4f}", f"{row['mmd']:.4f}", f"{row['variance_ratio']:.4f}"]
-
-
-def features_table(record: Path) -> str:
-    """Features of a student made in other ways than it is trained with, in Markdown."""
-    lines = ["| features from | fine steps | correlation of W and H | expected | KS distance | p |"]
-    lines += ["| --- " * 6 + "|"]
-    for r in Record.load(record).data["features"]["rows"]:
-        cells = [r["kind"], r["parts"], f"{r['correlation']:.4f}", f"{r['expected']:.4f}"]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{r['distance']:.4f}", f"{r['p']:.2g}"])) + " |")
-    return "\n".join(lines)
 
 
 def draw_figure(record: Record, path: str | Path) -> Path:

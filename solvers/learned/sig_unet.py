@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import AFFINE
-from ..errors import InputError, one_of
+from ..errors import one_of
 from ..schedule import DiscreteVP
 from .networks import HEADS, graded
+from .unet_denoiser import ask, configuration
 
 
 class SigUNet(nn.Module):
@@ -47,7 +48,6 @@ class SigUNet(nn.Module):
         self.letters, self.prediction, self.head, self.feedback = letters, prediction, head, feedback
         self.unet = UNet2DModel.from_config(unet)
         self.labelled = unet.get("num_class_embeds") is not None or unet.get("class_embed_type") is not None
-        self.channels: int = unet["out_channels"] // (2 if head == "direct" else 2 + letters)
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 
@@ -65,19 +65,12 @@ class SigUNet(nn.Module):
         Raises:
             InputError: another kind of network or schedule.
         """
-        config = getattr(unet, "config", {})
-        if type(unet).__name__ != "UNet2DModel" or not isinstance(schedule, DiscreteVP):
-            raise InputError(
-                f"unet: got {type(unet).__name__} on {type(schedule).__name__}, wanted a UNet2DModel of "
-                "diffusers on a DiscreteVP. For another network write one that is called as "
-                "(x, sigma, sigma_next, xi)."
-            )
+        config, labels = configuration(unet, schedule)
         enter, leave = config["in_channels"], config["out_channels"]
         more = 1 + (letters * enter if head == "direct" else 0) + (enter if feedback else 0)
         ways = 2 if head == "direct" else 2 + letters
-        wide = {k: v for k, v in config.items() if not k.startswith("_")}
-        wide |= {"in_channels": enter + more, "out_channels": leave * ways}
-        student = cls(wide, schedule.labels or 0, letters, prediction, head, feedback)
+        wide = config | {"in_channels": enter + more, "out_channels": leave * ways}
+        student = cls(wide, labels, letters, prediction, head, feedback)
         own = unet.state_dict()
         for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
             room = student.unet.state_dict()[name].clone().zero_()
@@ -92,18 +85,10 @@ class SigUNet(nn.Module):
         last: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """x: (batch, channels, height, width); sigma, sigma_next: 0-d; xi: (batch, letters, *event)."""
-        schedule = DiscreteVP.of_table(self.log_sigmas)
-        level = sigma.double()
-        alpha, t = schedule.alpha(level), schedule.label(level)
-        told = [x * alpha.to(x), torch.log(sigma / sigma_next).expand(len(x), 1, *x.shape[2:])]
+        told = [torch.log(sigma / sigma_next).expand(len(x), 1, *x.shape[2:])]
         told += [xi.flatten(1, 2)] if self.head == "direct" else []
         told += [last] if last is not None else []
-        out = self.unet(torch.cat(told, 1), t.to(x.dtype).expand(len(x)), class_labels=labels).sample
-        first, *terms = out.to(x.dtype).split(self.channels, 1)
-        p, q = (v.to(x) for v in AFFINE[self.prediction](level, alpha))
-        x0: Tensor = p * x + q * first
+        x0, *terms = ask(self.unet, self.log_sigmas, self.prediction, x, sigma, labels, told)
         if self.head == "graded":
-            x0 = x0 + graded(torch.stack(terms, 1), xi, sigma, sigma_next)
-        else:
-            x0 = x0 + terms[0]
-        return x0
+            return x0 + graded(torch.stack(terms, 1), xi, sigma, sigma_next)
+        return x0 + terms[0]

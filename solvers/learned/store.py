@@ -17,12 +17,16 @@ from ..plan import Plan
 from .networks import Coefficients, DenoisingMLP
 from .sig_unet import SigUNet
 from .training import seeded
+from .unet_denoiser import UNetDenoiser
 
 if TYPE_CHECKING:
     from .dode import DODE
+    from .sfddm import SFDDM
     from .sig_step import SigSampler, SigStep
 
-NETWORKS: dict[str, type[nn.Module]] = {c.__name__: c for c in (Coefficients, DenoisingMLP, SigUNet)}
+NETWORKS: dict[str, type[nn.Module]] = {
+    c.__name__: c for c in (Coefficients, DenoisingMLP, SigUNet, UNetDenoiser)
+}
 FORMAT = "fewstep-student-1"
 DODE_FORMAT = "fewstep-dode-1"
 # what a file whose words or shapes are not as they should be can make Python raise
@@ -58,7 +62,7 @@ def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any],
         save_file(tensors, str(part), {"fewstep": json.dumps(meta)})
 
 
-def load(path: str | Path, network: nn.Module | None = None) -> Plan | DODE | SigSampler | SigStep:
+def load(path: str | Path, network: nn.Module | None = None) -> Plan | DODE | SFDDM | SigSampler | SigStep:
     """A plan or a student from its file.
 
     Args:
@@ -77,21 +81,23 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | DODE | Si
 
 def _student(
     path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module | None
-) -> Plan | DODE | SigSampler | SigStep:
+) -> Plan | DODE | SFDDM | SigSampler | SigStep:
     from .dode import DODE
+    from .sfddm import SFDDM
     from .sig_step import SigSampler, SigStep
 
     if meta["format"] == PLAN_FORMAT:
         return Plan.from_tensors(meta, tensors)
     if meta["format"] == DODE_FORMAT:
         return DODE.from_parts(meta, tensors)
-    kinds = {c.__name__: c for c in (SigSampler, SigStep)}
+    kinds: dict[str, Any] = {c.__name__: c for c in (SFDDM, SigSampler, SigStep)}
     if meta["kind"] not in [*kinds]:
         raise one_of(f"{path}: kind", meta["kind"], kinds)
     network = _fill(path, meta, tensors, network)
     plan = {k.removeprefix("plan."): v for k, v in tensors.items() if k.startswith("plan.")}
     whole = Plan.from_tensors(meta["plan"], plan) if plan else None
-    return kinds[meta["kind"]]._from_parts(network, meta, whole)
+    made: SFDDM | SigSampler | SigStep = kinds[meta["kind"]]._from_parts(network, meta, whole)
+    return made
 
 
 def read(
