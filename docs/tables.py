@@ -13,12 +13,14 @@ from typing import Any
 
 import fewstep as fs
 from fewstep.analysis import Record, cards, diffusion_work
-from fewstep.analysis.studies import sigdeg_order
+from fewstep.analysis.studies import sigdeg_ablation, sigdeg_features, sigdeg_mixture, sigdeg_order
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 DEMO = DOCS / "records" / "demo.json"
 ORDER = DOCS / "records" / "sigdeg-order.json"
+MIXTURE = DOCS / "records" / "sigdeg-mixture.json"
+ABLATION = DOCS / "records" / "sigdeg-ablation.json"
 MARKS = re.compile(r"(?<=<!-- demo -->\n).*?(?=<!-- end -->)", re.S)
 
 
@@ -173,6 +175,9 @@ def write(folder: Path) -> None:
         "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
         "sampler-overhead": overhead(),
         "sigdeg-order": sigdeg_order.table(ORDER), "sigdeg-order-finer": sigdeg_order.finer_table(ORDER),
+        "sigdeg-mixture": sigdeg_mixture.table(MIXTURE),
+        "sigdeg-features": sigdeg_features.features_table(MIXTURE),
+        **{f"sigdeg-ablation-{p}": sigdeg_ablation.table(ABLATION, p) for p in ("mixture", "digits")},
         **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
     }  # fmt: skip
     for name, text in made.items():

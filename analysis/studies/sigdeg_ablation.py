@@ -24,18 +24,30 @@ from ..figures import canvas, write
 from ..records import Record
 from .sigdeg_mixture import SCHEDULE, SHADES, levels, trained
 
-COUNTS, FINEST, SUBSTEPS = (3, 5, 10), 30, 10  # all grids are parts of one of 30 steps; the teacher takes 300
+COUNTS, FINEST = (3, 5, 10), 30  # all grids are parts of one of 30 steps
 DEPTHS = "WHK"
 UNTRAINED = "untrained"
-FEEDBACK = {"steps": 5, "levy": "H", "head": "direct"}  # the one setting that is also tried with feedback
+FEEDBACK: dict[str, Any] = {
+    "steps": 5,
+    "levy": "H",
+    "head": "direct",
+}  # the one setting that is also tried with feedback
 
 
 @dataclass(frozen=True)
 class Budget:
-    """For one problem: teacher's paths to train on and to judge by, iterations, batch, samples of MMD."""
+    """How much for one problem.
+
+    Attributes:
+        trajectories, judged: of the teacher, to train on and to judge by.
+        substeps: of the teacher in each of 30 steps.
+        iterations, batch, rate: of training.
+        pairs: samples of each kind in an MMD.
+    """
 
     trajectories: int
     judged: int
+    substeps: int
     iterations: int
     batch: int
     rate: float
@@ -43,9 +55,10 @@ class Budget:
 
 
 PAPER = {
-    "mixture": Budget(8192, 8192, 1000, 256, 2e-3, 2048), "digits": Budget(4096, 1024, 250, 128, 1e-3, 1024),
+    "mixture": Budget(8192, 8192, 10, 800, 256, 2e-3, 2048),
+    "digits": Budget(3072, 1024, 10, 200, 128, 1e-3, 1024),
 }  # fmt: skip
-SMOKE = {"mixture": Budget(256, 256, 3, 64, 2e-3, 128), "digits": Budget(64, 64, 1, 16, 1e-3, 64)}
+SMOKE = {"mixture": Budget(128, 128, 1, 2, 32, 2e-3, 64), "digits": Budget(64, 64, 1, 1, 16, 1e-3, 64)}
 TEACHER_DATA = {"paper": (1 << 18, 4000), "smoke": (2048, 30)}  # samples and iterations of the mixture's
 
 
@@ -74,7 +87,7 @@ class Task:
         counts = (budget.trajectories, budget.judged, budget.judged)
         made = [
             make_trajectories(problem, levels(FINEST, schedule), count=n, event_shape=event, levy="K",
-                              substeps=SUBSTEPS, seed=seed + k) for k, n in enumerate(counts)
+                              substeps=budget.substeps, seed=seed + k) for k, n in enumerate(counts)
         ]  # fmt: skip
         return cls(name, problem, *made)
 

@@ -68,12 +68,7 @@ def distill_sfddm(
     Raises:
         InputError: an unknown word, no data and no shape, a features module that is not there.
     """
-    for name, word, words in (("target", target, TARGETS), ("loss", loss, LOSSES), ("start", start, STARTS)):
-        if word not in words:
-            raise one_of(name, word, words)
-    for name in training:
-        if name not in OPTIONS:
-            raise one_of("option", name, OPTIONS)
+    _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)}, training)
     watch = Stopwatch()
     if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
         teacher = UNetDenoiser.of(teacher, schedule)
@@ -82,6 +77,9 @@ def distill_sfddm(
     x0, classes = _data(teacher, schedule, data, labels, samples, event_shape, seed, device)
     watch.lap("data")
     network = copy.deepcopy(teacher).train().requires_grad_(True)
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()  # the teacher answers without: with it, not even its own weights would fit
     if start == "random":
         seeded(seed, lambda: _forget(network))
     student = SFDDM(network, process)
@@ -100,6 +98,15 @@ def distill_sfddm(
     watch.lap("training")
     spent = task.substeps if target == "displacement" else 1
     return student, Report(spent, len(x0), base, task.rmse(fine), losses, watch.seconds, looks)
+
+
+def _check(words: dict[str, tuple[str, tuple[str, ...]]], training: dict[str, Any]) -> None:
+    for name, (word, known) in words.items():
+        if word not in known:
+            raise one_of(name, word, known)
+    for name in training:
+        if name not in OPTIONS:
+            raise one_of("option", name, OPTIONS)
 
 
 def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:

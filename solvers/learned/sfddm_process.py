@@ -53,7 +53,8 @@ class StudentProcess(DiscreteVP):
         phi: (T',) increasing labels of it; see `subsequence`.
 
     Warns:
-        UserWarning: the last level keeps so much of x0 that samples begun from noise alone will show it.
+        UserWarning: phi ends before the teacher's last label, and keeps so much of x0 there that samples
+            begun from noise alone will show it.
 
     Raises:
         InputError: phi is not increasing or not within the table.
@@ -66,7 +67,7 @@ class StudentProcess(DiscreteVP):
             raise InputError(f"phi: got {phi.tolist()}, wanted increasing labels in 0 ... {T - 1}.")
         self.phi, self.log_sigmas, self.labels = phi, teacher.log_sigmas.cpu()[phi], len(phi)
         signal = float(self.abar[-1].sqrt())
-        if signal > SIGNAL:
+        if signal > SIGNAL and int(phi[-1]) < T - 1:  # at the last label the teacher's samples miss it too
             warnings.warn(
                 f"phi ends at label {int(phi[-1])} of {T}, where {signal:.1%} of x0 is left: samples that "
                 'begin as noise alone will miss it. End at the last label, as spacing="trailing" does.',

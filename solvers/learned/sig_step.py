@@ -37,7 +37,7 @@ class SigStep(StochasticSolver):
     strong order survives any coefficients; with c_1 = g'g the order is 1.0, and with all five those of
     the Ito-Taylor expansion 1.5 (Kloeden & Platen 1992, Eq. 10.4.1). The card promises the parent's: an
     error of c_1 leaves one of its size times h^(1/2). As `distill_sigdeg` fits it, the slopes that are
-    measured are those of 1.5 until h is so small that this one dominates. One drift, one diffusion and
+    measured are near 1.5 until h is so small that this one dominates. One drift, one diffusion and
     one network evaluation a step, no derivative of g.
 
     Args:

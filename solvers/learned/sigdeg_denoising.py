@@ -56,14 +56,8 @@ def distill_denoising(
         raise InputError(f"forcing: got {forcing} with {student.plan.name}, whose steps look further back.")
     kept, held = held_out(len(data))
     parents = task.knots(held, parent=True)
-    options: dict[str, Any] = {"iterations": 2500, "batch": 256, "rate": 1e-3} | training
-    losses, looks = fit(
-        network.train(), lambda batch: task.loss(kept[batch.index], batch), len(kept), seed=seed,
-        progress=progress, look=lambda: task.knots(held)[-1], words={"forcing": forcing, "levy": levy},
-        checkpoint=None if folder is None else Path(folder) / f"student-{len(data.sigmas) - 1}.training",
-        **options,
-    )  # fmt: skip
-    network.eval().requires_grad_(False)  # to train on, ask for gradients again
+    place = None if folder is None else Path(folder) / f"student-{len(data.sigmas) - 1}.training"
+    losses, looks = task.fit(kept, held, seed=seed, progress=progress, checkpoint=place, **training)
     watch.lap("training")
     mine = task.knots(held)
     return student, Report(
@@ -136,6 +130,20 @@ class _Task:
     autocast: bool
     device: torch.device
     weights: Tensor
+
+    def fit(
+        self, kept: Tensor, held: Tensor, **training: Any
+    ) -> tuple[list[float], list[tuple[int, float]]]:
+        """Train on these trajectories, look at those; the student comes back frozen."""
+        network = self.student.network
+        options: dict[str, Any] = {"iterations": 2500, "batch": 256, "rate": 1e-3} | training
+        out = fit(
+            network.train(), lambda batch: self.loss(kept[batch.index], batch), len(kept),
+            look=lambda: self.knots(held)[-1], **options,
+            words={"forcing": self.forcing, "levy": self.student.levy},
+        )  # fmt: skip
+        network.eval().requires_grad_(False)  # to train on, ask for gradients again
+        return out
 
     def loss(self, index: Tensor, batch: Minibatch) -> Tensor:
         """Mean squared distance at the knots, each in units of its standard deviation."""

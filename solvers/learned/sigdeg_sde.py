@@ -1,8 +1,9 @@
 """Sig-DEG for SDEs: a `SigStep` fitted to a teacher's finer steps from the states of fine paths.
 
 Two stages. Descent on the mean square of single steps' errors makes features of the state, the network's
-body. The head is linear in its weights, and so least squares over many fresh steps finish it: what is left
-of c_1 then is what the features cannot say, some 1e-4 of it in one dimension, where descent alone leaves 0.1.
+body. The head is linear in its weights, and so least squares over many fresh steps finish it. What is left
+of c_1's error is what the features cannot say, in one dimension some 1e-4 of c_1; descent alone leaves up to
+a tenth.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..solve import solve
 from ..solver import StochasticSolver
 from .networks import Coefficients, spread
 from .sig_step import TERMS, SigStep, integrals
-from .training import HELD_OUT, Minibatch, Report, Stopwatch, fit, seeded
+from .training import Minibatch, Report, Stopwatch, fit, held_out, seeded
 from .trajectories import substeps_of
 
 SIZES = tuple(4.0**-k for k in range(5))  # of the steps that descent sees, in coarse steps
@@ -54,8 +55,8 @@ def distill_sde(
     paths = _paths(sde, fine, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
     student = SigStep(network or _network(paths, seed))
     watch.lap("teacher")
-    every = torch.arange(trajectories)
-    kept, held = every[every % HELD_OUT > 0], paths.pick(every[::HELD_OUT])
+    kept, rest = held_out(trajectories)
+    held = paths.pick(rest)
     before = held.rmse(sde, student)
     units = y0.new_tensor([spread(x) for x in paths.states.unbind(-1)])
     task = _Local(sde, student, fine, paths.pick(kept), (t1 - t0) / steps, units)
