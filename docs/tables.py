@@ -13,7 +13,14 @@ from typing import Any
 
 import fewstep as fs
 from fewstep.analysis import Record, cards, diffusion_work
-from fewstep.analysis.studies import sigdeg_ablation, sigdeg_features, sigdeg_mixture, sigdeg_order
+from fewstep.analysis.studies import (
+    sfddm_digits,
+    sfddm_mnist,
+    sigdeg_ablation,
+    sigdeg_features,
+    sigdeg_mixture,
+    sigdeg_order,
+)
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -159,6 +166,20 @@ def _cell(found: dict[tuple[str, int], Any], kind: str, n: int) -> str:
     return "base" if same else f"{row['rmse']:.2g}"
 
 
+def sfddm(problem: str) -> str:
+    """The study's table, and its pictures where they are there."""
+    record, study = DOCS / "records" / f"sfddm-{problem}.json", {"digits": sfddm_digits, "mnist": sfddm_mnist}
+    if not record.exists():
+        return f"The record is not part of this checkout: run `fewstep study sfddm-{problem}`."
+    pictures = {
+        f"sfddm-{problem}.svg": "Distance against steps, and against what training cost",
+        f"sfddm-{problem}.png": "Digits of the same noise, a row a sampler",
+        f"sfddm-{problem}-arc.png": "Digits along an arc between two noises, a row a sampler",
+    }
+    shown = [f"![{alt}](figures/{n})" for n, alt in pictures.items() if (DOCS / "figures" / n).exists()]
+    return "\n\n".join([study[problem].markdown(Record.load(record)), *shown])
+
+
 def write(folder: Path) -> None:
     """The tables as files that the pages include."""
     folder.mkdir(exist_ok=True)
@@ -179,6 +200,7 @@ def write(folder: Path) -> None:
         "sigdeg-features": sigdeg_features.features_table(MIXTURE),
         **{f"sigdeg-ablation-{p}": sigdeg_ablation.table(ABLATION, p) for p in ("mixture", "digits")},
         **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
+        **{f"sfddm-{p}": sfddm(p) for p in ("digits", "mnist")},
     }  # fmt: skip
     for name, text in made.items():
         (folder / f"{name}.md").write_text(text + "\n")

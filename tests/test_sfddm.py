@@ -140,6 +140,22 @@ def test_displacement_of_one_substep_is_the_teacher(teacher):
     assert report.losses[0] < 1e-5
 
 
+def test_dropout_of_the_teacher_is_no_part_of_the_fold():
+    teacher = seeded(0, lambda: DenoisingMLP((2,), width=32, depth=2, data_std=1.0, dropout=0.5))
+    for block in teacher.blocks:
+        torch.nn.init.normal_(block.second.weight)  # at birth the blocks are nought, with and without
+    torch.nn.init.normal_(teacher.leave.weight)
+    assert fold(teacher, iterations=2)[1].losses == [0.0, 0.0]
+
+
+def test_a_checkpoint_of_other_levels_or_substeps_is_not_gone_on_from(teacher, tmp_path):
+    fold(teacher, target="displacement", substeps=2, folder=tmp_path)
+    with pytest.raises(InputError, match="checkpoint"):
+        fold(teacher, target="displacement", substeps=3, folder=tmp_path)
+    with pytest.raises(InputError, match="checkpoint"):
+        fold(teacher, target="displacement", substeps=2, folder=tmp_path, spacing="logsnr")
+
+
 def test_a_student_survives_its_file_and_every_solver_takes_its_process(teacher, tmp_path):
     student, _ = fold(teacher, iterations=5, rate=1e-3)
     student.save(tmp_path / "s.safetensors")
@@ -171,6 +187,11 @@ BAD = {
     "features": (dict(features="nowhere"), "features: got 'nowhere'"),
     "typo": (dict(iteration=3), "Did you mean 'iterations'"),
     "labels": (dict(labels=torch.ones(3)), "labels: got 3"),
+    "labels to make": (
+        dict(labels=torch.ones(3), data=None, event_shape=(2,), samples=8),
+        "labels: got 3 for 8",
+    ),
+    "substeps": (dict(target="displacement", substeps=0), "substeps: got 0"),
 }
 
 

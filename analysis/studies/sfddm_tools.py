@@ -1,11 +1,11 @@
-"""What the studies of SFDDM share: ways to train a student, what each costs, and the halving it is set against."""
+"""What the studies of SFDDM share: ways to train a student, their cost, and halving to set them against."""
 
 from __future__ import annotations
 
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,11 @@ def on_phi(teacher: nn.Module, table: fs.DiscreteVP, steps: int) -> fs.SFDDM:
     return fs.SFDDM(teacher, fs.StudentProcess(table, subsequence(table, steps)))
 
 
+def cost(made: Trained | None) -> dict[str, float]:
+    """What training took; nought for what was not trained."""
+    return {k: getattr(made, k) if made else 0 for k in ("evaluations", "seconds")}
+
+
 def rms(gap: Tensor) -> float:
     """Root mean square over all elements."""
     return float(gap.double().square().mean().sqrt())
@@ -159,10 +164,10 @@ def folds(rows: list[dict[str, Any]], measure: str, among: str | None = None) ->
     return out
 
 
-def curve(axes: Any, rows: list[dict[str, Any]], x: str, y: str, *, words: Callable[[str], str] = str) -> None:
+def curve(axes: Any, rows: list[dict[str, Any]], x: str, y: str) -> None:
     """A line for each way through its rows, by number of steps."""
     for way, shade in SHADES.items():
         points = sorted((r["steps"], r[x], r[y]) for r in rows if r["way"] == way and r[x])
         if points:
             axes.loglog([p[1] for p in points], [p[2] for p in points], "-", color=colour(shade), marker="o",
-                        ms=4, lw=1.4, label=words(way))  # fmt: skip
+                        ms=4, lw=1.4, label=way)  # fmt: skip

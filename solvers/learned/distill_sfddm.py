@@ -69,6 +69,8 @@ def distill_sfddm(
         InputError: an unknown word, no data and no shape, a features module that is not there.
     """
     _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)}, training)
+    if substeps is not None and (isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1):
+        raise InputError(f"substeps: got {substeps!r}, wanted a whole number of at least 1.")
     watch = Stopwatch()
     if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
         teacher = UNetDenoiser.of(teacher, schedule)
@@ -76,12 +78,7 @@ def distill_sfddm(
     process = _process(schedule, steps, phi, spacing)
     x0, classes = _data(teacher, schedule, data, labels, samples, event_shape, seed, device)
     watch.lap("data")
-    network = copy.deepcopy(teacher).train().requires_grad_(True)
-    for module in network.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()  # the teacher answers without: with it, not even its own weights would fit
-    if start == "random":
-        seeded(seed, lambda: _forget(network))
+    network = _begun(teacher, start, seed)
     student = SFDDM(network, process)
     inside = None if features is None or target == "displacement" else _module_name(network, features)
     task = _Task(
@@ -92,7 +89,8 @@ def distill_sfddm(
     losses, looks = fit(
         network, task.loss, len(x0), seed=seed, progress=progress, look=lambda: task.rmse(fine),
         checkpoint=None if folder is None else Path(folder) / f"sfddm-{len(process.phi)}.training",
-        words={"target": target, "loss": loss, "hidden": hidden, "start": start}, **options,
+        words={"target": target, "loss": loss, "hidden": hidden, "start": start, "features": inside,
+               "substeps": task.substeps, "phi": process.phi.tolist(), "autocast": autocast}, **options,
     )  # fmt: skip
     network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
@@ -130,6 +128,8 @@ def _data(
             raise InputError(
                 "data: got None without event_shape; wanted samples, a loader, or a shape to make."
             )
+        if labels is not None and len(labels) != samples:
+            raise InputError(f"labels: got {len(labels)} for {samples} samples, wanted one each.")
         return _made(teacher, schedule, labels, samples, tuple(event_shape), seed, device), labels
     if not torch.is_tensor(data):
         parts = [b if isinstance(b, (tuple, list)) else (b,) for b in data]
@@ -163,6 +163,15 @@ def _made(
 
 def _at(network: nn.Module, schedule: DiscreteVP, labels: Tensor | None) -> Denoising:
     return Denoising(lambda x, s: network(x, s, **told(network, labels, x)), schedule)
+
+
+def _begun(teacher: nn.Module, start: str, seed: int) -> nn.Module:
+    """The student's network before training."""
+    network = copy.deepcopy(teacher).train().requires_grad_(True)
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()  # the teacher answers without: with it, not even its own weights would fit
+    return seeded(seed, lambda: _forget(network)) if start == "random" else network
 
 
 def _forget(network: nn.Module) -> nn.Module:

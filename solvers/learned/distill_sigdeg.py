@@ -14,7 +14,14 @@ from .networks import HEADS
 from .sig_step import SigSampler, SigStep
 from .sigdeg_denoising import distill_denoising
 from .sigdeg_sde import distill_sde
-from .training import OPTIONS, Report
+from .training import OPTIONS, Report, check_options
+
+# what an option says already
+IDLE = {
+    "data": ("event_shape", "labels", "steps", "sigmas", "spacing", "teacher", "teacher_steps",
+             "trajectories"),
+    "network": ("head", "feedback"),
+}  # fmt: skip
 
 
 @overload
@@ -26,7 +33,8 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
 
     The student sees, for each coarse interval, the exact partial signature that the fine teacher was
     driven by, and is trained by the mean squared distance to the teacher at every coarse knot: from the
-    teacher's knots (forcing), unrolled from the start, or one after the other.
+    teacher's knots (forcing), unrolled from the start, or one after the other. A knot's error counts over
+    the knot's variance, times the data's share in it.
 
     Args:
         problem: `Denoising` (or, with labels, a function `labels -> Denoising`) for a `SigSampler`; `SDE`
@@ -81,12 +89,16 @@ def _checked(function: Any, options: dict[str, Any]) -> dict[str, Any]:
         if parameter.default is parameter.empty and name not in options:
             raise InputError(f"{name}: got nothing; distill_sigdeg needs {name}= for this problem.")
     for name, words in (("levy", LEVELS), ("head", HEADS)):
-        if name in options and options[name] not in words:
+        if options.get(name) is not None and options[name] not in words:
             raise one_of(name, options[name], words)
-    if options.get("trajectories", 16) < 16:
-        raise InputError(
-            f"trajectories: got {options['trajectories']}, wanted at least 16: two are held out."
-        )
-    if not 0 <= options.get("forcing", 0) <= 1:
-        raise InputError(f"forcing: got {options['forcing']}, wanted a share from 0 to 1.")
+    for given, idle in IDLE.items():
+        both = [name for name in idle if options.get(given) is not None and name in options]
+        if both:
+            raise InputError(f"{both[0]}: got {options[both[0]]!r} beside {given}=, which says it; drop one.")
+    count, forcing = options.get("trajectories", 16), options.get("forcing", 0)
+    if not isinstance(count, int) or count < 16:
+        raise InputError(f"trajectories: got {count!r}, wanted at least 16: two are held out.")
+    if not isinstance(forcing, (int, float)) or not 0 <= forcing <= 1:
+        raise InputError(f"forcing: got {forcing!r}, wanted a share from 0 to 1.")
+    check_options(options)
     return options

@@ -32,6 +32,11 @@ def sum_over_processes(x: Tensor) -> Tensor:
     if not distributed():
         return x
     nccl = torch.distributed.get_backend() == "nccl"  # it knows no tensors of the CPU
-    shared = x.cuda() if nccl else x.clone()
+    shared = x.clone().cuda() if nccl else x.clone()
     torch.distributed.all_reduce(shared)
     return shared.to(x.device)
+
+
+def from_first(x: Tensor) -> Tensor:
+    """The first process's x, in every process."""
+    return sum_over_processes(x if rank_and_world()[0] == 0 else torch.zeros_like(x))

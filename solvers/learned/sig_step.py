@@ -142,6 +142,8 @@ class SigSampler:
         """
         if not getattr(self.network, "labelled", False):
             raise InputError("labels: got some for a student whose network takes none.")
+        if not torch.is_tensor(labels) or labels.dim() == 0:
+            raise InputError(f"labels: got {labels!r}, wanted a tensor (batch, ...).")
         other = copy.copy(self)
         other.labels = labels
         return other
@@ -156,7 +158,7 @@ class SigSampler:
             if self.labels is None:
                 raise InputError("labels: got none; this student is class-conditional. Sample with "
                                  "student.at(labels), labels of shape (batch,).")  # fmt: skip
-            extra["labels"] = self.labels.to(x.device)
+            extra["labels"] = self.labels
         if getattr(self.network, "feedback", False):
             extra["last"] = torch.zeros_like(x) if last is None else last
         out: Tensor = self.network(x, sigma, sigma_next, xi, **extra)
@@ -171,12 +173,16 @@ class SigSampler:
         levels = self.plan.sigma.to(like.device, like.dtype).unbind()
         ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
         self.network.to(like.device)
-        letters, last = LEVELS[self.levy], None
+        student, letters, last = self, LEVELS[self.levy], None
+        if self.labels is not None:
+            if len(self.labels) != len(like):
+                raise InputError(f"labels: got {len(self.labels)} for {len(like)} samples, wanted one each.")
+            student = self.at(self.labels.to(like.device))
 
         def evaluate(row: int, x: Tensor, normals: Any) -> Tensor:
             nonlocal last  # of this run alone: each has an evaluator of its own
             xi = torch.stack(normals[0][:letters], 1)
-            out = self.predict(problem, x, levels[row], ends[row], xi, last if row else None)
+            out = student.predict(problem, x, levels[row], ends[row], xi, last if row else None)
             last = out
             return out
 
@@ -189,6 +195,7 @@ class SigSampler:
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigSampler:
-        assert plan is not None
+        if plan is None or getattr(network, "letters", LEVELS[meta["levy"]]) != LEVELS[meta["levy"]]:
+            raise InputError("levy: a SigSampler's file lacks its plan, or its network has other letters.")
         name = plan.name.removeprefix("SigSampler(").removesuffix(")")
         return cls(plan.renamed(name), network, meta["levy"], meta["residual"])

@@ -19,12 +19,14 @@ from ..sample import combine, run
 from ..solver import DiffusionSolver
 from .dode_walk import Labelled
 from .networks import DenoisingMLP
-from .sig_step import SigSampler
+from .sig_step import SigSampler, fits
+from .store import make_folder
 from .training import Minibatch, Report, Stopwatch, fit, held_out, seeded
 from .trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
 
 AT_ONCE = 8  # different steps in a minibatch of forced ones: a call of the network is told one level
 LOOK = 256  # held-out trajectories at a time
+SPREAD = 256  # trajectories that the knots' variances are taken from
 
 
 def distill_denoising(
@@ -38,6 +40,8 @@ def distill_denoising(
 ) -> tuple[SigSampler, Report]:  # fmt: skip
     """See `distill_sigdeg`."""
     watch = Stopwatch()
+    if folder is not None:
+        make_folder(folder)
     if data is None:
         grid = _coarse_grid(problem, labels, steps, spacing, sigmas)
         if event_shape is None:
@@ -48,12 +52,11 @@ def distill_denoising(
             folder=None if folder is None else Path(folder) / "teacher", device=device, progress=progress,
         )  # fmt: skip
         watch.lap("teacher")
-    levy = _levy(levy, data)
+    levy = _levy(problem, levy, data)
     network, residual = _network(problem, data, levy, network, head, feedback, seed)
     student = SigSampler((parent or EulerMaruyama()).plan(data.sigmas), network.to(device), levy, residual)
+    _check_student(student, data, forcing)
     task = _Task(problem, student, data, forcing, autocast, torch.device(device), _weights(data))
-    if forcing and bool(student.plan.b[:, 1:].any()):
-        raise InputError(f"forcing: got {forcing} with {student.plan.name}, whose steps look further back.")
     kept, held = held_out(len(data))
     parents = task.knots(held, parent=True)
     place = None if folder is None else Path(folder) / f"student-{len(data.sigmas) - 1}.training"
@@ -74,8 +77,8 @@ def _coarse_grid(
         if steps is None:
             raise InputError("steps: got None; wanted steps=... or sigmas=... for the coarse grid.")
         if not isinstance(problem, Denoising):
-            if labels is None:
-                raise InputError("labels: got none beside a function; it makes a model of labels.")
+            if not torch.is_tensor(labels) or labels.dim() == 0:
+                raise InputError(f"labels: got {labels!r} beside a function of labels, wanted a tensor.")
             problem = problem(labels[:1])
         return sigma_grid(problem.schedule, steps, spacing, "sigma_min")
     grid = checked_levels(sigmas)
@@ -84,12 +87,30 @@ def _coarse_grid(
     return grid
 
 
-def _levy(levy: str | None, data: Trajectories) -> str:
+def _levy(problem: Any, levy: str | None, data: Any) -> str:
+    """The letters that the network is told, if data and problem belong together."""
+    if not isinstance(data, Trajectories):
+        raise InputError(f"data: got {type(data).__name__}, wanted what make_trajectories makes.")
+    if len(data) < 16:
+        raise InputError(f"data: got {len(data)} trajectories, wanted at least 16: two are held out.")
+    if not isinstance(problem, Denoising) and not data.labelled:
+        raise InputError("data: got none with labels, for a model of labels; make them with labels=.")
     if levy is None:
         return data.levy
     if LEVELS[levy] > LEVELS[data.levy]:
         raise InputError(f"levy: got {levy!r}; the trajectories hold {data.levy!r}. Make them with more.")
     return levy
+
+
+def _check_student(student: SigSampler, data: Trajectories, forcing: float) -> None:
+    plan, letters = student.plan, LEVELS[data.levy]
+    used = (plan.m.abs() + plan.n.abs()).amax((0, 1)).nonzero().flatten()
+    if len(used) and int(used[-1]) >= letters:
+        raise InputError(f"parent: got {plan.name}, which needs more than the {data.levy!r} of the data.")
+    older = [plan.b[:, 1:], plan.d, plan.m[:, 1:], plan.n[:, 1:]]
+    if forcing and any(bool(t.any()) for t in older):
+        raise InputError(f"forcing: got {forcing} with {plan.name}, whose steps look further back.")
+    fits(student.network, "data", data.some_knots(1)[0], data.event)
 
 
 def _network(
@@ -113,8 +134,7 @@ def _weights(data: Trajectories) -> Tensor:
     An error of a noisy knot moves the posterior mean of x0, and so all that follows, by that share of it; and
     without it a network that predicts noise would be judged by sigma times its error.
     """
-    knots = data.pick(torch.arange(min(len(data), 1024))).knots[1:]
-    variance = knots.double().var(1).flatten(1).mean(1)
+    variance = data.some_knots(SPREAD)[1:].double().var(1).flatten(1).mean(1)
     share = variance[-1] / variance
     return share.clamp(max=1) / variance
 
@@ -140,13 +160,21 @@ class _Task:
         out = fit(
             network.train(), lambda batch: self.loss(kept[batch.index], batch), len(kept),
             look=lambda: self.knots(held)[-1], **options,
-            words={"forcing": self.forcing, "levy": self.student.levy},
+            words=self.words(),
         )  # fmt: skip
         network.eval().requires_grad_(False)  # to train on, ask for gradients again
         return out
 
+    def words(self) -> dict[str, Any]:
+        """What a checkpoint of this training must agree with."""
+        student = self.student
+        return {
+            "forcing": self.forcing, "autocast": self.autocast, "levy": student.levy,
+            "plan": student.plan.name, "residual": student.residual, "data": self.data.digest(),
+        }  # fmt: skip
+
     def loss(self, index: Tensor, batch: Minibatch) -> Tensor:
-        """Mean squared distance at the knots, each in units of its standard deviation."""
+        """Mean squared distance at the knots, with the weights."""
         some = self.data.pick(index).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             if batch.share < self.forcing:

@@ -25,6 +25,7 @@ from ..solve import solve
 from ..solver import StochasticSolver
 from .networks import Coefficients, spread
 from .sig_step import TERMS, SigStep, integrals
+from .store import make_folder
 from .training import Minibatch, Report, Stopwatch, fit, held_out, seeded
 from .trajectories import substeps_of
 
@@ -48,6 +49,8 @@ def distill_sde(
         )
     teacher_steps = 16 * steps if teacher_steps is None else teacher_steps
     substeps = substeps_of(steps, teacher_steps)
+    if folder is not None:
+        make_folder(folder)
     watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (trajectories,), generator=generator)]

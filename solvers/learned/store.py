@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,14 +37,24 @@ DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowE
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """A place to write a file that then appears whole or not at all."""
-    part = Path(f"{path}.part")
+    from safetensors import SafetensorError
+
+    part = Path(f"{path}.{os.getpid()}.part")
     try:
         yield part
         part.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"path: {path} cannot be written ({error}).") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_folder(path: str | Path) -> None:
+    """A folder for checkpoints, if it can be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder: {path} cannot be made ({error}).") from error
 
 
 def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
@@ -75,7 +86,7 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | DODE | SF
         return _student(path, *read(path), network)
     except InputError:
         raise
-    except DAMAGE as error:
+    except (*DAMAGE, ArithmeticError, RuntimeError, ImportError) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
 
 
@@ -181,16 +192,23 @@ def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.M
             f"network: {path} holds weights of {name!r}, which this library cannot build; pass the "
             "architecture as load(path, network=...)."
         )
-    # a hostile header must not make us build a giant: no size in it can exceed those of its weights
+    # a hostile header must not make us build a giant: no size in it can exceed those of its weights, and
+    # each layer has a weight at least
     limit = max([len(weights), *(n for w in weights.values() if w.numel() for n in w.shape)])
     sizes = [n for n in _leaves(config) if isinstance(n, (int, float))]
-    if any(not 0 <= n <= limit for n in sizes) or config.get("depth", 0) > len(weights):
+    layers = max(config.get("depth", 0), _layers(config.get("unet", {})))
+    if any(not 0 <= n <= limit for n in sizes) or layers > len(weights):
         raise InputError(f"network: {path} has a config that does not fit its weights: {config}.")
     with torch.device("meta"):
         wanted = {k: v.shape for k, v in NETWORKS[name](**config).state_dict().items()}
     if wanted != {k: v.shape for k, v in weights.items()}:
         raise InputError(f"network: the weights in {path} do not have the shapes of its config.")
     return seeded(0, lambda: NETWORKS[name](**config))
+
+
+def _layers(unet: dict[str, Any]) -> int:
+    """Of a U-Net's configuration."""
+    return int(unet.get("layers_per_block", 0)) * len(unet.get("down_block_types", ()))
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from ..brownian.normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
-from .processes import barrier, part, rank_and_world, sum_over_processes
+from .processes import barrier, from_first, part, rank_and_world, sum_over_processes
 
 HELD_OUT = 8  # one trajectory in eight is kept from training
 APART = 1 << 40  # between the seeds of processes
@@ -95,15 +97,16 @@ def fit(
 ) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
     """AdamW with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
 
-    All that is random is a function of (seed, iteration), so that a run that goes on from a checkpoint ends
-    with the bits of one that was never stopped.
+    All that is random is a function of (seed, iteration), dropout too, so that a run that goes on from a
+    checkpoint ends with the bits of one that was never stopped. Of several processes all begin with the
+    first one's weights and its looks count.
 
     Args:
         loss: the mean over a minibatch.
         count: number of training samples.
         average: the largest weight of the old in the moving average of the weights.
         look: a held-out distance of the averaged weights, asked for every so many iterations where there
-            is patience or a bar to show it on.
+            is patience, or a bar on a terminal to show it on.
         patience: looks in a row without a better distance after which training stops; 0 for never. With
             patience the weights of the best look are kept.
         checkpoint: a file written every so many iterations, each whole or not at all; where it is
@@ -115,10 +118,8 @@ def fit(
     Returns:
         the loss averaged over tenths of the run, and the looks.
     """
-    for name, came, least in (("iterations", iterations, 1), ("batch", batch, 1), ("every", every, 1),
-                              ("patience", patience, 0)):  # fmt: skip
-        if isinstance(came, bool) or not isinstance(came, int) or came < least:
-            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+    check_options({"iterations": iterations, "batch": batch, "rate": rate, "average": average,
+                   "patience": patience, "every": every})  # fmt: skip
     words = {"iterations": iterations, "batch": batch, "rate": rate, "seed": seed, "count": count,
              "average": average, "patience": patience, "every": every} | (words or {})  # fmt: skip
     run = Training(network, weight_decay, words)
@@ -132,7 +133,8 @@ def fit(
         common, generator = (torch.Generator().manual_seed(node_seed(k, i)) for k in (key, own))
         index = torch.randint(count, (batch,), generator=common)
         mine = index[part()] if split else index
-        value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
+        with seeded_everywhere(node_seed(own, i), run.device):
+            value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
         run.step(rate * learning_rate(i, iterations), average, value)
         if run.done % every == 0 or run.done == iterations:
             run.check_finite()
@@ -142,6 +144,18 @@ def fit(
             run.write(checkpoint)
     run.finish(patience > 0)
     return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.looks
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse numbers of the optimiser that are out of range; those that are not there are well."""
+    for name, least in (("iterations", 1), ("batch", 1), ("every", 1), ("patience", 0)):
+        came = options.get(name, least)
+        if isinstance(came, bool) or not isinstance(came, int) or came < least:
+            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+    for name, top in (("rate", math.inf), ("average", 1.0)):
+        came = options.get(name, 0.5)
+        if isinstance(came, bool) or not isinstance(came, (int, float)) or not 0 <= came < top:
+            raise InputError(f"{name}: got {came!r}, wanted a number of at least 0, below {top:g}.")
 
 
 class Training:
@@ -154,7 +168,12 @@ class Training:
                 "network: got one without trainable parameters; a student is frozen when it is done. Call "
                 "network.requires_grad_(True) to train it on."
             )
-        self.words = words
+        self.network, self.device = network, next(iter(self.parameters.values())).device
+        self.buffers = dict(network.named_buffers())
+        with torch.no_grad():
+            for t in (*self.parameters.values(), *self.buffers.values()):
+                t.copy_(from_first(t))
+        self.words = words | {"begun from": digest(network.state_dict())}
         self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
         self.best = self.average
         self.optimiser = torch.optim.AdamW(
@@ -205,10 +224,13 @@ class Training:
     def looked(self, look: Callable[[], float]) -> None:
         """Ask for the held-out distance of the averaged weights, and remember them if it is the best."""
         now = {k: p.detach().clone() for k, p in self.parameters.items()}
+        training = self.network.training
         self._put(self.average)
-        value = look()
+        self.network.eval()
+        value = float(from_first(torch.tensor(look(), dtype=torch.float64)))
+        self.network.train(training)
         self._put(now)
-        better = all(value < v for _, v in self.looks)
+        better = value < min((v for _, v in self.looks if v == v), default=math.inf)
         self.stale = 0 if better else self.stale + 1
         self.looks.append((self.done, value))
         if better:
@@ -238,36 +260,53 @@ class Training:
         from .store import whole
 
         tensors = {"history": torch.stack(self.history).cpu()}
+        tensors |= {f"buffer.{k}": v for k, v in self.buffers.items()}
         for k, p in self.parameters.items():
             tensors |= {f"now.{k}": p.detach(), f"mean.{k}": self.average[k], f"best.{k}": self.best[k]}
             tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
         meta = {"format": CHECKPOINT, "words": self.words, "looks": self.looks, "stale": self.stale}
         # a copy: safetensors refuses tensors that share memory, as best and mean do without a look
         tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
-        with whole(path) as part:
-            save_file(tensors, str(part), {"fewstep": json.dumps(meta)})
+        with whole(path) as place:
+            save_file(tensors, str(place), {"fewstep": json.dumps(meta)})
 
     def read(self, path: Path | None) -> None:
         """Go on from a checkpoint, where there is one."""
         barrier()
-        if path is None or not path.exists():
-            return
+        if path is not None and path.exists():
+            self._read(path)
+        if float(from_first(torch.tensor(float(self.done)))) != self.done:
+            raise InputError(f"checkpoint: {path} is not the same in all processes; wanted one folder that "
+                             "all see.")  # fmt: skip
+
+    def _read(self, path: Path) -> None:
         from .store import DAMAGE, read
 
-        meta, tensors = read(path, (CHECKPOINT,))
-        if meta.get("words") != self.words:
-            raise InputError(f"checkpoint: {path} is of a training with {meta.get('words')}, this one has "
-                             f"{self.words}. Repeat that call, or take another folder.")  # fmt: skip
+        try:
+            meta, tensors = read(path, (CHECKPOINT,))
+        except InputError as error:
+            raise InputError(f"checkpoint: {error} Delete it to begin again.") from error
+        mine = json.loads(json.dumps(self.words))
+        if meta.get("words") != mine:
+            theirs = dict(meta.get("words") or {})
+            other = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+            raise InputError(
+                f"checkpoint: {path} is of a training with another {', '.join(other)}. Repeat the call that "
+                "made it, or take another folder."
+            )
         try:
             with torch.no_grad():
                 for k, p in self.parameters.items():
                     p.copy_(tensors[f"now.{k}"])
                     self.average[k].copy_(tensors[f"mean.{k}"])
+                    # copies, since what is mapped from a file lies where sums are rounded otherwise
                     self.optimiser.state[p] = {
-                        m: tensors[f"{m}.{k}"].to("cpu" if m == "step" else p.device)
+                        m: tensors[f"{m}.{k}"].clone().to("cpu" if m == "step" else p.device)
                         for m in ("step", "exp_avg", "exp_avg_sq")
                     }
-                self.best = {k: tensors[f"best.{k}"].to(p.device) for k, p in self.parameters.items()}
+                self.best = {k: tensors[f"best.{k}"].clone().to(p.device) for k, p in self.parameters.items()}
+                for k, b in self.buffers.items():
+                    b.copy_(tensors[f"buffer.{k}"])
             self.history = list(tensors["history"].to(next(iter(self.average.values())).device).unbind())
             self.looks, self.stale = [(int(i), float(v)) for i, v in meta["looks"]], int(meta["stale"])
         except (RuntimeError, *DAMAGE) as error:
@@ -288,6 +327,23 @@ def _progress(done: int, iterations: int, show: bool) -> Any:
     return trange(
         done, iterations, initial=done, total=iterations, desc="distil", disable=hidden, leave=False
     )
+
+
+@contextmanager
+def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators of that seed, for dropout; as they were when done."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A name for these numbers."""
+    found = hashlib.sha256()
+    for k, v in tensors.items():
+        found.update(f"{k} {tuple(v.shape)} {v.dtype}".encode())
+        found.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..brownian import FreshIncrements, Increment
-from ..brownian.increment import LEVELS
+from ..brownian.increment import LEVELS, check_shape
 from ..brownian.normals import key_of, node_seed
 from ..classical.euler_maruyama import EulerMaruyama
-from ..errors import InputError, one_of
+from ..errors import InputError, NonFiniteError, one_of
 from ..grid import check_sigmas
 from ..plan import Plan
 from ..problem import Denoising
@@ -25,6 +26,7 @@ from . import store
 from .dode import TOLERANCE, Fingerprint
 from .dode_walk import Labelled, Model, plan_of
 from .processes import barrier, rank_and_world
+from .training import digest
 
 FORMAT = "fewstep-trajectories-1"
 BLOCK = 256  # trajectories made and written at a time; part of their identity, since a draw is a block's
@@ -101,8 +103,23 @@ class Trajectories:
             raise InputError(f"every: got {every}, wanted a divisor of the {steps} steps.")
         return replace(self, every=self.every * every)
 
+    def some_knots(self, count: int) -> Tensor:
+        """(steps + 1, n, *event) knots of the first trajectories, at most so many and those of one block."""
+        return self.blocks[0]["knots"][:count].transpose(0, 1)[:: self.every]
+
+    def digest(self) -> str:
+        """A name for these numbers: of the coarse levels, of some ends and of all labels."""
+        parts = {"levels": self.sigmas}
+        for i, block in enumerate(self.blocks):
+            parts |= {f"{i}": block["knots"][:16, -1]}
+            parts |= {f"{i} labels": block["labels"]} if "labels" in block else {}
+        return digest(parts)
+
     def pick(self, index: Tensor) -> Batch:
-        """The trajectories of these numbers, in this order."""
+        """The trajectories of these numbers, in this order; InputError for numbers that are not there."""
+        index = index.cpu()
+        if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= len(self):
+            raise InputError(f"index: got {index.tolist()[:8]}, wanted numbers in 0 ... {len(self) - 1}.")
         parts, places, first = [], [], 0
         for block in self.blocks:
             n = len(block["knots"])
@@ -162,10 +179,12 @@ def make_trajectories(
     sigmas = checked_levels(sigmas)
     if levy not in LEVELS:
         raise one_of("levy", levy, LEVELS)
-    for name, came, least in (("count", count, 1), ("substeps", substeps, 1)):
+    for name, came, least in (("count", count, 1), ("substeps", substeps, 1), ("seed", seed, -math.inf)):
         if isinstance(came, bool) or not isinstance(came, int) or came < least:
             raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
-    model = Model.of(problem, labels, torch.empty(count, *event_shape, device="meta"))
+    event_shape = check_shape(event_shape)
+    labels = labels.to(device) if torch.is_tensor(labels) else labels
+    model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
     maker = _Maker.of(model, sigmas, substeps, teacher or EulerMaruyama(), levy, event_shape, seed, device)
     starts = range(0, count, BLOCK)
     ranges = [torch.arange(i, min(i + BLOCK, count)) for i in starts]
@@ -229,23 +248,29 @@ class _Maker:
     def block(self, index: Tensor) -> dict[str, Tensor]:
         """The trajectories of these numbers, one block's."""
         problem, plan, number = self.model.at(index), self.plan, int(index[0]) // BLOCK
-        shape, key = (len(index), *self.event), key_of(self.seed)
+        # all of a block is drawn, and then cut: a trajectory does not depend on how many were asked for
+        n, shape, key = len(index), (BLOCK, *self.event), key_of(self.seed)
         source = FreshIncrements(shape, levy=self.levy, seed=node_seed(key, 2 * number + 1))
         normals = unit_normals(shape, generators(node_seed(key, 2 * number), "cpu"), torch.float32, "cpu")
-        x = (normals * float(self.sigmas[0])).to(self.device)
+        x = (normals[:n] * float(self.sigmas[0])).to(self.device)
         knots, xi, joined = [x.cpu()], list[Tensor](), list[Increment]()
 
         def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
             increment = source.increment(tau0, tau1)
             joined.append(joined.pop().join(increment) if joined else increment)
-            return tuple(z.to(self.device) for z in increment.coordinates()[: plan.m.shape[-1]])
+            return tuple(z[:n].to(self.device) for z in increment.coordinates()[: plan.m.shape[-1]])
 
         def keep(row: int, x: Tensor, D: Tensor) -> None:
             if self.ends[row]:
                 knots.append(x.cpu())
-                xi.append(torch.stack(joined.pop().coordinates(), 1))
+                xi.append(torch.stack(joined.pop().coordinates(), 1)[:n])
 
         run(plan, x, plain(problem, plan, x), draw, keep)
+        if not all(bool(x.isfinite().all()) for x in knots):
+            raise NonFiniteError(
+                f"The teacher {plan.name} made states that are not finite; look at its denoiser there.",
+                step=0, paths=n,
+            )  # fmt: skip
         labels = self.model.labels
         out = {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
         return out if labels is None else out | {"labels": labels[index.to(labels.device)].cpu()}
@@ -257,6 +282,7 @@ class _Maker:
         return {
             "format": FORMAT, "count": count, "levy": self.levy, "sigmas": self.sigmas.tolist(),
             "teacher": self.plan.name, "evaluations": self.plan.nfe, "seed": self.seed,
+            "labels": None if self.model.labels is None else digest({"labels": self.model.labels}),
             "model": json.loads(json.dumps(vars(asked))),
         }  # fmt: skip
 
@@ -288,7 +314,9 @@ def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) 
     _claim(folder, maker.words(int(ranges[-1][-1]) + 1))
     files = [folder / f"block-{i:05d}.safetensors" for i in range(len(ranges))]
     rank, world = rank_and_world()
-    todo = [i for i in range(rank, len(files), world) if not files[i].exists()]
+    missing = [i for i in range(len(files)) if not files[i].exists()]
+    barrier()  # after all have looked, and before one writes
+    todo = missing[rank::world]
     for i in _shown(todo, progress):
         block = {k: v.contiguous() for k, v in maker.block(ranges[i]).items()}
         with store.whole(files[i]) as part:
@@ -305,11 +333,15 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
         held = json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
         raise InputError(f"folder: {path} cannot be read ({error}); take another folder.") from error
+    if held is None and any(folder.glob("block-*.safetensors")):
+        raise InputError(f"folder: {folder} holds blocks without {path.name}, which says whose they are; "
+                         "take an empty folder.")  # fmt: skip
+    barrier()
+    if held is None and rank_and_world()[0] == 0:
+        with store.whole(path) as part:
+            part.write_text(json.dumps(words, indent=1))
     barrier()
     if held is None:
-        if rank_and_world()[0] == 0:
-            with store.whole(path) as part:
-                part.write_text(json.dumps(words, indent=1))
         return
     for key, mine in words.items():
         theirs = held.get(key) if isinstance(held, dict) else None
@@ -348,6 +380,9 @@ def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"folder: {path} is damaged ({error}); delete it, and the same call makes it "
                          "again.") from error  # fmt: skip
+    labels = maker.model.labels
+    if labels is not None:
+        wanted["labels"] = (count, *labels.shape[1:])
     if any(name not in block or tuple(block[name].shape) != shape for name, shape in wanted.items()):
         raise InputError(f"folder: {path} is not a block of these trajectories; delete it, and the same call "
                          "makes it again.")  # fmt: skip

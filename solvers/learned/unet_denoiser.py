@@ -78,4 +78,10 @@ def configuration(unet: Any, schedule: Any) -> tuple[dict[str, Any], int]:
             "diffusers on a DiscreteVP. Write another network as a module (x, sigma) -> x0, for a signature "
             "(x, sigma, sigma_next, xi) -> x0."
         )
-    return {k: v for k, v in unet.config.items() if not k.startswith("_")}, len(schedule.log_sigmas)
+    config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
+    if config["out_channels"] != config["in_channels"]:
+        raise InputError(
+            f"unet: got {config['in_channels']} channels in and {config['out_channels']} out, wanted as "
+            "many; one that learns its variance too is not supported."
+        )
+    return config, len(schedule.log_sigmas)
