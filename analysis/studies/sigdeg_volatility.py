@@ -33,7 +33,7 @@ DAYS = 32
 EVENT = (2, DAYS)
 SETS = {
     "rough": {"hurst": 0.1, "eta": 1.9, "rho": -0.9},
-    "smoother": {"hurst": 0.3, "eta": 1.0, "rho": -0.5},
+    "smoother": {"hurst": 0.3, "eta": 1.9, "rho": -0.7},
 }
 # Between equal steps of log sigma, which are too fine above 2, where a denoiser is nearly linear, and equal
 # drops of the denoiser's root mean squared error, which are too coarse below 0.2.
