@@ -180,6 +180,34 @@ def sfddm(problem: str) -> str:
     return "\n\n".join([study[problem].markdown(Record.load(record)), *shown])
 
 
+def volatility() -> str:
+    """For each parameter set the error of each sampler in each statistic, and student over teacher."""
+    data, parts = Record.load(DOCS / "records" / "sigdeg-volatility.json").data, []
+    for found in data["sets"].values():
+        model, errors = found["model"], found["errors"]
+        parts += [f"H = {model['hurst']:g}, η = {model['eta']:g}, ρ = {model['rho']:g}:", ""]
+        heads = [f"{name}, {n}" for name, n in data["evaluations"].items()]
+        parts += [f"| statistic | exact | {' | '.join(heads)} | ratio | |", "| --- " * (len(heads) + 4) + "|"]
+        for name, ratio in found["ratio"].items():
+            cells = [f"{errors[sampler][name]['error']:.2g}" for sampler in ("exact", *data["evaluations"])]
+            parts.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} | {found['verdict'][name]} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def mnist_students() -> str:
+    """The samplers of MNIST by their distances."""
+    rows = Record.load(DOCS / "records" / "sigdeg-mnist.json").data["rows"]
+    lines = ["| sampler | evaluations | Fréchet | kernel x 1000 | class score | right class | std |",
+             "| --- " * 7 + "|"]  # fmt: skip
+    for r in rows:
+        lines.append(
+            f"| {r['sampler']} | {r['evaluations'] or ''} | {r['frechet']:.3f} | {1000 * r['kernel']:.2f} | "
+            f"{r['score']:.2f} | {r['right']:.1%} | {r['std']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def write(folder: Path) -> None:
     """The tables as files that the pages include."""
     folder.mkdir(exist_ok=True)
@@ -196,6 +224,7 @@ def write(folder: Path) -> None:
         "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
         "sampler-overhead": overhead(),
         "sigdeg-order": sigdeg_order.table(ORDER), "sigdeg-order-finer": sigdeg_order.finer_table(ORDER),
+        "sigdeg-volatility": volatility(), "sigdeg-mnist": mnist_students(),
         "sigdeg-mixture": sigdeg_mixture.table(MIXTURE),
         "sigdeg-features": sigdeg_features.features_table(MIXTURE),
         **{f"sigdeg-ablation-{p}": sigdeg_ablation.table(ABLATION, p) for p in ("mixture", "digits")},

@@ -147,7 +147,7 @@ def sample(
     if not isinstance(own, int) and len(own) != len(x):
         raise InputError(f"seeds: got {len(own)}, wanted one for each of the {len(x)} samples.")
     draw = _normals(problem, plan, x, own, path)
-    evaluate = student.evaluator(problem, x) if student else _plain(problem, plan, x)
+    evaluate = student.evaluator(problem, x) if student else evaluator_of(problem, plan, x)
     x = run(plan, x, evaluate, draw, callback)
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
     return x if alpha == 1 else x * alpha
@@ -297,7 +297,8 @@ def _check_path(path: Any, plan: Plan, x: Tensor) -> None:
             )
 
 
-def _plain(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
+def evaluator_of(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
+    """The model at a plan's levels, as `run` calls it; its first answer is looked at."""
     predict = on_levels(problem.denoiser, plan.sigma, like, plan.prediction)
 
     def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:

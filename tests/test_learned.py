@@ -85,7 +85,7 @@ def mixture_student():
 def test_distillation_brings_the_sampler_to_its_teacher(mixture_student):
     student, report = mixture_student
     assert student.residual  # a denoiser of the user's own is kept, and corrected
-    # paths that flip the mode weigh most: 0.61 to 0.66 over draws of the trajectories; 0.375 is left open by H
+    # paths that flip the mode weigh most: 0.61 to 0.66 over draws of the trajectories
     assert report.student_rmse < 0.75 * report.parent_rmse
     assert report.losses[-1] < report.losses[0]
     assert set(report.seconds) == {"teacher", "training"}

@@ -49,10 +49,10 @@ def test_the_teacher_is_the_fine_sampler_on_the_signatures_it_leaves(teacher):
     data = make(substeps=1, teacher=teacher)
     some, plan = data.pick(torch.arange(32)), teacher.plan(GRID)
     supply, states = iter(some.xi), []
-    from fewstep.sample import _plain, run
+    from fewstep.sample import evaluator_of, run
 
     x = some.knots[0]
-    run(plan, x, _plain(MIXTURE, plan, x), lambda *_: next(supply).unbind(1)[: plan.m.shape[-1]],
+    run(plan, x, evaluator_of(MIXTURE, plan, x), lambda *_: next(supply).unbind(1)[: plan.m.shape[-1]],
         lambda i, x, D: states.append(x))  # fmt: skip
     ends = states[plan.nfe // 4 - 1 :: plan.nfe // 4]
     torch.testing.assert_close(torch.stack(ends), some.knots[1:], rtol=1e-5, atol=1e-5)

@@ -186,11 +186,11 @@ def pictures(
 @torch.no_grad()
 def _along(problem: Any, solver: Any, some: Any) -> Tensor:
     """The final states along the noise of these trajectories."""
-    from fewstep.sample import _plain, run
+    from fewstep.sample import evaluator_of, run
 
     plan, x, supply = getattr(solver, "plan", solver), some.knots[0], iter(some.xi)
     at = problem(some.labels)
-    evaluate = _plain(at, plan, x) if plan is solver else solver.at(some.labels).evaluator(at, x)
+    evaluate = evaluator_of(at, plan, x) if plan is solver else solver.at(some.labels).evaluator(at, x)
     return run(plan, x, evaluate, lambda *_: next(supply).unbind(1)).cpu()
 
 

@@ -20,8 +20,7 @@ from ..errors import InputError
 from ..grid import check_sigmas
 from ..plan import Plan
 from ..problem import Denoising
-from ..sample import Evaluate, Student, run
-from ..sample import _plain as plain
+from ..sample import Evaluate, Student, asked, run
 from ..schedule import EDM, Schedule
 from ..solver import DiffusionSolver, ScheduledSolver, Solver
 from .k_noise import HALF, Draws, check_state, draws
@@ -99,7 +98,7 @@ class Sampler:
         schedule = self.schedule or _schedule_of(wrapped.model) or _spanned(plan.sigmas)
         problem = Denoising(wrapped, schedule)
         if student is None:
-            return plain(problem, plan, state)
+            return evaluator_of(problem, plan, state)
         fitted = getattr(getattr(student, "fitted_to", None), "schedule", None)
         if self.schedule is None and fitted not in (None, repr(schedule)):
             raise InputError(

@@ -15,8 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
-from ..sample import Evaluate
-from ..sample import _plain as plain
+from ..sample import Evaluate, asked
 from .store import DODE_FORMAT, json_text, whole
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class DODE:
     def evaluator(self, problem: Denoising, like: Tensor) -> Evaluate:
         """The problem's own denoiser, once it is known to be the right one."""
         self.check(problem, like)
-        return plain(problem, self.plan, like)
+        return evaluator_of(problem, self.plan, like)
 
     def check(self, problem: Denoising, like: Tensor) -> None:
         """Refuse another model than the one fitted to; one that was asked already is not asked again."""

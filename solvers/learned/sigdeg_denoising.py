@@ -14,8 +14,7 @@ from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError
 from ..grid import sigma_grid
 from ..problem import Denoising
-from ..sample import _plain as plain
-from ..sample import combine, run
+from ..sample import asked, combine, run
 from ..solver import DiffusionSolver
 from .dode_walk import Labelled
 from .networks import DenoisingMLP
@@ -206,7 +205,7 @@ class _Task:
         """(steps, n, *event) the student's states along the teacher's noise."""
         student, problem = self._at(some.labels)
         states, supply, x = list[Tensor](), iter(some.xi), some.knots[0]
-        evaluate = plain(problem, student.plan, x) if parent else student.evaluator(problem, x)
+        evaluate = evaluator_of(problem, student.plan, x) if parent else student.evaluator(problem, x)
         run(student.plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x))
         return torch.stack(states)
 

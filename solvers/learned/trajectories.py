@@ -19,8 +19,7 @@ from ..errors import InputError, NonFiniteError, one_of
 from ..grid import check_sigmas
 from ..plan import Plan
 from ..problem import Denoising
-from ..sample import _plain as plain
-from ..sample import generators, run, unit_normals
+from ..sample import asked, generators, run, unit_normals
 from ..solver import DiffusionSolver
 from . import store
 from .dode import TOLERANCE, Fingerprint
@@ -265,7 +264,7 @@ class _Maker:
                 knots.append(x.cpu())
                 xi.append(torch.stack(joined.pop().coordinates(), 1)[:n])
 
-        run(plan, x, plain(problem, plan, x), draw, keep)
+        run(plan, x, evaluator_of(problem, plan, x), draw, keep)
         if not all(bool(x.isfinite().all()) for x in knots):
             raise NonFiniteError(
                 f"The teacher {plan.name} made states that are not finite; look at its denoiser there.",

@@ -268,7 +268,7 @@ SOLVERS = [
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 def test_no_step_reads_a_tensor_back(solver):
     """Between the first row and the last: no item(), no copy to Python, not even at the border."""
-    from fewstep.sample import _plain
+    from fewstep.sample import evaluator_of
 
     schedule = SCHEDULES["linear"]
     problem = fs.Denoising(fs.from_epsilon(lambda x, t: 0.1 * x, schedule), schedule)
@@ -276,7 +276,7 @@ def test_no_step_reads_a_tensor_back(solver):
     timed = isinstance(solver, fs.ScheduledSolver)
     plan = solver.plan(sigmas, schedule) if timed else solver.plan(sigmas)
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    evaluate, z = _plain(problem, plan, x), torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    evaluate, z = evaluator_of(problem, plan, x), torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     assert plan.rows
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run(plan, x, evaluate, lambda *_: (z,))

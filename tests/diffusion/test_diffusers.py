@@ -6,7 +6,7 @@ import fewstep as fs
 import pytest
 import torch
 from fewstep.analysis.diffusion_problems import Mixture
-from fewstep.sample import _plain, run
+from fewstep.sample import evaluator_of, run
 
 df = pytest.importorskip("diffusers")
 # diffusers 0.42 meets numpy 2 and its own configuration with warnings that are not ours to mend
@@ -155,7 +155,7 @@ def labelled(scheduler, n, kind, solver, zs=(), zero=True, **step):
     plan = solver.plan(sigmas, schedule) if timed else solver.plan(sigmas)
     supply, x = iter(zs), NOISE / schedule.alpha(sigmas[:1]).float()
     problem = fs.Denoising(CONVERT[kind](model, schedule, rounding="nearest"), schedule)
-    got = run(plan, x, _plain(problem, plan, x), lambda *_: (next(supply),))
+    got = run(plan, x, evaluator_of(problem, plan, x), lambda *_: (next(supply),))
     if not zero:
         got = got * schedule.alpha(last).float()
     return float((got - want).norm() / want.norm())
