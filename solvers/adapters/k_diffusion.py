@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..grid import check_sigmas
 from ..plan import Plan
 from ..problem import Denoising
-from ..sample import Evaluate, Student, asked, run
+from ..sample import Evaluate, Student, evaluator_of, run
 from ..schedule import EDM, Schedule
 from ..solver import DiffusionSolver, ScheduledSolver, Solver
 from .k_noise import HALF, Draws, check_state, draws

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
-from ..sample import Evaluate, asked
+from ..sample import Evaluate, evaluator_of
 from .store import DODE_FORMAT, json_text, whole
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError
 from ..grid import sigma_grid
 from ..problem import Denoising
-from ..sample import asked, combine, run
+from ..sample import combine, evaluator_of, run
 from ..solver import DiffusionSolver
 from .dode_walk import Labelled
 from .networks import DenoisingMLP

@@ -19,7 +19,7 @@ from ..errors import InputError, NonFiniteError, one_of
 from ..grid import check_sigmas
 from ..plan import Plan
 from ..problem import Denoising
-from ..sample import asked, generators, run, unit_normals
+from ..sample import evaluator_of, generators, run, unit_normals
 from ..solver import DiffusionSolver
 from . import store
 from .dode import TOLERANCE, Fingerprint

@@ -276,7 +276,8 @@ def test_no_step_reads_a_tensor_back(solver):
     timed = isinstance(solver, fs.ScheduledSolver)
     plan = solver.plan(sigmas, schedule) if timed else solver.plan(sigmas)
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    evaluate, z = evaluator_of(problem, plan, x), torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    evaluate = evaluator_of(problem, plan, x)
+    z = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     assert plan.rows
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run(plan, x, evaluate, lambda *_: (z,))
