@@ -315,23 +315,26 @@ def draw_figure(record: Record, path: str | Path) -> Path:
         left.plot(middle, row["histogram"], color=SHADES[name], lw=1.3, label=label)
     left.set_xlabel("x")
     left.set_ylabel("density")
-    left.set_ylim(0, 1.35 * float(exact.max()))
+    left.set_ylim(0, 1.75 * float(exact.max()))
     left.legend(fontsize=7.5, ncols=2, loc="upper left", frameon=False)
     for row in rows:
         if not row["name"].startswith(TEACHER):
             shade = SHADES[row["name"].split(",")[0]]
             face = "none" if "," in row["name"] else shade
             right.loglog(row["rmse"], row["w1"], "o", color=shade, mfc=face, ms=6)
-            if row["student"].get("seed", 0) == record.seed:
-                right.annotate(row["name"], (row["rmse"], row["w1"]), xytext=(6, 5), color=shade, fontsize=8,
-                               textcoords="offset points")  # fmt: skip
+            if row["student"].get("seed", record.seed) == record.seed:
+                below = "feedback" in row["name"]  # its place is nearly that of the student without
+                right.annotate(row["name"], (row["rmse"], row["w1"]), xytext=(-6, -12 if below else 5),
+                               textcoords="offset points", ha="right", color=shade, fontsize=8)  # fmt: skip
     teacher, floor = shown[TEACHER]["w1"], record.data["floor"]["w1"]
     for value, text in ((teacher, f"teacher, {FINE} steps"), (LIMIT_W1 * teacher, f"{LIMIT_W1:g} x teacher"),
                         (floor, "exact samples")):  # fmt: skip
         right.axhline(value, color="0.4", lw=0.8, ls="-" if value == teacher else ":")
         right.annotate(text, (0.98, value), xycoords=("axes fraction", "data"), xytext=(0, 2), ha="right",
                        textcoords="offset points", color="0.3", fontsize=8)  # fmt: skip
-    right.margins(x=0.2)
+    right.margins(x=0.25, y=0.1)
+    right.set_xticks([0.1, 0.2, 0.4, 0.8], ["0.1", "0.2", "0.4", "0.8"])
+    right.set_xticks([], minor=True)
     right.set_xlabel("RMSE to the teacher's ends along the same noise")
     right.set_ylabel("W1 to the exact law")
     right.grid(True, which="major", alpha=0.3)

@@ -155,7 +155,7 @@ def _row(name: str, evaluations: int, x: Tensor, *, labels: Tensor, net: Any, re
     return {
         "sampler": name, "evaluations": evaluations,
         "frechet": images.frechet_distance(found, real, features=lambda f: f),
-        "kernel": images.kernel_distance(found, real[:: len(real) // 10000], features=lambda f: f),
+        "kernel": images.kernel_distance(found, real[:: max(1, len(real) // 10000)], features=lambda f: f),
         "score": images.class_score(x, logits=net.logits),
         "right": float((net.head(found).argmax(1) == labels).double().mean()), "std": float(x.std()),
     }  # fmt: skip
