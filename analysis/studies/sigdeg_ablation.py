@@ -27,6 +27,7 @@ from .sigdeg_mixture import SCHEDULE, SHADES, levels, trained
 COUNTS, FINEST = (3, 5, 10), 30  # all grids are parts of one of 30 steps
 DEPTHS = "WHK"
 UNTRAINED = "untrained"
+SHOWN = {"mixture": "direct", "digits": "graded"}  # the head of the figure's curves: the nearer one
 FEEDBACK: dict[str, Any] = {
     "steps": 5,
     "levy": "H",
@@ -256,18 +257,27 @@ def table(record: Path, problem: str) -> str:
 def draw(record: Record, path: str | Path) -> Path:
     """A row a problem: error against steps; errors along the knots; who made the error at the end."""
     figure, panels = canvas(11.4, 7.0, nrows=2, ncols=3)
-    for line, name in zip(panels, ("mixture", "digits")):
+    for line, (name, head) in zip(panels, SHOWN.items()):
         data = record.data[name]
         _steps(line[0], data["rows"])
-        _knots(line[1], data)
-        _shares(line[2], data)
+        _knots(line[1], data, head)
+        _shares(line[2], data, head)
         line[0].set_ylabel(f"{name}: RMSE at the end / std")
+        line[1].set_title(f"10 steps, {head}: at the knots, / std", fontsize=10)
+        line[2].set_title(f"10 steps, {head}: error at the end", fontsize=10)
+    panels[0][0].set_title("error along the teacher's noise", fontsize=10)
     for axes in panels[0]:
         axes.set_xlabel("")
-    panels[0][0].set_title("error along the teacher's noise", fontsize=10)
-    panels[0][1].set_title("error at the knots, 10 steps", fontsize=10)
-    panels[0][2].set_title("who makes the error at the end, 10 steps", fontsize=10)
     return write(figure, path)
+
+
+def _plain(axis: Any) -> None:
+    """Ticks as plain numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _steps(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -280,41 +290,50 @@ def _steps(axes: Any, rows: list[dict[str, Any]]) -> None:
     last = row_of(rows, **FEEDBACK, feedback=True)
     axes.loglog([last["steps"]], last["knots"][-1:], "*", color=SHADES["H"], ms=10, mec="k", mew=0.6,
                 label="H, direct, feedback")  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(low * (low / high) ** 0.45, high)
+    _plain(axes.yaxis)
     axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("steps")
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=7, ncols=2, frameon=False)
+    axes.legend(fontsize=7.5, ncols=2, frameon=False, loc="lower left")
 
 
-def _knots(axes: Any, data: dict[str, Any]) -> None:
-    """Of one step from the teacher's knot thin, accumulated thick, the laws' distance dotted."""
+def _knots(axes: Any, data: dict[str, Any], head: str) -> None:
+    """Accumulated thick, of one step from the teacher's knot thin, the laws' distance dotted."""
     sigmas = data["levels"]["10"][1:]
     for levy in DEPTHS:
-        row, shade = row_of(data["rows"], 10, levy, "direct"), SHADES[levy]
-        axes.loglog(sigmas, row["knots"], "o-", color=shade, ms=4, lw=1.6, label=f"{levy}: RMSE / std")
-        axes.loglog(sigmas, row["local"], "o-", color=shade, ms=2.5, lw=0.7, label=f"{levy}: one step's")
-        axes.loglog(sigmas, row["sliced_w2"], "d:", color=shade, ms=3, lw=1, label=f"{levy}: law, sliced W2")
-    axes.loglog(sigmas, data["floor"]["10"]["sliced_w2"], ":", color="0.5", lw=1, label="two runs, sliced W2")
+        row, shade = row_of(data["rows"], 10, levy, head), SHADES[levy]
+        axes.loglog(sigmas, row["knots"], "o-", color=shade, ms=4, lw=1.8, label=levy)
+        axes.loglog(sigmas, row["local"], "-", color=shade, lw=0.8)
+        axes.loglog(sigmas, row["sliced_w2"], ":", color=shade, lw=1.2)
+    axes.loglog(sigmas, data["floor"]["10"]["sliced_w2"], ":", color="0.5", lw=1.2)
+    for style, width, label, shade in (
+        ("o-", 1.8, "RMSE, accumulated", "0.2"), ("-", 0.8, "RMSE of one step", "0.2"),
+        (":", 1.2, "sliced W2 of the laws", "0.2"), (":", 1.2, "of two teachers", "0.5"),
+    ):  # fmt: skip
+        axes.plot([], [], style, color=shade, lw=width, ms=4, label=label)
     low, high = axes.get_ylim()
-    axes.set_ylim(low * (low / high) ** 0.3, high)
+    axes.set_ylim(low * (low / high) ** 0.5, high)
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
     axes.invert_xaxis()
     axes.set_xlabel("sigma of the knot")
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=6.5, ncols=3, frameon=False, loc="lower center")
+    axes.legend(fontsize=7.5, ncols=2, frameon=False, loc="lower left")
 
 
-def _shares(axes: Any, data: dict[str, Any]) -> None:
+def _shares(axes: Any, data: dict[str, Any], head: str) -> None:
     places = range(1, 11)
     for k, levy in enumerate(DEPTHS):
-        shares = row_of(data["rows"], 10, levy, "direct")["shares"]
+        shares = row_of(data["rows"], 10, levy, head)["shares"]
         axes.bar([i + 0.27 * (k - 1) for i in places], [100 * s for s in shares], 0.25, color=SHADES[levy],
                  label=levy)  # fmt: skip
     axes.axhline(0, color="0.4", lw=0.8)
-    sigmas = data["levels"]["10"]
-    axes.set_xticks(places, [f"{s:.2g}" for s in sigmas[1:]], fontsize=7)
+    axes.set_xticks(places, [f"{s:.2g}" for s in data["levels"]["10"][1:]], fontsize=8, rotation=45)
     axes.set_xlabel("sigma that the step ends at")
-    axes.set_ylabel("share of the squared error, %")
+    axes.set_ylabel("share made by the step, %")
     axes.grid(True, axis="y", alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
 
