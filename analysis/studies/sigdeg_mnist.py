@@ -198,11 +198,15 @@ def draw(record: Record, path: str | Path) -> Path:
     """Fréchet distance against evaluations."""
     figure, axes = canvas(6.4, 4.4)
     rows = record.data["rows"]
-    kinds = {"student": "SigStep", "untrained, the": "EulerMaruyama", "untrained, logsnr": "Milstein",
-             "UniPC": "ShARK"}  # fmt: skip
-    for kind, shade in kinds.items():
+    kinds = {
+        "student": ("student", "SigStep"),
+        "untrained, the": ("untrained, on the student's grid", "EulerMaruyama"),
+        "untrained, logsnr": ("untrained, even in log SNR", "Milstein"),
+        "UniPC": ("UniPC(3), an ODE solver, on the student's grid", "ShARK"),
+    }
+    for kind, (said, shade) in kinds.items():
         points = sorted((r["evaluations"], r["frechet"]) for r in rows if r["sampler"].startswith(kind))
-        axes.loglog(*zip(*points), "-", color=colour(shade), marker="o", ms=4, label=kind)
+        axes.loglog(*zip(*points), "-", color=colour(shade), marker="o", ms=4, label=said)
     for name, style in (("teacher", "--"), ("test digits", ":")):
         value = next(r["frechet"] for r in rows if r["sampler"] == name)
         axes.axhline(value, color="0.3", ls=style, lw=1, label=name)
