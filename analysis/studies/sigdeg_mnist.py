@@ -30,7 +30,9 @@ Stage = tuple[float, int, int, float]
 # trajectories; samples of a Fréchet distance; per count (share forced, iterations, batch, rate), in turn
 BUDGETS: dict[str, tuple[int, int, dict[int, tuple[Stage, ...]]]] = {
     "paper": (1536, 1500, {
-        10: ((1.0, 2200, BATCH, 4e-4),), 20: ((1.0, 200, BATCH, 2e-4),), 5: ((1.0, 200, BATCH, 2e-4),),
+        10: ((1.0, 2200, BATCH, 4e-4), (0.0, 400, 32, 2e-4)),
+        20: ((1.0, 200, BATCH, 2e-4), (0.0, 30, 32, 1e-4)),
+        5: ((1.0, 200, BATCH, 2e-4), (0.0, 200, 32, 2e-4)),
     }),
     "smoke": (32, 20, {n: ((0.5, 2, 8, 1e-4),) for n in COUNTS}),
 }  # fmt: skip
