@@ -135,6 +135,10 @@ def test_displacement_leads_nearer_than_the_teacher_on_phi(teacher):
     assert report.student_rmse < report.parent_rmse / 1.5
 
 
+def test_one_level_has_no_posterior_to_weigh(teacher):
+    assert fold(teacher, steps=1, loss="kl")[1].losses == [0.0]
+
+
 def test_displacement_of_one_substep_is_the_teacher(teacher):
     _, report = fold(teacher, target="displacement", substeps=1)
     assert report.losses[0] < 1e-5

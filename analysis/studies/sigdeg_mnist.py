@@ -101,15 +101,10 @@ def _train(
     for k, (forcing, iterations, batch, rate) in enumerate(stages):
         student, report = fs.distill_sigdeg(
             problem, data=taught, network=network.requires_grad_(True), forcing=forcing, autocast=True,
-            iterations=iterations, batch=batch, rate=rate, every=100, folder=_made(work / f"stage-{k}"),
+            iterations=iterations, batch=batch, rate=rate, every=100, folder=work / f"stage-{k}",
             device=device, progress=True,
         )  # fmt: skip
     return student, report
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def distances(

@@ -18,9 +18,11 @@ from ..errors import InputError, one_of
 from ..problem import Denoising
 from ..sample import sample
 from ..schedule import DiscreteVP
-from .sfddm import SFDDM, told
+from .conditional import told
+from .sfddm import SFDDM
 from .sfddm_process import StudentProcess, subsequence
-from .training import OPTIONS, Minibatch, Report, Stopwatch, fit, seeded
+from .store import make_folder
+from .training import OPTIONS, Minibatch, Report, Stopwatch, check_options, digest, fit, seeded
 from .unet_denoiser import UNetDenoiser
 
 TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl"), ("random", "teacher")
@@ -72,6 +74,8 @@ def distill_sfddm(
     if substeps is not None and (isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1):
         raise InputError(f"substeps: got {substeps!r}, wanted a whole number of at least 1.")
     watch = Stopwatch()
+    if folder is not None:
+        make_folder(folder)
     if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
         teacher = UNetDenoiser.of(teacher, schedule)
     teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
@@ -90,7 +94,8 @@ def distill_sfddm(
         network, task.loss, len(x0), seed=seed, progress=progress, look=lambda: task.rmse(fine),
         checkpoint=None if folder is None else Path(folder) / f"sfddm-{len(process.phi)}.training",
         words={"target": target, "loss": loss, "hidden": hidden, "start": start, "features": inside,
-               "substeps": task.substeps, "phi": process.phi.tolist(), "autocast": autocast}, **options,
+               "substeps": task.substeps, "phi": process.phi.tolist(), "autocast": autocast,
+               "data": digest({"x0": x0[:64]})}, **options,
     )  # fmt: skip
     network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
@@ -105,6 +110,7 @@ def _check(words: dict[str, tuple[str, tuple[str, ...]]], training: dict[str, An
     for name in training:
         if name not in OPTIONS:
             raise one_of("option", name, OPTIONS)
+    check_options(training)
 
 
 def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:
@@ -270,7 +276,7 @@ class _Task:
 
     def _weight(self, k: Tensor, like: Tensor) -> Tensor:
         """beta'^2 / (2 btilde' alpha' (1 - abar')), the posteriors' divergence, with mean 1; 1 for "mse"."""
-        if self.kind == "mse":
+        if self.kind == "mse" or len(self.student.process.phi) == 1:
             return torch.ones_like(like[:1])
         p = self.student.process
         spread = p.betas[1:] * (1 - p.abar[:-1]) / (1 - p.abar[1:])

@@ -15,8 +15,8 @@ from ..problem import Denoising
 from ..schedule import Schedule
 from ..solver import DiffusionSolver, ScheduledSolver
 from .processes import part, sum_over_processes
+from .training import HELD_OUT
 
-HELD_OUT = 8  # one start state in eight is kept from the fit
 Labelled = Callable[[Tensor], Denoising]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.ddim import DDIM
-from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import Evaluate
 from . import store
+from .conditional import told, with_labels
 from .sfddm_process import StudentProcess
 from .sig_step import fits
 
@@ -43,11 +42,7 @@ class SFDDM:
         Raises:
             InputError: the network takes no labels.
         """
-        if not getattr(self.network, "labelled", False):
-            raise InputError("labels: got some for a student whose network takes none.")
-        other = copy.copy(self)
-        other.labels = labels
-        return other
+        return with_labels(self, self.network, labels)
 
     def problem(self) -> Denoising:
         """The student as a model on its own process, for any solver of the library."""
@@ -77,15 +72,3 @@ class SFDDM:
         assert isinstance(process, StudentProcess)
         process.phi = torch.tensor(meta["phi"])
         return cls(network, process, plan)
-
-
-def told(network: nn.Module, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
-    """What a network is told beside x and sigma; InputError where it needs labels and there are none."""
-    if not getattr(network, "labelled", False):
-        return {}
-    if labels is None:
-        raise InputError(
-            "labels: got none; this student is class-conditional. Sample with student.at(labels), labels of "
-            "shape (batch,)."
-        )
-    return {"labels": labels.to(x.device)}

@@ -7,7 +7,6 @@ partial signature xi of its interval. Both are born equal to their parent (arXiv
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..problem import SDE, Denoising
 from ..sample import Evaluate
 from ..solver import StochasticSolver
 from . import store
+from .conditional import told, with_labels
 
 PARENTS: dict[str, type[StochasticSolver]] = {"EulerMaruyama": EulerMaruyama}
 TERMS = 5
@@ -140,25 +140,14 @@ class SigSampler:
         Raises:
             InputError: the network takes no labels.
         """
-        if not getattr(self.network, "labelled", False):
-            raise InputError("labels: got some for a student whose network takes none.")
-        if not torch.is_tensor(labels) or labels.dim() == 0:
-            raise InputError(f"labels: got {labels!r}, wanted a tensor (batch, ...).")
-        other = copy.copy(self)
-        other.labels = labels
-        return other
+        return with_labels(self, self.network, labels)
 
     def predict(
         self, problem: Denoising | None, x: Tensor, sigma: Tensor, sigma_next: Tensor, xi: Tensor,
         last: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The effective x0 of one step; `last` is the step's before, None at the first."""
-        extra: dict[str, Tensor] = {}
-        if getattr(self.network, "labelled", False):
-            if self.labels is None:
-                raise InputError("labels: got none; this student is class-conditional. Sample with "
-                                 "student.at(labels), labels of shape (batch,).")  # fmt: skip
-            extra["labels"] = self.labels
+        extra = told(self.network, self.labels, x)
         if getattr(self.network, "feedback", False):
             extra["last"] = torch.zeros_like(x) if last is None else last
         out: Tensor = self.network(x, sigma, sigma_next, xi, **extra)
@@ -175,8 +164,6 @@ class SigSampler:
         self.network.to(like.device)
         student, letters, last = self, LEVELS[self.levy], None
         if self.labels is not None:
-            if len(self.labels) != len(like):
-                raise InputError(f"labels: got {len(self.labels)} for {len(like)} samples, wanted one each.")
             student = self.at(self.labels.to(like.device))
 
         def evaluate(row: int, x: Tensor, normals: Any) -> Tensor:
