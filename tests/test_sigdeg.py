@@ -77,6 +77,22 @@ def test_coarsening_keeps_knots_and_joins_as_the_path_would():
     torch.testing.assert_close(few.xi[0, :, 0], W / (h[0] + h[1]) ** 0.5)
 
 
+def test_levels_that_stay_may_be_chosen_one_by_one():
+    data, index = make(substeps=2), torch.arange(32)
+    some, twice, whole = (d.pick(index) for d in (data.coarsen([0, 1, 4]), data.coarsen(2), data))
+    assert torch.equal(some.knots, whole.knots[[0, 1, 4]])
+    torch.testing.assert_close(some.xi[0], whole.xi[0])
+    again = data.coarsen([0, 2, 3, 4]).coarsen([0, 1, 3])  # numbers are those of the levels still there
+    assert torch.equal(again.sigmas, data.coarsen(2).sigmas)
+    torch.testing.assert_close(again.pick(index).xi, twice.xi)
+
+
+@pytest.mark.parametrize("keep", [0, 3, [0, 2], [1, 4], [0, 3, 2, 4], [0, 2, 2, 4], []])
+def test_levels_that_cannot_stay_are_refused(keep):
+    with pytest.raises(fs.InputError, match="keep: got"):
+        make(substeps=2).coarsen(keep)
+
+
 def test_picking_is_by_number_over_blocks():
     data = make(600)
     some, index = data.pick(torch.arange(600)), torch.tensor([599, 3, 300, 3])
@@ -226,8 +242,8 @@ def test_the_losses_are_the_weighted_mean_squares():
 
     data, index = make(256), torch.arange(256)
     task, some = task_of(fs.EulerMaruyama(), "direct", False, data), data.pick(index)
-    variance = some.knots[1:].double().var(1).mean(1)
-    weights = (variance[-1] / variance).clamp(max=1) / variance
+    variance = some.knots[-1].double().var()  # of one coordinate: the directions' mean is its own
+    weights = (variance / (variance + data.sigmas[1:].square())).square() / variance
     torch.testing.assert_close(task.weights, weights)
 
     def loss(task, i):
@@ -240,6 +256,19 @@ def test_the_losses_are_the_weighted_mean_squares():
     steps = torch.stack([task._step(some, k) - some.knots[k + 1] for k in range(4)])
     want = float((steps.square().flatten(1).mean(1).double() * weights).mean())
     assert abs(drawn.mean() - want) < 5 * drawn.std() / 200**0.5
+
+
+def test_a_knot_counts_by_what_reaches_the_end_along_the_data():
+    """Ends with variances 4, 1 and 0 along three directions that are not the axes: trC^2 / trC = 17 / 5."""
+    from fewstep.learned.sigdeg_denoising import _weights
+    from fewstep.learned.trajectories import Trajectories
+
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()).Q
+    signs = torch.tensor([[2.0, 1, 0], [2, -1, 0], [-2, 1, 0], [-2, -1, 0]]).double() * (3 / 4) ** 0.5
+    ends = (signs @ turn.T).float()
+    data = Trajectories(GRID, [{"knots": ends[:, None].repeat(1, 5, 1), "xi": torch.zeros(4, 4, 2, 3)}], 4)
+    left = 3.4 / (3.4 + GRID[1:].square())
+    torch.testing.assert_close(_weights(data), left.square() / (5 / 3))
 
 
 def test_graded_terms_vanish_with_the_step():

@@ -23,6 +23,7 @@ def test_the_levels_nest():
     assert len(levels) == 21
     assert (levels.diff() < 0).all()
     torch.testing.assert_close(levels[2:-2:2], torch.tensor(sigdeg_mnist.TEN, dtype=torch.float64))
+    assert all(len(kept) == n + 1 for n, kept in sigdeg_mnist.KEPT.items())
 
 
 def test_it_runs_and_goes_on_where_it_was_stopped(pretended, tmp_path, monkeypatch):

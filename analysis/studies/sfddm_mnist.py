@@ -16,8 +16,9 @@ from fewstep.errors import one_of
 from fewstep.learned.unet_denoiser import UNetDenoiser
 from torch import Tensor
 
-from .. import datasets, images, mnist_teacher
+from .. import datasets, mnist_teacher
 from ..figures import canvas, image_rows, write
+from ..mnist_judge import Judge
 from ..records import Record
 from . import sfddm_tools as tools
 from .sfddm_tools import DISPLACED, HALVED, PLAIN, PUBLISHED, SHADES, SHORT, Trained, distil, rms
@@ -32,7 +33,7 @@ SUBSTEPS = {8: 6, 4: 8}  # of displacement, 48 and 32 steps of the teacher in al
 # images judged by; steps of the fine ODE; batch; (iterations, rate) of the published loss, of displacement
 Budget = tuple[int, int, int, tuple[int, float], tuple[int, float]]
 BUDGETS: dict[str, Budget] = {
-    "paper": (1500, 40, 64, (3000, 1e-3), (800, 3e-4)), "smoke": (20, 3, 2, (1, 1e-3), (1, 3e-4)),
+    "paper": (1500, 40, 32, (4000, 1e-3), (800, 3e-4)), "smoke": (20, 3, 2, (1, 1e-3), (1, 3e-4)),
 }  # fmt: skip
 ARC, ARC_CLASS = 10, 3  # noises between two, and the digit they are made into
 
@@ -142,37 +143,22 @@ def rows(
     data: Path | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Distances to the training set, and to the fine ODE and teacher-DDIM from the same noise."""
-    train_set, _, test, classes = datasets.mnist(data)
-    net = mnist_teacher.features()
-    with torch.no_grad():
-        real = torch.cat([net(x) for x in train_set.split(1000)])
-        row = partial(_row, labels=labels, net=net, real=real)
-        out = [row("test digits", 0, test[balanced(classes, len(labels), seed)])]
-        for (way, n), x in ends.items():
-            t, plain, fine = made.get((way, n)), ends.get((PLAIN, n)), ends["fine", 0]
-            found = row(way, n, x) | tools.cost(t)
-            found |= {"rmse": rms(x - fine), "feature_rmse": rms(net(x) - net(fine))}
-            if plain is not None:
-                found |= {"to_plain": rms(x - plain), "feature_to_plain": rms(net(x) - net(plain))}
-            out.append(found)
+    judge = Judge.of(data)
+    test: dict[str, Any] = {"way": "test digits", "steps": 0}
+    out = [test | judge(judge.digits(labels, seed), labels)]
+    for (way, n), x in ends.items():
+        plain, fine = ends.get((PLAIN, n)), ends["fine", 0]
+        found = {"way": way, "steps": n, **judge(x, labels), **tools.cost(made.get((way, n)))}
+        found |= {"rmse": rms(x - fine), "feature_rmse": _feature_rms(judge, x, fine)}
+        if plain is not None:
+            found |= {"to_plain": rms(x - plain), "feature_to_plain": _feature_rms(judge, x, plain)}
+        out.append(found)
     return out
 
 
-def _row(way: str, steps: int, x: Tensor, *, labels: Tensor, net: Any, real: Tensor) -> dict[str, Any]:
-    found = net(x)
-    return {
-        "way": way, "steps": steps, "frechet": images.frechet_distance(found, real, features=lambda f: f),
-        "kernel": images.kernel_distance(found, real[:: max(1, len(real) // 10000)], features=lambda f: f),
-        "score": images.class_score(x, logits=net.logits),
-        "right": float((net.logits(x).argmax(1) == labels).double().mean()),
-    }  # fmt: skip
-
-
-def balanced(classes: Tensor, many: int, seed: int) -> Tensor:
-    """(many,) places of chance with classes 0, 1, ..., 9, 0, 1, ..."""
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
-    each = [order[classes[order] == k] for k in range(10)]
-    return torch.tensor([int(each[i % 10][i // 10]) for i in range(many)])
+@torch.no_grad()
+def _feature_rms(judge: Judge, a: Tensor, b: Tensor) -> float:
+    return rms(judge.net(a) - judge.net(b))
 
 
 def criteria(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,35 +11,34 @@ import fewstep as fs
 import torch
 from fewstep import Denoising
 from fewstep.learned.sig_unet import SigUNet
-from fewstep.learned.training import Report, held_out
+from fewstep.learned.training import held_out
 from fewstep.learned.trajectories import Trajectories, make_trajectories
 from torch import Tensor
 
-from .. import datasets, images, mnist_teacher
+from .. import mnist_teacher
 from ..figures import canvas, colour, image_rows, write
+from ..mnist_judge import Judge
 from ..records import Record
 
-# Ten steps that each take away the same share of the teacher's root mean squared error (0.5 at the largest
-# level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; above 9 there is nearly only noise.
+# Nine of the levels of ten steps that each take away the same share of the teacher's root mean squared error
+# (0.5 at the largest level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; the other levels of
+# 20 steps lie between them.
 TEN = (9.0, 4.5, 2.8, 1.8, 1.2, 0.8, 0.5, 0.28, 0.1)
+# The levels of a student. The teacher's x0 is off by 2 at the largest, which a first step down to 9 carries
+# on: half of what ten untrained steps lose. Hence a level more there, and one less where little is decided.
+KEPT = {20: tuple(range(21)), 10: (0, 1, 2, 4, 6, 8, 10, 12, 14, 17, 20), 5: (0, 2, 6, 10, 14, 20)}
 SUBSTEPS = 15  # of the teacher in each of 20 intervals
 PRECISE = 0.1  # below this level the teacher computes in float32, above in bfloat16: half the time
 COUNTS = (10, 20, 5)  # the students of 20 and 5 begin as that of 10
-BATCH = 64
-Stage = tuple[float, int, int, float]
-# trajectories; samples of a Fréchet distance; per count (share forced, iterations, batch, rate), in turn
-BUDGETS: dict[str, tuple[int, int, dict[int, tuple[Stage, ...]]]] = {
-    "paper": (1536, 1500, {
-        10: ((1.0, 2200, BATCH, 4e-4), (0.0, 400, 32, 2e-4)),
-        20: ((1.0, 200, BATCH, 2e-4), (0.0, 30, 32, 1e-4)),
-        5: ((1.0, 200, BATCH, 2e-4), (0.0, 200, 32, 2e-4)),
-    }),
-    "smoke": (32, 20, {n: ((0.5, 2, 8, 1e-4),) for n in COUNTS}),
-}  # fmt: skip
+# trajectories = samples of a Fréchet distance; per count the iterations, batch and rate
+BUDGETS: dict[str, tuple[int, dict[int, tuple[int, int, float]]]] = {
+    "paper": (4096, {10: (2400, 64, 4e-4), 20: (300, 64, 2e-4), 5: (300, 64, 2e-4)}),
+    "smoke": (32, dict.fromkeys(COUNTS, (2, 8, 1e-4))),
+}
 
 
 def levels() -> Tensor:
-    """(21,) the levels of 20 steps; one in two is that of ten, one in four of five."""
+    """(21,) the levels of 20 steps."""
     schedule = mnist_teacher.schedule()
     ends = torch.tensor([schedule.sigma_max, *TEN, schedule.sigma_min], dtype=torch.float64)
     middles = (ends[:-1] * ends[1:]).sqrt()
@@ -61,7 +60,7 @@ def study(
     budget: str, seed: int, device: torch.device | str, work: Path, data: Path | None = None
 ) -> tuple[Record, dict[str, Tensor]]:
     """Teacher data, students and distances; what is done is kept in `work`, and not done again."""
-    count, many, stages = BUDGETS[budget]
+    count, trainings = BUDGETS[budget]
     net = mnist_teacher.network().to(device)
     problem, began = partial(teacher, net=net), time.perf_counter()
     substeps = SUBSTEPS if budget == "paper" else 1
@@ -73,17 +72,21 @@ def study(
     seconds = {"teacher": time.perf_counter() - began}
     students, reports, network = {}, {}, SigUNet.of(net, mnist_teacher.schedule(), 3)
     for n in COUNTS:
-        began = time.perf_counter()
-        students[n], reports[n] = _train(problem, taught.coarsen(20 // n), network, stages[n], work, device)
+        began, (iterations, batch, rate) = time.perf_counter(), trainings[n]
+        students[n], reports[n] = fs.distill_sigdeg(
+            problem, data=taught.coarsen(KEPT[n]), network=network, forcing=1.0, autocast=True,
+            iterations=iterations, batch=batch, rate=rate, every=100, folder=work, device=device,
+            progress=True,
+        )  # fmt: skip
         seconds[f"student of {n}"] = time.perf_counter() - began
         network = _copy(students[10].network)
     body: dict[str, Any] = {
-        "trajectories": count, "levels": levels().tolist(), "teacher steps": taught.evaluations,
-        "stages": {str(n): stages[n] for n in COUNTS}, "seconds": seconds,
-        "knots": {str(n): r.knots for n, r in reports.items()},
+        "trajectories": count, "levels": levels().tolist(), "kept": {str(n): KEPT[n] for n in COUNTS},
+        "teacher steps": taught.evaluations, "trainings": {str(n): trainings[n] for n in COUNTS},
+        "seconds": seconds, "knots": {str(n): r.knots for n, r in reports.items()},
         "losses": {str(n): r.losses for n, r in reports.items()},
     }  # fmt: skip
-    body["rows"] = distances(problem, taught, students, many, seed, device, data)
+    body["rows"] = distances(problem, taught, students, seed, device, data)
     return Record("sigdeg-mnist", body, seed), pictures(problem, taught, students, device)
 
 
@@ -94,73 +97,42 @@ def _copy(network: Any) -> SigUNet:
     return other
 
 
-def _train(
-    problem: Any, taught: Trajectories, network: SigUNet, stages: tuple[Stage, ...], work: Path, device: Any
-) -> tuple[fs.SigSampler, Report]:
-    """One stage after another, each with its own checkpoint."""
-    for k, (forcing, iterations, batch, rate) in enumerate(stages):
-        student, report = fs.distill_sigdeg(
-            problem, data=taught, network=network.requires_grad_(True), forcing=forcing, autocast=True,
-            iterations=iterations, batch=batch, rate=rate, every=100, folder=work / f"stage-{k}",
-            device=device, progress=True,
-        )  # fmt: skip
-    return student, report
-
-
 def distances(
-    problem: Any, taught: Trajectories, students: dict[int, fs.SigSampler], many: int, seed: int, device: Any,
+    problem: Any, taught: Trajectories, students: dict[int, fs.SigSampler], seed: int, device: Any,
     data: Path | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Fréchet and kernel distances to the training set, class score and right classes, of so many samples."""
-    train, _, test, classes = datasets.mnist(data)
-    net = mnist_teacher.features()
-    labels = torch.arange(many) % 10
-    with torch.no_grad():
-        real = torch.cat([net(x) for x in train.split(1000)])
-        row = partial(_row, labels=labels, net=net, real=real)
-        rows = [row("test digits", 0, test[_balanced(classes, many, seed)])]
-        rows.append(row("teacher", taught.evaluations, taught.pick(torch.arange(many)).knots[-1]))
-        for n, student in sorted(students.items()):
-            for name, solver in ({f"student of {n}": student} | untrained(taught, n)).items():
-                rows.append(row(name, n, _sample(problem, solver, labels, seed + n, device)))
-    return rows
+    """Fréchet and kernel distances to the training set, class score and right classes.
+
+    Of as many samples as there are trajectories: a Fréchet distance is the larger the fewer they are.
+    """
+    judge, labels = Judge.of(data), torch.arange(len(taught)) % 10
+    ends = taught.pick(torch.arange(len(taught))).knots[-1]
+    rows = [("test digits", 0, judge.digits(labels, seed)), ("teacher", taught.evaluations, ends)]
+    for n, student in sorted(students.items()):
+        for name, solver in ({f"student of {n}": student} | untrained(student.plan.sigmas)).items():
+            rows.append((name, n, _sample(problem, solver, labels, seed + n, device)))
+    head = ("sampler", "evaluations")
+    return [dict(zip(head, said)) | judge(x, labels) | {"std": float(x.std())} for *said, x in rows]
 
 
-def untrained(taught: Trajectories, n: int) -> dict[str, Any]:
+def untrained(sigmas: Tensor) -> dict[str, Any]:
     """The same parent without training, on the student's grid and on two of common use; and an ODE solver."""
-    schedule, parent = mnist_teacher.schedule(), fs.EulerMaruyama()
+    schedule, parent, n = mnist_teacher.schedule(), fs.EulerMaruyama(), len(sigmas) - 1
     grids = {s: fs.sigma_grid(schedule, n, s, "sigma_min") for s in ("logsnr", "karras")}
-    grids["the student's grid"] = taught.coarsen(20 // n).sigmas
+    grids["the student's grid"] = sigmas
     rows = {f"untrained, {name}": parent.plan(grid) for name, grid in grids.items()}
-    return rows | {"UniPC(3), an ODE solver": fs.UniPC(3).plan(grids["the student's grid"])}
+    return rows | {"UniPC(3), an ODE solver": fs.UniPC(3).plan(sigmas)}
 
 
 def _sample(problem: Any, solver: Any, labels: Tensor, seed: int, device: Any) -> Tensor:
-    parts = []
+    """Samples of these classes; a student computes as it was trained, in bfloat16."""
+    parts, taught = [], isinstance(solver, fs.SigSampler)
     for k, part in enumerate(labels.split(250)):
-        mine = solver.at(part) if isinstance(solver, fs.SigSampler) else solver
-        with torch.no_grad():
+        mine = solver.at(part) if taught else solver
+        with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=taught):
             parts.append(fs.sample(problem(part), mine, shape=(len(part), 1, 28, 28), seed=1000 * seed + k,
-                                   device=device).cpu())  # fmt: skip
+                                   device=device).float().cpu())  # fmt: skip
     return torch.cat(parts)
-
-
-def _row(name: str, evaluations: int, x: Tensor, *, labels: Tensor, net: Any, real: Tensor) -> dict[str, Any]:
-    found = net(x)
-    return {
-        "sampler": name, "evaluations": evaluations,
-        "frechet": images.frechet_distance(found, real, features=lambda f: f),
-        "kernel": images.kernel_distance(found, real[:: max(1, len(real) // 10000)], features=lambda f: f),
-        "score": images.class_score(x, logits=net.logits),
-        "right": float((net.head(found).argmax(1) == labels).double().mean()), "std": float(x.std()),
-    }  # fmt: skip
-
-
-def _balanced(classes: Tensor, many: int, seed: int) -> Tensor:
-    """(many,) places of chance with classes 0, 1, ..., 9, 0, 1, ..."""
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
-    each = [order[classes[order] == k] for k in range(10)]
-    return torch.tensor([int(each[i % 10][i // 10]) for i in range(many)])
 
 
 def pictures(
@@ -171,7 +143,7 @@ def pictures(
     index = torch.tensor([next((i for i in held if i % 10 == k), held[0]) for k in range(10)])
     rows = {f"teacher, {taught.evaluations} steps": taught.pick(index).knots[-1]}
     for n, student in sorted(students.items(), reverse=True):
-        some = taught.coarsen(20 // n).pick(index).to(device)
+        some = taught.coarsen(KEPT[n]).pick(index).to(device)
         rows[f"student, {n}"] = _along(problem, student, some)
         if n != 20:
             rows[f"untrained, {n}"] = _along(problem, student.plan, some)

@@ -128,14 +128,18 @@ def _network(
 
 
 def _weights(data: Trajectories) -> Tensor:
-    """(steps,) one over the variance of the knots a step ends at, times the data's share in it.
+    """(steps,) the part of a squared error at each knot that is left at the end, over the ends' variance.
 
-    An error of a noisy knot moves the posterior mean of x0, and so all that follows, by that share of it; and
-    without it a network that predicts noise would be judged by sigma times its error.
+    Where the data are Gaussian with variance s^2 along a direction, dy = (D - y) d tau / tau takes an error
+    made at level sigma to s^2 / (s^2 + sigma^2) of it. Data and errors lie along few directions: s^2 is the
+    mean variance along them, each counted by its share of the whole, tr C^2 / tr C.
     """
-    variance = data.some_knots(SPREAD)[1:].double().var(1).flatten(1).mean(1)
-    share = variance[-1] / variance
-    return share.clamp(max=1) / variance
+    ends = data.some_knots(SPREAD)[-1].double().flatten(1)
+    apart = ends - ends.mean(0)
+    gram = apart @ apart.T / (len(ends) - 1)
+    along = gram.square().sum() / gram.trace()
+    left = along / (along + data.sigmas[1:].square())
+    return left.square() / ends.var(0).mean()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +66,13 @@ class Trajectories:
         levels: (intervals + 1,) float64, those of the blocks.
         blocks: each "knots" (n, intervals + 1, *event), "xi" (n, intervals, letters, *event), maybe "labels".
         evaluations: of the network for each trajectory.
-        every: one of so many levels is a coarse one.
+        kept: which of the levels are the coarse ones; None: all.
     """
 
     levels: Tensor
     blocks: list[dict[str, Tensor]]
     evaluations: int
-    every: int = 1
+    kept: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return sum(len(b["knots"]) for b in self.blocks)
@@ -77,7 +80,7 @@ class Trajectories:
     @property
     def sigmas(self) -> Tensor:
         """(steps + 1,) the coarse levels."""
-        return self.levels[:: self.every]
+        return self.levels if self.kept is None else self.levels[list(self.kept)]
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -91,20 +94,31 @@ class Trajectories:
     def labelled(self) -> bool:
         return "labels" in self.blocks[0]
 
-    def coarsen(self, every: int) -> Trajectories:
-        """The same trajectories at one coarse level in `every`, for a student of fewer steps.
+    def coarsen(self, keep: int | Sequence[int]) -> Trajectories:
+        """The same trajectories at fewer coarse levels, for a student of fewer steps.
+
+        Args:
+            keep: one level in so many, a divisor of the number of steps; or the numbers of those that stay,
+                from 0 up to that of the last.
 
         Raises:
-            InputError: every does not divide the number of steps.
+            InputError: another number, or numbers that do not rise from the first level to the last.
         """
         steps = len(self.sigmas) - 1
-        if every < 1 or steps % every:
-            raise InputError(f"every: got {every}, wanted a divisor of the {steps} steps.")
-        return replace(self, every=self.every * every)
+        if isinstance(keep, int):
+            if keep < 1 or steps % keep:
+                raise InputError(f"keep: got {keep}, wanted a divisor of the {steps} steps.")
+            keep = range(0, steps + 1, keep)
+        chosen = list(keep)
+        if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
+            raise InputError(f"keep: got {chosen}, wanted numbers of levels that rise from 0 to {steps}.")
+        before = self.kept or range(steps + 1)
+        return replace(self, kept=tuple(before[i] for i in chosen))
 
     def some_knots(self, count: int) -> Tensor:
         """(steps + 1, n, *event) knots of the first trajectories, at most so many and those of one block."""
-        return self.blocks[0]["knots"][:count].transpose(0, 1)[:: self.every]
+        knots = self.blocks[0]["knots"][:count].transpose(0, 1)
+        return knots if self.kept is None else knots[list(self.kept)]
 
     def digest(self) -> str:
         """A name for these numbers: of the coarse levels, of some ends and of all labels."""
@@ -130,21 +144,17 @@ class Trajectories:
         back = torch.cat(places).argsort()
         whole = {k: torch.cat([p[k] for p in parts])[back] for k in parts[0]}
         knots, xi = (whole[k].transpose(0, 1) for k in ("knots", "xi"))
-        return Batch(knots[:: self.every], self._joined(xi), whole.get("labels"))
+        if self.kept is None:
+            return Batch(knots, xi, whole.get("labels"))
+        return Batch(knots[list(self.kept)], self._joined(xi, self.kept), whole.get("labels"))
 
-    def _joined(self, xi: Tensor) -> Tensor:
+    def _joined(self, xi: Tensor, kept: Sequence[int]) -> Tensor:
         """Signatures of the coarse intervals, by Chen's relation."""
-        if self.every == 1:
-            return xi
         h = (self.levels**-2.0).diff().tolist()
         out: list[Tensor] = []
-        for first in range(0, len(h), self.every):
-            parts = [Increment.from_coordinates(h[k], *xi[k].unbind(1)) for k in
-                     range(first, first + self.every)]  # fmt: skip
-            whole = parts[0]
-            for part in parts[1:]:
-                whole = whole.join(part)
-            out.append(torch.stack(whole.coordinates(), 1))
+        for first, last in pairwise(kept):
+            parts = [Increment.from_coordinates(h[k], *xi[k].unbind(1)) for k in range(first, last)]
+            out.append(torch.stack(reduce(Increment.join, parts).coordinates(), 1))
         return torch.stack(out)
 
 

@@ -1,0 +1,56 @@
+"""Samples of the ten digits against MNIST: distances of features, class score, right classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import datasets, images, mnist_teacher
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The training set's features, and the test set as what a perfect sampler would give.
+
+    Attributes:
+        net: the shipped classifier.
+        real: (60000, 64) its features of the training set.
+        test, classes: the test set.
+    """
+
+    net: mnist_teacher.Features
+    real: Tensor
+    test: Tensor
+    classes: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, data: Path | None = None) -> Judge:
+        """Read MNIST from this folder; by default FEWSTEP_DATA."""
+        train, _, test, classes = datasets.mnist(data)
+        net = mnist_teacher.features()
+        return cls(net, torch.cat([net(x) for x in train.split(1000)]), test, classes)
+
+    def digits(self, labels: Tensor, seed: int) -> Tensor:
+        """Test digits of these classes, drawn without repetition."""
+        order = torch.randperm(len(self.classes), generator=torch.Generator().manual_seed(seed))
+        chosen = torch.empty_like(labels)
+        for k in labels.unique():
+            mine = labels == k
+            chosen[mine] = order[self.classes[order] == k][: int(mine.sum())]
+        return self.test[chosen]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
+        """Fréchet and kernel distance to the training set, class score, and the share of right classes."""
+        found, logits = self.net(x), self.net.logits(x)
+        few = self.real[:: max(1, len(self.real) // 10000)]
+        return {
+            "frechet": images.frechet_distance(found, self.real, features=lambda f: f),
+            "kernel": images.kernel_distance(found, few, features=lambda f: f),
+            "score": images.class_score(x, logits=self.net.logits),
+            "right": float((logits.argmax(1) == labels).double().mean()),
+        }
