@@ -22,10 +22,11 @@ Row = dict[str, Any]
 LABELS = 1024  # of the teacher's table
 COPIED_AT = 16  # the number of steps at which the teacher's weights are shown to stay
 SHOWN, COLUMNS = 4, 12  # steps and number of the digits in the picture
-# steps; samples judged by; batch; (iterations, rate) of the published loss, of displacement and a fold
-BUDGETS: dict[str, tuple[tuple[int, ...], int, int, tuple[int, float], tuple[int, float]]] = {
-    "paper": ((128, 64, 16, 8, 4), 1000, 128, (2500, 2e-3), (1000, 1e-3)),
-    "smoke": ((16, 4), 64, 16, (3, 2e-3), (2, 1e-3)),
+Training = tuple[int, float]  # iterations, rate
+# steps; samples judged by; batch; of the published loss, of displacement in one fold, of a fold of halving
+BUDGETS: dict[str, tuple[tuple[int, ...], int, int, Training, Training, Training]] = {
+    "paper": ((128, 64, 16, 8, 4), 1000, 128, (2500, 2e-3), (1400, 1e-3), (1000, 1e-3)),
+    "smoke": ((16, 4), 64, 16, (3, 2e-3), (2, 1e-3), (2, 1e-3)),
 }
 
 
@@ -43,13 +44,13 @@ def substeps(steps: int) -> int:
 
 def train(budget: str, seed: int, work: Path) -> dict[tuple[str, int], Trained]:
     """All students by way and number of steps; what lies finished in `work` is not trained again."""
-    counts, _, batch, published, displaced = BUDGETS[budget]
+    counts, _, batch, *trainings = BUDGETS[budget]
     teacher, levels = teachers.digits().denoiser, table()
     assert isinstance(teacher, nn.Module)
     data = datasets.digits()[0]
     # the report's distances are of as many samples as there are data, 64 at most
     common: dict[str, Any] = {"data": data if budget == "paper" else data[:8], "batch": batch, "seed": seed}
-    slow, fast = ({"iterations": n, "rate": r, **common} for n, r in (published, displaced))
+    slow, fast, fold = ({"iterations": n, "rate": r, **common} for n, r in trainings)
     make = partial(distil, teacher=teacher, table=levels)
     made = {}
     for steps in counts:
@@ -60,13 +61,13 @@ def train(budget: str, seed: int, work: Path) -> dict[tuple[str, int], Trained]:
     few = slow | {"iterations": 20}
     made[COPIED, COPIED_AT] = make(COPIED, steps=COPIED_AT, folder=work / "copied", **few)
     first = LABELS if budget == "paper" else 4 * counts[0]
-    made |= {(HALVED, n): t for n, t in tools.halvings(teacher, levels, first, counts[-1], work, **fast)}
+    made |= {(HALVED, n): t for n, t in tools.halvings(teacher, levels, first, counts[-1], work, **fold)}
     return made
 
 
 def study(budget: str, seed: int, work: Path) -> Record:
     """Train or find the students, sample all from the same noise, and measure."""
-    counts, many, batch, published, displaced = BUDGETS[budget]
+    counts, many, batch, published, displaced, fold = BUDGETS[budget]
     made, levels, problem = train(budget, seed, work), table(), teachers.digits()
     assert isinstance(problem.denoiser, nn.Module)
     real, held_out = datasets.digits()
@@ -87,7 +88,8 @@ def study(budget: str, seed: int, work: Path) -> Record:
     shown = {"teacher, 200 steps": fine} | {f"{SHORT[w]}, {n}": x for (w, n), x in ends.items() if n == SHOWN}
     body = {
         "labels": LABELS, "counts": list(counts), "samples": many, "batch": batch,
-        "published": published, "displaced": displaced, "substeps": {str(n): substeps(n) for n in counts},
+        "published": published, "displaced": displaced, "fold": fold,
+        "substeps": {str(n): substeps(n) for n in counts},
         "floor": _distance(real[: len(real) // 500 * 500], held_out), "fine": _distance(fine, held_out),
         "fine_against_UniPC(3)": rms(fine - check), "apart": rms(fine - fine.roll(1, 0)), "rows": rows,
         "copied_loss": max(made[COPIED, COPIED_AT].losses), "folds": tools.folds(rows, "rmse", "sliced_w2"),
@@ -140,7 +142,7 @@ def draw(record: Record, path: str | Path) -> Path:
         if r["evaluations"] and r["way"] in SHADES:
             right.annotate(str(r["steps"]), (r["evaluations"], r["rmse"]), xytext=(4, 4),
                            textcoords="offset points", fontsize=7.5, color="0.3")  # fmt: skip
-    right.set_xlabel("samples through a network in training (beside points: steps)")
+    right.set_xlabel("samples through networks in training; steps beside")
     for axes in (left, right):
         axes.grid(True, which="major", alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")

@@ -186,7 +186,7 @@ def draw(record: Record, path: str | Path) -> Path:
     left.set_ylabel("Fréchet distance to the training set")
     left.set_xticks([4, 8, 16], ["4", "8", "16"])
     left.set_xticks([], minor=True)
-    right.set_xlabel("images through a network in training (beside points: steps)")
+    right.set_xlabel("images through networks in training; steps beside")
     for axes in (left, right):
         axes.grid(True, which="major", alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
