@@ -7,7 +7,6 @@ samples (`images`) is here as well.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from fewstep.learned.training import Minibatch, learning_rate, seeded
 from torch import Tensor, nn
 
 from . import datasets
+from .teachers import write_half
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -158,7 +158,7 @@ def train(
     checkpoint = Path(checkpoint or f"{path}.training")
     net = seeded(seed, lambda: unet(**CONFIG))
     fit(net, images, labels, iterations, seed, checkpoint, resume)
-    return _write(path, {"format": FORMAT, "config": CONFIG, "schedule": SCHEDULE}, net)
+    return write_half(path, {"format": FORMAT, "config": CONFIG, "schedule": SCHEDULE}, net)
 
 
 def fit(
@@ -278,22 +278,10 @@ def train_features(
         loss.backward()
         optimiser.step()
     net.normalise(images[:10000])
-    return _write(path, {"format": FEATURES_FORMAT}, net)
+    return write_half(path, {"format": FEATURES_FORMAT}, net)
 
 
 def accuracy(net: Features, images: Tensor, labels: Tensor) -> float:
     """The share of images (n, 1, 28, 28) that it gives their label (n,)."""
     right = [(net.logits(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500))]
     return float(sum(right)) / len(images)
-
-
-def _write(path: str | Path, meta: dict[str, Any], net: nn.Module) -> Path:
-    """In half precision; loaded as float32."""
-    from safetensors.torch import save_file
-
-    weights = {k: v.half().contiguous() for k, v in net.state_dict().items()}
-    whole = Path(path).resolve()  # of an editable install the shipped files are links
-    part = Path(f"{whole}.part")
-    save_file(weights, str(part), {"fewstep": json.dumps(meta)})
-    part.replace(whole)  # the file appears whole or not at all
-    return Path(path)

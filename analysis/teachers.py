@@ -13,7 +13,7 @@ from fewstep.errors import InputError
 from fewstep.learned import store, training
 from fewstep.learned.networks import DenoisingMLP
 from fewstep.learned.training import Minibatch, seeded
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import datasets
 
@@ -39,12 +39,18 @@ def load(path: str | Path) -> DenoisingMLP:
 
 
 def save(network: DenoisingMLP, path: str | Path) -> Path:
-    """Write a teacher in half precision (twice the network in the megabyte; loaded as float32)."""
+    """Write a teacher; see `write_half`."""
+    return write_half(path, {"format": FORMAT, "config": network.config}, network)
+
+
+def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Path:
+    """Weights in half precision: twice the network in the megabyte, loaded as float32."""
     from safetensors.torch import save_file
 
-    meta = {"format": FORMAT, "config": network.config}
     weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
-    save_file(weights, str(path), {"fewstep": json.dumps(meta)})
+    # of an editable install the shipped files are links
+    with store.whole(Path(path).resolve()) as part:
+        save_file(weights, str(part), {"fewstep": json.dumps(meta)})
     return Path(path)
 
 

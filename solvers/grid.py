@@ -140,3 +140,11 @@ def check_times(grid: Tensor) -> Tensor:
 def _short(t: Tensor) -> str:
     values = [f"{v:.4g}" for v in t.tolist()]
     return "[" + ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]]) + "]"
+
+
+def refined(sigmas: Tensor, substeps: int) -> Tensor:
+    """The grid with each interval cut into so many, even in log sigma; sigmas decrease to one above 0."""
+    u = torch.arange(substeps, dtype=torch.float64) / substeps
+    fine = torch.exp(torch.lerp(sigmas[:-1, None].log(), sigmas[1:, None].log(), u)).flatten()
+    fine[::substeps] = sigmas[:-1]
+    return torch.cat([fine, sigmas[-1:]])

@@ -17,6 +17,7 @@ from typing import Any
 import fewstep as fs
 import numpy as np
 import torch
+from fewstep.grid import refined
 from fewstep.learned.networks import DenoisingMLP
 from fewstep.learned.training import seeded
 from fewstep.learned.trajectories import Trajectories, make_trajectories
@@ -86,14 +87,6 @@ def levels(steps: int, schedule: fs.EDM = SCHEDULE, shift: float = 0.5) -> Tenso
     out: Tensor = (u**-5 - shift).rsqrt()
     out[0], out[-1] = schedule.sigma_max, schedule.sigma_min
     return out
-
-
-def refined(sigmas: Tensor, substeps: int) -> Tensor:
-    """The grid with each interval cut into substeps, even in log sigma: the teacher's."""
-    u = torch.arange(substeps, dtype=F64) / substeps
-    fine = torch.lerp(sigmas[:-1, None].log(), sigmas[1:, None].log(), u).exp().flatten()
-    fine[::substeps] = sigmas[:-1]
-    return torch.cat([fine, sigmas[-1:]])
 
 
 def trained(data: int, iterations: int, seed: int = 0) -> fs.Denoising:

@@ -11,6 +11,7 @@ import fewstep as fs
 import torch
 from fewstep import Denoising
 from fewstep.learned.sig_unet import SigUNet
+from fewstep.learned.sigdeg_denoising import along
 from fewstep.learned.training import held_out
 from fewstep.learned.trajectories import Trajectories, make_trajectories
 from torch import Tensor
@@ -144,21 +145,10 @@ def pictures(
     rows = {f"teacher, {taught.evaluations} steps": taught.pick(index).knots[-1]}
     for n, student in sorted(students.items(), reverse=True):
         some = taught.coarsen(KEPT[n]).pick(index).to(device)
-        rows[f"student, {n}"] = _along(problem, student, some)
-        if n != 20:
-            rows[f"untrained, {n}"] = _along(problem, student.plan, some)
+        solvers = {f"student, {n}": student.at(some.labels), f"untrained, {n}": student.plan}
+        with torch.no_grad():
+            rows |= {k: along(problem(some.labels), s, some)[-1].cpu() for k, s in solvers.items()}
     return rows
-
-
-@torch.no_grad()
-def _along(problem: Any, solver: Any, some: Any) -> Tensor:
-    """The final states along the noise of these trajectories."""
-    from fewstep.sample import evaluator_of, run
-
-    plan, x, supply = getattr(solver, "plan", solver), some.knots[0], iter(some.xi)
-    at = problem(some.labels)
-    evaluate = evaluator_of(at, plan, x) if plan is solver else solver.at(some.labels).evaluator(at, x)
-    return run(plan, x, evaluate, lambda *_: next(supply).unbind(1)).cpu()
 
 
 def draw(record: Record, path: str | Path) -> Path:

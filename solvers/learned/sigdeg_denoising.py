@@ -13,6 +13,7 @@ from ..brownian.increment import LEVELS
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError
 from ..grid import sigma_grid
+from ..plan import Plan
 from ..problem import Denoising
 from ..sample import combine, evaluator_of, run
 from ..solver import DiffusionSolver
@@ -142,6 +143,15 @@ def _weights(data: Trajectories) -> Tensor:
     return left.square() / ends.var(0).mean()
 
 
+def along(problem: Denoising, solver: SigSampler | Plan, some: Batch) -> Tensor:
+    """(steps, n, *event) the states of a student, or of an untrained plan, along the teacher's noise."""
+    plan = solver if isinstance(solver, Plan) else solver.plan
+    states, supply, x = list[Tensor](), iter(some.xi), some.knots[0]
+    evaluate = evaluator_of(problem, plan, x) if isinstance(solver, Plan) else solver.evaluator(problem, x)
+    run(plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x))
+    return torch.stack(states)
+
+
 @dataclass(frozen=True)
 class _Task:
     """What a student is trained on, and how far it is from it."""
@@ -208,10 +218,7 @@ class _Task:
     def _states(self, some: Batch, parent: bool = False) -> Tensor:
         """(steps, n, *event) the student's states along the teacher's noise."""
         student, problem = self._at(some.labels)
-        states, supply, x = list[Tensor](), iter(some.xi), some.knots[0]
-        evaluate = evaluator_of(problem, student.plan, x) if parent else student.evaluator(problem, x)
-        run(student.plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x))
-        return torch.stack(states)
+        return along(problem, student.plan if parent else student, some)
 
     def _forced(self, some: Batch, generator: torch.Generator) -> Tensor:
         """Some of the steps, each for a part of the samples, from the teacher's own knots."""

@@ -36,12 +36,14 @@ DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowE
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A place to write a file that then appears whole or not at all."""
+    """A place to write a file that then appears whole or not at all, after a failure of power too."""
     from safetensors import SafetensorError
 
     part = Path(f"{path}.{os.getpid()}.part")
     try:
         yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"path: {path} cannot be written ({error}).") from error

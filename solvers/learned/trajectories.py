@@ -19,7 +19,7 @@ from ..brownian.increment import LEVELS, check_shape
 from ..brownian.normals import key_of, node_seed
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError, NonFiniteError, one_of
-from ..grid import check_sigmas
+from ..grid import check_sigmas, refined
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import evaluator_of, generators, run, unit_normals
@@ -240,10 +240,7 @@ class _Maker:
         cls, model: Model, sigmas: Tensor, substeps: int, teacher: DiffusionSolver, levy: str,
         event: tuple[int, ...], seed: int, device: torch.device | str,
     ) -> _Maker:  # fmt: skip
-        u = torch.arange(substeps, dtype=torch.float64) / substeps
-        fine = torch.exp(torch.lerp(sigmas[:-1, None].log(), sigmas[1:, None].log(), u)).flatten()
-        fine[::substeps] = sigmas[:-1]
-        plan = plan_of(teacher, torch.cat([fine, sigmas[-1:]]), model.schedule)
+        plan = plan_of(teacher, refined(sigmas, substeps), model.schedule)
         if not plan.levy or bool((plan.noise[:, 1] <= plan.noise[:, 0]).any()):
             raise InputError(
                 f"teacher: got {plan.name!r}, wanted a stochastic solver all of whose noise is on the path, "
