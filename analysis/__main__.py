@@ -192,7 +192,7 @@ def _diffusion_work(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="Name of a study; a wrong one lists them.")],
+    name: Annotated[str, typer.Argument(help="Name of a study; without one they are listed.")] = "",
     budget: Annotated[str, typer.Option(help="smoke or paper.")] = "paper",
     out: Annotated[Path, typer.Option(help="Folder for records/ and figures/.")] = Path("docs"),
     paths: Annotated[int, typer.Option(help="Number of paths; 0: the budget's.")] = 0,
@@ -208,6 +208,9 @@ def study(
     from .parallel import is_first, processes
     from .studies import load, names
 
+    if not name:
+        typer.echo("\n".join(f"{k:20s} {said}" for k, said in names().items()))
+        return
     if name not in names():
         raise one_of("name", name, names())
     if budget not in ("smoke", "paper"):
@@ -218,6 +221,9 @@ def study(
         )
         if is_first():
             typer.echo("\n".join(lines))
+            typer.echo(f"wrote {out}/records and {out}/figures")
+            if budget == "smoke":
+                typer.echo("budget smoke: it shows that the study runs; its numbers mean nothing", err=True)
 
 
 @app.command("train-teacher")

@@ -138,6 +138,11 @@ def sample(
         InputError: neither shape nor noise, neither steps nor sigmas, a grid beside a plan, a solver
             that has no plan, a path that lacks Lévy data the plan needs.
     """
+    if not isinstance(problem, Denoising):
+        raise InputError(
+            f"problem: got {type(problem).__name__}, wanted a fewstep.Denoising; a function of labels is "
+            "called with them first."
+        )
     if timesteps is not None and sigmas is None:
         steps = len(timesteps)
         sigmas = sigma_grid(problem.schedule, steps, spacing, final, timesteps=timesteps)

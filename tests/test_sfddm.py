@@ -120,7 +120,7 @@ def test_the_teacher_on_phi_is_a_student_without_loss_and_the_same_sampler(teach
     assert report.student_rmse == report.parent_rmse
 
 
-@pytest.mark.parametrize("loss", ["l1", "mse", "kl"])
+@pytest.mark.parametrize("loss", ["l1", "mse", "kl", "end"])
 def test_a_random_student_comes_to_the_teacher_but_no_further(teacher, loss):
     _, report = fold(
         teacher, start="random", iterations=400, rate=3e-3, loss=loss, batch=256, average=0.98
@@ -129,14 +129,16 @@ def test_a_random_student_comes_to_the_teacher_but_no_further(teacher, loss):
     assert report.student_rmse > 0.8 * report.parent_rmse
 
 
-def test_displacement_leads_nearer_than_the_teacher_on_phi(teacher):
-    options = dict(loss="mse", iterations=400, rate=2e-3, batch=256, average=0.98)
+@pytest.mark.parametrize("loss", ["mse", "end"])
+def test_displacement_leads_nearer_than_the_teacher_on_phi(teacher, loss):
+    options = dict(loss=loss, iterations=400, rate=2e-3, batch=256, average=0.98)
     _, report = fold(teacher, steps=4, target="displacement", substeps=8, **options)
     assert report.student_rmse < report.parent_rmse / 1.5
 
 
-def test_one_level_has_no_posterior_to_weigh(teacher):
-    assert fold(teacher, steps=1, loss="kl")[1].losses == [0.0]
+@pytest.mark.parametrize("loss", ["kl", "end"])
+def test_one_level_is_not_weighed(teacher, loss):
+    assert fold(teacher, steps=1, loss=loss)[1].losses == [0.0]
 
 
 def test_displacement_of_one_substep_is_the_teacher(teacher):
@@ -178,6 +180,27 @@ def test_without_data_it_learns_from_the_teachers_samples(teacher):
     assert report.trajectories == 128
 
 
+class OneLevel(torch.nn.Linear):
+    """Written for a 0-d sigma; that of two samples is taken for one of two numbers."""
+
+    def forward(self, x, sigma):
+        return super().forward(x) / (1 + sigma)
+
+
+def test_another_network_has_no_hidden_variables_by_default():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Linear(2, 2)
+
+        def forward(self, x, sigma):
+            return self.body(x)
+
+    assert fold(Plain())[1].losses == [0.0]
+    with pytest.raises(InputError, match="named_modules"):
+        fold(Plain(), features="head")
+
+
 BAD = {
     "target": (dict(target="x"), "target: got 'x'"),
     "loss": (dict(loss="x"), "loss: got 'x'"),
@@ -196,13 +219,17 @@ BAD = {
         "labels: got 3 for 8",
     ),
     "substeps": (dict(target="displacement", substeps=0), "substeps: got 0"),
+    "idle substeps": (dict(target="published", substeps=4), "substeps: got 4 for the published"),
+    "function": (dict(teacher=lambda x, sigma: x), "teacher: got function"),
+    "one level": (dict(teacher=OneLevel(2, 2)), "each sample with a level of its own"),
+    "x0 of another shape": (dict(teacher=torch.nn.Bilinear(2, 1, 3)), r"teacher: fails for x \(2, 2\)"),
 }
 
 
 @pytest.mark.parametrize(("options", "match"), BAD.values(), ids=BAD)
 def test_bad_input(options, match, teacher):
     with pytest.raises(InputError, match=match):
-        fold(teacher, **options)
+        fold(**{"teacher": teacher, **options})
 
 
 def test_a_continuous_schedule_is_refused_with_the_cure(teacher):

@@ -87,7 +87,7 @@ def test_levels_that_stay_may_be_chosen_one_by_one():
     torch.testing.assert_close(again.pick(index).xi, twice.xi)
 
 
-@pytest.mark.parametrize("keep", [0, 3, [0, 2], [1, 4], [0, 3, 2, 4], [0, 2, 2, 4], []])
+@pytest.mark.parametrize("keep", [0, 3, [0, 2], [1, 4], [0, 3, 2, 4], [0, 2, 2, 4], [], 2.5])
 def test_levels_that_cannot_stay_are_refused(keep):
     with pytest.raises(fs.InputError, match="keep: got"):
         make(substeps=2).coarsen(keep)
@@ -153,6 +153,8 @@ BAD = {
     "too little": (dict(levy="W", teacher=fs.ShARK()), "needs 'H'"),
     "deterministic": (dict(teacher=fs.DDIM()), "wanted a stochastic solver"),
     "churn": (dict(teacher=fs.EDMEuler(churn=10.0)), "wanted a stochastic solver"),
+    "class": (dict(teacher=fs.ShARK), r"wanted a solver such as fs.EulerMaruyama\(\)"),
+    "word": (dict(teacher="ShARK"), "teacher: got 'ShARK'"),
     "labels": (dict(labels=torch.arange(32)), "labels: got some"),
     "seed": (dict(seed=None), "seed: got None"),
     "event": (dict(event_shape=4), "shape: got 4"),
@@ -258,19 +260,6 @@ def test_the_losses_are_the_weighted_mean_squares():
     assert abs(drawn.mean() - want) < 5 * drawn.std() / 200**0.5
 
 
-def test_a_knot_counts_by_what_reaches_the_end_along_the_data():
-    """Ends with variances 4, 1 and 0 along three directions that are not the axes: trC^2 / trC = 17 / 5."""
-    from fewstep.learned.sigdeg_denoising import _weights
-    from fewstep.learned.trajectories import Trajectories
-
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()).Q
-    signs = torch.tensor([[2.0, 1, 0], [2, -1, 0], [-2, 1, 0], [-2, -1, 0]]).double() * (3 / 4) ** 0.5
-    ends = (signs @ turn.T).float()
-    data = Trajectories(GRID, [{"knots": ends[:, None].repeat(1, 5, 1), "xi": torch.zeros(4, 4, 2, 3)}], 4)
-    left = 3.4 / (3.4 + GRID[1:].square())
-    torch.testing.assert_close(_weights(data), left.square() / (5 / 3))
-
-
 def test_graded_terms_vanish_with_the_step():
     terms, xi = torch.ones(2, 3, 1), torch.ones(2, 2, 1)
     whole = [graded(terms, xi, torch.tensor(1.0), torch.tensor(1 / (1 + h))) for h in (1e-3, 1e-5)]
@@ -308,6 +297,16 @@ class Told(torch.nn.Module):
         return self.body(x - m, sigma, sigma_next, xi) + m
 
 
+class Wide(torch.nn.Linear):
+    """Gives three numbers where one is wanted."""
+
+    def __init__(self):
+        super().__init__(1, 3)
+
+    def forward(self, x, sigma, sigma_next, xi):
+        return super().forward(x)
+
+
 def test_a_class_conditional_student_is_told_its_labels():
     labels = torch.arange(64) % 3 * 10
     data = make(64, problem=shifted, labels=labels, levy="H")
@@ -323,6 +322,21 @@ def test_a_class_conditional_student_is_told_its_labels():
     # a model of labels whose correction is told none
     student, _ = fs.distill_sigdeg(shifted, data=data, iterations=2)
     assert ((fs.sample(shifted(few), student, shape=(3, 1)).squeeze() - few).abs() < 4).all()
+
+
+@pytest.mark.parametrize(("network", "match"), {
+    "shape": (lambda x, *_: x[:, :1].repeat(1, 3), "network: got function"),
+    "letters": (DenoisingMLP((1,), letters=3), "3 letters of the signature, levy asks for 2"),
+    "broadcast": (Wide(), r"network: gave \(\d+, 3\) for"),
+}.values())  # fmt: skip
+def test_a_network_that_does_not_fit_is_refused(network, match):
+    with pytest.raises(InputError, match=match):
+        fs.distill_sigdeg(MIXTURE, data=make(16, levy="H"), network=network, iterations=1)
+
+
+def test_a_model_of_labels_is_called_before_it_is_sampled():
+    with pytest.raises(InputError, match="a function of labels is called"):
+        fs.sample(shifted, fs.EulerMaruyama(), shape=(3, 1), steps=4)
 
 
 def test_patience_stops_and_keeps_the_best():

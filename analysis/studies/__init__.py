@@ -6,16 +6,18 @@ name with dashes.
 
 from __future__ import annotations
 
+import ast
 import importlib
 from pathlib import Path
 from typing import Any
 
 
-def names() -> list[str]:
-    """The studies that `fewstep study` can run."""
+def names() -> dict[str, str]:
+    """The studies that `fewstep study` can run, each with a line of what it is."""
     # read, not imported: one study's needs are none of another's
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return [f.stem.replace("_", "-") for f in files if "\ndef run(" in f.read_text()]
+    texts = {f.stem.replace("_", "-"): f.read_text() for f in sorted(Path(__file__).parent.glob("*.py"))}
+    studies = {name: ast.get_docstring(ast.parse(s)) or "" for name, s in texts.items() if "\ndef run(" in s}
+    return {name: " ".join(said.split("\n\n")[0].split()) for name, said in studies.items()}
 
 
 def load(name: str) -> Any:

@@ -27,8 +27,8 @@ HALVED = "displacement, halving"
 OPTIONS: dict[str, dict[str, Any]] = {
     PUBLISHED: {"start": "random", "loss": "l1"},
     COPIED: {"start": "teacher", "loss": "l1"},
-    DISPLACED: {"target": "displacement", "loss": "mse"},
-    HALVED: {"target": "displacement", "loss": "mse", "substeps": 2},
+    DISPLACED: {"target": "displacement", "loss": "end"},
+    HALVED: {"target": "displacement", "loss": "end", "substeps": 2},
 }
 SHADES = {PLAIN: "DDIM", PUBLISHED: "DerivativeFreeMilstein", DISPLACED: "SigStep", HALVED: "ShARK"}
 SHORT = {PLAIN: "DDIM", PUBLISHED: "published", DISPLACED: "one fold", HALVED: "halving"}

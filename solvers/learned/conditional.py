@@ -16,7 +16,10 @@ S = TypeVar("S")
 def with_labels(student: S, network: nn.Module, labels: Any) -> S:
     """The same student for samples of these classes; InputError if its network takes none."""
     if not getattr(network, "labelled", False):
-        raise InputError("labels: got some for a student whose network takes none.")
+        raise InputError(
+            "labels: got some for a student whose network takes none. Where the model is a function of "
+            "labels, it is the model that is told: fs.sample(model(labels), student, ...)."
+        )
     if not torch.is_tensor(labels) or labels.dim() == 0:
         raise InputError(f"labels: got {labels!r}, wanted a tensor (batch, ...).")
     other: Any = copy.copy(student)

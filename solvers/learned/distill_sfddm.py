@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from ..problem import Denoising
 from ..sample import sample
 from ..schedule import DiscreteVP
 from .conditional import told
+from .levels import left_at_end
 from .sfddm import SFDDM
 from .sfddm_process import StudentProcess, subsequence
 from .store import make_folder
 from .training import OPTIONS, Minibatch, Report, Stopwatch, check_options, digest, fit, seeded
 from .unet_denoiser import UNetDenoiser
 
-TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl"), ("random", "teacher")
+TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl", "end"), ("random", "teacher")
+SPREAD = 256  # samples that the data's spread is taken from
 JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the report's distances
 
 
@@ -44,8 +47,8 @@ def distill_sfddm(
     `target="displacement"`, ours, asks for the noise that leads where the teacher's finer steps lead.
 
     Args:
-        teacher: a `UNet2DModel` told x_t and labels of the schedule, or a module `(x, sigma) -> x0` (with
-            `labels=` where its `labelled` is True). It is left as it is.
+        teacher: a `UNet2DModel` told x_t and labels of the schedule, or a module `(x, sigma) -> x0`, sigma
+            0-d or (batch,), with `labels=` where its `labelled` is True. It is left as it is.
         schedule: the table of T levels it was trained on.
         steps, phi, spacing: T', or the labels themselves; see `subsequence`.
         data: (n, *event) samples x0, or a loader of batches (or pairs with labels), read once; None for
@@ -54,10 +57,11 @@ def distill_sfddm(
         samples, event_shape: of data-free distillation: how many, of which shape.
         target: "published" or "displacement".
         substeps: DDIM steps of the teacher in one of the student's (displacement); by default 4.
-        loss: of the noise, "l1" (published), "mse", or "kl": the divergence of the posteriors, which is a
-            mean square weighted by level.
-        features: (published) the module whose input is matched too, the hidden variables: "auto" is the last
-            layer of the library's networks and of U-Nets; None for none.
+        loss: of the noise, "l1" (published), "mse", or a mean square weighted by level: "kl", the divergence
+            of the posteriors, or "end", by what is left of a step's error at the end (for displacement).
+        features: (published) the module whose input is matched too, the hidden variables, by its name among
+            `named_modules()`: "auto" is the last layer of the library's networks and of U-Nets, and none of
+            others; None for none.
         hidden: the weight of that.
         start: "teacher" weights, or "random" ones (published).
         autocast, folder, device, seed, progress: as in `distill_sigdeg`.
@@ -73,6 +77,10 @@ def distill_sfddm(
     _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)}, training)
     if substeps is not None and (isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1):
         raise InputError(f"substeps: got {substeps!r}, wanted a whole number of at least 1.")
+    if substeps is not None and target == "published":
+        raise InputError(f'substeps: got {substeps} for the published loss, which has none; drop it.')
+    if not isinstance(teacher, nn.Module):
+        raise InputError(f"teacher: got {type(teacher).__name__}, wanted a torch.nn.Module.")
     watch = Stopwatch()
     if folder is not None:
         make_folder(folder)
@@ -82,6 +90,7 @@ def distill_sfddm(
     process = _process(schedule, steps, phi, spacing)
     x0, classes = _data(teacher, schedule, data, labels, samples, event_shape, seed, device)
     watch.lap("data")
+    _try(teacher, x0, classes, device)
     network = _begun(teacher, start, seed)
     student = SFDDM(network, process)
     inside = None if features is None or target == "displacement" else _module_name(network, features)
@@ -153,6 +162,29 @@ def _data(
 
 
 @torch.no_grad()
+def _try(teacher: nn.Module, x0: Tensor, classes: Tensor | None, device: torch.device | str) -> None:
+    """Two calls of the teacher, so that one that does not fit is refused with a word."""
+    x, some = x0[:2].to(device), None if classes is None else classes[:2]
+    sigma = x.new_tensor([1.0, 2.0])[: len(x)]
+    try:
+        out = teacher(x, sigma, **told(teacher, some, x))
+        alone = teacher(x[:1], sigma[0], **told(teacher, None if some is None else some[:1], x[:1]))
+        same = torch.allclose(out[:1], alone, rtol=1e-2, atol=1e-3)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise InputError(
+            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Wanted (x, sigma) -> x0, "
+            "each sample with a level of its own."
+        ) from error
+    if out.shape != x.shape:
+        raise InputError(f"teacher: gave {tuple(out.shape)} for {tuple(x.shape)}, wanted the same shape.")
+    if not same:
+        raise InputError(
+            "teacher: gives a sample another x0 alone, with a 0-d sigma, than beside one of another level, "
+            "with sigma (batch,); wanted each sample with a level of its own."
+        )
+
+
+@torch.no_grad()
 def _made(
     teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, count: int, event: tuple[int, ...],
     seed: int, device: torch.device | str,
@@ -189,14 +221,16 @@ def _forget(network: nn.Module) -> nn.Module:
     return network
 
 
-def _module_name(network: nn.Module, features: str) -> str:
+def _module_name(network: nn.Module, features: str) -> str | None:
     names: list[str] = [n for n, _ in network.named_modules()]
     wanted = ("conv_out", "leave") if features == "auto" else (features,)
     found = [n for n in names if any(n == w or n.endswith(f".{w}") for w in wanted)]
+    if not found and features == "auto":
+        return None
     if len(found) != 1:
         raise InputError(
-            f"features: got {features!r}, which is {len(found)} modules of the network, wanted one: the last "
-            "layer's name, or None for none."
+            f"features: got {features!r}, which is {len(found)} modules of the network, wanted one of "
+            f"network.named_modules(), the last layer's name ({', '.join(names[-3:])}), or None for none."
         )
     return found[0]
 
@@ -246,7 +280,8 @@ class _Task:
                     wanted = self._displacement(x, sigma, k, labels, wanted)
             with _listening(self.student.network, self.inside) as mine:
                 gap = self._noise(self.student.network, x, sigma, labels) - wanted
-            total = (gap.abs() if self.kind == "l1" else self._weight(k, gap) * gap.square()).mean()
+            weights = _wide(self.weights[k].to(gap), gap)
+            total = (gap.abs() if self.kind == "l1" else weights * gap.square()).mean()
             for a, b in zip(mine, theirs, strict=True):
                 total = (
                     total + self.hidden * ((a - b).abs() if self.kind == "l1" else (a - b).square()).mean()
@@ -274,15 +309,21 @@ class _Task:
                 noise = self._noise(self.teacher, y, level, labels)
         return (y - x) / _wide(at - sigma, x)
 
-    def _weight(self, k: Tensor, like: Tensor) -> Tensor:
-        """beta'^2 / (2 btilde' alpha' (1 - abar')), the posteriors' divergence, with mean 1; 1 for "mse"."""
-        if self.kind == "mse" or len(self.student.process.phi) == 1:
-            return torch.ones_like(like[:1])
+    @cached_property
+    def weights(self) -> Tensor:
+        """(T',) of each level, with mean 1: "mse" none; "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the
+        posteriors' divergence; "end" the squared error that a step of wrong noise leaves at the end."""
         p = self.student.process
-        spread = p.betas[1:] * (1 - p.abar[:-1]) / (1 - p.abar[1:])
-        w = p.betas[1:] ** 2 / (2 * spread * p.alphas[1:] * (1 - p.abar[1:]))
-        w = torch.cat([w[:1], w])  # at the first level the posterior is a point
-        return _wide((w / w.mean())[k].to(like), like)
+        if self.kind in ("l1", "mse") or len(p.phi) == 1:
+            return torch.ones(len(p.phi))
+        if self.kind == "end":
+            grid = p.grid().flip(0)
+            w = grid.diff().square() * left_at_end(self.x0[:SPREAD], grid[:-1])  # of an ODE's error, squared
+        else:
+            spread = p.betas[1:] * (1 - p.abar[:-1]) / (1 - p.abar[1:])
+            w = p.betas[1:] ** 2 / (2 * spread * p.alphas[1:] * (1 - p.abar[1:]))
+            w = torch.cat([w[:1], w])  # at the first level the posterior is a point
+        return (w / w.mean()).float()
 
     @torch.no_grad()
     def judge(self) -> tuple[Tensor, float]:

@@ -151,6 +151,8 @@ class SigSampler:
         if getattr(self.network, "feedback", False):
             extra["last"] = torch.zeros_like(x) if last is None else last
         out: Tensor = self.network(x, sigma, sigma_next, xi, **extra)
+        if out.shape != x.shape:
+            raise InputError(f"network: gave {tuple(out.shape)} for {tuple(x.shape)}, wanted the same shape.")
         if self.residual:
             assert problem is not None
             out = out + problem.denoiser(x, sigma)

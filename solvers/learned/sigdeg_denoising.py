@@ -18,6 +18,7 @@ from ..problem import Denoising
 from ..sample import combine, evaluator_of, run
 from ..solver import DiffusionSolver
 from .dode_walk import Labelled
+from .levels import left_at_end
 from .networks import DenoisingMLP
 from .sig_step import SigSampler, fits
 from .store import make_folder
@@ -118,9 +119,10 @@ def _network(
     feedback: bool, seed: int,
 ) -> tuple[nn.Module, bool]:  # fmt: skip
     """The network, and whether it is added to the denoiser."""
-    if network is not None:
-        return network, False
     letters = LEVELS[levy]
+    if network is not None:
+        _check_network(network, letters)
+        return network, False
     denoiser = problem.denoiser if isinstance(problem, Denoising) else None
     if isinstance(denoiser, DenoisingMLP):
         return seeded(seed, lambda: denoiser.with_signature(letters, head, feedback)), False
@@ -128,19 +130,20 @@ def _network(
     return seeded(seed, lambda: DenoisingMLP(data.event, 128, 2, letters, **small)), True
 
 
-def _weights(data: Trajectories) -> Tensor:
-    """(steps,) the part of a squared error at each knot that is left at the end, over the ends' variance.
+def _check_network(network: Any, letters: int) -> None:
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network: got {type(network).__name__}, wanted a torch.nn.Module.")
+    if getattr(network, "letters", letters) != letters:
+        raise InputError(
+            f"network: got one that is told {network.letters} letters of the signature, levy asks for "
+            f"{letters}: 1 for 'W', 2 for 'H', 3 for 'K'."
+        )
 
-    Where the data are Gaussian with variance s^2 along a direction, dy = (D - y) d tau / tau takes an error
-    made at level sigma to s^2 / (s^2 + sigma^2) of it. Data and errors lie along few directions: s^2 is the
-    mean variance along them, each counted by its share of the whole, tr C^2 / tr C.
-    """
-    ends = data.some_knots(SPREAD)[-1].double().flatten(1)
-    apart = ends - ends.mean(0)
-    gram = apart @ apart.T / (len(ends) - 1)
-    along = gram.square().sum() / gram.trace()
-    left = along / (along + data.sigmas[1:].square())
-    return left.square() / ends.var(0).mean()
+
+def _weights(data: Trajectories) -> Tensor:
+    """(steps,) the part of a squared error at each knot that is left at the end, over the ends' variance."""
+    ends = data.some_knots(SPREAD)[-1].double()
+    return left_at_end(ends, data.sigmas[1:]).square() / ends.var(0).mean()
 
 
 def along(problem: Denoising, solver: SigSampler | Plan, some: Batch) -> Tensor:

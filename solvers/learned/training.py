@@ -285,11 +285,14 @@ class Training:
         try:
             meta, tensors = read(path, (CHECKPOINT,))
         except InputError as error:
-            raise InputError(f"checkpoint: {error} Delete it to begin again.") from error
+            raise InputError(f"{error} Delete it to begin again.") from error
         mine = json.loads(json.dumps(self.words))
         if meta.get("words") != mine:
             theirs = dict(meta.get("words") or {})
-            other = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+            other = [
+                f"{k} ({short(theirs.get(k))}, this call's is {short(mine.get(k))})"
+                for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)
+            ]  # fmt: skip
             raise InputError(
                 f"checkpoint: {path} is of a training with another {', '.join(other)}. Repeat the call that "
                 "made it, or take another folder."
@@ -335,6 +338,12 @@ def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def short(value: Any) -> str:
+    """As text, cut at 60 characters."""
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

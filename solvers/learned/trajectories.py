@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -28,7 +27,7 @@ from . import store
 from .dode import TOLERANCE, Fingerprint
 from .dode_walk import Labelled, Model, plan_of
 from .processes import barrier, rank_and_world
-from .training import digest
+from .training import digest, short
 
 FORMAT = "fewstep-trajectories-1"
 BLOCK = 256  # trajectories made and written at a time; part of their identity, since a draw is a block's
@@ -109,7 +108,7 @@ class Trajectories:
             if keep < 1 or steps % keep:
                 raise InputError(f"keep: got {keep}, wanted a divisor of the {steps} steps.")
             keep = range(0, steps + 1, keep)
-        chosen = list(keep)
+        chosen = [int(i) for i in keep] if isinstance(keep, (Sequence, Tensor)) else [keep]
         if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
             raise InputError(f"keep: got {chosen}, wanted numbers of levels that rise from 0 to {steps}.")
         before = self.kept or range(steps + 1)
@@ -188,9 +187,13 @@ def make_trajectories(
     sigmas = checked_levels(sigmas)
     if levy not in LEVELS:
         raise one_of("levy", levy, LEVELS)
-    for name, came, least in (("count", count, 1), ("substeps", substeps, 1), ("seed", seed, -math.inf)):
-        if isinstance(came, bool) or not isinstance(came, int) or came < least:
-            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+    for name, came in (("count", count), ("substeps", substeps)):
+        if isinstance(came, bool) or not isinstance(came, int) or came < 1:
+            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least 1.")
+    if not isinstance(seed, int):
+        raise InputError(f"seed: got {seed!r}, wanted a whole number.")
+    if teacher is not None and (isinstance(teacher, type) or not isinstance(teacher, DiffusionSolver)):
+        raise InputError(f"teacher: got {teacher!r}, wanted a solver such as fs.EulerMaruyama().")
     event_shape = check_shape(event_shape)
     labels = labels.to(device) if torch.is_tensor(labels) else labels
     model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
@@ -354,8 +357,8 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
         same = _same_model(theirs, mine) if key == "model" else theirs == mine
         if not same:
             raise InputError(
-                f"folder: {folder} holds trajectories of another {key} ({_short(theirs)}, this call's is "
-                f"{_short(mine)}). Take an empty folder, or repeat the call that made this one."
+                f"folder: {folder} holds trajectories of another {key} ({short(theirs)}, this call's is "
+                f"{short(mine)}). Take an empty folder, or repeat the call that made this one."
             )
 
 
@@ -364,11 +367,6 @@ def _same_model(held: Any, mine: dict[str, Any]) -> bool:
         return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
     except (*store.DAMAGE, RuntimeError):
         return False
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
