@@ -33,7 +33,7 @@ SUBSTEPS = {8: 6, 4: 8}  # of displacement, 48 and 32 steps of the teacher in al
 # images judged by; steps of the fine ODE; batch; (iterations, rate) of the published loss, of displacement
 Budget = tuple[int, int, int, tuple[int, float], tuple[int, float]]
 BUDGETS: dict[str, Budget] = {
-    "paper": (3000, 40, 32, (2000, 1e-3), (800, 3e-4)), "smoke": (20, 3, 2, (1, 1e-3), (1, 3e-4)),
+    "paper": (2000, 40, 32, (2000, 1e-3), (800, 3e-4)), "smoke": (20, 3, 2, (1, 1e-3), (1, 3e-4)),
 }  # fmt: skip
 ARC, ARC_CLASS = 10, 3  # noises between two, and the digit they are made into
 
