@@ -84,7 +84,7 @@ def study(
     body: dict[str, Any] = {
         "trajectories": count, "levels": levels().tolist(), "kept": {str(n): KEPT[n] for n in COUNTS},
         "teacher steps": taught.evaluations, "trainings": {str(n): trainings[n] for n in COUNTS},
-        "seconds": seconds, "knots": {str(n): r.knots for n, r in reports.items()},
+        "seconds of the last call": seconds, "knots": {str(n): r.knots for n, r in reports.items()},
         "losses": {str(n): r.losses for n, r in reports.items()},
     }  # fmt: skip
     body["rows"] = distances(problem, taught, students, seed, device, data)
