@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import fewstep as fs
 import torch
 from fewstep.brownian import FreshIncrements
+from fewstep.grid import refined
 from fewstep.learned.networks import DenoisingMLP
 from fewstep.learned.training import seeded
 from torch import Tensor, nn
@@ -151,10 +152,7 @@ def exact(model: dict[str, float], paths: int, seed: int, first: int = 0) -> Rou
 
 def grid(substeps: int = 1) -> Tensor:
     """(10 substeps + 1,) the student's levels, with equal steps of log sigma between them."""
-    ends = torch.tensor(LEVELS, dtype=F64)
-    u = torch.arange(substeps, dtype=F64) / substeps
-    fine = torch.exp(torch.lerp(ends[:-1, None].log(), ends[1:, None].log(), u)).flatten()
-    return torch.cat([fine, ends[-1:]])
+    return refined(torch.tensor(LEVELS, dtype=F64), substeps)
 
 
 @torch.no_grad()

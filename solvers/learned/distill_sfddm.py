@@ -75,18 +75,11 @@ def distill_sfddm(
         InputError: an unknown word, no data and no shape, a features module that is not there.
     """
     _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)}, training)
-    if substeps is not None and (isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1):
-        raise InputError(f"substeps: got {substeps!r}, wanted a whole number of at least 1.")
-    if substeps is not None and target == "published":
-        raise InputError(f'substeps: got {substeps} for the published loss, which has none; drop it.')
-    if not isinstance(teacher, nn.Module):
-        raise InputError(f"teacher: got {type(teacher).__name__}, wanted a torch.nn.Module.")
+    _check_substeps(substeps, target)
     watch = Stopwatch()
     if folder is not None:
         make_folder(folder)
-    if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
-        teacher = UNetDenoiser.of(teacher, schedule)
-    teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+    teacher = _frozen(teacher, schedule).to(device)
     process = _process(schedule, steps, phi, spacing)
     x0, classes = _data(teacher, schedule, data, labels, samples, event_shape, seed, device)
     watch.lap("data")
@@ -120,6 +113,25 @@ def _check(words: dict[str, tuple[str, tuple[str, ...]]], training: dict[str, An
         if name not in OPTIONS:
             raise one_of("option", name, OPTIONS)
     check_options(training)
+
+
+def _frozen(teacher: Any, schedule: Any) -> nn.Module:
+    """A copy of the teacher, a U-Net as a denoiser."""
+    if not isinstance(teacher, nn.Module):
+        raise InputError(f"teacher: got {type(teacher).__name__}, wanted a torch.nn.Module.")
+    if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
+        teacher = UNetDenoiser.of(teacher, schedule)
+    frozen: nn.Module = copy.deepcopy(teacher).eval().requires_grad_(False)
+    return frozen
+
+
+def _check_substeps(substeps: Any, target: str) -> None:
+    if substeps is None:
+        return
+    if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
+        raise InputError(f"substeps: got {substeps!r}, wanted a whole number of at least 1.")
+    if target == "published":
+        raise InputError(f"substeps: got {substeps} for the published loss, which has none; drop it.")
 
 
 def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:
