@@ -196,15 +196,14 @@ def draw(record: Record, path: str | Path) -> Path:
 def markdown(record: Record) -> str:
     """The table: a row for each sampler."""
     data = record.data
-    lines = ["| sampler | steps | Fréchet distance | kernel distance | class score | right class "
-             "| RMSE to the fine ODE | RMSE to DDIM on phi | of features | training: evaluations, thousands "
-             "| CPU seconds |", "| --- " * 11 + "|"]  # fmt: skip
+    lines = ["| sampler | steps | Fréchet | kernel | class score | right class | RMSE to ODE | to DDIM "
+             "| of features | trained, thousands | CPU s |", "| --- " * 11 + "|"]  # fmt: skip
     for r in data["rows"]:
         cells = ["fine ODE" if r["way"] == "fine" else r["way"], r["steps"] or "-", f"{r['frechet']:.3f}"]
         cells += [f"{r['kernel']:.2g}", f"{r['score']:.2f}", f"{r['right']:.1%}"]
         cells += [f"{r[k]:.2g}" if r.get(k) else "-" for k in ("rmse", "to_plain", "feature_to_plain")]
         cost = r.get("evaluations")
-        cells += [f"{cost / 1e3:.3g}", f"{r['seconds']:.3g}"] if cost else ["-", "-"]
+        cells += [f"{cost / 1e3:.3g}", f"{r['seconds']:.0f}"] if cost else ["-", "-"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     gains = ", ".join(f"{v:.2f} at {n} steps" for n, v in data["gains"].items())
     said = f"Fréchet distance of the published student over teacher-DDIM's {data['published_over_plain']:.3f}"
