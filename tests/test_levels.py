@@ -30,3 +30,9 @@ def test_the_variance_is_that_of_the_directions_in_which_data_lie():
     signs = torch.tensor([[2.0, 1, 0], [2, -1, 0], [-2, 1, 0], [-2, -1, 0]]).double() * (3 / 4) ** 0.5
     sigmas = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
     torch.testing.assert_close(left_at_end(signs @ turn.T, sigmas), 3.4 / (3.4 + sigmas.square()))
+
+
+@pytest.mark.parametrize("many", [1, 5])
+def test_samples_without_spread_are_refused(many):
+    with pytest.raises(fs.InputError, match="all the same"):
+        left_at_end(torch.ones(many, 2), torch.tensor([1.0]))

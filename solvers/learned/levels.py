@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def left_at_end(ends: Tensor, sigmas: Tensor) -> Tensor:
     """(steps,) float64: the part of an error at each level that a stochastic sampler leaves at the end.
@@ -16,9 +18,14 @@ def left_at_end(ends: Tensor, sigmas: Tensor) -> Tensor:
     Args:
         ends: (n, *event) some samples, at least two.
         sigmas: (steps,) the levels.
+
+    Raises:
+        InputError: there is one sample, or all are the same.
     """
     flat = ends.double().flatten(1)
     apart = flat - flat.mean(0)
+    if not bool(apart.any()):  # asked once, before training
+        raise InputError("data: got samples that are all the same, wanted at least two that differ.")
     gram = apart @ apart.T / (len(flat) - 1)
     along = (gram.square().sum() / gram.trace()).to(sigmas.device)
     return along / (along + sigmas.double().square())
