@@ -14,6 +14,9 @@ from typing import Any
 import fewstep as fs
 from fewstep.analysis import Record, cards, diffusion_work
 from fewstep.analysis.studies import (
+    benchmarks,
+    brownian_figures,
+    brownian_speed,
     sfddm_digits,
     sfddm_mnist,
     sigdeg_ablation,
@@ -29,6 +32,24 @@ ORDER = DOCS / "records" / "sigdeg-order.json"
 MIXTURE = DOCS / "records" / "sigdeg-mixture.json"
 ABLATION = DOCS / "records" / "sigdeg-ablation.json"
 MARKS = re.compile(r"(?<=<!-- demo -->\n).*?(?=<!-- end -->)", re.S)
+
+
+def record(name: str) -> Record:
+    """A record of this checkout."""
+    return Record.load(DOCS / "records" / f"{name}.json")
+
+
+def records() -> str:
+    """What made each record: the command, the commit of the code, the versions, the machine."""
+    lines = ["| record | command | seed | code at | versions | on |", "| --- " * 6 + "|"]
+    for file in sorted((DOCS / "records").glob("*.json")):
+        one = Record.load(file)
+        made, versions = one.made, one.made["versions"]
+        shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("fewstep", "numpy", "scipy"))
+        on = f"{made['device']}, threads: {made['threads']}"
+        cells = [f"`{file.name}`", f"`{made['command']}`", one.seed, f"`{made['commit']}`", shown, on]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 def references() -> str:
@@ -221,6 +242,9 @@ def write(folder: Path) -> None:
         "cards": cards.markdown(cards.rows()), "references": references(), "demo": shown + demo(),
         "api-sde": names(True), "api-diffusion": names(False),
         "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
+        "brownian-orders": brownian_figures.orders_table(record("brownian-figures")),
+        "brownian-speed": brownian_speed.markdown(record("brownian-speed")),
+        "benchmarks": benchmarks.markdown(record("benchmarks")), "records": records(),
         "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
         "sampler-overhead": overhead(),
         "sigdeg-order": sigdeg_order.table(ORDER), "sigdeg-order-finer": sigdeg_order.finer_table(ORDER),

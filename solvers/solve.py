@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Solution:
         y: (*batch, *event) the final state.
         nfe: drift evaluations made.
         grid: (n,) float64 times.
-        ys: (n, *batch, *event) the state at every time with `save="all"`, else None.
+        ys: (k, *batch, *event) the states that `save` asked for, None with `"last"`.
     """
 
     y: Tensor
@@ -51,7 +51,7 @@ def solve(
     *,
     path: Path | None = None,
     seed: int = 0,
-    save: str = "last",
+    save: str | Sequence[int] = "last",
     progress: bool = False,
 ) -> Solution:
     """Solve an SDE on a fixed grid. Gradients flow to y0 and to whatever drift and diffusion hold.
@@ -63,7 +63,8 @@ def solve(
         grid: (n,) strictly increasing times, n >= 2.
         path: a `BrownianPath` over at least the grid, for noise that other solves and other step sizes
             shall see too; without it fresh exact increments are drawn from `seed`, the fast way.
-        save: `"last"` keeps the final state, `"all"` every one.
+        save: `"last"` keeps the final state, `"all"` every one, `[0, 32, 64]` those at these places of
+            the grid.
         progress: show a progress bar.
 
     Raises:
@@ -71,8 +72,7 @@ def solve(
         NonFiniteError: the final state is not finite; says after which step and for how many paths.
     """
     times = check_times(grid)
-    if save not in ("last", "all"):
-        raise InputError(f"save: got {save!r}, wanted 'last' or 'all'.")
+    kept = _kept(save, len(times))
     noise_shape, keeps_graph = _check(sde, solver, y0, times)
     calls = _Counter(sde)
     y0 = y0.contiguous()  # an expanded state has no memory of its own, which forward-mode AD wants
@@ -83,14 +83,27 @@ def solve(
     states = _walk(calls.sde, solver, y0, times, path)
     bar = _bar(states, len(times) - 1) if progress else states
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
-        y, ys = y0, [y0]
-        for y in bar:
-            if save == "all":
+        y, ys = y0, [y0] if 0 in kept else []
+        for i, y in enumerate(bar, 1):
+            if i in kept:
                 ys.append(y)
         # one look at the end costs nothing; only a bad end is replayed to find where it went wrong
         if not bool(y.isfinite().all()):
             raise _locate(sde, solver, y0, times, path)
-    return Solution(y, calls.made, times, torch.stack(ys) if save == "all" else None)
+    return Solution(y, calls.made, times, torch.stack(ys) if ys else None)
+
+
+def _kept(save: Any, count: int) -> range | frozenset[int]:
+    """Places of the grid whose states are kept."""
+    if isinstance(save, str) and save in ("last", "all"):
+        return range(count if save == "all" else 0)
+    places = list(save) if isinstance(save, Sequence) and not isinstance(save, str) else []
+    whole = all(type(i) is int and 0 <= i < count for i in places)
+    if not places or not whole or places != sorted(set(places)):
+        raise InputError(
+            f"save: got {save!r}, wanted 'last', 'all' or increasing places from 0 to {count - 1}."
+        )
+    return frozenset(places)
 
 
 def _fresh(levy: str, shape: tuple[int, ...], seed: int, y0: Tensor, reuse: bool) -> Path:

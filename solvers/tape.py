@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,20 +101,21 @@ class Tape:
         """The table."""
         opened = sorted(self._noise)
         rows = len(self._inputs)
-        out = {k: torch.zeros(rows, dtype=torch.float64) for k in "ca"}
+        out = {k: np.zeros(rows) for k in "ca"}  # numpy: an entry is set ten times quicker
         cells = [*self._cells("cdm", [t for _, t in self._inputs], opened, newest=1)]
         cells += self._cells("abn", self._updates, opened, newest=0)
         window = 1 + max([0] + [at[1] for name, at, _ in cells if name in "db"])
         slots = 1 + max([0] + [at[1] for name, at, _ in cells if name in "mn"])
-        out |= {k: torch.zeros(rows, window, dtype=torch.float64) for k in "db"}
-        out |= {k: torch.zeros(rows, slots, self.letters, dtype=torch.float64) for k in "mn"}
+        out |= {k: np.zeros((rows, window)) for k in "db"}
+        out |= {k: np.zeros((rows, slots, self.letters)) for k in "mn"}
         for name, at, value in cells:
             out[name][at] = value
         noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
         return Plan(
             name=self.name, prediction=self.prediction, sigmas=self.sigmas,
             sigma=torch.tensor([s for s, _ in self._inputs], dtype=torch.float64),
-            noise=torch.tensor(noise, dtype=torch.float64), **out,
+            noise=torch.tensor(noise, dtype=torch.float64),
+            **{k: torch.from_numpy(v) for k, v in out.items()},
         )  # fmt: skip
 
     def _cells(

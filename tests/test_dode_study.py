@@ -9,8 +9,8 @@ import fewstep as fs
 import pytest
 import torch
 from fewstep.analysis.__main__ import main
+from fewstep.analysis.memory import PeakMemory
 from fewstep.analysis.studies import dode_mnist, dode_problems, dode_tools
-from fewstep.analysis.studies.dode_memory import PeakMemory
 
 
 def cli(*words, **kw):

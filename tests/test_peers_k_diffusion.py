@@ -3,35 +3,23 @@
 Skipped where its wheel or torchdiffeq is missing: pip install --no-deps k-diffusion==0.1.1 torchdiffeq
 """
 
-import importlib
-import importlib.util
 import math
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import fewstep as fs
 import pytest
 import torch
 from fewstep.adapters import k_diffusion as kd
+from fewstep.analysis import peers_k_diffusion
 from test_k_diffusion import karras, model, network, start
 
 
 @pytest.fixture(scope="module")
 def theirs():
-    """k_diffusion.sampling and .external, without the package's __init__, which wants much more."""
-    pytest.importorskip("torchdiffeq")
-    spec = importlib.util.find_spec("k_diffusion") or pytest.skip("k-diffusion is not installed")
-    package = ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations)
-    names = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional"]
-    missing = names if importlib.util.find_spec("torchvision") is None else []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "k_diffusion", package)
-        for n in missing:  # named by k_diffusion.utils, not used
-            patch.setitem(sys.modules, n, ModuleType(n))
-            if "." in n:
-                setattr(sys.modules[n.rpartition(".")[0]], n.rpartition(".")[2], sys.modules[n])
-        sampling, external = (importlib.import_module(f"k_diffusion.{n}") for n in ("sampling", "external"))
+    """k_diffusion.sampling and .external."""
+    if not peers_k_diffusion.installed():
+        pytest.skip("k-diffusion or torchdiffeq is not installed")
+    with peers_k_diffusion.modules() as (sampling, external):
         yield SimpleNamespace(sampling=sampling, external=external)
 
 

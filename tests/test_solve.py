@@ -63,6 +63,7 @@ BAD = {
     "diffusion solver": (dict(solver=fs.DDIM()), ["solver", "DDIM", "fewstep.sample"]),
     "no SDE": (dict(sde="gbm"), ["sde", "str"]),
     "save": (dict(save="some"), ["save", "'some'"]),
+    "save, place": (dict(save=[0, 99]), ["save", "99", "places"]),
 }  # fmt: skip
 
 
@@ -247,3 +248,11 @@ def test_torchsde_objects_are_taken_as_they_are():
     assert torch.equal(a, fs.solve(GBM, fs.Milstein(), Y0, GRID).y)
     with pytest.raises(fs.InputError, match="without f, g"):
         fs.SDE.from_torchsde(object())
+
+
+@pytest.mark.parametrize("places", [[0], [0, 3, 8], [8], list(range(9))])
+def test_states_at_places_are_those_of_all(places):
+    grid = torch.linspace(0, 1, 9)
+    every = fs.solve(GBM, fs.Milstein(), Y0, grid, save="all").ys
+    some = fs.solve(GBM, fs.Milstein(), Y0, grid, save=places).ys
+    assert torch.equal(some, every[places])

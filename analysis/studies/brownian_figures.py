@@ -1,31 +1,27 @@
-"""The figures and tables of docs/brownian.md: a record of small data, and drawings of it.
-
-python -m fewstep.analysis.studies.brownian_figures                # compute, save, draw
-python -m fewstep.analysis.studies.brownian_figures --draw-only    # draw what was saved
-"""
+"""Brownian paths and their letters W, H, K and A, drawn; and the orders that areas buy."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep.analysis.figures import canvas, write
-from fewstep.analysis.records import Record
 from fewstep.brownian import AreaPath, BrownianPath, FreshIncrements, Increment, levy_area
 from fewstep.brownian.levy_area import terms_for
+
+from ..figures import canvas, write
+from ..records import Record
 
 BLUE, GREEN, ORANGE, RED, GREY = "#0072B2", "#009E73", "#E69F00", "#D55E00", "#777777"
 FINE = 512
 
 
-def compute(seed: int) -> dict[str, Any]:
-    """All numbers of all figures."""
+def compute(seed: int, share: float = 1.0) -> dict[str, Any]:
+    """All numbers of all figures; `share` of the paths."""
     return {
-        "path": one_path(seed), "plane": plane(seed), "fold": fold(seed), "areas": areas(seed),
-        "orders": orders(seed),
+        "path": one_path(seed), "plane": plane(seed), "fold": fold(seed),
+        "areas": areas(seed, int(4000 * share)), "orders": orders(seed, int(1500 * share)),
     }  # fmt: skip
 
 
@@ -83,9 +79,9 @@ def fold(seed: int) -> dict[str, Any]:
     return out
 
 
-def areas(seed: int) -> dict[str, Any]:
+def areas(seed: int, paths: int) -> dict[str, Any]:
     """Root mean square error of joined areas by cells; normals a step needs by method and h."""
-    fine, path = 1024, BrownianPath((4000, 2), seed=seed, levy="H", dtype=torch.float64)
+    fine, path = 1024, BrownianPath((paths, 2), seed=seed, levy="H", dtype=torch.float64)
     best = AreaPath(path, fine).increment(0.0, 1.0)
     flat = BrownianOnly(path)
     cells = [2**k for k in range(8)]
@@ -109,13 +105,13 @@ def areas(seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def orders(seed: int) -> dict[str, Any]:
+def orders(seed: int, paths: int) -> dict[str, Any]:
     """Strong errors of the log-ODE method on dy = B_1 y o dW^1 + B_2 y o dW^2, by where A comes from.
 
     B_1, B_2 are rotations of space about two axes, so a step is a matrix exponential and all that is
     wrong is the area. The reference takes 2048 steps of the same path.
     """
-    path = BrownianPath((1500, 2), seed=seed, levy="H", dtype=torch.float64)
+    path = BrownianPath((paths, 2), seed=seed, levy="H", dtype=torch.float64)
     true = AreaPath(path, 2048)
     reference = rotate(true, 2048, "true")
     steps = [4, 8, 16, 32, 64]
@@ -289,8 +285,9 @@ AREAS = {
 }
 
 
-def orders_table(data: dict[str, Any]) -> str:
-    d = data["orders"]
+def orders_table(record: Record) -> str:
+    """Errors and order of the log-ODE method, by the area it is given."""
+    d = record.data["orders"]
     head = "| area given to a step | RMSE, 4 steps | RMSE, 64 steps | measured order |"
     rows = [
         f"| {name} | {d['errors'][k][0]:.4f} | {d['errors'][k][-1]:.4f} | {d['slopes'][k]:.2f} |"
@@ -299,57 +296,11 @@ def orders_table(data: dict[str, Any]) -> str:
     return "\n".join([head, "| --- | --- | --- | --- |", *rows])
 
 
-def speed_table(speed: Record) -> str:
-    head = "| series | time to bare loop | target | time to the normals alone |"
-    rows = []
-    for row in speed.data["rows"]:
-        target = speed.data["targets"].get(row["series"])
-        wanted = "" if target is None else f"at most {target}"
-        rows.append(f"| {row['series']} | {row['to_bare_loop']:.2f} | {wanted} | {row['to_normals']:.2f} |")
-    memory = speed.data["memory"]
-    note = (
-        f"torchsde {speed.data['torchsde']}, diffrax {speed.data.get('diffrax')}; jax and diffrax are held "
-        f"against the bare scan of jax. A walk over {memory['steps']} steps of a batch of "
-        f"{memory['batch_bytes'] / 1024:.0f} KiB added {memory['grown_bytes'] / 2**20:.0f} MiB, 8 of them "
-        f"the grid's; its increments together would take {memory['all_increments_bytes'] / 2**30:.0f} GiB."
-    )
-    access = ", ".join(f"{r['ms']:.1f} ms at $2^{{{r['log2_steps']}}}$" for r in speed.data["random_access"])
-    note += f" One query at random, without the cache: {access} steps."
-    return "\n".join([head, "| --- | --- | --- | --- |", *rows, "", note])
-
-
-def fill(page: Path, tables: dict[str, str]) -> None:
-    """Replace what stands in the page between `<!-- name -->` and `<!-- end -->`."""
-    text = page.read_text()
-    for name, table in tables.items():
-        before, rest = text.split(f"<!-- {name} -->", 1)
-        text = f"{before}<!-- {name} -->\n{table}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
-    page.write_text(text)
-
-
 def draw(data: dict[str, Any], out: Path) -> None:
     draw_W_H_K(data, out)
     draw_fold(data, out)
     draw_area(data, out)
     draw_errors(data, out)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the figures of docs/brownian.md.")
-    parser.add_argument("--record", type=Path, default=Path("docs/records/brownian-figures.json"))
-    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    parser.add_argument("--page", type=Path, default=Path("docs/brownian.md"))
-    parser.add_argument("--draw-only", action="store_true", help="draw the record that is there")
-    parser.add_argument("--seed", type=int, default=11)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if not options.draw_only:
-        data = compute(options.seed)
-        Record("brownian-figures", rounded(data), seed=options.seed).save(options.record)
-    data = Record.load(options.record).data
-    draw(data, options.out)
-    speed = Record.load(options.record.with_name("brownian-speed.json"))
-    fill(options.page, {"orders": orders_table(data), "speed": speed_table(speed)})
 
 
 def rounded(value: Any) -> Any:
@@ -361,5 +312,12 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-if __name__ == "__main__":
-    main()
+
+def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
+    """Write the record and the figures; returns the table of orders. The shown path is that of seed 11."""
+    torch.set_num_threads(1)
+    data = rounded(compute(seed, 1.0 if budget == "paper" else 0.02))
+    record = Record("brownian-figures", data, seed)
+    record.save(out / "records" / "brownian-figures.json")
+    draw(data, out / "figures")
+    return orders_table(record).splitlines()

@@ -1,14 +1,11 @@
 """What Brownian increments cost, as ratios to a bare torch loop taken in one run.
 
-    python -m fewstep.analysis.studies.brownian_speed --out docs/records/brownian-speed.json
-
-The batch is 4096 x 16 in float32, 256 steps. Every series is timed `--repeats` times, all of them
-in turn, and its fastest is kept, so that other work on the machine falls on all alike.
+The batch is 4096 x 16 in float32, 256 steps, one thread. All series take turns and the fastest turn of each
+is kept, so that other work on the machine falls on all alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 import os
@@ -22,9 +19,10 @@ from pathlib import Path
 import fewstep as fs
 import torch
 import torchsde
-from fewstep.analysis.records import Record
 from fewstep.brownian import BrownianPath, FreshIncrements, Increment
 from torch import Tensor
+
+from ..records import Record
 
 STEPS = 256
 TARGETS = {
@@ -56,13 +54,13 @@ def euler(shape: tuple[int, ...], increments: Iterable[Increment]) -> None:
         y = y + drift(y) * inc.h + diffusion(y) * inc.W
 
 
-def solved(shape: tuple[int, ...], grid: Tensor) -> None:
+def solved(shape: tuple[int, ...], grid: Tensor, seed: int) -> None:
     """The library's own loop: `solve` with Euler-Maruyama on fresh increments."""
     sde = fs.SDE(
         drift=lambda t, y: drift(y), diffusion=lambda t, y: diffusion(y),
         noise_type="diagonal", sde_type="ito",
     )  # fmt: skip
-    fs.solve(sde, fs.EulerMaruyama(), y0=torch.ones(shape), grid=grid, seed=1)
+    fs.solve(sde, fs.EulerMaruyama(), y0=torch.ones(shape), grid=grid, seed=seed)
 
 
 def walk(increments: Iterable[object]) -> None:
@@ -76,17 +74,17 @@ def normals(shape: tuple[int, ...]) -> None:
         z.normal_()
 
 
-def torchsde_queries(shape: tuple[int, ...], levy: str, hint: bool) -> Iterator[object]:
+def torchsde_queries(shape: tuple[int, ...], levy: str, hint: bool, seed: int) -> Iterator[object]:
     """torchsde's BrownianInterval asked for each step in turn; `dt` is its hint for the tree."""
     bm = torchsde.BrownianInterval(
-        0.0, 1.0, size=shape, dtype=torch.float32, entropy=1,
+        0.0, 1.0, size=shape, dtype=torch.float32, entropy=seed,
         levy_area_approximation=levy, dt=1 / STEPS if hint else None,
     )  # fmt: skip
     for k in range(STEPS):
         yield bm(k / STEPS, (k + 1) / STEPS, return_U=levy != "none")
 
 
-def diffrax_series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+def diffrax_series(shape: tuple[int, ...], seed: int) -> dict[str, Callable[[], None]]:
     """diffrax's VirtualBrownianTree asked for each step inside a jitted scan, beside a bare scan."""
     import diffrax
     import jax
@@ -96,7 +94,7 @@ def diffrax_series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
 
     def queries(area: type) -> Callable[[], None]:
         tree = diffrax.VirtualBrownianTree(
-            0.0, 1.0, tol=0.5 / STEPS, shape=shape, key=jax.random.key(1), levy_area=area
+            0.0, 1.0, tol=0.5 / STEPS, shape=shape, key=jax.random.key(seed), levy_area=area
         )
         kind = {} if area is diffrax.BrownianIncrement else {"use_levy": True}
 
@@ -111,7 +109,7 @@ def diffrax_series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
         noise = jax.random.normal(key, shape)
         return y + 0.05 * y / STEPS + 0.2 * y * math.sqrt(1 / STEPS) * noise, None
 
-    keys = jax.random.split(jax.random.key(1), STEPS)
+    keys = jax.random.split(jax.random.key(seed), STEPS)
     loop = jax.jit(lambda: jax.lax.scan(bare, jnp.ones(shape), keys)[0])
     found = {
         "jax bare scan": lambda: jax.block_until_ready(loop()),
@@ -123,21 +121,21 @@ def diffrax_series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
     return found
 
 
-def series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+def series(shape: tuple[int, ...], seed: int) -> dict[str, Callable[[], None]]:
     grid = torch.linspace(0, 1, STEPS + 1)
 
     def path(levy: str, seeds: range | None = None) -> Iterator[Increment]:
-        return BrownianPath(shape, seed=1, levy=levy, dtype=torch.float32, seeds=seeds).increments(grid)
+        return BrownianPath(shape, seed=seed, levy=levy, dtype=torch.float32, seeds=seeds).increments(grid)
 
     def fresh(levy: str, reuse: bool = True) -> Iterator[Increment]:
-        source = FreshIncrements(shape, levy, seed=1, dtype=torch.float32, reuse=reuse)
+        source = FreshIncrements(shape, levy, seed=seed, dtype=torch.float32, reuse=reuse)
         return source.increments(grid)
 
     return {
         "bare torch loop": lambda: bare_loop(shape),
         "normals alone": lambda: normals(shape),
         "fresh W, Euler loop": lambda: euler(shape, fresh("W")),
-        "fresh W, fewstep.solve": lambda: solved(shape, grid),
+        "fresh W, fewstep.solve": lambda: solved(shape, grid, seed),
         "fresh W, Euler loop, own memory": lambda: euler(shape, fresh("W", reuse=False)),
         "fresh W,H, walked": lambda: walk(fresh("H")),
         "fresh W,H,K, walked": lambda: walk(fresh("K")),
@@ -147,18 +145,18 @@ def series(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
         "path W,H, Euler loop": lambda: euler(shape, path("H")),
         "path W,H,K, walked": lambda: walk(path("K")),
         "path W, seeds per sample, walked": lambda: walk(path("W", range(shape[0]))),
-        "torchsde W, queries": lambda: walk(torchsde_queries(shape, "none", False)),
-        "torchsde W, queries, dt hint": lambda: walk(torchsde_queries(shape, "none", True)),
-        "torchsde W,U, queries": lambda: walk(torchsde_queries(shape, "space-time", False)),
-        "torchsde W,U, queries, dt hint": lambda: walk(torchsde_queries(shape, "space-time", True)),
+        "torchsde W, queries": lambda: walk(torchsde_queries(shape, "none", False, seed)),
+        "torchsde W, queries, dt hint": lambda: walk(torchsde_queries(shape, "none", True, seed)),
+        "torchsde W,U, queries": lambda: walk(torchsde_queries(shape, "space-time", False, seed)),
+        "torchsde W,U, queries, dt hint": lambda: walk(torchsde_queries(shape, "space-time", True, seed)),
     }
 
 
-def measure(shape: tuple[int, ...], repeats: int) -> list[dict[str, float | str]]:
+def measure(shape: tuple[int, ...], repeats: int, seed: int) -> list[dict[str, float | str]]:
     """Seconds and ratio to the bare loop of every series; slow ones are run fewer times."""
-    runs = series(shape)
+    runs = series(shape, seed)
     if importlib.util.find_spec("diffrax"):
-        runs |= diffrax_series(shape)
+        runs |= diffrax_series(shape, seed)
     best = dict.fromkeys(runs, math.inf)
     for turn in range(repeats):
         for name, run in runs.items():
@@ -208,44 +206,41 @@ def random_access(queries: int) -> list[dict[str, float]]:
     return out
 
 
-def table(rows: list[dict[str, float | str]]) -> str:
-    lines = [f"{'series':36} {'ms':>8} {'to bare loop':>13} {'to normals':>11}  target"]
-    for row in rows:
-        name, target = str(row["series"]), TARGETS.get(str(row["series"]))
-        seconds, bare, drawn = (float(row[k]) for k in ("seconds", "to_bare_loop", "to_normals"))
-        verdict = "" if target is None else f"{target} {'met' if bare <= target else 'MISSED'}"
-        lines.append(f"{name:36} {seconds * 1e3:8.1f} {bare:13.2f} {drawn:11.2f}  {verdict}")
-    return "\n".join(lines)
+def markdown(record: Record) -> str:
+    """The series as a table, then memory and random queries."""
+    lines = ["| series | time to bare loop | target | time to the normals alone |", "| --- " * 4 + "|"]
+    for row in record.data["rows"]:
+        target = record.data["targets"].get(row["series"])
+        wanted = "" if target is None else f"at most {target}"
+        lines.append(f"| {row['series']} | {row['to_bare_loop']:.2f} | {wanted} | {row['to_normals']:.2f} |")
+    memory = record.data["memory"]
+    access = ", ".join(f"{r['ms']:.1f} ms at $2^{{{r['log2_steps']}}}$" for r in record.data["random_access"])
+    note = (
+        f"torchsde {record.data['torchsde']}, diffrax {record.data['diffrax']}; jax and diffrax are held "
+        f"against the bare scan of jax. A walk over {memory['steps']} steps of a batch of "
+        f"{memory['batch_bytes'] / 1024:.0f} KiB added {memory['grown_bytes'] / 2**20:.0f} MiB, 8 of them "
+        f"the grid's; its increments together would take {memory['all_increments_bytes'] / 2**30:.0f} GiB. "
+        f"One query at random, without the cache: {access} steps."
+    )
+    return "\n".join([*lines, "", note])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time Brownian increments against a bare loop.")
-    parser.add_argument("--out", type=Path, help="record to write, such as brownian-speed.json")
-    parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--long", type=int, default=2**20, help="steps of the walk for memory")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.threads == 1:
-        os.environ.setdefault(
-            "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        )
-    memory = long_walk(options.long)
-    shape = (4096, 16)
-    rows = measure(shape, options.repeats)
-    print(table(rows))
-    access = random_access(20)
-    print(f"walk of {memory['steps']} steps added {memory['grown_bytes'] / 2**20:.1f} MiB")
-    print("random query:", ", ".join(f"2^{r['log2_steps']}: {r['ms']:.1f} ms" for r in access))
-    data = {
-        "shape": list(shape), "dtype": "float32", "steps": STEPS, "threads": options.threads,
-        "torchsde": metadata.version("torchsde"), "targets": TARGETS,
-        "diffrax": metadata.version("diffrax") if importlib.util.find_spec("diffrax") else None,
-        "rows": rows, "memory": memory, "random_access": access,
-    }  # fmt: skip
-    if options.out:
-        print(Record("brownian-speed", data, seed=1).save(options.out))
-
-
-if __name__ == "__main__":
-    main()
+def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
+    """Write the record; returns the table."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    try:
+        memory = long_walk(2**20 if budget == "paper" else 2**12)
+        shape, repeats = ((4096, 16), 12) if budget == "paper" else ((64, 2), 1)
+        data = {
+            "shape": list(shape), "dtype": "float32", "steps": STEPS, "threads": 1,
+            "torchsde": metadata.version("torchsde"), "targets": TARGETS,
+            "diffrax": metadata.version("diffrax") if importlib.util.find_spec("diffrax") else None,
+            "rows": measure(shape, repeats, seed), "memory": memory, "random_access": random_access(20),
+        }  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    record = Record("brownian-speed", data, seed)
+    record.save(out / "records" / "brownian-speed.json")
+    return markdown(record).splitlines()

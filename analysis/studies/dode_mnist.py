@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import datasets, images
 from ..figures import canvas, colour, image_rows, write
+from ..memory import PeakMemory
 from ..records import Record
-from .dode_memory import PeakMemory
 from .dode_problems import PEER_SHADES
 from .dode_ring import STYLES
 from .dode_tools import GREEDY, GRID, KINDS, SPACINGS, TERMS, UNTRAINED, Bench, Task, mnist, table

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..figures import canvas, colour, image_rows, write
+from ..memory import PeakMemory
 from ..records import Record
-from .dode_memory import PeakMemory
 from .dode_ring import STYLES, kinds
 from .dode_tools import COUNTS, GREEDY, GRID, KINDS, PEERS, UNTRAINED, Bench, Task, table, task
 

@@ -46,6 +46,7 @@ class Sampler:
                 "or a student. SDE solvers sample where their card lists additive noise."
             )
         self.sigmas = None if self.own is None else self.own.sigmas.float()
+        self._last: tuple[Tensor, Plan] | None = None  # a plan never changes: runs of one grid share it
 
     @torch.no_grad()
     def __call__(
@@ -82,6 +83,12 @@ class Sampler:
                     "that (the attribute `sigmas` of this sampler) and x at its first level."
                 )
             return self.own
+        if self._last is None or not torch.equal(self._last[0], grid):
+            self._last = grid, self._made(grid)
+        return self._last[1]
+
+    def _made(self, grid: Tensor) -> Plan:
+        """The solver's plan on a grid that is new."""
         if not isinstance(self.solver, ScheduledSolver):
             assert isinstance(self.solver, DiffusionSolver)
             return self.solver.plan(grid)

@@ -150,7 +150,8 @@ def sdeint(
     """torchsde's `sdeint` with this library's solvers and paths; gradients flow by backpropagation.
 
     Steps of dt start anew at each of ts, the last before it shortened to meet it; torchsde steps past
-    and interpolates. Memory grows with the number of steps.
+    and interpolates. Where gradients are kept, memory grows with
+    the number of steps, else with that of ts.
 
     Args:
         sde: torchsde's kind of object: noise_type, sde_type, and f and g, or f_and_g, or what can be made
@@ -189,9 +190,9 @@ def sdeint(
     times = _times(ts)
     grid, wanted = _steps(times, float(dt))
     path = _own_path(problem, solver, y0, grid, seed) if bm is None else _their_path(bm)
-    states = solve(problem, solver, y0, grid, path=path, save="all").ys
+    states = solve(problem, solver, y0, grid, path=path, save=wanted).ys
     assert states is not None
-    return states[wanted]
+    return states
 
 
 def _refuse(offers: dict[str, Any]) -> None:
@@ -213,7 +214,7 @@ def _times(ts: Any) -> Tensor:
     return times
 
 
-def _steps(ts: Tensor, dt: float) -> tuple[Tensor, Tensor]:
+def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
     """The grid of all steps, and the places of ts in it."""
     grid, wanted = [ts[:1]], [0]
     for a, b in zip(ts[:-1].tolist(), ts[1:].tolist()):
@@ -221,7 +222,7 @@ def _steps(ts: Tensor, dt: float) -> tuple[Tensor, Tensor]:
         inner = a + dt * torch.arange(1, count, dtype=torch.float64)
         grid += [inner, torch.tensor([b], dtype=torch.float64)]
         wanted.append(wanted[-1] + count)
-    return torch.cat(grid), torch.tensor(wanted)
+    return torch.cat(grid), wanted
 
 
 def _own_path(

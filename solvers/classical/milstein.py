@@ -10,7 +10,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, StochasticSolver
-from .iterated import along_channels, channel, iterated, pairs
+from .iterated import along_channels, iterated, pairs
 
 ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0}
 
@@ -18,10 +18,10 @@ ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0}
 class Milstein(StochasticSolver):
     """y' = y + f h + g W + g'g (W^2 - h)/2, without the h in Stratonovich's calculus.
 
-    Strong order 1.0 where noise commutes; one drift evaluation, two of the diffusion and one forward-mode
-    derivative a step (commutative noise: one for each channel). `DerivativeFreeMilstein` asks for no
-    derivative, `GeneralMilstein` solves general noise given the area; where noise is additive the
-    correction is nought and `EulerMaruyama` is the same at less cost.
+    Strong order 1.0 where noise commutes; one drift evaluation and one of the diffusion with its
+    forward-mode derivative a step (scalar noise: two; commutative: one for each channel and one).
+    `DerivativeFreeMilstein` asks for no derivative, `GeneralMilstein` solves general noise given the
+    area; where noise is additive the correction is nought and `EulerMaruyama` is the same at less cost.
     """
 
     card = Card(
@@ -38,15 +38,18 @@ class Milstein(StochasticSolver):
     def step(
         self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
     ) -> tuple[Tensor, Any]:
+        if sde.noise_type == "diagonal":
+            # its Jacobian is diagonal: one sweep along ones gives g and all of its derivatives
+            both = torch.func.jvp(lambda x: sde.diffusion(t0, x), (y,), (torch.ones_like(y),))
+            noise = both[0] * torch.addcmul(increment.W, both[1], iterated(increment, sde))
+            return torch.add(y, sde.drift(t0, y), alpha=increment.h).add_(noise), carry
         g = sde.diffusion(t0, y)
-        new = torch.add(y, sde.drift(t0, y), alpha=increment.h)
-        new = new + diffuse(g, increment.W)
+        new = torch.add(y, sde.drift(t0, y), alpha=increment.h) + diffuse(g, increment.W)
         if sde.noise_type == "additive":
             return new, carry
         if sde.noise_type == "commutative":
             return new + along_channels(sde, t0, y, g @ pairs(increment, sde)), carry
-        # D g [g m] with m the iterated integral: one directional derivative for diagonal noise (whose
-        # Jacobian is diagonal) and for one channel alike
-        direction = channel(g, sde) * iterated(increment, sde)
-        slope = torch.func.jvp(lambda x: channel(sde.diffusion(t0, x), sde), (y,), (direction,))[1]
+        # one channel: D g [g m] with m the iterated integral is one directional derivative
+        direction = g.squeeze(-1) * iterated(increment, sde)
+        slope = torch.func.jvp(lambda x: sde.diffusion(t0, x).squeeze(-1), (y,), (direction,))[1]
         return new.add_(slope), carry
