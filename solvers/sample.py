@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .brownian import BrownianPath, Increment
 from .brownian.increment import LEVELS
+from .brownian.normals import key_of
 from .denoiser import on_levels
 from .errors import InputError
 from .grid import check_sigmas, sigma_grid
@@ -253,7 +254,7 @@ def _normals(
     def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
         nonlocal off_path
         if tau0 == tau1:
-            off_path = off_path or generators(_shifted(seed, FAR), x.device)
+            off_path = off_path or generators(_apart(seed), x.device)
             return tuple(unit_normals(tuple(x.shape), off_path, x.dtype, x.device) for _ in range(letters))
         assert path is not None
         return path.increment(tau0, tau1).coordinates()[:letters]
@@ -261,7 +262,13 @@ def _normals(
     return draw
 
 
-FAR = 1 << 40  # churn of one seed must not be the start of another
+
+def _apart(seed: int | list[int]) -> int | list[int]:
+    """For churn. Hashed: torch's CPU generator keeps 32 bits of a seed, and a far one may be the start's."""
+    return key_of(seed + CHURN) >> 1 if isinstance(seed, int) else [key_of(s + CHURN) >> 1 for s in seed]
+
+
+CHURN = 1 << 40
 
 
 def _shifted(seed: int | list[int], by: int) -> int | list[int]:

@@ -57,6 +57,14 @@ class _Timed(Schedule):
     t_min: float
     t_max: float
 
+    def __post_init__(self) -> None:
+        ends = self.sigma(torch.tensor([self.t_min, self.t_max], dtype=torch.float64)).tolist()
+        if not 0 < ends[0] < ends[1] < math.inf:
+            raise InputError(
+                f"schedule: got {self!r}, whose sigma goes from {ends[0]:g} to {ends[1]:g} between t_min and "
+                "t_max; wanted it to grow from above 0 to a finite number."
+            )
+
     @property
     def sigma_min(self) -> float:
         return float(self.sigma(torch.tensor(self.t_min, dtype=torch.float64)))
@@ -81,8 +89,7 @@ class VPLinear(_Timed):
 
     def inverse(self, B: Tensor) -> Tensor:
         """The t at which the integral is B, in the form of the root that does not cancel."""
-        q = 2 * (self.b1 - self.b0) * B
-        return q / ((self.b1 - self.b0) * (torch.sqrt(self.b0**2 + q) + self.b0))
+        return 2 * B / (torch.sqrt(self.b0**2 + 2 * (self.b1 - self.b0) * B) + self.b0)
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.expm1(self.integral(t)).sqrt()

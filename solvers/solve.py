@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .brownian import FreshIncrements, Increment, levy_area
 from .brownian.increment import LEVELS
+from .brownian.normals import key_of, node_seed
 from .errors import InputError, NonFiniteError
 from .grid import check_times
 from .problem import SDE
@@ -122,7 +123,8 @@ class _FreshAreas:
         self.source = source
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        generator = torch.Generator(self.source.device).manual_seed(self.source.seed)
+        # hashed: the seed itself is the stream that a user's own y0 may have come from; 0 is not the source's
+        generator = torch.Generator(self.source.device).manual_seed(node_seed(key_of(self.source.seed), 0))
         for increment in self.source.increments(grid):
             yield replace(increment, A=levy_area(increment, "foster", generator))
 

@@ -6,7 +6,7 @@ import pickle
 import fewstep as fs
 import pytest
 import torch
-from fewstep.learned.dode_walk import Walk, spans, widened
+from fewstep.learned.dode_walk import HELD_OUT, Model, Walk, Work, spans, widened
 
 EDM = fs.EDM(0.02, 40.0)
 MEANS = torch.tensor([[-1.0, 0.5, 0.0], [1.0, -0.5, 0.3], [0.2, 1.0, -1.0]], dtype=torch.float64)
@@ -67,6 +67,14 @@ def test_labels_stream_and_refine_alike(table):
     torch.testing.assert_close(table[0].kappa, whole.kappa, rtol=1e-8, atol=1e-11)
     _, better = fitted(terms=2, refine="global", iterations=100, minibatch=64)
     assert better.student_rmse < table[1].student_rmse
+
+
+def test_labels_that_repeat_are_fitted_and_judged_alike():
+    model = Model.of(guided(2.0), torch.arange(256) % HELD_OUT, start(256))
+    work = Work.of(model, start(256), torch.tensor([10.0], dtype=torch.float64), None)
+    for some in (work.kept, work.held):
+        assert len((some % HELD_OUT).unique()) == HELD_OUT
+    assert sorted([*work.kept.tolist(), *work.held.tolist()]) == list(range(256))
 
 
 @pytest.mark.parametrize("file", ["t.safetensors", "t.json"])

@@ -197,3 +197,18 @@ def test_all_stochastic_solvers_of_a_seed_have_one_limit():
         a, b = (fs.sample(gaussian(), s, steps=n, **kw) for s in (fs.EulerMaruyama(), fs.ShARK()))
         gaps.append((a - b).square().mean().sqrt())
     assert gaps[1] < 0.4 * gaps[0]
+
+
+@pytest.mark.parametrize("seeds", [dict(seed=0), dict(seeds=list(range(4000)))])
+def test_churn_is_not_the_start_again(seeds):
+    """The first input of a churned step is the start raised by noise of its own; |r| < 5/sqrt(3 n), 6e-7."""
+    inputs, n = [], 4000
+
+    def spy(x, sigma):
+        inputs.append(x.double().flatten())
+        return gaussian().denoiser(x, sigma)
+
+    for churn in (0, 20):
+        fs.sample(fs.Denoising(spy, EDM), fs.EDMEuler(churn=churn), shape=(n, 3), steps=2, **seeds)
+    start, raised = inputs[0], inputs[2]
+    assert abs(torch.corrcoef(torch.stack([start, raised - start]))[0, 1]) < 5 / math.sqrt(3 * n)

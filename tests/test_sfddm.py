@@ -1,5 +1,6 @@
 """SFDDM: the student's process, what the published loss can and cannot reach, files."""
 
+import copy
 import warnings
 
 import fewstep as fs
@@ -160,6 +161,10 @@ def test_a_checkpoint_of_other_levels_or_substeps_is_not_gone_on_from(teacher, t
         fold(teacher, target="displacement", substeps=3, folder=tmp_path)
     with pytest.raises(InputError, match="checkpoint"):
         fold(teacher, target="displacement", substeps=2, folder=tmp_path, spacing="logsnr")
+    other = copy.deepcopy(teacher)
+    other.leave.bias.data += 1
+    with pytest.raises(InputError, match="checkpoint"):  # another to learn from
+        fold(other, target="displacement", substeps=2, folder=tmp_path)
 
 
 def test_a_student_survives_its_file_and_every_solver_takes_its_process(teacher, tmp_path):

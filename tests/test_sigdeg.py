@@ -1,5 +1,6 @@
 """Sig-DEG for diffusion models: teacher data, heads, labels, what a killed run leaves behind."""
 
+import io
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from fewstep.learned import store, training, trajectories
 from fewstep.learned.networks import DenoisingMLP, graded
 from fewstep.learned.training import fit, seeded
 from fewstep.learned.trajectories import make_trajectories
+from tqdm import trange
 
 EDM = fs.EDM(0.05, 10.0)
 
@@ -509,3 +511,20 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError, match="folder: "):
         fs.distill_sigdeg(MIXTURE, data=make(32, levy="H"), iterations=1, folder=tmp_path / "f")
+
+
+def test_one_of_several_processes_looks_only_where_all_do(monkeypatch):
+    """A look is a collective call; the bar that asks for one stands on the first process's terminal alone."""
+    looks, network = [], torch.nn.Linear(1, 1)
+    monkeypatch.setattr(training, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(training, "_progress", lambda done, total, show: trange(total, file=io.StringIO()))
+
+    def go(patience):
+        fit(network, lambda some: network.weight.square().sum(), 8, iterations=2, batch=4, rate=1e-3, every=1,
+            seed=0, patience=patience, look=lambda: looks.append(0) or 1.0, split=False,
+            progress=True)  # fmt: skip
+
+    go(patience=0)
+    assert not looks
+    go(patience=1)
+    assert looks

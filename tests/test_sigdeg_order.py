@@ -128,3 +128,12 @@ def test_a_file_from_before_there_were_units_still_loads(tmp_path):
     save_file(held, tmp_path / "old.safetensors", {"fewstep": json.dumps(meta)})
     old, y = fs.load(tmp_path / "old.safetensors"), torch.linspace(-1, 1, 8, dtype=F64).reshape(4, 2)
     assert torch.equal(old.network(GRID[1], y), network(GRID[1], y))
+
+
+def test_a_checkpoint_of_another_problem_is_not_gone_on_from(tmp_path):
+    make = dict(steps=4, y0=torch.linspace(0.5, 1.5, 64)[:, None], trajectories=64, iterations=5, batch=16)
+    one, other = (fs.SDE(lambda t, y, a=a: a * y, lambda t, y: 0.2 * y) for a in (-1.0, 1.0))
+    fs.distill_sigdeg(one, **make, teacher_steps=64, folder=tmp_path)
+    for problem, steps in ((other, 4), (one, 8)):
+        with pytest.raises(fs.InputError, match="checkpoint"):
+            fs.distill_sigdeg(problem, **make | {"steps": steps}, teacher_steps=64, folder=tmp_path)

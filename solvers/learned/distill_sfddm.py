@@ -97,7 +97,8 @@ def distill_sfddm(
         checkpoint=None if folder is None else Path(folder) / f"sfddm-{len(process.phi)}.training",
         words={"target": target, "loss": loss, "hidden": hidden, "start": start, "features": inside,
                "substeps": task.substeps, "phi": process.phi.tolist(), "autocast": autocast,
-               "data": digest({"x0": x0[:64]})}, **options,
+               "data": digest({"x0": x0[:64], "classes": classes[:64] if classes is not None else x0[:0]}),
+               "teacher": digest(teacher.state_dict() | {"levels": process.log_sigmas})}, **options,
     )  # fmt: skip
     network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")

@@ -15,7 +15,7 @@ from ..problem import Denoising
 from ..schedule import Schedule
 from ..solver import DiffusionSolver, ScheduledSolver
 from .processes import part, sum_over_processes
-from .training import HELD_OUT
+from .training import HELD_OUT, held_out
 
 Labelled = Callable[[Tensor], Denoising]
 
@@ -87,12 +87,12 @@ class Work:
     @property
     def kept(self) -> Tensor:
         """(k,) the start states that are fitted to."""
-        every = torch.arange(len(self.x))
-        return every[every % HELD_OUT > 0]
+        return held_out(len(self.x))[0]
 
     @property
     def held(self) -> Tensor:
-        return torch.arange(0, len(self.x), HELD_OUT)
+        """The start states that judge the fit."""
+        return held_out(len(self.x))[1]
 
     def share(self, which: Tensor) -> list[Tensor]:
         """These start states in batches; of several processes, this one's."""

@@ -26,7 +26,7 @@ from ..solver import StochasticSolver
 from .networks import Coefficients, spread
 from .sig_step import TERMS, SigStep, integrals
 from .store import make_folder
-from .training import Minibatch, Report, Stopwatch, fit, held_out, seeded
+from .training import Minibatch, Report, Stopwatch, digest, fit, held_out, seeded
 from .trajectories import substeps_of
 
 SIZES = tuple(4.0**-k for k in range(5))  # of the steps that descent sees, in coarse steps
@@ -68,6 +68,8 @@ def distill_sde(
         student.network.train(), task.loss, len(kept), seed=seed, progress=progress,
         look=lambda: held.rmse(sde, student), **options,
         checkpoint=Path(folder) / "step.training" if folder else None,
+        words={"steps": steps, "teacher": type(fine).__name__, "data": digest(
+            {"times": paths.times, "ends": paths.states[-1, :64]})},
     )  # fmt: skip
     student.network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")

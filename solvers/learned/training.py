@@ -126,7 +126,9 @@ def fit(
     run.read(checkpoint)
     key, own = key_of(seed), key_of(seed + (1 + rank_and_world()[0]) * APART)
     bar = _progress(run.done, iterations, progress)
-    looking = look is not None and (patience > 0 or not bar.disable)
+    # a look is made by all processes or by none, and only the first one has a bar
+    alone = rank_and_world()[1] == 1
+    looking = look is not None and (patience > 0 or (alone and not bar.disable))
     for i in bar:
         if 0 < patience <= run.stale:
             break
@@ -335,8 +337,11 @@ def _progress(done: int, iterations: int, show: bool) -> Any:
 @contextmanager
 def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's global generators of that seed, for dropout; as they were when done."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    every = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=list(every)):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
         yield
 
 
@@ -357,6 +362,5 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     """A network with initial weights of its own seed; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_everywhere(seed, torch.device("cpu")):
         return build()

@@ -9,7 +9,8 @@ from fewstep.analysis.diffusion_problems import two_bumps
 from fewstep.sample import plan_weights, run, tensor_step
 
 SCHEDULES = {
-    "VPLinear": fs.VPLinear(), "VPScaledLinear": fs.VPScaledLinear(), "VPCosine": fs.VPCosine(),
+    "VPLinear": fs.VPLinear(), "VP constant": fs.VPLinear(5.0, 5.0),
+    "VPScaledLinear": fs.VPScaledLinear(), "VPCosine": fs.VPCosine(),
     "VPSigmoid": fs.VPSigmoid(), "SubVP": fs.SubVP(), "VE": fs.VE(), "EDM": fs.EDM(),
     "FlowMatching": fs.FlowMatching(), "FlowMatching shifted": fs.FlowMatching(3.0),
     "linear": fs.DiscreteVP.named("linear"), "cosine": fs.DiscreteVP.named("squaredcos_cap_v2"),
@@ -17,6 +18,15 @@ SCHEDULES = {
     "zero SNR": fs.DiscreteVP.named("scaled_linear", 1000, 0.00085, 0.012, zero_snr=True),
 }  # fmt: skip
 MIXTURE = two_bumps().mixture
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    (fs.VPLinear, {"t_min": 1.0, "t_max": 0.5}), (fs.VPLinear, {"b0": -1.0}), (fs.VPCosine, {"t_max": 1.5}),
+    (fs.FlowMatching, {"shift": -1.0}), (fs.FlowMatching, {"t_max": 1.0}), (fs.VE, {"sigma_min": 0.0}),
+])  # fmt: skip
+def test_processes_whose_noise_does_not_grow_are_refused(kind, options):
+    with pytest.raises(fs.InputError, match="sigma"):
+        kind(**options)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
