@@ -72,7 +72,7 @@ def test_the_headline_study_runs_on_a_smoke_budget(tmp_path):
     assert "LogODE (general)" in out.stdout
     assert (tmp_path / "figures" / "headline-orders.svg").exists()
     assert (
-        len(json.loads((tmp_path / "records" / "headline-orders.json").read_text())["data"]["estimates"]) == 5
+        len(json.loads((tmp_path / "records" / "headline-orders.json").read_text())["data"]["estimates"]) == 6
     )
 
 

@@ -1,8 +1,8 @@
 """The project's headline: declared strong orders, measured along torchsde's paths.
 
-Euler-Maruyama 0.5 and Milstein 1.0 (diagonal noise), SRA1 and ShARK 1.5 (additive noise) against torchsde's
-`srk` on the same BrownianInterval; LogODE 1.0 on general noise by differences of levels, since torchsde's
-paths do not know their area.
+Euler-Maruyama 0.5, Milstein 1.0 and the learned step (diagonal noise), SRA1 and ShARK 1.5 (additive noise)
+against torchsde's `srk` on the same BrownianInterval; LogODE 1.0 on general noise by differences of levels,
+since torchsde's paths do not know their area. The learned step is fitted to other paths beforehand.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..convergence import OrderEstimate, strong_orders
 from ..figures import canvas, draw_orders, write
 from ..parallel import is_first
 from ..records import Record, provenance
+from . import sigdeg_order
 
 BUDGETS = {"smoke": (256, range(3, 7)), "paper": (1 << 14, range(4, 10))}
 GPU = "no GPU was at hand for this record; `--device cuda --paths 1048576` is the same code on one"
@@ -28,8 +29,9 @@ def run(
     """Measure, save the record and draw it into out/records and out/figures; returns lines to print."""
     count, levels = BUDGETS[budget]
     options: dict[str, Any] = {"paths": paths or count, "levels": levels, "seed": seed, "device": device}
+    learned, _ = sigdeg_order.learned(sigdeg_order.sine(), sigdeg_order.BUDGETS[budget], seed + 1)
     found = [
-        *strong_orders([fs.EulerMaruyama(), fs.Milstein()], problems.sine(), **options),
+        *strong_orders([fs.EulerMaruyama(), fs.Milstein(), learned], problems.sine(), **options),
         *strong_orders([fs.SRA1(), fs.ShARK()], problems.additive_sine(), **options),
         *strong_orders([fs.LogODE()], problems.noncommutative_pair(), reference="levels", **options),
     ]

@@ -109,10 +109,7 @@ def measure(
 ) -> dict[str, Any]:
     """Fit a step and measure it; what the record holds of a problem."""
     problem, began = case.problem, time.perf_counter()
-    step, report = fs.distill_sigdeg(
-        problem.sde, steps=STEPS, y0=case.y0, trajectories=plan.trajectories, iterations=plan.iterations,
-        seed=seed,
-    )  # fmt: skip
+    step, report = learned(case, plan, seed)
     seconds = time.perf_counter() - began
     found = strong_orders(
         [fs.EulerMaruyama(), fs.Milstein(), step], problem, t1=1.0, levels=plan.levels, reference="torchsde",
@@ -126,6 +123,14 @@ def measure(
         "derivative_error": derivative_error(step, problem, seed),
         "estimates": [e.record().data for e in found], "finer": [e.record().data for e in finer],
     }  # fmt: skip
+
+
+def learned(case: Case, plan: Budget, seed: int) -> tuple[fs.SigStep, fs.Report]:
+    """The fitted step of a problem."""
+    return fs.distill_sigdeg(
+        case.problem.sde, steps=STEPS, y0=case.y0, trajectories=plan.trajectories, iterations=plan.iterations,
+        seed=seed,
+    )  # fmt: skip
 
 
 def ratio(found: list[OrderEstimate]) -> list[float]:
