@@ -15,7 +15,7 @@ from torch import Tensor
 from . import datasets, problems, teachers
 from .convergence import strong_orders
 from .distances import sliced_w2
-from .figures import image_rows, strong_order_figure
+from .figures import image_rows, order_figure
 from .records import Record
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
@@ -116,7 +116,7 @@ def _orders(path: Path, seed: int, share: int) -> list[dict[str, Any]]:
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]
     estimates = strong_orders(solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed)
     records = [e.record() for e in estimates]
-    strong_order_figure(records, path)
+    order_figure(records, path)
     return [r.data for r in records]
 
 

@@ -247,13 +247,3 @@ def _colour(name: str) -> str:
     own = {"DPMSolverPP(3)": "#CC79A7", "DEIS(3)": "#E69F00", "IPNDM(4)": "#7A4FA3", "UniPC(2)": "#B8860B",
            "EDMHeun": "#999999"}  # fmt: skip
     return own.get(name) or colour(name.split("(")[0])
-
-
-def study(
-    name: str = "ring", record: Path | None = None, picture: Path | None = None, seed: int = 0
-) -> Record:
-    """Measure, save and draw one problem; what the command line and the docs call."""
-    result = work_precision(name, seed=seed)
-    result.save(record or Path(f"docs/records/work-precision-{name}.json"))
-    figure(result, picture or Path(f"docs/figures/work-precision-{name}.svg"))
-    return result

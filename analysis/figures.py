@@ -55,11 +55,6 @@ def write(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def strong_order_figure(records: Sequence[Record], path: str | Path) -> Path:
-    """`order_figure`, by its older name."""
-    return order_figure(records, path)
-
-
 def order_figure(records: Sequence[Record], path: str | Path, title: str = "") -> Path:
     """Error against step size for one or more order records: bands, slope triangles, direct labels.
 

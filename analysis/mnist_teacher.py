@@ -279,9 +279,3 @@ def train_features(
         optimiser.step()
     net.normalise(images[:10000])
     return write_half(path, {"format": FEATURES_FORMAT}, net)
-
-
-def accuracy(net: Features, images: Tensor, labels: Tensor) -> float:
-    """The share of images (n, 1, 28, 28) that it gives their label (n,)."""
-    right = [(net.logits(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500))]
-    return float(sum(right)) / len(images)

@@ -324,23 +324,3 @@ def evaluator_of(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
         return out
 
     return evaluate
-
-
-def tensor_step(weights: Tensor, x: Tensor, seen: Sequence[Tensor]) -> Tensor:
-    """A combination whose weights are a tensor (1 + len(seen),): for torch.compile and CUDA graphs.
-
-    `combine` bakes its numbers in and skips zeros, which a compiler would answer with a new graph each
-    row. Here every row is the same graph; take the weights from `plan_weights` and pad `seen` with
-    zeros while there is less history.
-    """
-    out = x * weights[0]
-    for k, term in enumerate(seen):
-        out = torch.addcmul(out, term, weights[k + 1])
-    return out
-
-
-def plan_weights(plan: Plan, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, 1 + J + S L) each: the weights of inputs (of x, older evaluations, normals) and of updates."""
-    look = torch.cat([plan.c[:, None], plan.d, plan.m.flatten(1)], 1)
-    go = torch.cat([plan.a[:, None], plan.b, plan.n.flatten(1)], 1)
-    return look.to(like.device, like.dtype), go.to(like.device, like.dtype)

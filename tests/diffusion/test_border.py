@@ -6,7 +6,7 @@ import fewstep as fs
 import pytest
 import torch
 from fewstep.analysis.diffusion_problems import two_bumps
-from fewstep.sample import plan_weights, run, tensor_step
+from fewstep.sample import run
 
 SCHEDULES = {
     "VPLinear": fs.VPLinear(), "VP constant": fs.VPLinear(5.0, 5.0),
@@ -293,31 +293,6 @@ def test_no_step_reads_a_tensor_back(solver):
         run(plan, x, evaluate, lambda *_: (z,))
     names = {e.key for e in profile.key_averages()}
     assert not names & {"aten::_local_scalar_dense", "aten::item", "aten::nonzero"}
-
-
-def test_a_step_compiles_once_for_all_rows():
-    """tensor_step under fullgraph: one graph for the whole plan, and the executor's own numbers."""
-    schedule = SCHEDULES["linear"]
-    plan = fs.UniPC(3).plan(fs.sigma_grid(schedule, 8))
-    graphs = []
-
-    def count(module, inputs):
-        graphs.append(module)
-        return module.forward
-
-    torch._dynamo.reset()
-    step = torch.compile(tensor_step, fullgraph=True, backend=count)
-    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    levels, state = plan.sigma.unbind(), x
-    look, go = plan_weights(plan, x)
-    history = [torch.zeros_like(x) for _ in range(plan.b.shape[1])]
-    for i in range(plan.nfe):
-        at = step(look[i], state, [*history, torch.zeros_like(x)])
-        history = [MIXTURE.denoiser(at[:, :1], levels[i]).expand(3, 2).contiguous(), *history[:-1]]
-        state = step(go[i], state, [*history, torch.zeros_like(x)])
-    assert len(graphs) == 1
-    want = run(plan, x, lambda i, x, z: MIXTURE.denoiser(x[:, :1], levels[i]).expand(3, 2), lambda *_: ())
-    torch.testing.assert_close(state, want)
 
 
 def test_a_compiled_combination_is_the_plain_one():
