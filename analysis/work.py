@@ -15,6 +15,7 @@ from fewstep import (
     AreaPath,
     BrownianPath,
     GeneralMilstein,
+    Increment,
     InputError,
     Milstein,
     SlowRK,
@@ -215,8 +216,12 @@ class AsBrownian:
 
     def __init__(self, noise: Stored, ends: tuple[float, float], levy_area_approximation: str) -> None:
         first = noise.pieces[0].W
-        self.pieces, self.t0, self.h = noise.pieces, ends[0], (ends[1] - ends[0]) / len(noise.pieces)
-        self.shape, self.dtype, self.device = first.shape, first.dtype, first.device
+        self.pieces: list[Increment] = noise.pieces
+        self.t0: float = ends[0]
+        self.h: float = (ends[1] - ends[0]) / len(noise.pieces)
+        self.shape: torch.Size = first.shape
+        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = first.device
         self.levy_area_approximation = levy_area_approximation
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:

@@ -92,7 +92,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         "EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
         "LCMScheduler", "TCDScheduler",
     ]  # fmt: skip
-    ignore_for_config = ["options"]
+    ignore_for_config: list[str] = ["options"]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -102,14 +102,15 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     ) -> None:  # fmt: skip
         if noise not in NOISES:
             raise one_of("noise", noise, NOISES)
-        self.solver = solver_of(solver)
+        self.solver: Any = solver_of(solver)
         self.register_to_config(solver=described(self.solver), **options)
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
         # as diffusers' schedulers are born: each label a step
-        self.timesteps = torch.arange(check_count(num_train_timesteps)).flip(0)
+        self.timesteps: Tensor = torch.arange(check_count(num_train_timesteps)).flip(0)
         self.num_inference_steps: int | None = None
-        self.init_noise_sigma, self.order = 1.0, getattr(getattr(self.solver, "card", None), "evaluations", 1)
+        self.init_noise_sigma: float = 1.0
+        self.order = getattr(getattr(self.solver, "card", None), "evaluations", 1)
         self._forward: Any = None
         self._made: Any = None
         self._plan: Any = None
@@ -184,7 +185,8 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             self._make(*asked)
             self._made = (self.config, self.solver, asked)
         self._begin, self._walk = None, None
-        self.timesteps, self.sigmas = self._labels.clone().to(device), self._grid.sigmas.float()
+        self.timesteps = self._labels.clone().to(device)
+        self.sigmas: Tensor = self._grid.sigmas.float()
 
     def _make(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, mu: float | None) -> None:
         whole = timesteps is None and sigmas is None

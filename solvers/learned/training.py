@@ -162,26 +162,28 @@ class Training:
     """Network, averaged weights, optimiser and history of a run: all that a checkpoint holds."""
 
     def __init__(self, network: nn.Module, weight_decay: float, words: dict[str, Any]) -> None:
-        self.parameters = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = trained
         if not self.parameters:
             raise InputError(
                 "network: got one without trainable parameters; a student is frozen when it is done. Call "
                 "network.requires_grad_(True) to train it on."
             )
-        self.network, self.device = network, next(iter(self.parameters.values())).device
-        self.buffers = dict(network.named_buffers())
+        self.network = network
+        self.device: torch.device = next(iter(self.parameters.values())).device
+        self.buffers: dict[str, Tensor] = dict(network.named_buffers())
         with torch.no_grad():
             for t in (*self.parameters.values(), *self.buffers.values()):
                 t.copy_(from_first(t))
-        self.words = words | {"begun from": digest(network.state_dict())}
-        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.best = self.average
-        self.optimiser = torch.optim.AdamW(
+        self.words: dict[str, Any] = words | {"begun from": digest(network.state_dict())}
+        self.average: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.best: dict[str, Tensor] = self.average
+        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
             self.parameters.values(), 1.0, betas=(0.9, 0.99), weight_decay=weight_decay
         )
         self.history: list[Tensor] = []
         self.looks: list[tuple[int, float]] = []
-        self.stale = 0
+        self.stale: int = 0
 
     @property
     def done(self) -> int:
