@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from fewstep import (
@@ -32,6 +32,9 @@ from .figures import canvas, colour, write
 from .problems import PROBLEMS, TestProblem, by_name
 from .records import Record, provenance
 
+if TYPE_CHECKING:
+    from .diffusion_problems import DiffusionProblem
+
 FINER = 4  # the truth's level above the finest measured one
 # torchsde's methods that can be driven by any Brownian motion, with their drift evaluations a step
 TORCHSDE = {
@@ -43,6 +46,17 @@ TORCHSDE = {
 }
 
 
+@overload
+def work_precision(
+    problem: TestProblem | str, solvers: Sequence[StochasticSolver] | None = ..., *,
+    levels: Iterable[int] = ..., paths: int = ..., torchsde: bool = ..., diffrax: bool = ...,
+    device: str = ..., seed: int = ..., repeats: int = ...,
+) -> Record: ...  # fmt: skip
+@overload
+def work_precision(
+    problem: DiffusionProblem | str, nfe: Sequence[int] = ..., *, solvers: Iterable[str] | None = ...,
+    spacings: Sequence[str] = ..., samples: int = ..., seed: int = ..., diffusers: bool = ...,
+) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
     """Error against work: `sde_work_precision` of an SDE, `diffusion_work.work_precision` of samplers.
 

@@ -37,6 +37,9 @@ class SFDDM:
         self.plan: Plan = made if made.name.startswith("SFDDM(") else made.renamed(f"SFDDM({made.name})")
         self.labels: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {type(self.network).__name__}>"
+
     def at(self, labels: Tensor) -> SFDDM:
         """The same student for samples of these classes, (batch, ...).
 

@@ -56,6 +56,9 @@ class SigStep(StochasticSolver):
             strong_order={"diagonal": self.parent.card.strong_order["diagonal"]},
         )  # fmt: skip
 
+    def __repr__(self) -> str:
+        return f"SigStep({type(self.network).__name__}, parent={self.parent!r})"
+
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
         fits(self.network, "y0", y0, y0.shape[-1:])
         return self.parent.init(sde, t0, y0)
@@ -136,6 +139,10 @@ class SigSampler:
         self.levy = levy
         self.residual = residual
         self.labels: Tensor | None = None
+
+    def __repr__(self) -> str:
+        told = f"{type(self.network).__name__} told {self.levy!r}"
+        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {told}>"
 
     def at(self, labels: Tensor) -> SigSampler:
         """The same student for samples of these classes, (batch, ...).

@@ -22,7 +22,7 @@ from .processes import barrier, from_first, part, rank_and_world, sum_over_proce
 HELD_OUT = 8  # one trajectory in eight is kept from training
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-1"
-OPTIONS = ("iterations", "batch", "rate", "average", "patience", "every")
+AVERAGE, PATIENCE, EVERY = 0.99, 0, 250
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Minibatch:
 
 def fit(
     network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, *, iterations: int, batch: int,
-    rate: float, seed: int, progress: bool, average: float = 0.99, weight_decay: float = 0.0,
-    patience: int = 0, every: int = 250, look: Callable[[], float] | None = None,
+    rate: float, seed: int, progress: bool, average: float = AVERAGE, weight_decay: float = 0.0,
+    patience: int = PATIENCE, every: int = EVERY, look: Callable[[], float] | None = None,
     checkpoint: Path | None = None, split: bool = True, words: dict[str, Any] | None = None,
 ) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
     """AdamW with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
