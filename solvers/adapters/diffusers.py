@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..diffusion.ddim import DDIM
@@ -47,6 +44,13 @@ from .diffusers_solver import (
     step_count,
     table_of,
 )  # fmt: skip
+
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.utils import BaseOutput
+except ImportError as error:
+    raise ImportError("diffusers is not installed; run: pip install 'fewstep[diffusers]'") from error
 
 NOISES = ("generator", "path")
 
@@ -184,8 +188,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         if made is None or made[0] is not self.config or made[1] is not self.solver or made[2] != asked:
             self._make(*asked)
             self._made = (self.config, self.solver, asked)
-        self._begin, self._walk = None, None
-        self.timesteps = self._labels.clone().to(device)
+        self._begin, self._walk, self.timesteps = None, None, self._labels.clone().to(device)
         self.sigmas: Tensor = self._grid.sigmas.float()
 
     def _make(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, mu: float | None) -> None:
