@@ -49,8 +49,8 @@ try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
     from diffusers.utils import BaseOutput
-except ImportError as error:
-    raise ImportError("diffusers is not installed; run: pip install 'fewstep[diffusers]'") from error
+except ImportError as _error:
+    raise ImportError("diffusers is not installed; run: pip install 'fewstep[diffusers]'") from _error
 
 NOISES = ("generator", "path")
 
