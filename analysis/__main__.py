@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Few-step SDE and diffusion solvers: distil, sample, measure. Start with: fewstep demo",
 )  # fmt: skip
@@ -250,7 +250,7 @@ def train_teacher(
     typer.echo(f"wrote {train(name, out or Path(f'{name}.safetensors'), seed=seed, **options)}")
 
 
-distil = typer.Typer(
+distil: typer.Typer = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Distil a sampler into one of few steps."
 )
 app.add_typer(distil, name="distill")

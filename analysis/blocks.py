@@ -77,8 +77,11 @@ class Stored:
 
     def __init__(self, increments: list[Increment], area: bool) -> None:
         first = increments[0]
-        self.pieces, self.area, self.levy = increments, area, first.levy
-        self.shape, self.dtype = tuple(first.W.shape), first.W.dtype
+        self.pieces = increments
+        self.area = area
+        self.levy: str = first.levy
+        self.shape: tuple[int, ...] = tuple(first.W.shape)
+        self.dtype: torch.dtype = first.W.dtype
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         assert len(grid) - 1 == len(self.pieces)
@@ -173,9 +176,11 @@ class Torchsde(torch.nn.Module):
 
     def __init__(self, sde: SDE, d: int) -> None:
         super().__init__()
-        self.sde, self.f, self.sde_type = sde, sde.drift, sde.sde_type
-        self.eye = torch.eye(d, dtype=torch.float64)
-        self.noise_type = "general" if sde.noise_type == "commutative" else sde.noise_type
+        self.sde = sde
+        self.f: Callable[[Tensor, Tensor], Tensor] = sde.drift
+        self.sde_type: str = sde.sde_type
+        self.eye: Tensor = torch.eye(d, dtype=torch.float64)
+        self.noise_type: str = "general" if sde.noise_type == "commutative" else sde.noise_type
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         g = self.sde.diffusion(t, y)

@@ -25,6 +25,7 @@ from .records import Record, provenance
 REFERENCES = ("torchsde", "exact", "levels")
 FINER = 3  # a reference of higher order is 2^3 times finer than the finest level: its error stays below
 FINER_SAME = 5  # one of the same order needs more room
+LEVELS, PATHS = range(4, 10), 4096
 
 TESTS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda y: y.flatten(1).sum(1),
@@ -109,21 +110,32 @@ class OrderEstimate:
         return order_figure([self.record()], path)
 
 
-def strong_order(solver: StochasticSolver, problem: TestProblem | SDE, **options: Any) -> OrderEstimate:
+def strong_order(
+    solver: StochasticSolver, problem: TestProblem | SDE, *, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> OrderEstimate:  # fmt: skip
     """Measure the strong order of one solver: `strong_orders` of it alone, with the same options."""
-    return strong_orders([solver], problem, **options)[0]
+    return strong_orders(
+        [solver], problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+    )[0]  # fmt: skip
 
 
 def strong_orders(
-    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, **options: Any
-) -> list[OrderEstimate]:
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> list[OrderEstimate]:  # fmt: skip
     """Measure the strong order of any solvers on any SDE, all of it on the same paths.
 
     Args:
         problem: one of `fewstep.analysis.problems`, or an SDE of yours with y0 (*event) and t1.
         y0, t0, t1: start and span, by default the problem's.
-        levels: at least three; level l takes 2^l steps (default 4 to 9).
-        paths: how many (default 4096).
+        levels: at least three; level l takes 2^l steps.
+        paths: how many.
         reference: `"torchsde"` (default): torchsde's `srk` (Stratonovich: `midpoint`) on the same
             `BrownianInterval`; `"exact"`: the problem's closed form; `"levels"`: differences of
             neighbouring levels on one `BrownianPath`, no reference; or a solver, which is solved on the
@@ -142,7 +154,10 @@ def strong_orders(
             the finest level or of lower order than what it shall judge, a problem without what the
             reference needs, a solver that cannot solve the problem's noise.
     """
-    e, name = _experiment(solvers, problem, **options)
+    e, name = _experiment(
+        solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+    )  # fmt: skip
     with torch.no_grad():
         errors, own = sweep(e, _strong_reduction(e), lambda truth: _distance(truth[0], truth[1]))
     floor = _floor(e, own.square().mean().sqrt())
@@ -155,15 +170,25 @@ def strong_orders(
 
 def weak_order(
     solver: StochasticSolver, problem: TestProblem | SDE, test: str | Callable[[Tensor], Tensor] = "square",
-    **options: Any,
+    *, antithetic: bool = True, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> OrderEstimate:  # fmt: skip
     """Measure the weak order of one solver: `weak_orders` of it alone, with the same options."""
-    return weak_orders([solver], problem, test, **options)[0]
+    return weak_orders(
+        [solver], problem, test, antithetic=antithetic, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths,
+        reference=reference, reference_level=reference_level, device=device, dtype=dtype, seed=seed,
+        block=block,
+    )[0]  # fmt: skip
 
 
 def weak_orders(
     solvers: Sequence[StochasticSolver], problem: TestProblem | SDE,
-    test: str | Callable[[Tensor], Tensor] = "square", *, antithetic: bool = True, **options: Any,
+    test: str | Callable[[Tensor], Tensor] = "square", *, antithetic: bool = True, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> list[OrderEstimate]:  # fmt: skip
     """Measure |E phi(y_h) - E phi(y)| and its slope, for a test function phi.
 
@@ -179,14 +204,17 @@ def weak_orders(
     Args:
         test: "mean", "square", "fourth", "cosine", or `(paths, *event) -> (paths,)`.
         antithetic: solve every path's mirror image as well (not with torchsde's paths).
-        options: as in `strong_orders`; reference defaults to "levels".
+        y0, ..., block: as in `strong_orders`; reference defaults to "levels".
     """
     if isinstance(test, str) and test not in TESTS:
         raise one_of("test", test, TESTS)
     phi = TESTS[test] if isinstance(test, str) else test
-    reference = options.pop("reference", "levels")
     twin = antithetic and not (isinstance(reference, str) and reference == "torchsde")
-    e, name = _experiment(solvers, problem, reference=reference, weak=True, antithetic=twin, **options)
+    e, name = _experiment(
+        solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+        weak=True, antithetic=twin,
+    )  # fmt: skip
 
     def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
         if e.truth is None:
@@ -205,10 +233,9 @@ def weak_orders(
 
 
 def _experiment(
-    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None = None,
-    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = range(4, 10), paths: int = 4096,
-    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None,
-    device: str = "cpu", dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None, t0: float,
+    t1: float | None, levels: Iterable[int], paths: int, reference: str | StochasticSolver,
+    reference_level: int | None, device: str, dtype: torch.dtype, seed: int, block: int | None,
     weak: bool = False, antithetic: bool = False,
 ) -> tuple[Experiment, str]:  # fmt: skip
     """The checked experiment and the problem's name."""

@@ -211,14 +211,14 @@ class Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        self.body: nn.Sequential = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
             nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(64, 48, 3, padding=1), nn.ReLU(), nn.Flatten(),
             nn.Linear(48 * 7 * 7, 64), nn.ReLU(),
         )  # fmt: skip
-        self.head = nn.Linear(64, 10)
+        self.head: nn.Linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.body(x)

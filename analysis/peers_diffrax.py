@@ -26,7 +26,7 @@ EQUATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 SOLVERS = {"diagonal": {"Euler": 1, "ItoMilstein": 1}, "additive": {"Euler": 1, "ShARK": 2}}
 
 
-class StoredPath(diffrax.AbstractBrownianPath):
+class _StoredPath(diffrax.AbstractBrownianPath):
     """One path's increments behind diffrax's interface; asked for its own steps and nothing else."""
 
     t0: Any
@@ -54,7 +54,7 @@ def solve_diffrax(problem: str, solver: str, y0: Tensor, ends: tuple[float, floa
         W, H = (_columns([getattr(i, name) for i in noise.pieces]) for name in ("W", "H"))
 
         def one(y: Any, w: Any, h: Any) -> Any:
-            return _end(problem, solver, y, StoredPath(*ends, w, h), len(noise.pieces))
+            return _end(problem, solver, y, _StoredPath(*ends, w, h), len(noise.pieces))
 
         out = jax.jit(jax.vmap(one))(jnp.asarray(y0.flatten().numpy()), W, H)
         return torch.from_numpy(np.array(out)).unsqueeze(-1)

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from fewstep import (
@@ -15,6 +15,7 @@ from fewstep import (
     AreaPath,
     BrownianPath,
     GeneralMilstein,
+    Increment,
     InputError,
     Milstein,
     SlowRK,
@@ -31,6 +32,9 @@ from .figures import canvas, colour, write
 from .problems import PROBLEMS, TestProblem, by_name
 from .records import Record, provenance
 
+if TYPE_CHECKING:
+    from .diffusion_problems import DiffusionProblem
+
 FINER = 4  # the truth's level above the finest measured one
 # torchsde's methods that can be driven by any Brownian motion, with their drift evaluations a step
 TORCHSDE = {
@@ -42,6 +46,17 @@ TORCHSDE = {
 }
 
 
+@overload
+def work_precision(
+    problem: TestProblem | str, solvers: Sequence[StochasticSolver] | None = ..., *,
+    levels: Iterable[int] = ..., paths: int = ..., torchsde: bool = ..., diffrax: bool = ...,
+    device: str = ..., seed: int = ..., repeats: int = ...,
+) -> Record: ...  # fmt: skip
+@overload
+def work_precision(
+    problem: DiffusionProblem | str, nfe: Sequence[int] = ..., *, solvers: Iterable[str] | None = ...,
+    spacings: Sequence[str] = ..., samples: int = ..., seed: int = ..., diffusers: bool = ...,
+) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
     """Error against work: `sde_work_precision` of an SDE, `diffusion_work.work_precision` of samplers.
 
@@ -215,8 +230,12 @@ class AsBrownian:
 
     def __init__(self, noise: Stored, ends: tuple[float, float], levy_area_approximation: str) -> None:
         first = noise.pieces[0].W
-        self.pieces, self.t0, self.h = noise.pieces, ends[0], (ends[1] - ends[0]) / len(noise.pieces)
-        self.shape, self.dtype, self.device = first.shape, first.dtype, first.device
+        self.pieces: list[Increment] = noise.pieces
+        self.t0: float = ends[0]
+        self.h: float = (ends[1] - ends[0]) / len(noise.pieces)
+        self.shape: torch.Size = first.shape
+        self.dtype: torch.dtype = first.dtype
+        self.device: torch.device = first.device
         self.levy_area_approximation = levy_area_approximation
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:

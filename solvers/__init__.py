@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as _version
+
 from .brownian import AreaPath as AreaPath
 from .brownian import BrownianPath as BrownianPath
 from .brownian import FreshIncrements as FreshIncrements
@@ -94,7 +96,7 @@ from .solver import Solver as Solver
 from .solver import StochasticSolver as StochasticSolver
 from .tape import Tape as Tape
 
-__version__ = "0.1.0"
+__version__: str = _version("fewstep")
 
 
 def solvers(noise_type: str | None = None) -> dict[str, type[Solver]]:

@@ -97,7 +97,9 @@ class Converted:
         return self.model(x.to(self.dtype), t).to(x.dtype)
 
 
-def from_epsilon(model: Model, schedule: Schedule, **options: Any) -> Converted:
+def from_epsilon(
+    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
+) -> Converted:
     """A network trained to predict the noise, `model(x_t, t) -> eps` with t of shape (batch,).
 
     x_t = alpha_t x0 + sigma_t eps, hence x0 = x - sigma eps in variance-exploding coordinates.
@@ -106,27 +108,35 @@ def from_epsilon(model: Model, schedule: Schedule, **options: Any) -> Converted:
         rounding: round t to whole labels: "nearest" or "down".
         dtype: what the network computes in; by default its parameters' dtype, where it has any.
     """
-    return _convert(model, schedule, "epsilon", **options)
+    return _convert(model, schedule, "epsilon", rounding, dtype)
 
 
-def from_v(model: Model, schedule: Schedule, **options: Any) -> Converted:
+def from_v(
+    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
+) -> Converted:
     """`model(x_t, t) -> v = alpha_t eps - sigma_t x0` (arXiv 2202.00512). Options as in `from_epsilon`."""
-    return _convert(model, schedule, "v_prediction", **options)
+    return _convert(model, schedule, "v_prediction", rounding, dtype)
 
 
-def from_score(model: Model, schedule: Schedule, **options: Any) -> Converted:
+def from_score(
+    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
+) -> Converted:
     """`model(x_t, t) -> grad log p_t(x_t) = -eps / sigma_t`. Options as in `from_epsilon`."""
-    return _convert(model, schedule, "score", **options)
+    return _convert(model, schedule, "score", rounding, dtype)
 
 
-def from_sample(model: Model, schedule: Schedule, **options: Any) -> Converted:
+def from_sample(
+    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
+) -> Converted:
     """`model(x_t, t) -> x0`. Options as in `from_epsilon`."""
-    return _convert(model, schedule, "sample", **options)
+    return _convert(model, schedule, "sample", rounding, dtype)
 
 
-def from_flow(model: Model, schedule: Schedule, **options: Any) -> Converted:
+def from_flow(
+    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
+) -> Converted:
     """`model(x_t, t) -> eps - x0`, the velocity of x_t = (1 - t) x0 + t eps. Options as in `from_epsilon`."""
-    return _convert(model, schedule, "flow", **options)
+    return _convert(model, schedule, "flow", rounding, dtype)
 
 
 def from_edm(
@@ -162,7 +172,7 @@ def from_edm(
             )
         return net(x, sigma, labels.to(x.device).expand(len(x), -1), **told).to(x.dtype)
 
-    return _convert(model, None, "sample", dtype=_half(net) if dtype is None else dtype)
+    return _convert(model, None, "sample", None, _half(net) if dtype is None else dtype)
 
 
 def _label_rows(labels: Any, width: int | None) -> Tensor:
@@ -179,9 +189,8 @@ def _label_rows(labels: Any, width: int | None) -> Tensor:
 
 
 def _convert(
-    model: Model, schedule: Schedule | None, kind: str, rounding: str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Converted:  # fmt: skip
+    model: Model, schedule: Schedule | None, kind: str, rounding: str | None, dtype: torch.dtype | None
+) -> Converted:
     if rounding not in (None, "nearest", "down"):
         raise one_of("rounding", rounding, ("nearest", "down"))
     if not isinstance(schedule, Schedule | None):

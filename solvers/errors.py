@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class InputError(ValueError):
@@ -30,3 +36,17 @@ def one_of(argument: str, came: object, wanted: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(came), words, n=1, cutoff=0.5)
     cure = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"{argument}: got {came!r}, wanted one of {', '.join(map(repr, words))}.{cure}")
+
+
+def named(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which refuses a keyword that it does not know as `one_of` its own."""
+    known = signature(function).parameters
+
+    @wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in known:
+                raise one_of("option", name, known)
+        return function(*args, **options)
+
+    return checked

@@ -265,8 +265,8 @@ class DiscreteVP(Schedule):
                 "decreasing inside (0, 1). Pass torch.cumprod(1 - betas, 0); a table that ends in 0 "
                 "(zero terminal SNR) goes through fewstep.zero_terminal_snr first."
             )
-        self.log_sigmas = 0.5 * torch.log((1 - abar) / abar)
-        self.labels = len(abar)
+        self.log_sigmas: Tensor = 0.5 * torch.log((1 - abar) / abar)
+        self.labels: int = len(abar)
 
     def __repr__(self) -> str:
         """The same for the same table, in any process."""

@@ -53,8 +53,10 @@ class Tape:
     """
 
     def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
-        self.name, self.sigmas, self.prediction = name, sigmas, prediction
-        self.letters = "WHK".index(levy) + 1
+        self.name = name
+        self.sigmas = sigmas
+        self.prediction = prediction
+        self.letters: int = "WHK".index(levy) + 1
         self._generation = 0
         self._inputs: list[tuple[float, Affine]] = []
         self._updates: list[Affine] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .plan import Combination, Plan
+from .plan import Combination, Plan, Row
 from .sample import combine
 
 Draw = Callable[[float, float], tuple[Tensor, ...]]
@@ -32,8 +32,12 @@ class Walk:
     """
 
     def __init__(self, plan: Plan, scale: list[float]) -> None:
-        self.plan, self.rows, self.scale, self.row = plan, plan.rows, scale, 0
-        self.looks = [_scaled(row.look, s) for row, s in zip(plan.rows, scale)]  # in the owner's coordinates
+        self.plan = plan
+        self.rows: tuple[Row, ...] = plan.rows
+        self.scale = scale
+        self.row: int = 0
+        # in the owner's coordinates
+        self.looks: list[Combination] = [_scaled(row.look, s) for row, s in zip(plan.rows, scale)]
         self.x: Tensor | None = None
         self.history: deque[Tensor] = deque(maxlen=plan.b.shape[1])
         self.normals: deque[tuple[Tensor, ...]] = deque(maxlen=plan.m.shape[1])

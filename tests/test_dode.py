@@ -216,6 +216,7 @@ def test_the_table_survives_its_file_and_refuses_strangers(tmp_path):
     back = fs.load(tmp_path / "t.safetensors")
     assert torch.equal(fs.sample(LINEAR, student, noise=start(4)), fs.sample(LINEAR, back, noise=start(4)))
     assert "kappa" in str(back)
+    assert repr(back) == f"<DODE(DDIM(eta=0)): 4 evaluations of {LINEAR.schedule!r}>"
     for stranger in (lambda x, s: 0.9 * LINEAR.denoiser(x, s), lambda x, s: -LINEAR.denoiser(x, s),
                      lambda x, s: LINEAR.denoiser(x, s).flip(-1)):  # fmt: skip
         with pytest.raises(fs.InputError, match="answers differently"):

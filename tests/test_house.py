@@ -46,12 +46,6 @@ def test_budgets(path):
             assert length <= 40, node.name
 
 
-def test_versions_agree():
-    from importlib import metadata
-
-    assert fs.__version__ == metadata.version("fewstep")
-
-
 def test_import_costs_little_more_than_torch():
     """The least of interleaved fresh processes; at most 0.3 s of CPU above `import torch` of the same run."""
     code = "import time; import {}; print(time.process_time())"

@@ -1,10 +1,12 @@
 """Learned steps: born equal to their parent, better after training, whole on disk."""
 
+import inspect
 import json
 
 import fewstep as fs
 import pytest
 import torch
+from fewstep.analysis import strong_order, strong_orders, weak_order, weak_orders
 from fewstep.learned.networks import Coefficients, DenoisingMLP
 from fewstep.learned.sig_step import TERMS, integrals
 from safetensors import safe_open
@@ -111,6 +113,29 @@ def test_distillation_is_reproducible_and_leaves_global_randomness_alone(mixture
     assert report.losses == mixture_student[1].losses
     for a, b in zip(again.network.parameters(), mixture_student[0].network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_students_say_what_they_are_in_a_line(mixture_student, sine_student):
+    assert repr(mixture_student[0]) == "<SigSampler(EulerMaruyama): 4 evaluations, DenoisingMLP told 'H'>"
+    assert repr(sine_student[0]) == "SigStep(Coefficients, parent=EulerMaruyama())"
+
+
+DOORS = [
+    fs.distill_dode, fs.distill_sfddm, fs.distill_sigdeg, fs.DODE.on_grid, fs.from_epsilon, fs.from_flow,
+    fs.from_sample, fs.from_score, fs.from_v, strong_order, strong_orders, weak_order, weak_orders,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda f: f.__qualname__)
+def test_a_doors_signature_names_every_option(door):
+    assert all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(door).parameters.values())
+
+
+def test_an_option_of_the_other_kind_of_problem_is_refused():
+    with pytest.raises(fs.InputError, match="option: got 'forcing', wanted one of .*'y0'"):
+        fs.distill_sigdeg(SINE, steps=4, y0=torch.ones(1), forcing=0.5)
+    with pytest.raises(fs.InputError, match="option: got 't1', wanted one of .*'forcing'"):
+        fs.distill_sigdeg(MIXTURE, steps=2, event_shape=(1,), t1=2.0)
 
 
 def test_the_sampler_survives_its_file(mixture_student, tmp_path):

@@ -1,6 +1,7 @@
 """SFDDM: the student's process, what the published loss can and cannot reach, files."""
 
 import copy
+import re
 import warnings
 
 import fewstep as fs
@@ -123,9 +124,7 @@ def test_the_teacher_on_phi_is_a_student_without_loss_and_the_same_sampler(teach
 
 @pytest.mark.parametrize("loss", ["l1", "mse", "kl", "end"])
 def test_a_random_student_comes_to_the_teacher_but_no_further(teacher, loss):
-    _, report = fold(
-        teacher, start="random", iterations=400, rate=3e-3, loss=loss, batch=256, average=0.98
-    )
+    _, report = fold(teacher, start="random", iterations=400, rate=3e-3, loss=loss, batch=256, average=0.98)
     assert report.losses[-1] < 0.3 * report.losses[0]
     assert report.student_rmse > 0.8 * report.parent_rmse
 
@@ -171,6 +170,7 @@ def test_a_student_survives_its_file_and_every_solver_takes_its_process(teacher,
     student, _ = fold(teacher, iterations=5, rate=1e-3)
     student.save(tmp_path / "s.safetensors")
     back = fs.load(tmp_path / "s.safetensors")
+    assert re.fullmatch(r"<SFDDM\(DDIM\(eta=0\)\): \d+ evaluations, DenoisingMLP>", repr(back))
     problem = fs.Denoising(teacher, TABLE)
     a, b = (fs.sample(problem, s, shape=(8, 2), seed=2) for s in (student, back))
     assert torch.equal(a, b)

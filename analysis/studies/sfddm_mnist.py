@@ -230,5 +230,5 @@ def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device
 if __name__ == "__main__":
     import sys
 
-    for asked in sys.argv[1:] or TRAININGS:  # one after another
-        train(asked, Path("docs"))
+    for _asked in sys.argv[1:] or TRAININGS:  # one after another
+        train(_asked, Path("docs"))

@@ -29,8 +29,10 @@ class Increments:
     levy = "H"
 
     def __init__(self, shape: tuple[int, ...], parts: int, left: bool, seed: int = 0) -> None:
-        self.shape, self.parts, self.left = shape, parts, left
-        self.fresh = fs.FreshIncrements(shape, levy="W" if left else "H", seed=seed)
+        self.shape = shape
+        self.parts = parts
+        self.left = left
+        self.fresh: fs.FreshIncrements = fs.FreshIncrements(shape, levy="W" if left else "H", seed=seed)
 
     def increment(self, t0: float, t1: float, /) -> fs.Increment:
         h = t1 - t0

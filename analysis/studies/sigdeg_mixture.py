@@ -196,10 +196,11 @@ class Ends:
     """Where samplers end along one Brownian path, and where the teacher of the same denoiser does."""
 
     def __init__(self, paths: int, seed: int) -> None:
-        self.taus = refined(levels(STEPS), FINE // STEPS) ** -2.0
-        self.shape, self.seed = (paths, 1), seed
+        self.taus: Tensor = refined(levels(STEPS), FINE // STEPS) ** -2.0
+        self.shape: tuple[int, int] = (paths, 1)
+        self.seed = seed
         generator = torch.Generator().manual_seed(seed)
-        self.noise = torch.randn(paths, 1, generator=generator) * SCHEDULE.sigma_max
+        self.noise: Tensor = torch.randn(paths, 1, generator=generator) * SCHEDULE.sigma_max
         self.teachers: dict[str, Tensor] = {}
 
     def of(self, sampler: Sampler) -> Tensor:

@@ -132,10 +132,11 @@ class Stepwise(nn.Module):
 
     def __init__(self, denoiser: DenoisingMLP, letters: int, levels: Tensor) -> None:
         super().__init__()
-        self.base, size = denoiser.with_signature(letters), math.prod(denoiser.config["event"])
+        self.base: DenoisingMLP = denoiser.with_signature(letters)
+        size = math.prod(denoiser.config["event"])
         self.levels: Tensor
         self.register_buffer("levels", levels.float())
-        self.linear = nn.Parameter(torch.zeros(len(levels), size, size * (1 + letters)))
+        self.linear: nn.Parameter = nn.Parameter(torch.zeros(len(levels), size, size * (1 + letters)))
 
     def forward(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, xi: Tensor) -> Tensor:
         step = (self.levels - sigma).abs().argmin()

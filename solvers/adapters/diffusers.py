@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..diffusion.ddim import DDIM
@@ -47,6 +44,13 @@ from .diffusers_solver import (
     step_count,
     table_of,
 )  # fmt: skip
+
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.utils import BaseOutput
+except ImportError as _error:
+    raise ImportError("diffusers is not installed; run: pip install 'fewstep[diffusers]'") from _error
 
 NOISES = ("generator", "path")
 
@@ -92,7 +96,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         "EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
         "LCMScheduler", "TCDScheduler",
     ]  # fmt: skip
-    ignore_for_config = ["options"]
+    ignore_for_config: list[str] = ["options"]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -102,14 +106,15 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     ) -> None:  # fmt: skip
         if noise not in NOISES:
             raise one_of("noise", noise, NOISES)
-        self.solver = solver_of(solver)
+        self.solver: Any = solver_of(solver)
         self.register_to_config(solver=described(self.solver), **options)
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
         # as diffusers' schedulers are born: each label a step
-        self.timesteps = torch.arange(check_count(num_train_timesteps)).flip(0)
+        self.timesteps: Tensor = torch.arange(check_count(num_train_timesteps)).flip(0)
         self.num_inference_steps: int | None = None
-        self.init_noise_sigma, self.order = 1.0, getattr(getattr(self.solver, "card", None), "evaluations", 1)
+        self.init_noise_sigma: float = 1.0
+        self.order = getattr(getattr(self.solver, "card", None), "evaluations", 1)
         self._forward: Any = None
         self._made: Any = None
         self._plan: Any = None
@@ -183,8 +188,8 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         if made is None or made[0] is not self.config or made[1] is not self.solver or made[2] != asked:
             self._make(*asked)
             self._made = (self.config, self.solver, asked)
-        self._begin, self._walk = None, None
-        self.timesteps, self.sigmas = self._labels.clone().to(device), self._grid.sigmas.float()
+        self._begin, self._walk, self.timesteps = None, None, self._labels.clone().to(device)
+        self.sigmas: Tensor = self._grid.sigmas.float()
 
     def _make(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, mu: float | None) -> None:
         whole = timesteps is None and sigmas is None

@@ -114,14 +114,19 @@ def _config(scheduler: Any) -> dict[str, Any]:
 def distill_dode(
     pipe: Any, base: DiffusionSolver, *, samples: int = 128, seed: int = 0, batch: int = 16,
     shape: tuple[int, ...] | None = None, condition: Condition | None = None,
-    negative: Condition | None = None, guidance_scale: float = 1.0, **options: Any,
+    negative: Condition | None = None, guidance_scale: float = 1.0, steps: int | None = None,
+    sigmas: Tensor | None = None, spacing: str | None = None, final: str | None = None,
+    terms: int | None = None, teacher: DiffusionSolver | None = None, teacher_substeps: int | None = None,
+    alignment: str | None = None, guard: bool | None = None, refine: str | None = None,
+    iterations: int | None = None, rate: float | None = None, minibatch: int | None = None,
+    learn_grid: bool | None = None, progress: bool | None = None, note: dict[str, Any] | None = None,
 ) -> tuple[FewStepScheduler, DODEReport]:  # fmt: skip
     """Fit a table to a pipeline, ready to be its scheduler.
 
     `pipe.scheduler, report = distill_dode(pipe, fewstep.DDIM(), steps=8)`
 
     Args:
-        base, options: as of `fewstep.distill_dode` (steps=..., terms=..., refine=...).
+        base: as of `fewstep.distill_dode`, and so are steps to note; None for what they are by default there.
         samples: start states, one in eight held out (the report's distances are theirs, who also choose what
             is kept: of few states they flatter); seed: of these.
         shape: of one state, by default what the network's configuration says.
@@ -130,6 +135,13 @@ def distill_dode(
     Returns:
         the scheduler, and the fit's report.
     """
+    options: dict[str, Any] = {
+        "steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final, "terms": terms,
+        "teacher": teacher, "teacher_substeps": teacher_substeps, "alignment": alignment, "guard": guard,
+        "refine": refine, "iterations": iterations, "rate": rate, "minibatch": minibatch,
+        "learn_grid": learn_grid, "progress": progress, "note": note,
+    }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
     problem = denoising(pipe, condition, negative, guidance_scale)
     model = getattr(pipe, "unet", None) or pipe.transformer
     at = next(model.parameters())

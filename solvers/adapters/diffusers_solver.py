@@ -34,7 +34,7 @@ from ..walk import Walk
 from .diffusers_grid import REFUSALS, Grid, Process
 
 FILE = "fewstep_solver.safetensors"
-Learned = (Plan, DODE, SigSampler)
+Learned: tuple[type[Plan | DODE | SigSampler], ...] = (Plan, DODE, SigSampler)
 FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 

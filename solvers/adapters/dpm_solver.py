@@ -38,8 +38,8 @@ class DPMSolverSchedule(Schedule):
                 "DPM-Solver's NoiseScheduleVP. A table of alphas_cumprod goes to fewstep.DiscreteVP."
             )
         self.noise_schedule = noise_schedule
-        self.t_max = float(noise_schedule.T if t_start is None else t_start)
-        self.t_min = 1 / float(noise_schedule.total_N) if t_end is None else float(t_end)
+        self.t_max: float = float(noise_schedule.T if t_start is None else t_start)
+        self.t_min: float = 1 / float(noise_schedule.total_N) if t_end is None else float(t_end)
         if not 0 < self.t_min < self.t_max <= noise_schedule.T:
             raise InputError(
                 f"t_start, t_end: got {self.t_max:g}, {self.t_min:g}; wanted 0 < t_end < t_start <= T = "

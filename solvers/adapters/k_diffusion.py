@@ -38,14 +38,15 @@ class Sampler:
 
     def __init__(self, solver: Solver | Plan | Student, schedule: Schedule | None = None) -> None:
         plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
-        self.solver, self.schedule = solver, schedule
-        self.own = plan if isinstance(plan, Plan) else None
+        self.solver = solver
+        self.schedule = schedule
+        self.own: Plan | None = plan if isinstance(plan, Plan) else None
         if self.own is None and not isinstance(solver, DiffusionSolver):
             raise InputError(
                 f"solver: got {type(solver).__name__}, which has no plan; wanted a diffusion solver, a Plan "
                 "or a student. SDE solvers sample where their card lists additive noise."
             )
-        self.sigmas = None if self.own is None else self.own.sigmas.float()
+        self.sigmas: Tensor | None = None if self.own is None else self.own.sigmas.float()
         self._last: tuple[Tensor, Plan] | None = None  # a plan never changes: runs of one grid share it
 
     @torch.no_grad()
@@ -203,7 +204,8 @@ class Wrapper:
 
     def __init__(self, problem: Denoising) -> None:
         self.problem = problem
-        self.sigma_min, self.sigma_max = problem.schedule.sigma_min, problem.schedule.sigma_max
+        self.sigma_min: float = problem.schedule.sigma_min
+        self.sigma_max: float = problem.schedule.sigma_max
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         levels = sigma.reshape(-1).to(x)

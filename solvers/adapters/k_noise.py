@@ -63,15 +63,17 @@ class BrownianNoiseSampler:
         *, levy: str = "H",
     ) -> None:  # fmt: skip
         check_state(x)
-        self.transform, self.dtype = transform, x.dtype
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.transform = transform
+        self.dtype: torch.dtype = x.dtype
+        self.sigma_min: float = float(sigma_min)
+        self.sigma_max: float = float(sigma_max)
         if not 0 <= self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
                 f"sigma_min, sigma_max: got {self.sigma_min:g}, {self.sigma_max:g}; wanted "
                 "0 <= sigma_min < sigma_max. Take sigmas[sigmas > 0].min() and sigmas.max()."
             )
         low, high = sorted((self._time(self.sigma_min), self._time(self.sigma_max)))
-        self.path = BrownianPath(
+        self.path: BrownianPath = BrownianPath(
             tuple(x.shape), low, high, levy=levy, dtype=torch.float32 if x.dtype in HALF else x.dtype,
             device=x.device, seeds=seeds(seed, len(x)), clock="log" if low > 0 else "linear",
         )  # fmt: skip

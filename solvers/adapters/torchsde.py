@@ -34,11 +34,13 @@ class TorchsdePath:
             raise InputError(f"interval: got {type(interval).__name__}, wanted a torchsde.BrownianInterval.")
         self.interval = interval
         self.levy = "W" if approximation == "none" else "H"
-        self.shape = tuple(interval.shape)
-        self.dtype, self.device = interval.dtype, interval.device
+        self.shape: tuple[int, ...] = tuple(interval.shape)
+        self.dtype: torch.dtype = interval.dtype
+        self.device: torch.device = interval.device
         # the ends are only wanted for a check before work starts: a stranger's motion may hide them
         inner = getattr(interval, "_interval", interval)
-        self.t0, self.t1 = float(getattr(inner, "_start", -math.inf)), float(getattr(inner, "_end", math.inf))
+        self.t0: float = float(getattr(inner, "_start", -math.inf))
+        self.t1: float = float(getattr(inner, "_end", math.inf))
 
     def increment(self, t0: float, t1: float) -> Increment:
         """The increment of [t0, t1]."""
@@ -78,8 +80,9 @@ class BrownianView:
 
         torchsde.BaseBrownian.register(BrownianView)
         self.path = path
-        self.shape = torch.Size(path.shape)
-        self.dtype, self.device = path.dtype, path.device
+        self.shape: torch.Size = torch.Size(path.shape)
+        self.dtype: torch.dtype = path.dtype
+        self.device: torch.device = path.device
         known = "none" if path.levy == "W" else "space-time"
         # the word only opens log_ode, which asks for an area: it is the path's own, not Foster's
         self.levy_area_approximation = "foster" if getattr(path, "area", False) else known

@@ -52,12 +52,17 @@ class AreaPath:
             raise one_of("method", method, METHODS)
         if not path.shape:
             raise InputError("path: got shape (), wanted (..., m) with channels last.")
-        self.path, self.cells, self.seed = path, cells, seed
+        self.path = path
+        self.cells = cells
+        self.seed = seed
         self.method = method
-        self.terms = 1 if method == "legendre" and terms is None else terms
-        self.shape, self.t0, self.t1 = path.shape, path.t0, path.t1
-        self.levy = path.levy
-        self.dtype, self.device = path.dtype, path.device
+        self.terms: int | None = 1 if method == "legendre" and terms is None else terms
+        self.shape: tuple[int, ...] = path.shape
+        self.t0: float = path.t0
+        self.t1: float = path.t1
+        self.levy: str = path.levy
+        self.dtype: torch.dtype = path.dtype
+        self.device: torch.device = path.device
         self._fine = torch.linspace(path.t0, path.t1, cells + 1, dtype=torch.float64, device="cpu")
 
     def increment(self, ta: float, tb: float) -> Increment:

@@ -42,9 +42,12 @@ class FreshIncrements:
         device: torch.device | str = "cpu",
         reuse: bool = False,
     ) -> None:
-        self.shape, self.levy = check_shape(shape), check_levy(levy)
-        self.dtype, self.device = check_dtype(dtype), torch.device(device)
-        self.seed, self.reuse = seed, reuse
+        self.shape: tuple[int, ...] = check_shape(shape)
+        self.levy: str = check_levy(levy)
+        self.dtype: torch.dtype = check_dtype(dtype)
+        self.device: torch.device = torch.device(device)
+        self.seed = seed
+        self.reuse = reuse
         self._next = itertools.count()
 
     def increment(self, t0: float, t1: float) -> Increment:

@@ -38,7 +38,8 @@ class GeneratorNormals:
     """Fields of `shape` from the generator of `device`, seeded anew for each node."""
 
     def __init__(self, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
-        self.shape, self.device = shape, device
+        self.shape = shape
+        self.device = device
         self._key = key_of(seed)
 
     def begin(self, levels: int) -> Draw:
@@ -65,9 +66,11 @@ class HashedNormals:
     """Fields of `shape` whose entry b depends on seeds[b] alone, not on the rest of the batch."""
 
     def __init__(self, shape: tuple[int, ...], seeds: list[int], device: torch.device) -> None:
-        self.shape, self.device, self.rows = shape, device, len(seeds)
-        self.width = math.prod(shape[1:])
-        self.half = (self.width + 1) // 2
+        self.shape = shape
+        self.device = device
+        self.rows: int = len(seeds)
+        self.width: int = math.prod(shape[1:])
+        self.half: int = (self.width + 1) // 2
         keys = [_signed(key_of(s)) for s in seeds]
         self._keys = torch.tensor(keys, dtype=torch.int64, device=device)
         counter = torch.arange(self.half, dtype=torch.int64, device=device)

@@ -74,30 +74,24 @@ class BrownianPath:
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        t0: float = 0.0,
-        t1: float = 1.0,
-        seed: int = 0,
-        levy: str = "W",
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-        *,
-        seeds: Sequence[int] | None = None,
-        clock: str = "linear",
-        knots: Tensor | Sequence[float] | None = None,
-        portable: bool = False,
-        cache: int = 256,
-    ) -> None:
+        self, shape: Sequence[int], t0: float = 0.0, t1: float = 1.0, seed: int = 0, levy: str = "W",
+        dtype: torch.dtype | None = None, device: torch.device | str = "cpu", *,
+        seeds: Sequence[int] | None = None, clock: str = "linear",
+        knots: Tensor | Sequence[float] | None = None, portable: bool = False, cache: int = 256,
+    ) -> None:  # fmt: skip
         if clock not in ("linear", "log"):
             raise one_of("clock", clock, ("linear", "log"))
-        self.shape = check_shape(shape)
-        self.levy = check_levy(levy)
-        self.dtype, self.device = check_dtype(dtype), torch.device(device)
+        self.shape: tuple[int, ...] = check_shape(shape)
+        self.levy: str = check_levy(levy)
+        self.dtype: torch.dtype = check_dtype(dtype)
+        self.device: torch.device = torch.device(device)
         self._clock = Clock(make_knots(t0, t1, knots, clock == "log"), clock == "log")
-        self.t0, self.t1 = self._clock.knots[0], self._clock.knots[-1]
-        self.seed, self.seeds = seed, None if seeds is None else list(seeds)
-        self.portable, self.cache = portable, cache
+        self.t0: float = self._clock.knots[0]
+        self.t1: float = self._clock.knots[-1]
+        self.seed = seed
+        self.seeds: list[int] | None = None if seeds is None else list(seeds)
+        self.portable = portable
+        self.cache = cache
         source = torch.device("cpu") if portable else self.device
         if self.seeds is None:
             self._normals: Normals = GeneratorNormals(self.shape, seed, source)

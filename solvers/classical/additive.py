@@ -7,7 +7,7 @@ additive noise of size one, no stiffness. So each tableau is a sampler as well.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Tableau:
 class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
     """A tableau at work. g is carried from step to step, so that each time evaluates it once."""
 
-    tableau: ClassVar[Tableau]
+    tableau: Tableau
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Tensor:
         return sde.diffusion(t0, y0)

@@ -22,7 +22,7 @@ class DerivativeFreeMilstein(StochasticSolver):
     `Milstein` has the smaller error constant.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Milstein with a finite difference along the noise",
         reference="Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich's after (4.9.15)",
         levy="W",

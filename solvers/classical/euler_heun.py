@@ -24,7 +24,7 @@ class EulerHeun(StochasticSolver):
     the smaller error where drift matters.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Euler for the drift, trapezoidal predictor-corrector for the noise",
         reference="Kloeden & Platen 1992, Eq. (4.9.15) of the noise, Section 11.1",
         levy="W",

@@ -24,7 +24,7 @@ class EulerMaruyama(StochasticSolver, DiffusionSolver):
     is SDE-DPM-Solver++(1), which is DDPM's ancestral step; `ShARK` is closer to the path.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="explicit Euler step of the Ito integral",
         reference="Kloeden & Platen 1992, Eq. (10.2.4)",
         levy="W",

@@ -21,7 +21,7 @@ class GeneralMilstein(StochasticSolver):
     of the m channels a step. `LogODE` is of the same order with a second-order drift.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Milstein with the iterated integrals of all pairs of channels",
         reference="Kloeden & Platen 1992, Eq. (10.3.3)",
         levy="A",

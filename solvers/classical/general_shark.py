@@ -20,7 +20,7 @@ class GeneralShARK(StochasticSolver):
     `ShARK` is the same with fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="two-stage Runge-Kutta, its start shifted by H, for state-dependent noise",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax",
         levy="H",

@@ -19,7 +19,7 @@ class Heun(StochasticSolver):
     evaluations a step. `Midpoint` costs the same; where noise is additive `ShARK` does, with order 1.5.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="trapezoidal predictor-corrector of the Stratonovich integral",
         reference="Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (3.5); torchsde's 'heun'",
         levy="W",

@@ -19,7 +19,7 @@ class KloedenPlaten15(StochasticSolver):
     derivatives themselves.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="derivative-free strong Taylor scheme of order 1.5",
         reference="Kloeden & Platen 1992, Eq. (11.2.1); time as a component of the state",
         levy="H",

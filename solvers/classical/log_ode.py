@@ -21,7 +21,7 @@ class LogODE(StochasticSolver):
     forward-mode derivative for each channel a step. Itô equations are taken with their drift corrected.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="the flow of the truncated log-signature, by the explicit midpoint rule",
         reference="Castell & Gaines 1996, Eq. (4); brackets as in arXiv 1902.09425",
         levy="A",

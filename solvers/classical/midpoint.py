@@ -19,7 +19,7 @@ class Midpoint(StochasticSolver):
     evaluations a step, no state more than one stage. `Heun` is its neighbour at the same price.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="explicit midpoint rule of the Stratonovich integral",
         reference="Kloeden & Platen 1992, Eq. (4.9.9) made explicit; torchsde's 'midpoint'",
         levy="W",

@@ -24,7 +24,7 @@ class Milstein(StochasticSolver):
     area; where noise is additive the correction is nought and `EulerMaruyama` is the same at less cost.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Euler-Maruyama with the iterated integral of the noise, derivative by autograd",
         reference="Kloeden & Platen 1992, Eqs. (10.3.1), (10.3.16)",
         levy="W",

@@ -20,7 +20,7 @@ class ReversibleHeun(StochasticSolver):
     the parasitic state z is not damped, a reason to keep to problems that are not stiff.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="algebraically reversible Heun step, one evaluation of drift and diffusion",
         reference="Kidger, Foster, Li & Lyons 2021 (arXiv 2105.13493), Algorithm 1",
         levy="W",

@@ -19,7 +19,7 @@ class RK4(StochasticSolver):
     sees, strong order 1.0 in Stratonovich's calculus (general noise 0.5), which `Heun` has for half.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="classical Runge-Kutta of order 4, along the chord of the path",
         reference="Kutta 1901; Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (2.4)",
         levy="W",

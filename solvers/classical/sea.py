@@ -15,7 +15,7 @@ class SEA(AdditiveRungeKutta):
     measured at 8 to 128 steps.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Euler step that looks at the time average of the noise",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (5.8)",
         levy="H",
@@ -25,4 +25,4 @@ class SEA(AdditiveRungeKutta):
         deterministic_order=1.0,
         evaluations=1,
     )
-    tableau = Tableau(c=(0.0,), a=((),), b=(1.0,), w=(0.5,), e=(1.0,))
+    tableau: Tableau = Tableau(c=(0.0,), a=((),), b=(1.0,), w=(0.5,), e=(1.0,))

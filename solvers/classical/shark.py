@@ -14,7 +14,7 @@ class ShARK(AdditiveRungeKutta):
     path than the one-evaluation samplers; its marginals are not automatically better.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="two-stage Runge-Kutta for additive noise, its start shifted by H",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.1)",
         levy="H",
@@ -24,4 +24,4 @@ class ShARK(AdditiveRungeKutta):
         deterministic_order=2.0,
         evaluations=2,
     )
-    tableau = Tableau(c=(0.0, 5 / 6), a=((), (5 / 6,)), b=(0.4, 0.6), w=(0.0, 5 / 6), e=(1.0, 1.0))
+    tableau: Tableau = Tableau(c=(0.0, 5 / 6), a=((), (5 / 6,)), b=(0.4, 0.6), w=(0.0, 5 / 6), e=(1.0, 1.0))

@@ -21,7 +21,7 @@ class ShiftedODE(StochasticSolver):
     where `ShARK` has 1.5 for half the evaluations. g must not depend on time.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="ODE along a shifted line that matches W, H and K; order 3.0 for underdamped Langevin",
         reference="Foster, Lyons & Oberhauser 2021 (arXiv 2101.03446), Definition 1.1, Eq. (2)",
         levy="K",

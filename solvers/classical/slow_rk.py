@@ -19,7 +19,7 @@ class SlowRK(StochasticSolver):
     additive noise `ShARK` has the same order for far less.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="seven-stage Runge-Kutta for commutative noise",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.2); diffrax",
         levy="H",

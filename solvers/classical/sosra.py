@@ -19,7 +19,7 @@ class SOSRA(AdditiveRungeKutta):
     order, no loss of digits.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="three-stage stochastic Runge-Kutta for additive noise, optimised for stability",
         reference="Rackauckas & Nie 2020 (arXiv 1804.04344), Eqs. of SOSRA; coefficients of SciML",
         levy="H",
@@ -30,7 +30,7 @@ class SOSRA(AdditiveRungeKutta):
         evaluations=3,
     )
     # B multiplies I_(1,0)/h = W/2 + H
-    tableau = Tableau(
+    tableau: Tableau = Tableau(
         c=(0.0, A21, 1.0), a=((), (A21,), (A31, A32)), b=ALPHA,
         w=(0.0, B21 / 2, (B31 + B32) / 2), e=(0.0, B21, B31 + B32),
     )  # fmt: skip

@@ -25,7 +25,7 @@ class SPaRK(StochasticSolver):
     1.5 for commutative noise too.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Runge-Kutta along a splitting path of W and H",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6)",
         levy="H",

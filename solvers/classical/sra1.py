@@ -13,7 +13,7 @@ class SRA1(AdditiveRungeKutta):
     error. Where g varies in time its integral is that of the line through both ends, as Rößler's.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="two-stage stochastic Runge-Kutta for additive noise",
         reference="Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1); torchsde's additive 'srk'",
         levy="H",
@@ -24,4 +24,6 @@ class SRA1(AdditiveRungeKutta):
         evaluations=2,
     )
     # the stage's (3/2) g I_(1,0)/h is (3/4) W + (3/2) H
-    tableau = Tableau(c=(0.0, 3 / 4), a=((), (3 / 4,)), b=(1 / 3, 2 / 3), w=(0.0, 3 / 4), e=(0.0, 3 / 2))
+    tableau: Tableau = Tableau(
+        c=(0.0, 3 / 4), a=((), (3 / 4,)), b=(1 / 3, 2 / 3), w=(0.0, 3 / 4), e=(0.0, 3 / 2)
+    )  # fmt: skip

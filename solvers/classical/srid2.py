@@ -19,7 +19,7 @@ class SRID2(StochasticSolver):
     Stratonovich's calculus. The weights of stages five and more are nought and left out.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="four-stage stochastic Runge-Kutta for diagonal noise",
         reference="Rößler 2010 (SIAM J. Numer. Anal. 48), Eqs. (6.6)-(6.7), Table 6.2 (SRI2)",
         levy="H",

@@ -24,7 +24,7 @@ class Taylor15(StochasticSolver):
     Components of elementwise noise stand on the last axis; those before it are batch.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="strong Ito-Taylor scheme of order 1.5, derivatives by autograd",
         reference="Kloeden & Platen 1992, Eqs. (10.4.1), (10.4.6)",
         levy="H",

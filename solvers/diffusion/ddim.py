@@ -25,7 +25,7 @@ class DDIM(ScheduledSolver):
             differs on "linspace" grids; its plan needs the schedule.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="the exponential Euler step of the probability-flow ODE, eta of its noise put back",
         reference="Song, Meng & Ermon 2021 (arXiv 2010.02502), Eqs. (12), (16)",
         deterministic_order=1.0,
@@ -36,7 +36,8 @@ class DDIM(ScheduledSolver):
             raise InputError(f"eta: got {eta!r}, wanted a number in [0, 1].")
         if form not in ("consistent", "diffusers"):
             raise one_of("form", form, ("consistent", "diffusers"))
-        self.eta, self.form = eta, form
+        self.eta = eta
+        self.form = form
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.form == "diffusers":

@@ -24,7 +24,7 @@ class DDPM(DiffusionSolver):
             takes a variance-preserving process).
     """
 
-    card = Card(
+    card: Card = Card(
         summary="ancestral sampling from the posterior of the forward process",
         reference="Ho, Jain & Abbeel 2020 (arXiv 2006.11239), Eqs. (6), (7), Algorithm 2",
         levy="W",

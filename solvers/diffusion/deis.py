@@ -34,7 +34,7 @@ class DEIS(ScheduledSolver):
             converging near 1e-3) and lowers the order of the last two of fewer than 15 steps.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Adams-Bashforth of the noise prediction, polynomial in t, sigma or log sigma",
         reference="Zhang & Chen 2022 (arXiv 2204.13902), Eqs. (15), (16)",
         deterministic_order=3.0,
@@ -52,7 +52,7 @@ class DEIS(ScheduledSolver):
                 f"form: got 'diffusers' with {variable!r}, order {order}; it has 'log_rho' up to 3."
             )
         self.order, self.variable, self.form = order, variable, form
-        self.ending = Ending()
+        self.ending: Ending = Ending()
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.variable == "t" and schedule is None:

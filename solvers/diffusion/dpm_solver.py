@@ -22,7 +22,7 @@ class DPMSolver(DiffusionSolver):
         form, nodes: as for `DPMSolverPP`.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="exponential Runge-Kutta of the noise prediction in log sigma",
         reference="Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)",
         deterministic_order=2.0,
@@ -34,9 +34,12 @@ class DPMSolver(DiffusionSolver):
         form: str = "consistent", nodes: str = "own",
     ) -> None:  # fmt: skip
         name = f"DPMSolver({order}{'M' if multistep else 'S'})"
-        self.family = Family(name, "noise", order, solver_type, form, 0.0, nodes)
-        self.order, self.multistep, self.form = order, multistep, form
-        self.solver_type, self.nodes = solver_type, nodes
+        self.family: Family = Family(name, "noise", order, solver_type, form, 0.0, nodes)
+        self.order = order
+        self.multistep = multistep
+        self.form = form
+        self.solver_type = solver_type
+        self.nodes = nodes
 
     def plan(self, sigmas: Tensor) -> Plan:
         return self.family.multistep(sigmas) if self.multistep else self.family.singlestep(sigmas)

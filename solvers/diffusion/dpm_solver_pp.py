@@ -29,7 +29,7 @@ class DPMSolverPP(DiffusionSolver):
             diffusers does).
     """
 
-    card = Card(
+    card: Card = Card(
         summary="exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma",
         reference="Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code",
         deterministic_order=2.0,
@@ -40,9 +40,12 @@ class DPMSolverPP(DiffusionSolver):
         form: str = "consistent", nodes: str = "own",
     ) -> None:  # fmt: skip
         name = f"DPMSolverPP({order}{'M' if multistep else 'S'})"
-        self.family = Family(name, "data", order, solver_type, form, 0.0, nodes)
-        self.order, self.multistep, self.form = order, multistep, form
-        self.solver_type, self.nodes = solver_type, nodes
+        self.family: Family = Family(name, "data", order, solver_type, form, 0.0, nodes)
+        self.order = order
+        self.multistep = multistep
+        self.form = form
+        self.solver_type = solver_type
+        self.nodes = nodes
 
     def plan(self, sigmas: Tensor) -> Plan:
         return self.family.multistep(sigmas) if self.multistep else self.family.singlestep(sigmas)

@@ -24,7 +24,7 @@ class DPMSolverSDE(DiffusionSolver):
             leaves order 1.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="exponential Adams-Bashforth of the denoiser for the reverse SDE",
         reference="Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B",
         levy="W",
@@ -36,8 +36,11 @@ class DPMSolverSDE(DiffusionSolver):
     ) -> None:
         if not eta >= 0:
             raise InputError(f"eta: got {eta!r}, wanted a number of at least 0.")
-        self.family = Family(f"DPMSolverSDE({order}M)", "data", order, solver_type, form, eta)
-        self.order, self.eta, self.form, self.solver_type = order, eta, form, solver_type
+        self.family: Family = Family(f"DPMSolverSDE({order}M)", "data", order, solver_type, form, eta)
+        self.order = order
+        self.eta = eta
+        self.form = form
+        self.solver_type = solver_type
 
     def plan(self, sigmas: Tensor) -> Plan:
         return self.family.multistep(sigmas)

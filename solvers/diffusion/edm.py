@@ -27,7 +27,10 @@ class _Churned(DiffusionSolver):
                 f"churn: got churn={churn!r} in [{churn_min!r}, {churn_max!r}], noise={noise!r}; wanted "
                 "numbers >= 0 and churn_min <= churn_max."
             )
-        self.churn, self.churn_min, self.churn_max, self.noise = churn, churn_min, churn_max, noise
+        self.churn = churn
+        self.churn_min = churn_min
+        self.churn_max = churn_max
+        self.noise = noise
 
     def plan(self, sigmas: Tensor) -> Plan:
         name = type(self).__name__ + (f"(churn={self.churn:g})" if self.churn else "")
@@ -58,7 +61,7 @@ class EDMEuler(_Churned):
         noise: S_noise, the size of the fresh noise.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Euler's method in sigma with churn",
         reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction",
         deterministic_order=1.0,
@@ -81,7 +84,7 @@ class EDMHeun(_Churned):
         noise: S_noise, the size of the fresh noise.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Heun's method in sigma with churn",
         reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2",
         deterministic_order=2.0,

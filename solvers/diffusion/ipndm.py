@@ -37,7 +37,7 @@ class IPNDM(DiffusionSolver):
         variable: weights of the actual steps (rho-AB of DEIS).
     """
 
-    card = Card(
+    card: Card = Card(
         summary="Adams-Bashforth of the noise prediction in sigma",
         reference="Liu et al. 2022 (arXiv 2202.09778), Eq. (12), without its warm-up (arXiv 2204.13902)",
         deterministic_order=2.0,
@@ -46,7 +46,8 @@ class IPNDM(DiffusionSolver):
     def __init__(self, order: int = 4, variable: bool = False) -> None:
         if order not in (1, 2, 3, 4):
             raise InputError(f"order: got {order!r}, wanted 1, 2, 3 or 4.")
-        self.order, self.variable = order, variable
+        self.order = order
+        self.variable = variable
 
     def plan(self, sigmas: Tensor) -> Plan:
         tape = Tape(f"IPNDM({self.order}{'v' if self.variable else ''})", sigmas, "noise")

@@ -31,7 +31,7 @@ class PNDM(ScheduledSolver):
         combine: of form "diffusers": "epsilon", or "v_prediction", for networks of v it combines v.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="pseudo linear multistep of the noise prediction, pseudo Runge-Kutta at the start",
         reference="Liu et al. 2022 (arXiv 2202.09778), Algorithm 2, Eqs. (12), (13)",
         deterministic_order=2.0,

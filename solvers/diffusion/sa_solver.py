@@ -28,7 +28,7 @@ class SASolver(DiffusionSolver):
         between: (low, high) levels with noise.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="exponential Adams predictor and corrector for the reverse SDE of any size",
         reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1, Eqs. (14), (17)",
         levy="W",
@@ -43,7 +43,10 @@ class SASolver(DiffusionSolver):
             raise InputError(f"order: got {order!r} and corrector={corrector!r}, wanted 1 to 4 and 0 to 4.")
         if not tau >= 0:
             raise InputError(f"tau: got {tau!r}, wanted a number of at least 0.")
-        self.order, self.corrector, self.tau, self.between = order, corrector, tau, between
+        self.order = order
+        self.corrector = corrector
+        self.tau = tau
+        self.between = between
 
     def plan(self, sigmas: Tensor) -> Plan:
         tape = Tape(f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})", sigmas)

@@ -24,7 +24,7 @@ class SEEDS(DiffusionSolver):
         order: 1, 2 (r = 1/2) or 3 (r = 1/3, 2/3).
     """
 
-    card = Card(
+    card: Card = Card(
         summary="exponential Runge-Kutta of the noise prediction for the reverse SDE",
         reference="Gonzalez et al. 2023 (arXiv 2305.14267), Algorithms 1 to 4, their noise re-derived",
         levy="W",

@@ -25,11 +25,11 @@ class Strides:
             raise needs_schedule(solver, "counts in labels", f"{solver}() without form needs none")
         if schedule.labels is None:
             raise InputError(f"schedule: got {type(schedule).__name__} without labels, wanted a DiscreteVP.")
-        self.tape = Tape(f"{solver}(diffusers)", sigmas, prediction)
+        self.tape: Tape = Tape(f"{solver}(diffusers)", sigmas, prediction)
         self.schedule = schedule
-        self.labels = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]
-        self.stride = schedule.labels // len(self.labels)
-        self.last = float(sigmas[-1])
+        self.labels: list[int] = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]
+        self.stride: int = schedule.labels // len(self.labels)
+        self.last: float = float(sigmas[-1])
         self.X = self.alpha(self.level(self.labels[0])) * self.tape.x
         self.past: list[Affine] = []  # what is combined, newest first, in terms of the present state
 

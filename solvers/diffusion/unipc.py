@@ -32,7 +32,7 @@ class UniPC(DiffusionSolver):
         form: "consistent"; "diffusers" lowers the order of the last steps whatever the last sigma.
     """
 
-    card = Card(
+    card: Card = Card(
         summary="exponential Adams predictor and corrector, one evaluation a step",
         reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
         deterministic_order=3.0,
@@ -50,9 +50,13 @@ class UniPC(DiffusionSolver):
         ):  # fmt: skip
             if value not in wanted:
                 raise one_of(argument, value, wanted)
-        self.order, self.variant, self.corrector, self.predictor = order, variant, corrector, predictor
-        self.prediction, self.form = prediction, form
-        self.ending = Ending()
+        self.order = order
+        self.variant = variant
+        self.corrector = corrector
+        self.predictor = predictor
+        self.prediction = prediction
+        self.form = form
+        self.ending: Ending = Ending()
 
     def plan(self, sigmas: Tensor) -> Plan:
         tape = Tape(f"UniPC({self.order})", sigmas, self.prediction)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.dpm_solver_pp import DPMSolverPP
-from ..errors import InputError, one_of
+from ..errors import InputError, named, one_of
 from ..grid import check_sigmas, sigma_grid
 from ..plan import Plan
 from ..problem import Denoising
@@ -24,7 +24,6 @@ from .dode_walk import Labelled, Model, Teacher, Work, plan_of
 from .refine import refine_plan
 
 ALIGNMENTS = ("exact", "official")
-TRAINING = ("iterations", "rate", "minibatch", "seed")
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,15 @@ class DODEReport:
     seconds: float
 
 
+@named
 def distill_dode(
     problem: Denoising | Labelled, base: DiffusionSolver, *, noise: Tensor, labels: Tensor | None = None,
     steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr", final: str = "x0",
     terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10,
     alignment: str = "exact", guard: bool = True, batch: int | None = None, refine: str | None = None,
-    learn_grid: bool = False, progress: bool = False, note: dict[str, Any] | None = None, **training: Any,
+    iterations: int | None = None, rate: float | None = None, minibatch: int | None = None,
+    seed: int | None = None, learn_grid: bool = False, progress: bool = False,
+    note: dict[str, Any] | None = None,
 ) -> tuple[DODE, DODEReport]:  # fmt: skip
     """Fit a few numbers a row to any deterministic solver's plan, in seconds and without training.
 
@@ -78,8 +80,9 @@ def distill_dode(
             states and at most 256, so that a fit takes less memory than sampling them in one call. Under
             torch.distributed each process takes its share of the batches; all end with the same table.
         refine: `"global"` goes on from the greedy table by gradient descent on the final state's error,
-            through all steps; takes `iterations` (600), `rate` (0.01), `minibatch` (512) and `seed`. Its
-            memory is that of the graph of a minibatch's evaluations, all rows: small for networks.
+            through all steps. Its memory is that of the graph of a minibatch's evaluations, all rows: small
+            for networks.
+        iterations, rate, minibatch, seed: of refine; by default 600, 0.01, 512 and 0.
         learn_grid: with refine, train levels, the levels the network is told, and all history weights
             together. Thousands of iterations and a rate of 0.03 pay here.
         progress: a bar on a terminal.
@@ -93,12 +96,11 @@ def distill_dode(
             several evaluations a step, an unknown word, a note that is not JSON.
     """
     began = time.perf_counter()
+    asked = {"iterations": iterations, "rate": rate, "minibatch": minibatch, "seed": seed}
+    training: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     _check(alignment, refine, learn_grid, training)
-    _check_kinds(
-        base,
-        teacher,
-        {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps},
-    )
+    numbers = {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps}
+    _check_kinds(base, teacher, numbers)
     model = Model.of(problem, labels, noise)
     plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
     work = Work.of(model, noise, plan.sigmas[:1], batch)
@@ -121,9 +123,6 @@ def _check(alignment: str, refine: str | None, learn_grid: bool, training: dict[
         raise one_of("alignment", alignment, ALIGNMENTS)
     if refine not in (None, "global") or (refine is None and (learn_grid or training)):
         raise one_of(f"refine (with {', '.join(['learn_grid', *training])})", refine, ("global",))
-    for word in training:
-        if word not in TRAINING:
-            raise one_of("option", word, TRAINING)
 
 
 def _check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..diffusion.ddim import DDIM
 from ..diffusion.dpm_solver_pp import DPMSolverPP
-from ..errors import InputError, one_of
+from ..errors import InputError, named, one_of
 from ..problem import Denoising
 from ..sample import sample
 from ..schedule import DiscreteVP
@@ -24,7 +24,7 @@ from .levels import left_at_end
 from .sfddm import SFDDM
 from .sfddm_process import StudentProcess, subsequence
 from .store import make_folder
-from .training import OPTIONS, Minibatch, Report, Stopwatch, check_options, digest, fit, seeded
+from .training import EVERY, PATIENCE, Minibatch, Report, Stopwatch, check_options, digest, fit, seeded
 from .unet_denoiser import UNetDenoiser
 
 TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl", "end"), ("random", "teacher")
@@ -32,13 +32,15 @@ SPREAD = 256  # samples that the data's spread is taken from
 JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the report's distances
 
 
+@named
 def distill_sfddm(
     *, teacher: nn.Module, schedule: DiscreteVP, steps: int | None = None, phi: Tensor | None = None,
     spacing: str = "trailing", data: Tensor | Iterable[Any] | None = None, labels: Tensor | None = None,
     samples: int = 1024, event_shape: tuple[int, ...] | None = None, target: str = "published",
     substeps: int | None = None, loss: str = "l1", features: str | None = "auto", hidden: float = 1.0,
     start: str = "teacher", autocast: bool = False, folder: str | Path | None = None,
-    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False, **training: Any,
+    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False, iterations: int = 2000,
+    batch: int = 64, rate: float = 2e-4, average: float = 0.999, patience: int = PATIENCE, every: int = EVERY,
 ) -> tuple[SFDDM, Report]:  # fmt: skip
     """Distil a model of T levels into one of T' levels, sampled in T' steps.
 
@@ -65,7 +67,7 @@ def distill_sfddm(
         hidden: the weight of that.
         start: "teacher" weights, or "random" ones (published).
         autocast, folder, device, seed, progress: as in `distill_sigdeg`.
-        training: iterations (2000), batch (64), rate (2e-4), average (0.999), patience, every.
+        iterations, batch, rate, average, patience, every: of training, as in `distill_sigdeg`.
 
     Returns:
         the student and a `Report`, whose distances are those of T'-step sampling to the teacher's fine ODE
@@ -74,7 +76,10 @@ def distill_sfddm(
     Raises:
         InputError: an unknown word, no data and no shape, a features module that is not there.
     """
-    _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)}, training)
+    _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)})
+    training: dict[str, Any] = {"iterations": iterations, "batch": batch, "rate": rate, "average": average,
+                                "patience": patience, "every": every}  # fmt: skip
+    check_options(training)
     _check_substeps(substeps, target)
     watch = Stopwatch()
     if folder is not None:
@@ -91,14 +96,13 @@ def distill_sfddm(
         teacher, schedule, student, x0, classes, target, substeps or 4, loss, inside, hidden, autocast
     )
     fine, base = task.judge()
-    options: dict[str, Any] = {"iterations": 2000, "batch": 64, "rate": 2e-4, "average": 0.999} | training
     losses, looks = fit(
         network, task.loss, len(x0), seed=seed, progress=progress, look=lambda: task.rmse(fine),
         checkpoint=None if folder is None else Path(folder) / f"sfddm-{len(process.phi)}.training",
         words={"target": target, "loss": loss, "hidden": hidden, "start": start, "features": inside,
                "substeps": task.substeps, "phi": process.phi.tolist(), "autocast": autocast,
                "data": digest({"x0": x0[:64], "classes": classes[:64] if classes is not None else x0[:0]}),
-               "teacher": digest(teacher.state_dict() | {"levels": process.log_sigmas})}, **options,
+               "teacher": digest(teacher.state_dict() | {"levels": process.log_sigmas})}, **training,
     )  # fmt: skip
     network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
@@ -106,14 +110,10 @@ def distill_sfddm(
     return student, Report(spent, len(x0), base, task.rmse(fine), losses, watch.seconds, looks)
 
 
-def _check(words: dict[str, tuple[str, tuple[str, ...]]], training: dict[str, Any]) -> None:
+def _check(words: dict[str, tuple[str, tuple[str, ...]]]) -> None:
     for name, (word, known) in words.items():
         if word not in known:
             raise one_of(name, word, known)
-    for name in training:
-        if name not in OPTIONS:
-            raise one_of("option", name, OPTIONS)
-    check_options(training)
 
 
 def _frozen(teacher: Any, schedule: Any) -> nn.Module:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
 from typing import Any, overload
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..brownian.increment import LEVELS
-from ..errors import InputError, one_of
+from ..errors import InputError, named, one_of
 from ..problem import SDE, Denoising
+from ..solver import DiffusionSolver, StochasticSolver
+from .dode_walk import Labelled
 from .networks import HEADS
 from .sig_step import SigSampler, SigStep
 from .sigdeg_denoising import distill_denoising
 from .sigdeg_sde import distill_sde
-from .training import OPTIONS, Report, check_options
+from .training import AVERAGE, EVERY, PATIENCE, Report, check_options
+from .trajectories import Trajectories
 
 # what an option says already
 IDLE = {
@@ -25,10 +31,37 @@ IDLE = {
 
 
 @overload
-def distill_sigdeg(problem: SDE, *, steps: int, y0: Tensor, **options: Any) -> tuple[SigStep, Report]: ...
+def distill_sigdeg(
+    problem: SDE, *, steps: int, y0: Tensor, t0: float = ..., t1: float = ...,
+    teacher_steps: int | None = ..., teacher: StochasticSolver | None = ...,
+    network: nn.Module | None = ..., trajectories: int | None = ..., iterations: int | None = ...,
+    batch: int | None = ..., rate: float | None = ..., average: float = ..., patience: int = ...,
+    every: int = ..., folder: str | Path | None = ..., seed: int = ..., progress: bool = ...,
+) -> tuple[SigStep, Report]: ...  # fmt: skip
 @overload
-def distill_sigdeg(problem: Any, **options: Any) -> tuple[SigSampler, Report]: ...
-def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
+def distill_sigdeg(
+    problem: Denoising | Labelled, *, steps: int | None = ..., teacher_steps: int | None = ...,
+    teacher: DiffusionSolver | None = ..., network: nn.Module | None = ..., trajectories: int | None = ...,
+    iterations: int | None = ..., batch: int | None = ..., rate: float | None = ..., average: float = ...,
+    patience: int = ..., every: int = ..., folder: str | Path | None = ..., seed: int = ...,
+    progress: bool = ..., event_shape: tuple[int, ...] | None = ..., levy: str | None = ...,
+    head: str | None = ..., feedback: bool = ..., spacing: str | None = ..., sigmas: Tensor | None = ...,
+    parent: DiffusionSolver | None = ..., labels: Tensor | None = ..., data: Trajectories | None = ...,
+    forcing: float = ..., autocast: bool = ..., device: torch.device | str = ...,
+) -> tuple[SigSampler, Report]: ...  # fmt: skip
+@named
+def distill_sigdeg(
+    problem: SDE | Denoising | Labelled, *, steps: int | None = None, teacher_steps: int | None = None,
+    teacher: Any = None, network: nn.Module | None = None, trajectories: int | None = None,
+    iterations: int | None = None, batch: int | None = None, rate: float | None = None,
+    average: float = AVERAGE, patience: int = PATIENCE, every: int = EVERY,
+    folder: str | Path | None = None, seed: int = 0, progress: bool = False,
+    event_shape: tuple[int, ...] | None = None, levy: str | None = None, head: str | None = None,
+    feedback: bool = False, spacing: str | None = None, sigmas: Tensor | None = None,
+    parent: DiffusionSolver | None = None, labels: Tensor | None = None, data: Trajectories | None = None,
+    forcing: float = 0.0, autocast: bool = False, device: torch.device | str = "cpu",
+    y0: Tensor | None = None, t0: float = 0.0, t1: float = 1.0,
+) -> tuple[Any, Report]:  # fmt: skip
     """Distil a diffusion model's sampler, or an SDE's step, into a few signature-driven steps.
 
     The student sees, for each coarse interval, the exact partial signature that the fine teacher was
@@ -40,16 +73,19 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
         problem: `Denoising` (or, with labels, a function `labels -> Denoising`) for a `SigSampler`; `SDE`
             (diagonal noise, Itô) for a `SigStep`.
         steps: coarse intervals (not needed beside sigmas or data).
-        teacher_steps: fine steps in all, a multiple of steps.
+        teacher_steps: fine steps in all, a multiple of steps; by default 300 for `Denoising`, 16 a coarse
+            step for `SDE`.
         teacher: the fine solver; by default `EulerMaruyama()` in the clock tau = 1/sigma^2 (a stochastic
             diffusion solver), `SRID2()` (an SDE solver; what a step learns is no better than its own).
         network: trained in place and owned by the student. For `Denoising`: `(x, sigma, sigma_next, xi)
             -> x0`; by default the denoiser itself, widened, where it is a `DenoisingMLP`, else a small
             network added to it; `SigUNet` widens a U-Net of diffusers. For `SDE`: `(t, y) -> (*y.shape, 5)`.
-        trajectories: of teacher data; one in eight is held out.
-        iterations, batch, rate: of training; 2500, 256 and 1e-3 for `Denoising`, 300, 512 and 3e-3 for
-            `SDE`. A checkpoint is written, and a look may be made, `every` 250 iterations.
-        average: the largest weight of the old in the moving average of the weights, 0.99.
+        trajectories: of teacher data; one in eight is held out. By default 8192 for `Denoising`, 4096 for
+            `SDE`.
+        iterations, batch, rate: of training; by default 2500, 256 and 1e-3 for `Denoising`, 300 (with a
+            network of yours 1500), 512 and 3e-3 for `SDE`.
+        every: iterations between checkpoints, and between looks.
+        average: the largest weight of the old in the moving average of the weights.
         patience: stop after so many looks at the held-out distance without a better one; 0, the default,
             for never. A look is made every `every` iterations.
         folder: teacher data and checkpoints are kept here, and the same call goes on where a killed one
@@ -74,6 +110,8 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
     Under torch.distributed each process makes its share of the teacher data (with a folder that all
     see) and takes its part of every minibatch; all end with the same student.
     """
+    options = locals()
+    del options["problem"]
     if isinstance(problem, SDE):
         return distill_sde(problem, **_checked(distill_sde, options))
     if isinstance(problem, Denoising) or callable(problem):
@@ -81,27 +119,27 @@ def distill_sigdeg(problem: Any, **options: Any) -> tuple[Any, Report]:
     raise InputError(f"problem: got {type(problem).__name__}, wanted fewstep.Denoising or fewstep.SDE.")
 
 
-def _checked(function: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, once it is known that none is unknown, missing or out of range."""
-    known = inspect.signature(function).parameters.values()
-    named = {p.name: p for p in known if p.kind is p.KEYWORD_ONLY}
-    for name in options:
-        if name not in named and name not in OPTIONS:
-            raise one_of("option", name, [*named, *OPTIONS])
-    for name, parameter in named.items():
-        if parameter.default is parameter.empty and name not in options:
+def _checked(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that the function takes, once it is known that none is idle, missing or out of range."""
+    door, takes = signature(distill_sigdeg).parameters, signature(function).parameters
+    said = {k: v for k, v in options.items() if v is not None and v is not door[k].default}
+    for name, value in said.items():
+        if name not in takes and value != door[name].default:
+            raise one_of("option", name, [k for k in takes if k in door])
+    for name, parameter in takes.items():
+        if parameter.default is parameter.empty and options.get(name, 0) is None:
             raise InputError(f"{name}: got nothing; distill_sigdeg needs {name}= for this problem.")
     for name, words in (("levy", LEVELS), ("head", HEADS)):
-        if options.get(name) is not None and options[name] not in words:
-            raise one_of(name, options[name], words)
+        if name in said and said[name] not in words:
+            raise one_of(name, said[name], words)
     for given, idle in IDLE.items():
-        both = [name for name in idle if options.get(given) is not None and name in options]
+        both = [name for name in idle if given in said and name in said]
         if both:
-            raise InputError(f"{both[0]}: got {options[both[0]]!r} beside {given}=, which says it; drop one.")
-    count, forcing = options.get("trajectories", 16), options.get("forcing", 0)
+            raise InputError(f"{both[0]}: got {said[both[0]]!r} beside {given}=, which says it; drop one.")
+    count, forcing = said.get("trajectories", 16), options["forcing"]
     if not isinstance(count, int) or count < 16:
         raise InputError(f"trajectories: got {count!r}, wanted at least 16: two are held out.")
     if not isinstance(forcing, (int, float)) or not 0 <= forcing <= 1:
         raise InputError(f"forcing: got {forcing!r}, wanted a share from 0 to 1.")
-    check_options(options)
-    return options
+    check_options(said)
+    return {k: v for k, v in options.items() if k in takes and v is not None}

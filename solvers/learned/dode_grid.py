@@ -43,32 +43,11 @@ class GridReport:
 
 
 def regrid(
-    student: DODE, problem: Denoising | Labelled, base: DiffusionSolver, *, noise: Tensor,
-    labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None,
-    spacing: str = "logsnr", final: str = "x0", teacher: DiffusionSolver | None = None,
-    teacher_substeps: int = 10, batch: int | None = None, refit: bool = False,
+    student: DODE, problem: Denoising | Labelled, base: DiffusionSolver, noise: Tensor,
+    labels: Tensor | None, steps: int | None, sigmas: Tensor | None, spacing: str, final: str,
+    teacher: DiffusionSolver | None, teacher_substeps: int, batch: int | None, refit: bool,
 ) -> tuple[DODE, GridReport]:  # fmt: skip
-    """The student's kappa on another grid of its base solver, or the base where they do not help there.
-
-    kappa_ij is interpolated over log sigma. What is interpolated is kappa_ij over h_i / (lambda_i -
-    lambda_{i-j}), which for Adams weights is smooth in sigma whatever the grid (1/2 for DPM-Solver++(2M))
-    and on logSNR grids is kappa itself. Rows of stages within a step are taken stage by stage, and the
-    row that ends at 0 from the row that did.
-
-    Args:
-        problem, labels: the model that the student was fitted to; another is refused.
-        base: the solver that it was fitted from.
-        noise: (n, *event) start states, n >= 16, other than those of the fit.
-        steps, sigmas, spacing, final: the new grid.
-        teacher, teacher_substeps, batch: as in `distill_dode`.
-        refit: also fit a table on the new grid and say how far that one ends, for comparison.
-
-    Returns:
-        the table on the new grid and a `GridReport`.
-
-    Raises:
-        InputError: another model or base, or a table with refined weights, which has no kappa.
-    """
+    """See `DODE.on_grid`."""
     from .dode import DODE
 
     began = time.perf_counter()
@@ -84,10 +63,9 @@ def regrid(
         apply(table, i, kappa[i, : min(i, kappa.shape[1])])
     which = work.held if refit else torch.arange(len(noise))
     of_base, of_student = (rmse(work, p, which, fine) for p in (plan, table))
-    options = {"spacing": spacing, "final": final, "teacher": teacher, "batch": batch}
     again = distill_dode(
         problem, base, noise=noise, labels=labels, steps=steps, sigmas=sigmas, terms=kappa.shape[1],
-        teacher_substeps=teacher_substeps, **options,  # type: ignore[arg-type]
+        spacing=spacing, final=final, teacher=teacher, teacher_substeps=teacher_substeps, batch=batch,
     )[1] if refit else None  # fmt: skip
     fallback = "" if of_student < of_base else why(of_student, of_base)
     if fallback:

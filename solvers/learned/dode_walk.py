@@ -116,11 +116,16 @@ class Walk:
     def __init__(
         self, problem: Denoising, plan: Plan, x: Tensor, keep: int = 0, spent: list[int] | None = None
     ) -> None:
-        self.problem, self.plan, self.x, self.spent = problem, plan, x, [0] if spent is None else spent
+        self.problem = problem
+        self.plan = plan
+        self.x: Tensor = x
+        self.spent: list[int] = [0] if spent is None else spent
         self.history: list[Tensor] = []
         # an input that is formed apart from the state has the newest evaluation and so many older ones
         apart = [keep > 0 and not in_state(plan, i) for i in range(plan.nfe)]
-        self.spans = [max(keep + more, span) for more, span in zip(apart, spans(plan), strict=True)]
+        self.spans: list[int] = [
+            max(keep + more, span) for more, span in zip(apart, spans(plan), strict=True)
+        ]
 
     def look(self, i: int) -> Tensor:
         """The input of row i, or the final state behind the last row."""
@@ -186,9 +191,12 @@ class Teacher:
         self, schedule: Schedule, solver: DiffusionSolver, base: Plan, substeps: int, alignment: str,
         spent: list[int] | None = None,
     ) -> None:  # fmt: skip
-        self.base, self.alignment, self.spent = base, alignment, [0] if spent is None else spent
+        self.base = base
+        self.alignment = alignment
+        self.spent: list[int] = [0] if spent is None else spent
         levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
-        nodes, self.stops = levels[:1], [0] * base.nfe
+        nodes = levels[:1]
+        self.stops: list[int] = [0] * base.nfe
         order = sorted(range(1, len(levels)), key=lambda k: -levels[k])
         for k in order:
             start, end = nodes[-1], levels[k]
@@ -199,7 +207,7 @@ class Teacher:
                 self.stops[k - 1] = before if first else len(nodes) - 1
             else:
                 self.stops[k - 1] = len(nodes) - 1
-        self.plan = plan_of(solver, torch.tensor(nodes, dtype=torch.float64), schedule)
+        self.plan: Plan = plan_of(solver, torch.tensor(nodes, dtype=torch.float64), schedule)
         plain = bool((self.plan.c == 1).all()) and not bool(self.plan.d.any())
         if not plain or self.plan.nfe != len(nodes) - 1 or self.plan.levy:
             raise InputError(

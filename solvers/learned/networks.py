@@ -34,8 +34,9 @@ class Coefficients(nn.Module):
         self.scale: Tensor
         self.register_buffer("centre", torch.zeros(d + 1), persistent=scaled)  # of y, and of t
         self.register_buffer("scale", torch.ones(d + 1), persistent=scaled)
-        self.body = nn.Sequential(nn.Linear(d + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.head = _zero(nn.Linear(width + (d + 1) * scaled, d * terms))
+        layers = nn.Linear(d + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        self.body: nn.Sequential = nn.Sequential(*layers)
+        self.head: nn.Linear = _zero(nn.Linear(width + (d + 1) * scaled, d * terms))
 
     def rescale(self, times: Tensor, states: Tensor) -> None:
         """See y and t in units of their spread, and answer in those of y's.
@@ -96,22 +97,25 @@ class DenoisingMLP(nn.Module):
             "data_std": data_std, "dropout": dropout,
             "skip": skip, "head": head, "feedback": feedback,
         }  # fmt: skip
-        self.data_std, self.letters, self.skip, self.head = data_std, letters, skip, head
+        self.data_std = data_std
+        self.letters = letters
+        self.skip = skip
+        self.head = head
         self.feedback = feedback
         self.frequencies: Tensor
         size = math.prod(event)
-        self.enter = nn.Linear(size, width)
-        self.level = nn.Sequential(nn.Linear(2 * len(FREQUENCIES), 64), nn.SiLU())
-        self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
-        self.leave = _zero(nn.Linear(width, size))
+        self.enter: nn.Linear = nn.Linear(size, width)
+        self.level: nn.Sequential = nn.Sequential(nn.Linear(2 * len(FREQUENCIES), 64), nn.SiLU())
+        self.blocks: nn.ModuleList = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
+        self.leave: nn.Linear = _zero(nn.Linear(width, size))
         if letters:
             direct = head == "direct"
-            self.signature = _zero(
+            self.signature: nn.Linear = _zero(
                 nn.Linear(letters * size, width) if direct else nn.Linear(width, (letters + 1) * size)
             )
-            self.end = _zero(nn.Linear(2 * len(FREQUENCIES), width))
+            self.end: nn.Linear = _zero(nn.Linear(2 * len(FREQUENCIES), width))
         if feedback:
-            self.before = _zero(nn.Linear(size, width))
+            self.before: nn.Linear = _zero(nn.Linear(size, width))
         self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
 
     def forward(

@@ -40,9 +40,9 @@ class KappaTable(Table):
     def __init__(self, base: Plan, kappa: Tensor) -> None:
         super().__init__()
         self.plan = base
-        self.kappa = nn.Parameter(kappa.clone())
-        self.weights = [weight(base, i) for i in range(base.nfe)]
-        self.in_state = [in_state(base, i) for i in range(base.nfe)]
+        self.kappa: nn.Parameter = nn.Parameter(kappa.clone())
+        self.weights: list[float] = [weight(base, i) for i in range(base.nfe)]
+        self.in_state: list[bool] = [in_state(base, i) for i in range(base.nfe)]
 
     def columns(self) -> dict[str, Tensor]:
         plan, window = self.plan, self.plan.b.shape[1]
@@ -74,19 +74,21 @@ class GridTable(Table):
                 f"learn_grid: got {plan.name!r}, wanted a base of one evaluation a step whose state is its "
                 "next input, such as DDIM() or DPMSolverPP(2)."
             )
-        self.plan, self.data, self.smallest = plan, plan.prediction == "data", smallest
-        self.to_zero = float(plan.sigmas[-1]) == 0
+        self.plan = plan
+        self.data: bool = plan.prediction == "data"
+        self.smallest = smallest
+        self.to_zero: bool = float(plan.sigmas[-1]) == 0
         ends = plan.sigma if self.to_zero else plan.sigmas
         gaps = -ends.log().diff()
         if self.to_zero:  # the last positive level may move down to the smallest
             gaps = torch.cat([gaps, (ends[-1].log() - torch.tensor(smallest).log()).clamp(min=0.05)[None]])
-        self.span = gaps.sum()
-        self.logits = nn.Parameter(gaps.log())
+        self.span: Tensor = gaps.sum()
+        self.logits: nn.Parameter = nn.Parameter(gaps.log())
         weights = plan.b / self._scale(plan.sigmas)[:, None]
         full = torch.zeros(rows, rows, dtype=torch.float64)
         full[:, : weights.shape[1]] = weights[:, :rows]
-        self.older = nn.Parameter(full[:, 1:].tril(-1).clone())
-        self.shift = nn.Parameter(torch.zeros(rows, dtype=torch.float64))
+        self.older: nn.Parameter = nn.Parameter(full[:, 1:].tril(-1).clone())
+        self.shift: nn.Parameter = nn.Parameter(torch.zeros(rows, dtype=torch.float64))
 
     def _scale(self, sigmas: Tensor) -> Tensor:
         """What one unit of weight moves the state by."""

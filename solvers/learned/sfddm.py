@@ -32,9 +32,13 @@ class SFDDM:
 
     def __init__(self, network: nn.Module, process: StudentProcess, plan: Plan | None = None) -> None:
         made = plan or DDIM().plan(process.grid())
-        self.network, self.process = network, process
-        self.plan = made if made.name.startswith("SFDDM(") else made.renamed(f"SFDDM({made.name})")
+        self.network = network
+        self.process = process
+        self.plan: Plan = made if made.name.startswith("SFDDM(") else made.renamed(f"SFDDM({made.name})")
         self.labels: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {type(self.network).__name__}>"
 
     def at(self, labels: Tensor) -> SFDDM:
         """The same student for samples of these classes, (batch, ...).

@@ -65,7 +65,9 @@ class StudentProcess(DiscreteVP):
         whole = phi.dim() == 1 and len(phi) > 0 and not phi.is_floating_point()
         if not whole or bool((phi.diff() <= 0).any()) or not 0 <= int(phi[0]) <= int(phi[-1]) < T:
             raise InputError(f"phi: got {phi.tolist()}, wanted increasing labels in 0 ... {T - 1}.")
-        self.phi, self.log_sigmas, self.labels = phi, teacher.log_sigmas.cpu()[phi], len(phi)
+        self.phi = phi
+        self.log_sigmas: Tensor = teacher.log_sigmas.cpu()[phi]
+        self.labels: int = len(phi)
         signal = float(self.abar[-1].sqrt())
         if signal > SIGNAL and int(phi[-1]) < T - 1:  # at the last label the teacher's samples miss it too
             warnings.warn(

@@ -22,7 +22,7 @@ from ..errors import InputError, one_of
 from ..plan import Plan
 from ..problem import SDE, Denoising
 from ..sample import Evaluate
-from ..solver import StochasticSolver
+from ..solver import Card, StochasticSolver
 from . import store
 from .conditional import told, with_labels
 
@@ -46,14 +46,18 @@ class SigStep(StochasticSolver):
     """
 
     def __init__(self, network: nn.Module, parent: StochasticSolver | None = None) -> None:
-        self.network, self.parent = network, parent or EulerMaruyama()
+        self.network = network
+        self.parent: StochasticSolver = parent or EulerMaruyama()
         if type(self.parent).__name__ not in PARENTS:
             raise one_of("parent", type(self.parent).__name__, PARENTS)
-        self.card = replace(
+        self.card: Card = replace(
             self.parent.card, summary=f"{type(self.parent).__name__} with learned iterated integrals",
             reference="after arXiv 2508.16939", levy="H",
             strong_order={"diagonal": self.parent.card.strong_order["diagonal"]},
         )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"SigStep({type(self.network).__name__}, parent={self.parent!r})"
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
         fits(self.network, "y0", y0, y0.shape[-1:])
@@ -127,12 +131,18 @@ class SigSampler:
         letters = LEVELS[levy]
         spare = letters - plan.m.shape[-1]
         pad = (0, max(spare, 0))  # letters that the parent does not use, but the network sees
-        self.plan = replace(
+        self.plan: Plan = replace(
             plan, name=f"SigSampler({plan.name})",
             m=nn.functional.pad(plan.m, pad), n=nn.functional.pad(plan.n, pad),
         )  # fmt: skip
-        self.network, self.levy, self.residual = network, levy, residual
+        self.network = network
+        self.levy = levy
+        self.residual = residual
         self.labels: Tensor | None = None
+
+    def __repr__(self) -> str:
+        told = f"{type(self.network).__name__} told {self.levy!r}"
+        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {told}>"
 
     def at(self, labels: Tensor) -> SigSampler:
         """The same student for samples of these classes, (batch, ...).

@@ -43,11 +43,17 @@ class SigUNet(nn.Module):
             raise one_of("head", head, HEADS)
         if prediction not in AFFINE:
             raise one_of("prediction", prediction, AFFINE)
-        self.config = {"unet": dict(unet), "labels": labels, "letters": letters, "prediction": prediction,
-                       "head": head, "feedback": feedback}  # fmt: skip
-        self.letters, self.prediction, self.head, self.feedback = letters, prediction, head, feedback
-        self.unet = UNet2DModel.from_config(unet)
-        self.labelled = unet.get("num_class_embeds") is not None or unet.get("class_embed_type") is not None
+        self.config: dict[str, Any] = {
+            "unet": dict(unet), "labels": labels, "letters": letters, "prediction": prediction,
+            "head": head, "feedback": feedback,
+        }  # fmt: skip
+        self.letters = letters
+        self.prediction = prediction
+        self.head = head
+        self.feedback = feedback
+        self.unet: nn.Module = UNet2DModel.from_config(unet)
+        classes = [unet.get(name) for name in ("num_class_embeds", "class_embed_type")]
+        self.labelled: bool = any(c is not None for c in classes)
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 

@@ -33,13 +33,13 @@ SPREAD = 256  # trajectories that the knots' variances are taken from
 def distill_denoising(
     problem: Denoising | Labelled, *, event_shape: tuple[int, ...] | None = None, steps: int | None = None,
     teacher_steps: int = 300, teacher: DiffusionSolver | None = None, levy: str | None = None,
-    head: str = "direct", feedback: bool = False, spacing: str = "logsnr", sigmas: Tensor | None = None,
+    head: str = "direct", feedback: bool, spacing: str = "logsnr", sigmas: Tensor | None = None,
     parent: DiffusionSolver | None = None, network: nn.Module | None = None, labels: Tensor | None = None,
-    data: Trajectories | None = None, trajectories: int = 8192, forcing: float = 0.0,
-    autocast: bool = False, folder: str | Path | None = None, device: torch.device | str = "cpu",
-    seed: int = 0, progress: bool = False, **training: Any,
+    data: Trajectories | None = None, trajectories: int = 8192, forcing: float, autocast: bool,
+    folder: str | Path | None = None, device: torch.device | str, seed: int, progress: bool,
+    iterations: int = 2500, batch: int = 256, rate: float = 1e-3, average: float, patience: int, every: int,
 ) -> tuple[SigSampler, Report]:  # fmt: skip
-    """See `distill_sigdeg`."""
+    """See `distill_sigdeg`, which has the other defaults."""
     watch = Stopwatch()
     if folder is not None:
         make_folder(folder)
@@ -61,7 +61,10 @@ def distill_denoising(
     kept, held = held_out(len(data))
     parents = task.knots(held, parent=True)
     place = None if folder is None else Path(folder) / f"student-{len(data.sigmas) - 1}.training"
-    losses, looks = task.fit(kept, held, seed=seed, progress=progress, checkpoint=place, **training)
+    losses, looks = task.fit(
+        kept, held, seed=seed, progress=progress, checkpoint=place, iterations=iterations, batch=batch,
+        rate=rate, average=average, patience=patience, every=every,
+    )  # fmt: skip
     watch.lap("training")
     mine = task.knots(held)
     return student, Report(
@@ -167,16 +170,12 @@ class _Task:
     device: torch.device
     weights: Tensor
 
-    def fit(
-        self, kept: Tensor, held: Tensor, **training: Any
-    ) -> tuple[list[float], list[tuple[int, float]]]:
+    def fit(self, kept: Tensor, held: Tensor, **training: Any) -> tuple[list[float], list[tuple[int, float]]]:
         """Train on these trajectories, look at those; the student comes back frozen."""
         network = self.student.network
-        options: dict[str, Any] = {"iterations": 2500, "batch": 256, "rate": 1e-3} | training
         out = fit(
             network.train(), lambda batch: self.loss(kept[batch.index], batch), len(kept),
-            look=lambda: self.knots(held)[-1], **options,
-            words=self.words(),
+            look=lambda: self.knots(held)[-1], words=self.words(), **training,
         )  # fmt: skip
         network.eval().requires_grad_(False)  # to train on, ask for gradients again
         return out

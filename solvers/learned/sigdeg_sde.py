@@ -37,11 +37,12 @@ FRESH = 1 << 33  # nodes of the seed that descent has not drawn from
 
 
 def distill_sde(
-    sde: SDE, *, steps: int, y0: Tensor, t0: float = 0.0, t1: float = 1.0, teacher_steps: int | None = None,
+    sde: SDE, *, steps: int, y0: Tensor, t0: float, t1: float, teacher_steps: int | None = None,
     teacher: StochasticSolver | None = None, network: nn.Module | None = None, trajectories: int = 4096,
-    folder: str | Path | None = None, seed: int = 0, progress: bool = False, **training: Any,
+    folder: str | Path | None = None, seed: int, progress: bool, iterations: int | None = None,
+    batch: int = 512, rate: float = 3e-3, average: float, patience: int, every: int,
 ) -> tuple[SigStep, Report]:  # fmt: skip
-    """See `distill_sigdeg`."""
+    """See `distill_sigdeg`, which has the other defaults."""
     if sde.noise_type != "diagonal" or sde.sde_type != "ito":
         raise InputError(
             f"problem: got {sde.noise_type!r} {sde.sde_type!r}, wanted 'diagonal' 'ito' noise: the learned "
@@ -63,10 +64,10 @@ def distill_sde(
     before = held.rmse(sde, student)
     units = y0.new_tensor([spread(x) for x in paths.states.unbind(-1)])
     task = _Local(sde, student, fine, paths.pick(kept), (t1 - t0) / steps, units)
-    options: dict[str, Any] = {"iterations": 1500 if network else 300, "batch": 512, "rate": 3e-3} | training
     losses, looks = fit(
         student.network.train(), task.loss, len(kept), seed=seed, progress=progress,
-        look=lambda: held.rmse(sde, student), **options,
+        look=lambda: held.rmse(sde, student), batch=batch, rate=rate, average=average, patience=patience,
+        iterations=(1500 if network else 300) if iterations is None else iterations, every=every,
         checkpoint=Path(folder) / "step.training" if folder else None,
         words={"steps": steps, "teacher": type(fine).__name__, "data": digest(
             {"times": paths.times, "ends": paths.states[-1, :64]})},

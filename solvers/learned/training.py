@@ -22,7 +22,7 @@ from .processes import barrier, from_first, part, rank_and_world, sum_over_proce
 HELD_OUT = 8  # one trajectory in eight is kept from training
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-1"
-OPTIONS = ("iterations", "batch", "rate", "average", "patience", "every")
+AVERAGE, PATIENCE, EVERY = 0.99, 0, 250
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Minibatch:
 
 def fit(
     network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, *, iterations: int, batch: int,
-    rate: float, seed: int, progress: bool, average: float = 0.99, weight_decay: float = 0.0,
-    patience: int = 0, every: int = 250, look: Callable[[], float] | None = None,
+    rate: float, seed: int, progress: bool, average: float = AVERAGE, weight_decay: float = 0.0,
+    patience: int = PATIENCE, every: int = EVERY, look: Callable[[], float] | None = None,
     checkpoint: Path | None = None, split: bool = True, words: dict[str, Any] | None = None,
 ) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
     """AdamW with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
@@ -164,26 +164,28 @@ class Training:
     """Network, averaged weights, optimiser and history of a run: all that a checkpoint holds."""
 
     def __init__(self, network: nn.Module, weight_decay: float, words: dict[str, Any]) -> None:
-        self.parameters = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = trained
         if not self.parameters:
             raise InputError(
                 "network: got one without trainable parameters; a student is frozen when it is done. Call "
                 "network.requires_grad_(True) to train it on."
             )
-        self.network, self.device = network, next(iter(self.parameters.values())).device
-        self.buffers = dict(network.named_buffers())
+        self.network = network
+        self.device: torch.device = next(iter(self.parameters.values())).device
+        self.buffers: dict[str, Tensor] = dict(network.named_buffers())
         with torch.no_grad():
             for t in (*self.parameters.values(), *self.buffers.values()):
                 t.copy_(from_first(t))
-        self.words = words | {"begun from": digest(network.state_dict())}
-        self.average = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.best = self.average
-        self.optimiser = torch.optim.AdamW(
+        self.words: dict[str, Any] = words | {"begun from": digest(network.state_dict())}
+        self.average: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.best: dict[str, Tensor] = self.average
+        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
             self.parameters.values(), 1.0, betas=(0.9, 0.99), weight_decay=weight_decay
         )
         self.history: list[Tensor] = []
         self.looks: list[tuple[int, float]] = []
-        self.stale = 0
+        self.stale: int = 0
 
     @property
     def done(self) -> int:

@@ -32,8 +32,9 @@ class UNetDenoiser(nn.Module):
             raise one_of("prediction", prediction, AFFINE)
         self.config: dict[str, Any] = {"unet": dict(unet), "labels": labels, "prediction": prediction}
         self.prediction = prediction
-        self.unet = UNet2DModel.from_config(unet)
-        self.labelled = unet.get("num_class_embeds") is not None or unet.get("class_embed_type") is not None
+        self.unet: nn.Module = UNet2DModel.from_config(unet)
+        classes = [unet.get(name) for name in ("num_class_embeds", "class_embed_type")]
+        self.labelled: bool = any(c is not None for c in classes)
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 
