@@ -262,7 +262,6 @@ def _normals(
     return draw
 
 
-
 def _apart(seed: int | list[int]) -> int | list[int]:
     """For churn. Hashed: torch's CPU generator keeps 32 bits of a seed, and a far one may be the start's."""
     return key_of(seed + CHURN) >> 1 if isinstance(seed, int) else [key_of(s + CHURN) >> 1 for s in seed]

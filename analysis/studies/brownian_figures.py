@@ -312,7 +312,6 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-
 def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
     """Write the record and the figures; returns the table of orders. The shown path is that of seed 11."""
     torch.set_num_threads(1)

@@ -69,8 +69,7 @@ def distill_sde(
         look=lambda: held.rmse(sde, student), batch=batch, rate=rate, average=average, patience=patience,
         iterations=(1500 if network else 300) if iterations is None else iterations, every=every,
         checkpoint=Path(folder) / "step.training" if folder else None,
-        words={"steps": steps, "teacher": type(fine).__name__, "data": digest(
-            {"times": paths.times, "ends": paths.states[-1, :64]})},
+        words={"steps": steps, "teacher": type(fine).__name__, "data": paths.digest()},
     )  # fmt: skip
     student.network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
@@ -97,6 +96,10 @@ class _Paths:
     def pick(self, index: Tensor) -> _Paths:
         fields = [Increment(i.h, i.W[index], i.H if i.H is None else i.H[index]) for i in self.increments]
         return _Paths(self.times, self.states[:, index], fields)
+
+    def digest(self) -> str:
+        """A name for these numbers."""
+        return digest({"times": self.times, "ends": self.states[-1, :64]})
 
     def rmse(self, sde: SDE, solver: StochasticSolver) -> float:
         """Distance of a solver's final states along the same noise."""
