@@ -62,13 +62,13 @@ def convergence(
     problem: Problem = "geometric_brownian_motion",
     reference: Reference = "torchsde",
     levels: Annotated[
-        tuple[int, int], typer.Option(help="Coarsest and finest level n, of 2^n steps.", metavar="N N")
+        tuple[int, int], typer.Option(help="Coarsest and finest n, of 2^n steps.", metavar="N N")
     ] = (4, 9),
     paths: Annotated[int, typer.Option(metavar="N", help="Number of Brownian paths.")] = 4096,
     weak: Weak = "",
     dtype: Dtype = "float64",
     block: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Paths solved at a time; 0: what fits in memory.")
+        int, typer.Option(metavar="N", min=0, help="Paths at a time; 0: what fits in memory.")
     ] = 0,
     out: Figure = Path("order.svg"),
     seed: Seed = 0,
@@ -165,7 +165,7 @@ def work_precision(
     problem: Anything = "sine",
     solver: Workers = None,
     levels: Annotated[
-        tuple[int, int], typer.Option(help="SDEs: coarsest and finest level n, of 2^n steps.", metavar="N N")
+        tuple[int, int], typer.Option(help="SDEs: coarsest and finest n, of 2^n steps.", metavar="N N")
     ] = (3, 8),
     nfe: Annotated[
         list[int] | None,
@@ -174,16 +174,14 @@ def work_precision(
         ),
     ] = None,
     paths: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Number of Brownian paths, or of samples.")
+        int, typer.Option(metavar="N", min=2, help="Number of Brownian paths or samples.")
     ] = 2048,
     peers: Annotated[
         bool, typer.Option(help="SDEs: torchsde's solvers too, and diffrax's where it is installed.")
     ] = True,
     out: Figure = Path("work.svg"),
     seed: Seed = 0,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="SDEs: where to compute, cpu, cuda, or cuda:1.")
-    ] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="SDEs: cpu, cuda, or cuda:1.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Error against evaluations and seconds: of SDE solvers beside torchsde's, or of diffusion samplers.
@@ -247,9 +245,9 @@ Budget = Annotated[
 def study(
     name: Study = "",
     budget: Budget = "paper",
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder in which records/ and figures/ are written.")
-    ] = Path("docs"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for records/ and figures/.")] = Path(
+        "docs"
+    ),
     paths: Annotated[
         int,
         typer.Option(

@@ -32,7 +32,7 @@ def word(said: str, words: Callable[[], Iterable[str]], **more: Any) -> Any:
     return typer.Option(metavar="NAME", help=said, autocompletion=complete(words), **more)
 
 
-Device = Annotated[str, word("Where to compute: cpu, cuda, or cuda:1.", lambda: ("cpu", "cuda"))]
+Device = Annotated[str, word("cpu, cuda, or cuda:1.", lambda: ("cpu", "cuda"))]
 Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
 Figure = Annotated[
     Path,

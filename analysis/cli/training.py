@@ -14,7 +14,7 @@ from .shell import Device, Json, Seed, word
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder for pictures, table, record and student.")
+        Path, typer.Option(metavar="FOLDER", help="Folder for pictures, table, student.")
     ] = Path("fewstep-demo"),
     seed: Seed = 0,
     quick: Annotated[
@@ -54,7 +54,7 @@ def train_teacher(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of MNIST's four files. Default: $FEWSTEP_DATA/mnist."),
+        typer.Option(metavar="FOLDER", help="Folder of MNIST's four files. Default: $FEWSTEP_DATA."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="mnist: go on from OUT.training.")] = False,
     seed: Seed = 0,
@@ -90,13 +90,13 @@ def train_teacher(
 
 
 Model = Annotated[str, word("A diffusion model; a wrong name lists them.", names.models)]
-Base = Annotated[str, word("The solver to start from: ddim, dpm_solver_pp:2, ...", names.bases)]
+Base = Annotated[str, word("The solver it begins as, e.g. unipc:3.", names.bases)]
 
 
 def dode(
     problem: Model,
     base: Base = "ddim",
-    steps: Annotated[int, typer.Option(metavar="N", help="Number of steps, the intervals of the grid.")] = 10,
+    steps: Annotated[int, typer.Option(metavar="N", help="Number of steps.")] = 10,
     terms: Annotated[int, typer.Option(metavar="N", help="Fitted numbers a step; 1 is the paper's.")] = 1,
     refine: Annotated[
         bool, typer.Option("--refine", help="Go on by gradient descent on the final state.")
@@ -104,9 +104,9 @@ def dode(
     learn_grid: Annotated[
         bool, typer.Option("--learn-grid", help="Levels and all weights too; implies --refine.")
     ] = False,
-    iterations: Annotated[int, typer.Option(metavar="N", help="Number of iterations of the descent.")] = 600,
+    iterations: Annotated[int, typer.Option(metavar="N", help="Number of steps of the descent.")] = 600,
     samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of start states; one in eight is held out.")
+        int, typer.Option(metavar="N", min=1, help="Start states; one in eight is held out.")
     ] = 1024,
     teacher_substeps: Annotated[
         int, typer.Option(metavar="N", help="Steps of the teacher in an interval.")
