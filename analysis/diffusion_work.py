@@ -155,12 +155,12 @@ def _diffusers_series(
     problem: DiffusionProblem, nfe: Sequence[int], noise: Tensor, truth: Tensor, data: Tensor
 ) -> list[dict[str, Any]]:
     """The installed schedulers in float32, with their own grids and labels."""
+    if not isinstance(problem.schedule, fs.DiscreteVP):
+        return []  # they walk a table of betas
     try:
         import diffusers as df
     except ImportError:
         return []
-    if not isinstance(problem.schedule, fs.DiscreteVP):
-        return []  # they walk a table of betas
     table = 1 / (1 + torch.exp(2 * problem.schedule.log_sigmas))
     betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
     karras, lu = dict(use_karras_sigmas=True), dict(use_lu_lambdas=True)
