@@ -12,7 +12,7 @@ import torch
 from fewstep import SDE, Solver, StochasticSolver, solve
 
 from .convergence import strong_orders
-from .parallel import is_first
+from .parallel import is_first, progress
 from .problems import JUDGES, TestProblem, judge
 from .records import Record
 
@@ -42,7 +42,7 @@ def measure_cards(paths: int = 8192, seed: int = 0, device: str = "cpu") -> Reco
     Kept are the mean of the two finest local slopes, which judges the card, and the fit's interval.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for problem, able in cases():
+    for problem, able in progress(list(cases()), "problem"):
         estimates = strong_orders(
             [c() for c in able], problem, levels=range(4, 9), paths=paths, reference="levels", seed=seed,
             device=device,
@@ -74,9 +74,9 @@ def _riccati(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.sin(3 * t) - y * y
 
 
-def remeasure(device: str = "cpu") -> None:
+def remeasure(device: str = "cpu", seed: int = 0) -> None:
     """Measure every card again and keep the record."""
-    record = measure_cards(device=device)
+    record = measure_cards(seed=seed, device=device)
     if is_first():
         record.save(MEASURED)
         _measured.cache_clear()

@@ -42,10 +42,10 @@ def run(out: Path, *, seed: int = 0, quick: bool = False, say: Callable[[str], N
     image_rows({row["sampler"]: row.pop("images") for row in table}, out / "digits.png")
     say("[4/4] measure strong orders against torchsde paths")
     orders = _orders(out / "convergence.png", seed, share)
-    data = {"table": table, "orders": orders, "distillation": vars(report)}
+    data: dict[str, Any] = {"table": table, "orders": orders, "distillation": vars(report)}
+    data["seconds"] = time.perf_counter() - began
     record = Record("demo", data, seed)
     record.save(out / "report.json")
-    _tell(say, table, orders, out, time.perf_counter() - began)
     return record
 
 
@@ -122,28 +122,26 @@ def _orders(path: Path, seed: int, share: int) -> list[dict[str, Any]]:
     return [r.data for r in records]
 
 
-def _tell(
-    say: Callable[[str], None],
-    table: list[Row],
-    orders: list[dict[str, Any]],
-    out: Path,
-    seconds: float,
-) -> None:
-    say("")
-    say(f"{'sampler':<28}{'evaluations':>12}{'sliced W2':>12}{'seconds':>10}")
+def words(record: Record, out: Path) -> list[str]:
+    """What was found and where it lies, for people."""
+    table = record.data["table"]
+    found = [f"{'sampler':<28}{'evaluations':>12}{'sliced W2':>12}{'seconds':>10}"]
     for row in table:
         made = f"{row['evaluations']:>12}" if row["evaluations"] else f"{'-':>12}"
         took = f"{row['seconds']:>10.3f}" if row["evaluations"] else f"{'-':>10}"
-        say(f"{row['sampler']:<28}{made}{row['sliced_w2']:>12.3f}{took}")
+        found.append(f"{row['sampler']:<28}{made}{row['sliced_w2']:>12.3f}{took}")
     teacher, naive, learned = table[:3]
-    say(
-        f"\nlearned / teacher {learned['sliced_w2'] / teacher['sliced_w2']:.2f} in distance to real digits, "
+    found += [
+        "",
+        f"learned / teacher {learned['sliced_w2'] / teacher['sliced_w2']:.2f} in distance to real digits, "
         f"naive / learned {naive['sliced_w2'] / learned['sliced_w2']:.2f}, "
-        f"{teacher['seconds'] / learned['seconds']:.0f} times faster than the teacher"
-    )
-    for e in orders:
-        say(f"strong order of {e['solver']}: finest local slope {e['local'][-1]:.2f}")
-    say(f"\nDone in {seconds:.0f} s. Written to {out}/:")
-    say("  digits.png  convergence.png  report.json  student.safetensors")
-    say("Next: fewstep convergence --solver milstein --out order.svg; fewstep solvers; in Python, "
-        f"fewstep.load('{out}/student.safetensors')")  # fmt: skip
+        f"{teacher['seconds'] / learned['seconds']:.0f} times faster than the teacher",
+    ]
+    for e in record.data["orders"]:
+        found.append(f"strong order of {e['solver']}: finest local slope {e['local'][-1]:.2f}")
+    return [
+        *found, "", f"Done in {record.data['seconds']:.0f} s. Written to {out}/:",
+        "  digits.png  convergence.png  report.json  student.safetensors",
+        "Next: fewstep convergence --solver milstein --out order.svg; fewstep solvers; in Python, "
+        f"fewstep.load('{out}/student.safetensors')",
+    ]  # fmt: skip

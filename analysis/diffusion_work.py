@@ -14,6 +14,7 @@ from torch import Tensor
 from .diffusion_problems import DiffusionProblem, by_name
 from .distances import median_distance, mmd, sliced_w2
 from .figures import canvas, colour, write
+from .parallel import progress
 from .records import Record
 
 EVALUATIONS = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100)
@@ -48,6 +49,19 @@ SOLVERS: dict[str, tuple[fs.DiffusionSolver, int]] = {
 }  # fmt: skip
 
 
+def letters(name: str) -> str:
+    """What spellings of a name have in common: `DPMSolverPP(2)`, `dpm_solver_pp:2`, `dpm-solver-pp-2`."""
+    return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
+
+
+def named(name: str) -> str:
+    """A solver's name as it stands in SOLVERS, from any spelling."""
+    known = {letters(n): n for n in SOLVERS}
+    if letters(name) not in known:
+        raise one_of("solvers", name, SOLVERS)
+    return known[letters(name)]
+
+
 def plan_of(
     solver: fs.DiffusionSolver, nfe: int, per_step: int, spacing: str, schedule: Any
 ) -> fs.Plan | None:
@@ -71,7 +85,7 @@ def work_precision(
     Args:
         problem: a `DiffusionProblem` or its name.
         nfe: network evaluations; a solver whose grids do not take so many has the next fewer.
-        solvers: names in SOLVERS; all by default.
+        solvers: names in SOLVERS, in any spelling (`letters`); all by default.
         samples: start states, the same for all series, in float64 (diffusers': float32, its own).
         diffusers: with its schedulers as further series, where they are installed.
 
@@ -82,10 +96,7 @@ def work_precision(
         draws, too. Records of version 0.1.0 before MMD was measured have none.
     """
     problem = by_name(problem) if isinstance(problem, str) else problem
-    chosen = list(SOLVERS if solvers is None else solvers)
-    for name in chosen:
-        if name not in SOLVERS:
-            raise one_of("solvers", name, SOLVERS)
+    chosen = [named(n) for n in (SOLVERS if solvers is None else solvers)]
     if not nfe or min(nfe) < 2:
         raise InputError(f"nfe: got {list(nfe)!r}, wanted whole numbers of at least 2.")
     noise = problem.noise(samples, seed)
@@ -93,7 +104,7 @@ def work_precision(
     truth, data = exact(problem, noise), problem.mixture.sample(samples, seed + 1)
     series = []
     with torch.no_grad():
-        for name in chosen:
+        for name in progress(chosen, "solver"):
             solver, per_step = SOLVERS[name]
             for spacing in spacings:
                 plans = {}
@@ -144,11 +155,13 @@ def _diffusers_series(
     problem: DiffusionProblem, nfe: Sequence[int], noise: Tensor, truth: Tensor, data: Tensor
 ) -> list[dict[str, Any]]:
     """The installed schedulers in float32, with their own grids and labels."""
+    if not isinstance(problem.schedule, fs.DiscreteVP):
+        return []  # they walk a table of betas
     try:
         import diffusers as df
     except ImportError:
         return []
-    table = 1 / (1 + torch.exp(2 * problem.schedule.log_sigmas))  # type: ignore[attr-defined]
+    table = 1 / (1 + torch.exp(2 * problem.schedule.log_sigmas))
     betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
     karras, lu = dict(use_karras_sigmas=True), dict(use_lu_lambdas=True)
     trailing = dict(timestep_spacing="trailing")

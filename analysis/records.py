@@ -33,13 +33,17 @@ class Record:
     seed: int
     made: dict[str, Any] = field(default_factory=lambda: provenance())
 
+    def body(self) -> dict[str, Any]:
+        """What the file holds."""
+        facts = {"format": FORMAT, "kind": self.kind, "seed": self.seed, "made": self.made}
+        return facts | {"data": self.data}
+
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON; the file appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        body = {"format": FORMAT, "kind": self.kind, "seed": self.seed, "made": self.made}
-        part.write_text(json.dumps(body | {"data": self.data}, indent=1) + "\n")
+        part.write_text(json.dumps(self.body(), indent=1) + "\n")
         part.replace(path)
         return path
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from .blocks import Experiment, Stored, Torchsde, grid_of, own_noise
 from .cards import cases
 from .figures import canvas, colour, write
+from .parallel import progress
 from .problems import PROBLEMS, TestProblem, by_name
 from .records import Record, provenance
 
@@ -114,7 +115,7 @@ def sde_work_precision(
         series = [_ours(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
         series += _diffrax(e, problem) if diffrax else []
         _fill_errors(e, series, solvers)
-        for one in series:
+        for one in progress(series, "solver"):
             run = one.pop("run")
             one["seconds"] = [_seconds(lambda n=n, run=run: run(n), repeats) for n in levels]
     data = {

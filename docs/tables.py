@@ -24,6 +24,7 @@ from fewstep.analysis.studies import (
     sigdeg_mixture,
     sigdeg_order,
 )
+from fewstep_cli.app import helps
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -229,6 +230,11 @@ def mnist_students() -> str:
     return "\n".join(lines)
 
 
+def commands() -> dict[str, str]:
+    """The help of each command as a terminal shows it."""
+    return {f"cli-{path.replace(' ', '-')}": f"```text\n{text}\n```" for path, _, text in helps()}
+
+
 def write(folder: Path) -> None:
     """The tables as files that the pages include."""
     folder.mkdir(exist_ok=True)
@@ -253,7 +259,7 @@ def write(folder: Path) -> None:
         "sigdeg-features": sigdeg_features.features_table(MIXTURE),
         **{f"sigdeg-ablation-{p}": sigdeg_ablation.table(ABLATION, p) for p in ("mixture", "digits")},
         **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
-        **{f"sfddm-{p}": sfddm(p) for p in ("digits", "mnist")},
+        **{f"sfddm-{p}": sfddm(p) for p in ("digits", "mnist")}, **commands(),
     }  # fmt: skip
     for name, text in made.items():
         (folder / f"{name}.md").write_text(text + "\n")

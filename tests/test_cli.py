@@ -108,15 +108,6 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "command", ["demo", "convergence", "solvers", "train-teacher", "work-precision", "study"]
-)
-def test_every_command_has_help_with_an_example(command):
-    out = cli(command, "--help")
-    assert out.returncode == 0
-    assert f"Example: fewstep {command}" in out.stdout
-
-
 @pytest.mark.slow
 def test_the_demo_makes_good_on_its_figures(tmp_path):
     """The whole main job, at full budget: the student near its teacher, far from the naive sampler."""

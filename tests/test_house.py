@@ -13,6 +13,7 @@ from fewstep.analysis import cards
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"solvers": "fewstep", "analysis": "fewstep.analysis"}
+ELSEWHERE = {"fewstep.analysis.cli": "fewstep_cli"}  # importing it must not import fewstep, and so torch
 SOURCES = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -23,7 +24,7 @@ def test_the_package_list_is_the_tree():
         for folder, name in FOLDERS.items()
         for p in sorted((ROOT / folder).rglob("__init__.py"))
     ]
-    assert sorted(listed) == sorted(found)
+    assert sorted(listed) == sorted(ELSEWHERE.get(name, name) for name in found)
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if "solvers" in p.parts], ids=lambda p: p.name)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import datasets, images
 from ..figures import canvas, colour, image_rows, write
 from ..memory import PeakMemory
+from ..parallel import progress
 from ..records import Record
 from .dode_problems import PEER_SHADES
 from .dode_ring import STYLES
@@ -48,7 +49,7 @@ def study(
     task = mnist()
     bench, scout = Bench.of(task, fit, test, seed, steps), Bench.of(task, fit, few, seed + 1, steps)
     check = bench.rmse(bench.sample(fs.IPNDM(4), steps=3 * steps // 4))
-    for n in counts:
+    for n in progress(counts, "budget"):
         _peers(bench, scout, n)
         for base in ("DDIM", "DPMSolverPP(2)", MAIN):
             bench.learned(base, n, ways(base, n, iterations), SPACING)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..figures import canvas, colour, image_rows, write
 from ..memory import PeakMemory
+from ..parallel import progress
 from ..records import Record
 from .dode_ring import STYLES, kinds
 from .dode_tools import COUNTS, GREEDY, GRID, KINDS, PEERS, UNTRAINED, Bench, Task, table, task
@@ -51,7 +52,7 @@ def study(name: str, seed: int = 0, quick: bool = False) -> tuple[Record, dict[s
     bench = Bench.of(asked, fit, test, seed, steps=50 if quick else 400)
     pictures: dict[str, Tensor] = {}
     counts = (3, 5) if quick else COUNTS
-    for n in counts:
+    for n in progress(counts, "budget"):
         bench.peers(n)
         for base in BASES:
             ends = bench.learned(base, n, kinds(base, BASES[1:], iterations, descents, 3, minibatch=128))

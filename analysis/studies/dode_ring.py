@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..figures import canvas, write
+from ..parallel import progress
 from ..records import Record
 from .dode_tools import COUNTS, GLOBAL, GREEDY, GRID, KINDS, TERMS, UNTRAINED, Bench, table, task
 
@@ -37,7 +38,7 @@ def study(seed: int = 0, samples: int = 8192, quick: bool = False) -> Record:
     """Fit on one set of start states, measure on 2,048 others."""
     bench = Bench.of(task("ring"), samples, 2048, seed, steps=200 if quick else 2000)
     counts = (5, 10) if quick else COUNTS
-    for n in counts:
+    for n in progress(counts, "budget"):
         for base in BASES:
             bench.learned(base, n, kinds(base, TRAINED, 50 if quick else 3000, 20 if quick else 400))
     data = {"samples": samples, "held_out": 2048, "counts": list(counts), "rows": bench.rows}

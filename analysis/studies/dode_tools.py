@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from fewstep.learned.distill_dode import DODEReport
 from torch import Tensor
 
 from .. import diffusion_problems, teachers
-from ..diffusion_work import SOLVERS, plan_of
+from ..diffusion_work import SOLVERS, letters, plan_of
+from ..parallel import check_device
 
 Problem = fs.Denoising | Callable[[Tensor], fs.Denoising]
 COUNTS = (3, 5, 8, 10, 20)
@@ -111,14 +111,10 @@ MORE: dict[str, tuple[fs.DiffusionSolver, int]] = {
 
 def solver(name: str) -> tuple[fs.DiffusionSolver, int]:
     """A base by its name, `DPMSolverPP(2)` or `dpm_solver_pp:2`, and its evaluations an interval."""
-    known = {_letters(n): s for n, s in (SOLVERS | MORE).items()}
-    if _letters(name) not in known:
+    known = {letters(n): s for n, s in (SOLVERS | MORE).items()}
+    if letters(name) not in known:
         raise one_of("base", name, [*SOLVERS, *MORE])
-    return known[_letters(name)]
-
-
-def _letters(name: str) -> str:
-    return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
+    return known[letters(name)]
 
 
 @dataclass
@@ -249,10 +245,7 @@ def distil(
     **options: Any,
 ) -> tuple[fs.DODE, DODEReport]:  # fmt: skip
     """What `fewstep distill dode` does: fit, and write the table."""
-    if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
-        raise fs.InputError(
-            f"device: got {device!r}, which is not here; wanted cpu, or cuda where there is one."
-        )
+    check_device(device)
     if not out.parent.is_dir():
         raise fs.InputError(f"out: got {out}, whose folder does not exist; make it first.")
     asked, chosen = task(problem, device), solver(base)[0]
@@ -278,7 +271,7 @@ def words(report: DODEReport) -> list[str]:
     return [*out, f"fallback to the base: {report.fallback}"] if report.fallback else out
 
 
-def as_json(student: fs.DODE, report: DODEReport, out: Path) -> str:
+def document(student: fs.DODE, report: DODEReport) -> dict[str, Any]:
     """A report for programs."""
     kappa = [[None if k != k else k for k in row] for row in student.kappa.tolist()]
-    return json.dumps({**vars(report), "words": student.words, "kappa": kappa, "out": str(out)}, indent=1)
+    return {**vars(report), "words": student.words, "kappa": kappa}

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..figures import canvas, write
+from ..parallel import progress
 from ..records import Record
 
 SHAPES = {(64, 3, 32, 32): 61, (2, 4, 8, 8): 201}
@@ -136,7 +137,7 @@ def measure(rounds: float = 1.0) -> list[dict[str, Any]]:
     for shape, count in SHAPES.items():
         start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for steps in STEPS:
-            for name, solver in SOLVERS.items():
+            for name, solver in progress(list(SOLVERS.items()), "solver"):
                 plan = solver.plan(fs.sigma_grid(schedule, steps))
                 series = {
                     "bare": bare(plan, schedule, start),

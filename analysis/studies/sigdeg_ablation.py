@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import teachers
 from ..distances import median_distance, mmd, sliced_w2
 from ..figures import canvas, write
+from ..parallel import progress
 from ..records import Record
 from .sigdeg_mixture import SCHEDULE, SHADES, levels, trained
 
@@ -197,7 +198,7 @@ def measure(task: Task, budget: Budget, seed: int) -> list[dict[str, Any]]:
         plan = fs.EulerMaruyama().plan(mine.train.sigmas)
         rows.append({"steps": steps, "levy": "", "head": UNTRAINED, "feedback": False, "seconds": 0.0}
                     | errors(mine, plan, False) | laws(mine, plan, budget, seed + 10))  # fmt: skip
-    for kind in kinds():
+    for kind in progress(list(kinds()), "student"):
         mine = task.coarse(kind["steps"])
         student, report = fs.distill_sigdeg(
             mine.problem, data=mine.train, levy=kind["levy"], head=kind["head"], feedback=kind["feedback"],

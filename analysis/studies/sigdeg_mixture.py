@@ -26,6 +26,7 @@ from torch import Tensor
 from ..diffusion_problems import Mixture
 from ..distances import mmd
 from ..figures import canvas, write
+from ..parallel import progress
 from ..records import Record
 from ..teachers import fit_denoiser
 from .sigdeg_features import LEVEL, features, features_table
@@ -234,7 +235,7 @@ def study(seed: int = 0, budget: Budget = PAPER) -> Record:
     """Train, sample, measure."""
     began = time.process_time()
     ends, found, rows = Ends(budget.paths, seed + 5), list[Sampler](), list[dict[str, Any]]()
-    for sampler in samplers(budget, seed):
+    for sampler in progress(samplers(budget, seed), "sampler"):
         blocks = [draw(sampler.problem, sampler.solver, budget.samples, seed + 1 + k)
                   for k in range(budget.blocks)]  # fmt: skip
         rows.append({

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import problems
 from ..convergence import OrderEstimate, strong_orders
 from ..figures import canvas, colour, draw_orders, write
-from ..parallel import is_first
+from ..parallel import is_first, progress
 from ..problems import F64, TestProblem
 from ..records import Record, provenance
 
@@ -93,7 +93,7 @@ def run(
 ) -> list[str]:
     """Fit and measure, save the record and draw it into out/records and out/figures; lines to print."""
     plan = BUDGETS[budget]
-    rows = [measure(CASES[name](), plan, seed, device, paths) for name in plan.cases]
+    rows = [measure(CASES[name](), plan, seed, device, paths) for name in progress(plan.cases, "problem")]
     if not is_first():
         return []
     settings = {"steps": STEPS, "trajectories": plan.trajectories, "iterations": plan.iterations, "at": AT,
