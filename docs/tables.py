@@ -1,12 +1,8 @@
-"""Tables that are made, not typed: of the solvers' cards, and of records of measurements.
-
-`python docs/tables.py` also writes the demo's table into README.md, between its marks.
-"""
+"""Tables that are made, not typed: of the solvers' cards, and of records of measurements."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +23,10 @@ from fewstep.analysis.studies import (
 from fewstep_cli.app import helps
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
 DEMO = DOCS / "records" / "demo.json"
 ORDER = DOCS / "records" / "sigdeg-order.json"
 MIXTURE = DOCS / "records" / "sigdeg-mixture.json"
 ABLATION = DOCS / "records" / "sigdeg-ablation.json"
-MARKS = re.compile(r"(?<=<!-- demo -->\n).*?(?=<!-- end -->)", re.S)
 
 
 def record(name: str) -> Record:
@@ -266,5 +260,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(MARKS.sub(lambda _: demo() + "\n", README.read_text()))
     write(DOCS / "_generated")

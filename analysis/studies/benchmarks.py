@@ -184,13 +184,19 @@ def peers() -> dict[str, str | None]:
     return {name: version(name) for name in ("torchsde", "diffrax", "jax", "diffusers", "k-diffusion")}
 
 
-def markdown(record: Record) -> str:
-    """A table a group; the geometric mean of the ratios by group and peer comes first."""
+def summary(record: Record) -> str:
+    """The geometric mean of the ratios, by group and peer."""
     rows, lines = record.data["rows"], ["| what | peer | ratios | geometric mean |", "| --- " * 4 + "|"]
     for group, peer in dict.fromkeys((r["group"], r["peer"].split()[0]) for r in rows):
         some = [r["ratio"] for r in rows if r["group"] == group and r["peer"].split()[0] == peer]
         mean = math.exp(sum(map(math.log, some)) / len(some))
         lines.append(f"| {group} | {peer} | {min(some):.2f} to {max(some):.2f} | {mean:.2f} |")
+    return "\n".join(lines)
+
+
+def markdown(record: Record) -> str:
+    """The summary, then every row."""
+    rows, lines = record.data["rows"], [summary(record)]
     lines += ["", "| what | peer | fewstep | peer's | unit | ratio |", "| --- " * 6 + "|"]
     lines += [
         f"| {r['what']} | {r['peer']} | {r['ours']:.3g} | {r['theirs']:.3g} | {r['unit']} "
