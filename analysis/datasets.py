@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fewstep import checks
 from fewstep.errors import InputError
 from torch import Tensor
 
@@ -34,6 +35,7 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise InputError("digits: scikit-learn is not installed; run: pip install 'fewstep[demo]'") from error
+    checks.whole("seed", seed, 0, 2**32 - 1)
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, test_size=HELD_OUT, random_state=seed, stratify=labels)
     train, held_out = (torch.from_numpy(x).float().div(8).sub(1).reshape(-1, 1, 8, 8) for x in split)
@@ -55,7 +57,8 @@ def mnist(folder: str | Path | None = None) -> tuple[Tensor, Tensor, Tensor, Ten
             "folder: MNIST is not shipped. Name the folder of its four files, train-images-idx3-ubyte.gz "
             "and so on, here (--data on the command line) or in the environment variable FEWSTEP_DATA."
         )
-    found = Path(folder) / "mnist" if (Path(folder) / "mnist").is_dir() else Path(folder)
+    given = checks.place(folder, "folder")
+    found = given / "mnist" if (given / "mnist").is_dir() else given
     parts = [_idx(found / f"{name}.gz", *facts) for name, facts in MNIST.items()]
     train, test = parts[:2], parts[2:]
     for x, y in (train, test):

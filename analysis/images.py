@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from fewstep import checks
 from fewstep.errors import InputError
 from torch import Tensor
 
@@ -93,6 +94,7 @@ def _check(name: str, x: Tensor) -> None:
 
 
 def _apply(name: str, x: Tensor, features: Extractor) -> Tensor:
+    checks.function("features", features, "a function x -> (batch, d); of class_score, logits")
     module = getattr(features, "__self__", features)
     if module.__class__.__module__ == "fewstep.analysis.mnist_teacher" and x.shape[1:] != (1, 28, 28):
         raise InputError(

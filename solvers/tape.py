@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import Plan
+from . import checks
+from .brownian.increment import LEVELS
+from .errors import InputError
+from .grid import check_sigmas
+from .plan import PREDICTIONS, Plan
 
 # What a term multiplies: ("x", generation), ("D", row) or ("z", row, letter)
 Key = tuple[Any, ...]
@@ -52,8 +56,12 @@ class Tape:
     """
 
     def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
-        self.name, self.sigmas, self.prediction = name, sigmas, prediction
-        self.letters = "WHK".index(levy) + 1
+        if not torch.is_tensor(sigmas):
+            raise InputError(f"sigmas: got {checks.came(sigmas)}, wanted a tensor of noise levels (n,).")
+        # diffusers' grids may say their last level twice
+        self.name, self.sigmas = name, check_sigmas(sigmas, repeat=True)
+        self.prediction = checks.word("prediction", prediction, PREDICTIONS)
+        self.letters = LEVELS[checks.word("levy", levy, LEVELS)]
         self._generation = 0
         self._inputs: list[tuple[float, Affine]] = []
         self._updates: list[Affine] = []

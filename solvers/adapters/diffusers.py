@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor
+
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.utils import BaseOutput
+except ImportError as error:
+    raise ImportError(f"diffusers cannot be imported ({error}); pip install 'fewstep[diffusers]'") from error
 
 from ..diffusion.ddim import DDIM
 from ..diffusion.ddpm import DDPM

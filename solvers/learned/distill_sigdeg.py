@@ -7,6 +7,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from .. import checks
 from ..brownian.increment import LEVELS
 from ..errors import InputError, one_of
 from ..problem import SDE, Denoising
@@ -92,16 +93,20 @@ def _checked(function: Any, options: dict[str, Any]) -> dict[str, Any]:
         if parameter.default is parameter.empty and name not in options:
             raise InputError(f"{name}: got nothing; distill_sigdeg needs {name}= for this problem.")
     for name, words in (("levy", LEVELS), ("head", HEADS)):
-        if options.get(name) is not None and options[name] not in words:
-            raise one_of(name, options[name], words)
+        if options.get(name) is not None:
+            checks.word(name, options[name], words)
     for given, idle in IDLE.items():
         both = [name for name in idle if options.get(given) is not None and name in options]
         if both:
             raise InputError(f"{both[0]}: got {options[both[0]]!r} beside {given}=, which says it; drop one.")
-    count, forcing = options.get("trajectories", 16), options.get("forcing", 0)
-    if not isinstance(count, int) or count < 16:
+    count = options.get("trajectories", 16)
+    if checks.whole("trajectories", count) < 16:
         raise InputError(f"trajectories: got {count!r}, wanted at least 16: two are held out.")
-    if not isinstance(forcing, (int, float)) or not 0 <= forcing <= 1:
-        raise InputError(f"forcing: got {forcing!r}, wanted a share from 0 to 1.")
+    checks.real("forcing", options.get("forcing", 0), 0, 1, "a share from 0 to 1")
+    checks.seed(options.get("seed", 0))
+    checks.device(options.get("device", "cpu"))
+    for name in ("steps", "teacher_steps"):
+        if options.get(name) is not None:
+            checks.whole(name, options[name])
     check_options(options)
     return options

@@ -12,7 +12,7 @@ from ..denoiser import AFFINE
 from ..errors import one_of
 from ..schedule import DiscreteVP
 from .networks import HEADS, graded
-from .unet_denoiser import ask, configuration
+from .unet_denoiser import ask, configuration, unet_class
 
 
 class SigUNet(nn.Module):
@@ -36,8 +36,6 @@ class SigUNet(nn.Module):
         self, unet: Mapping[str, Any], labels: int, letters: int = 2, prediction: str = "epsilon",
         head: str = "direct", feedback: bool = False,
     ) -> None:  # fmt: skip
-        from diffusers import UNet2DModel
-
         super().__init__()
         if head not in HEADS:
             raise one_of("head", head, HEADS)
@@ -46,8 +44,9 @@ class SigUNet(nn.Module):
         self.config = {"unet": dict(unet), "labels": labels, "letters": letters, "prediction": prediction,
                        "head": head, "feedback": feedback}  # fmt: skip
         self.letters, self.prediction, self.head, self.feedback = letters, prediction, head, feedback
-        self.unet = UNet2DModel.from_config(unet)
+        self.unet = unet_class().from_config(unet)
         self.labelled = unet.get("num_class_embeds") is not None or unet.get("class_embed_type") is not None
+        self.classes = unet.get("num_class_embeds") if unet.get("class_embed_type") is None else None
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian.increment import LEVELS
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError
@@ -55,7 +56,9 @@ def distill_denoising(
         watch.lap("teacher")
     levy = _levy(problem, levy, data)
     network, residual = _network(problem, data, levy, network, head, feedback, seed)
-    student = SigSampler((parent or EulerMaruyama()).plan(data.sigmas), network.to(device), levy, residual)
+    checks.instance("parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
+    plan = (EulerMaruyama() if parent is None else parent).plan(data.sigmas)
+    student = SigSampler(plan, network.to(device), levy, residual)
     _check_student(student, data, forcing)
     task = _Task(problem, student, data, forcing, autocast, torch.device(device), _weights(data))
     kept, held = held_out(len(data))
@@ -78,6 +81,11 @@ def _coarse_grid(
         if steps is None:
             raise InputError("steps: got None; wanted steps=... or sigmas=... for the coarse grid.")
         if not isinstance(problem, Denoising):
+            if labels is None:
+                raise InputError(
+                    f"problem: got {checks.came(problem)} and no labels, wanted fewstep.Denoising(denoiser, "
+                    "schedule), or a function labels -> Denoising with labels=(n, ...)."
+                )
             if not torch.is_tensor(labels) or labels.dim() == 0:
                 raise InputError(f"labels: got {labels!r} beside a function of labels, wanted a tensor.")
             problem = problem(labels[:1])
@@ -132,7 +140,7 @@ def _network(
 
 def _check_network(network: Any, letters: int) -> None:
     if not isinstance(network, nn.Module):
-        raise InputError(f"network: got {type(network).__name__}, wanted a torch.nn.Module.")
+        raise InputError(f"network: got {checks.came(network)}, wanted a torch.nn.Module.")
     if getattr(network, "letters", letters) != letters:
         raise InputError(
             f"network: got one that is told {network.letters} letters of the signature, levy asks for "

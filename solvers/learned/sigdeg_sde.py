@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian import FreshIncrements, Increment
 from ..brownian.normals import key_of, node_seed
 from ..classical.srid2 import SRID2
@@ -52,11 +53,19 @@ def distill_sde(
     if folder is not None:
         make_folder(folder)
     watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)
+    checks.state("y0", y0, "a finite floating-point tensor (*batch, d)")
+    if not checks.real("t0", t0) < checks.real("t1", t1):
+        raise InputError(f"t0, t1: got {t0!r} and {t1!r}, wanted t0 < t1.")
+    checks.instance(
+        "teacher", teacher, (StochasticSolver, type(None)), "an SDE solver such as fs.SRID2()"
+    )
     start = y0.reshape(-1, y0.shape[-1])
+    if not len(start):
+        raise InputError(f"y0: got {checks.came(y0)}, wanted at least one state.")
     start = start[torch.randint(len(start), (trajectories,), generator=generator)]
     fine = teacher or SRID2()
     paths = _paths(sde, fine, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
-    student = SigStep(network or _network(paths, seed))
+    student = SigStep(_network(paths, seed) if network is None else network)
     watch.lap("teacher")
     kept, rest = held_out(trajectories)
     held = paths.pick(rest)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian.normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
 from .processes import barrier, from_first, part, rank_and_world, sum_over_processes
@@ -22,6 +23,7 @@ from .processes import barrier, from_first, part, rank_and_world, sum_over_proce
 HELD_OUT = 8  # one trajectory in eight is kept from training
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-1"
+KEPT = ("now", "mean", "best", "exp_avg", "exp_avg_sq")  # of each parameter in a checkpoint
 OPTIONS = ("iterations", "batch", "rate", "average", "patience", "every")
 
 
@@ -150,11 +152,10 @@ def check_options(options: dict[str, Any]) -> None:
     """Refuse numbers of the optimiser that are out of range; those that are not there are well."""
     for name, least in (("iterations", 1), ("batch", 1), ("every", 1), ("patience", 0)):
         came = options.get(name, least)
-        if isinstance(came, bool) or not isinstance(came, int) or came < least:
-            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+        checks.whole(name, came, least)
     for name, top in (("rate", math.inf), ("average", 1.0)):
         came = options.get(name, 0.5)
-        if isinstance(came, bool) or not isinstance(came, (int, float)) or not 0 <= came < top:
+        if not 0 <= checks.real(name, came) < top:
             raise InputError(f"{name}: got {came!r}, wanted a number of at least 0, below {top:g}.")
 
 
@@ -298,6 +299,10 @@ class Training:
                 "made it, or take another folder."
             )
         try:
+            shaped = [(f"{m}.{k}", p) for k, p in self.parameters.items() for m in KEPT]
+            for name, p in [*shaped, *((f"buffer.{k}", b) for k, b in self.buffers.items())]:
+                if tensors[name].shape != p.shape or not bool(tensors[name].isfinite().all()):
+                    raise ValueError(f"{name} has another shape, or numbers that are not finite")
             with torch.no_grad():
                 for k, p in self.parameters.items():
                     p.copy_(tensors[f"now.{k}"])

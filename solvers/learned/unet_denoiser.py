@@ -13,6 +13,17 @@ from ..errors import InputError, one_of
 from ..schedule import DiscreteVP
 
 
+def unet_class() -> Any:
+    """diffusers' `UNet2DModel`; InputError where diffusers is not installed."""
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise InputError(
+            f"diffusers: cannot be imported ({error}); run: pip install 'fewstep[diffusers]'"
+        ) from error
+    return UNet2DModel
+
+
 class UNetDenoiser(nn.Module):
     """`(x, sigma) -> x0` of a `UNet2DModel` that was trained on a table of levels.
 
@@ -25,15 +36,14 @@ class UNetDenoiser(nn.Module):
     """
 
     def __init__(self, unet: Mapping[str, Any], labels: int, prediction: str = "epsilon") -> None:
-        from diffusers import UNet2DModel
-
         super().__init__()
         if prediction not in AFFINE:
             raise one_of("prediction", prediction, AFFINE)
         self.config: dict[str, Any] = {"unet": dict(unet), "labels": labels, "prediction": prediction}
         self.prediction = prediction
-        self.unet = UNet2DModel.from_config(unet)
+        self.unet = unet_class().from_config(unet)
         self.labelled = unet.get("num_class_embeds") is not None or unet.get("class_embed_type") is not None
+        self.classes = unet.get("num_class_embeds") if unet.get("class_embed_type") is None else None
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 
