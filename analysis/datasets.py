@@ -30,12 +30,12 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Both parts hold the ten digits in equal shares.
     """
+    checks.whole("seed", seed, 0, 2**32 - 1)
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise InputError("digits: scikit-learn is not installed; run: pip install 'fewstep[demo]'") from error
-    checks.whole("seed", seed, 0, 2**32 - 1)
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, test_size=HELD_OUT, random_state=seed, stratify=labels)
     train, held_out = (torch.from_numpy(x).float().div(8).sub(1).reshape(-1, 1, 8, 8) for x in split)

@@ -86,11 +86,10 @@ def _pair(a: Tensor, b: Tensor, features: Extractor | None) -> tuple[Tensor, Ten
 
 
 def _check(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) < 2 or not x.is_floating_point():
-        what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name}: got {what}, wanted a floating-point tensor (n, *event) with n > 1.")
-    if not bool(x.isfinite().all()):
-        raise InputError(f"{name}: has values that are not finite; look at the sampler that made them.")
+    wanted = "a finite floating-point tensor (n, *event) with n > 1"
+    checks.state(name, x, wanted)
+    if x.dim() < 2 or len(x) < 2:
+        raise InputError(f"{name}: got {checks.came(x)}, wanted {wanted}.")
 
 
 def _apply(name: str, x: Tensor, features: Extractor) -> Tensor:

@@ -7,12 +7,11 @@ samples (`images`) is here as well.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fewstep import Denoising, DiscreteVP, classifier_free_guidance, from_epsilon
+from fewstep import Denoising, DiscreteVP, checks, classifier_free_guidance, from_epsilon
 from fewstep.errors import InputError
 from fewstep.learned import store, training
 from fewstep.learned.training import Minibatch, learning_rate, seeded
@@ -77,8 +76,7 @@ def problem(
 
 def _checked(label: int | Tensor | None, guidance: float) -> Tensor:
     """The labels, () or (batch,)."""
-    if not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
-        raise InputError(f"guidance: got {guidance!r}, wanted a finite number; 1 is none.")
+    checks.real("guidance", guidance, wanted="a finite number; 1 is none")
     if label is None:
         if guidance not in (0, 1):
             raise InputError(f"guidance: got {guidance} without a label; say which class to guide to.")
@@ -103,6 +101,7 @@ def network(path: str | Path | None = None) -> UNet2DModel:
     """
     path = WEIGHTS if path is None else path
     meta, weights = store.read(path, (FORMAT,))
+    store.finite(path, weights)
     try:
         net = _build(path, meta, {k: v.float() for k, v in weights.items()})
     except InputError:
@@ -126,7 +125,6 @@ def _build(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor]) -
         net = unet(**config)
     if {k: v.shape for k, v in net.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
         raise InputError(f"path: the weights in {path} do not have the shapes of its config.")
-    store.finite(path, weights)
     net.load_state_dict(weights, assign=True)
     return net
 

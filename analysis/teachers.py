@@ -31,10 +31,13 @@ def digits() -> Denoising:
 def load(path: str | Path) -> DenoisingMLP:
     """A teacher from its file."""
     meta, weights = store.read(path, (FORMAT,))
-    weights = {k: v.float() for k, v in weights.items()}
-    network = store.build(str(path), "DenoisingMLP", meta.get("config"), weights)
     store.finite(path, weights)
-    network.load_state_dict(weights)
+    weights = {k: v.float() for k, v in weights.items()}
+    try:
+        network = store.build(str(path), "DenoisingMLP", meta.get("config"), weights)
+        network.load_state_dict(weights)
+    except (RuntimeError, ArithmeticError, *store.DAMAGE) as error:
+        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
     assert isinstance(network, DenoisingMLP)
     return network.eval().requires_grad_(False)
 

@@ -150,6 +150,8 @@ class Plan:
         names = {f.name for f in fields(cls)} - {"name", "prediction"}
         if missing := sorted(names - tensors.keys()):
             raise InputError(f"plan: columns {', '.join(missing)} are missing; the file is not whole.")
+        if strange := [k for k in names if not tensors[k].is_floating_point()]:
+            raise InputError(f"plan: {strange[0]} holds {tensors[strange[0]].dtype}; the file is damaged.")
         columns = {k: tensors[k].double() for k in names}
         return cls(str(meta.get("name")), str(meta.get("prediction")), **columns)
 

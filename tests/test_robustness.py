@@ -22,6 +22,7 @@ Y = torch.ones(2, 3)
 TIMES, SIGMAS = torch.linspace(0, 1, 4), torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64)
 SDE = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: 0.2 * y)
 NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
+THEIRS = types.SimpleNamespace(f=SDE.drift, g=SDE.diffusion, noise_type="diagonal", sde_type="ito")
 PROBLEM, TABLE = fs.Denoising(NET, fs.EDM(0.1, 10.0)), fs.DiscreteVP.named(steps=20)
 PATH, AREA = fs.BrownianPath((2, 3)), fs.AreaPath(fs.BrownianPath((2, 3), levy="H"), 4)
 PROCESS, NOISE = fs.StudentProcess(TABLE, torch.tensor([3, 9, 19])), torch.randn(64, 3)
@@ -46,13 +47,15 @@ BAD = {
     "dtype": st.sampled_from([torch.int64, torch.complex64, "float32", torch.bool, 7]),
     "device": st.sampled_from(["nonsense", "cuda:99", 7.5, [1], "meta:x"]) | words,
     "seed": fractions | words | st.sampled_from([torch.ones(2), [1], math.nan, True, 1j]),
-    "count": st.integers(-9, 0) | fractions | words | st.sampled_from([True, math.nan, "3", [1], 10**30]),
-    "steps": st.integers(10**9, 10**30) | st.integers(-9, 0) | fractions | words | st.sampled_from([True, "3"]),
+    "count": st.integers(-9, 0) | fractions | words | st.sampled_from([True, math.nan, "3", [1]]),
+    "steps": st.integers(10**9, 10**30) | st.integers(-9, 0) | fractions | words |
+                    st.sampled_from([True, "3"]),
     "number": words | st.sampled_from([math.nan, "1", [1], 1j, -inf, True]),
     "word": words | strange | st.integers(5, 9),
     "flag": words | st.integers(5, 9),
     "times": tensors([0, math.nan, 1], [0.0], 0.5, [1.0, 0.0], [0.0, 0.0, 1.0], [[0.0, 1.0]], [0.0, inf],
                      [0.0, 1j], [True, False]),
+    "knots": tensors([0, math.nan, 1], 0.5, [1.0, 0.0], [0.0, 0.0, 1.0], [[0.0, 1.0]], [0.0, inf], [0.0, 1j]),
     "sigmas": tensors([3, math.nan, 1], [3.0], 0.5, [0.0, 1.0], [3.0, 3.0, 1.0], [[3.0, 1.0]], [3.0, -1.0],
                       [inf, 1.0], [3.0, 1j]),
     "state": st.sampled_from([[1.0], np.ones((2, 3)), Y.long(), Y.to(torch.complex64), torch.tensor(1.0),
@@ -60,6 +63,7 @@ BAD = {
     "function": st.sampled_from([3, "a", Y, []]),
     "object": strange | words | st.integers(),
     "module": st.sampled_from([3, "a", Y, [], object(), lambda x: x, torch.nn.Module]),
+    "tensor": st.sampled_from([3, "a", [1], np.ones(3)]),
     "mapping": st.sampled_from([3, "a", Y, [1]]),
     "labels": st.sampled_from([3, "a", torch.tensor(1), torch.tensor([], dtype=torch.long)]),
     "path": st.sampled_from([3, "a", object(), fs.BrownianPath((9, 9)), fs.EulerMaruyama()]),
@@ -83,7 +87,8 @@ def kinds(text):
 SAMPLE = dict(problem=PROBLEM, solver=fs.DDIM(), shape=(2, 3), steps=3)
 STRONG = dict(problem=problems.sine(), levels=range(2, 5), paths=16, reference="levels")
 DODE = dict(problem=PROBLEM, base=fs.DDIM(), noise=NOISE, steps=3, teacher_substeps=2)
-SIG = dict(problem=PROBLEM, event_shape=(3,), steps=2, teacher_steps=4, trajectories=16, iterations=1, batch=4)
+SIG = dict(problem=PROBLEM, event_shape=(3,), steps=2, teacher_steps=4, trajectories=16, iterations=1,
+                    batch=4)
 STEP = dict(problem=SDE, steps=2, y0=Y, teacher_steps=4, trajectories=16, iterations=1, batch=4)
 FOLD = dict(teacher=NET, schedule=TABLE, steps=3, data=NOISE[:32], iterations=1, batch=4)
 FREE = dict(teacher=NET, schedule=TABLE, steps=3, event_shape=(3,), samples=16, iterations=1, batch=4)
@@ -96,18 +101,20 @@ GROWTH = fs.EulerMaruyama().plan(SIGMAS)
 # what is called, with good arguments, and the kinds of the arguments that are then made bad
 CASES = {
     "BrownianPath": (fs.BrownianPath, dict(shape=(2, 3)),
-                     "shape:shape t0 t1:number seed:seed levy clock:word dtype:dtype device:device knots:times "
+                     "shape:shape t0 t1:number seed:seed levy clock:word dtype:dtype device:device "
+                     "knots:knots "
                      "cache:number seeds:labels"),
     "BrownianPath.increment": (PATH.increment, dict(ta=0.1, tb=0.5), "ta tb:number"),
     "BrownianPath.increments": (PATH.increments, dict(grid=TIMES), "grid:times"),
-    "AreaPath": (fs.AreaPath, dict(path=AREA.path, cells=4), "path:object cells:steps terms:count method:word "
+    "AreaPath": (fs.AreaPath, dict(path=AREA.path, cells=4), "path:object cells:steps terms:count "
+                                                             "method:word "
                                                              "seed:seed"),
     "AreaPath.increments": (AREA.increments, dict(grid=TIMES), "grid:times"),
     "FreshIncrements": (fs.FreshIncrements, dict(shape=(2, 3)),
                         "shape:shape levy:word seed:seed dtype:dtype device:device"),
     "FreshIncrements.increments": (fs.FreshIncrements((2, 3)).increments, dict(grid=TIMES), "grid:times"),
     "FreshIncrements.increment": (fs.FreshIncrements((2, 3)).increment, dict(t0=0, t1=1), "t0 t1:number"),
-    "Increment": (fs.Increment, dict(h=1.0, W=Y), "h:number W H K A:mapping"),
+    "Increment": (fs.Increment, dict(h=1.0, W=Y), "h:number W H K A:tensor"),
     "Increment.join": (INCREMENT.join, dict(later=INCREMENT), "later:object"),
     "Increment.to": (INCREMENT.to, {}, "dtype:dtype device:device"),
     "Increment.partial_signature": (INCREMENT.partial_signature, {}, "depth:seed"),
@@ -119,12 +126,13 @@ CASES = {
     "SDE.from_torchsde": (fs.SDE.from_torchsde, {}, "sde:object"),
     "ODE": (fs.ODE, {}, "drift:function"),
     "Denoising": (fs.Denoising, vars(PROBLEM), "denoiser:function schedule:object"),
-    "solve": (fs.solve, dict(sde=SDE, solver=fs.SRA1(), y0=Y, grid=TIMES),
+    "solve": (fs.solve, dict(sde=SDE, solver=fs.Milstein(), y0=Y, grid=TIMES),
               "sde solver:object y0:state grid:times seed:seed save:word"),
     "solve along": (fs.solve, dict(sde=SDE, solver=fs.EulerMaruyama(), y0=Y, grid=TIMES), "path:path"),
     "sigma_grid": (fs.sigma_grid, dict(schedule=TABLE, steps=4),
                    "schedule:object steps:steps spacing final:word rho:number timesteps:times offset:seed"),
-    "sample": (fs.sample, SAMPLE, "problem solver:object shape:shape steps:steps sigmas:sigmas spacing final:word "
+    "sample": (fs.sample, SAMPLE, "problem solver:object shape:shape steps:steps sigmas:sigmas spacing "
+                                  "final:word "
                                   "seed:seed seeds:labels dtype:dtype device:device callback:function"),
     "sample from": (fs.sample, SAMPLE | dict(shape=None), "noise:state timesteps:times"),
     "sample along": (fs.sample, SAMPLE | dict(solver=fs.EulerMaruyama()), "path:path"),
@@ -159,25 +167,30 @@ CASES = {
     "UniPC": (fs.UniPC, {}, "order:count variant prediction form:word corrector predictor:flag"),
     "Tape": (fs.Tape, dict(name="x", sigmas=SIGMAS), "sigmas:sigmas prediction levy:word"),
     "Plan": (fs.Plan, dict(name="x", prediction="data", **PLAN.tensors()),
-             "prediction:word sigmas:sigmas sigma c b m noise:mapping"),
+             "prediction:word sigmas:sigmas sigma c b m noise:tensor"),
     "Plan.save": (PLAN.save, {}, "path:file"), "load": (fs.load, {}, "path:file"),
     "solvers": (fs.solvers, {}, "noise_type:word"),
     "check_solver": (check_solver, {}, "solver:object"),
     "distill_dode": (fs.distill_dode, DODE,
                      "problem base teacher:object noise:state labels:labels steps:steps sigmas:sigmas "
-                     "spacing final alignment:word terms teacher_substeps batch:count note:function"),
+                     "spacing final alignment:word terms teacher_substeps batch:count note:mapping"),
     "distill_dode refined": (fs.distill_dode, DODE | dict(refine="global"),
                              "iterations minibatch:count rate:number seed:seed"),
     "distill_sigdeg": (fs.distill_sigdeg, SIG,
-                       "event_shape:shape steps:steps teacher_steps trajectories batch iterations every:count "
-                       "problem teacher parent data:object network:module levy head spacing:word labels:labels "
+                       "event_shape:shape steps:steps teacher_steps trajectories batch iterations "
+                       "every:count "
+                       "problem teacher parent data:object network:module levy head spacing:word "
+                       "labels:labels "
                        "sigmas:sigmas forcing rate average:number folder:file device:device seed:seed"),
     "distill_sigdeg of an SDE": (fs.distill_sigdeg, STEP,
-                                 "steps teacher_steps trajectories batch iterations:count y0:state t0 t1:number "
+                                 "steps teacher_steps trajectories batch iterations:count y0:state t0 "
+                                 "t1:number "
                                  "teacher:object network:module folder:file seed:seed"),
     "distill_sfddm": (fs.distill_sfddm, FOLD,
-                      "teacher schedule:object steps:steps spacing target loss start features:word data:state "
-                      "substeps iterations batch:count hidden rate:number labels:labels folder:file device:device "
+                      "teacher schedule:object steps:steps spacing target loss start features:word "
+                      "data:state "
+                      "substeps iterations batch:count hidden rate:number labels:labels folder:file "
+                      "device:device "
                       "seed:seed"),
     "distill_sfddm without data": (fs.distill_sfddm, FREE, "samples:count event_shape:shape labels:labels"),
     "StudentProcess": (fs.StudentProcess, dict(teacher=TABLE, phi=torch.tensor([3, 9, 19])),
@@ -188,12 +201,14 @@ CASES = {
     "SigSampler": (fs.SigSampler, dict(plan=GROWTH, network=NET), "plan:object network:module levy:word"),
     "SigUNet": (fs.SigUNet.of, dict(unet=NET, schedule=TABLE), "unet:object"),
     "make_trajectories": (fs.make_trajectories, MADE,
-                          "problem teacher:object sigmas:sigmas count substeps:count event_shape:shape levy:word "
+                          "problem teacher:object sigmas:sigmas count substeps:count event_shape:shape "
+                          "levy:word "
                           "labels:labels seed:seed folder:file device:device"),
     "Trajectories.coarsen": (TRAJECTORIES.coarsen, {}, "keep:count"),
     "Trajectories.pick": (TRAJECTORIES.pick, {}, "index:labels"),
     "strong_order": (analysis.strong_order, STRONG | dict(solver=fs.EulerMaruyama()),
-                     "solver problem:object y0:state t0 t1:number paths block:count levels:times reference:word "
+                     "solver problem:object y0:state t0 t1:number paths block:count levels:times "
+                     "reference:word "
                      "device:device dtype:dtype seed:seed"),
     "weak_order": (analysis.weak_order, STRONG | dict(solver=fs.EulerMaruyama()), "test:flag"),
     "strong_orders": (analysis.strong_orders, STRONG, "solvers:object"),
@@ -206,8 +221,9 @@ CASES = {
     "teachers.load": (teachers.load, {}, "path:file"),
     "teachers.train": (teachers.train, dict(name="digits", path="x"), "name:word path:file"),
     "teachers.mnist": (teachers.mnist, {}, "label:state guidance:number"),
-    "datasets.digits": (datasets.digits, {}, "seed:seed"), "datasets.mnist": (datasets.mnist, {}, "folder:file"),
-    "problems.by_name": (problems.by_name, {}, "problem:word"),
+    "datasets.digits": (datasets.digits, {}, "seed:seed"), "datasets.mnist": (datasets.mnist, {},
+                    "folder:file"),
+    "problems.by_name": (lambda problem: problems.by_name(problem), {}, "problem:word"),
     "problems.judge": (problems.judge, dict(noise_type="diagonal"), "noise_type sde_type:word"),
     "sliced_w2": (distances.sliced_w2, dict(a=NOISE, b=NOISE), "a b:state projections:count seed:seed"),
     "mmd": (distances.mmd, dict(a=NOISE, b=NOISE), "a b:state bandwidth:number"),
@@ -219,7 +235,7 @@ CASES = {
                       "paths steps:count hurst eta rho variance horizon:number seed:seed dtype:dtype"),
     "statistics": (volatility.statistics, dict(log_price=torch.randn(8, 17), groups=2),
                    "log_price variance:state lags:times groups:count"),
-    "sdeint": (theirs.sdeint, dict(sde=SDE, y0=Y, ts=TIMES),
+    "sdeint": (theirs.sdeint, dict(sde=THEIRS, y0=Y, ts=TIMES),
                "sde method:object y0:state ts:times bm:path dt:number options names:mapping seed:seed"),
     "TorchsdePath": (theirs.TorchsdePath, {}, "interval:object"),
     "BrownianView": (theirs.BrownianView, {}, "path:object"),
@@ -245,7 +261,7 @@ CASES |= {
     if hasattr(solver, "plan") and name not in ("PNDM", "SigStep")
 }
 # what a message may say in place of the argument's own name: what it is a part of, or who refuses it
-ALIAS = {"ta": "grid", "tb": "grid", "seeds": "seed", "noise_schedule": "noise_schedule", "label": "label"}
+ALIAS = {"bm": "path", "ta": "grid", "tb": "grid", "seeds": "seed"}
 
 # public names that no row begins with
 EXEMPT = {

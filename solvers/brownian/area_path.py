@@ -13,6 +13,7 @@ from .. import checks
 from ..errors import InputError
 from .increment import Increment
 from .levy_area import METHODS, levy_area
+from .levy_area import MOST as TERMS
 from .normals import mix
 from .path import BrownianPath
 
@@ -53,7 +54,7 @@ class AreaPath:
         checks.instance("path", path, BrownianPath, "a BrownianPath, best with levy='H'")
         checks.whole("cells", cells, 1, MOST)
         checks.word("method", method, METHODS)
-        checks.whole("terms", 1 if terms is None else terms)
+        checks.whole("terms", 1 if terms is None else terms, 1, TERMS)
         if not path.shape:
             raise InputError("path: got shape (), wanted (..., m) with channels last.")
         self.path, self.cells = path, cells

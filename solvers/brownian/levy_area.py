@@ -27,6 +27,7 @@ from .normals import key_of
 
 _WEAK = ("davie", "foster")
 _FOURIER = ("fourier", "milstein", "wiktorsson", "mrongowius_roessler")
+MOST = 1 << 20  # terms: each is a field of normals
 METHODS = (*_WEAK, *_FOURIER, "legendre")
 
 
@@ -189,7 +190,7 @@ def _check(inc: Increment, method: str, tol: float | None, terms: int | None) ->
     if tol is not None and not checks.real("tol", tol) > 0:
         raise InputError(f"tol: got {tol!r}, wanted a positive error.")
     if terms is not None:
-        checks.whole("terms", terms)
+        checks.whole("terms", terms, 1, MOST)
     limit = {"wiktorsson": "W", "mrongowius_roessler": "H"}.get(method, "K")
     if LEVELS[inc.levy] > LEVELS[limit]:
         raise InputError(

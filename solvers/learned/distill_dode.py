@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import checks
 from ..diffusion.dpm_solver_pp import DPMSolverPP
 from ..errors import InputError, one_of
-from ..grid import check_sigmas, sigma_grid
+from ..grid import MOST, check_sigmas, sigma_grid
 from ..plan import Plan
 from ..problem import Denoising
 from ..schedule import Schedule
@@ -136,7 +136,7 @@ def _check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:
             came = solver.__name__ if isinstance(solver, type) else type(solver).__name__
             raise InputError(f"{name}: got {came}, wanted a diffusion solver such as fewstep.DDIM().")
     for name, value in numbers.items():
-        checks.whole(name, value)
+        checks.whole(name, value, 1, MOST)
 
 
 def _words(

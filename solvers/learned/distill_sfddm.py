@@ -17,6 +17,7 @@ from .. import checks
 from ..diffusion.ddim import DDIM
 from ..diffusion.dpm_solver_pp import DPMSolverPP
 from ..errors import InputError, one_of
+from ..grid import MOST
 from ..problem import Denoising
 from ..sample import sample
 from ..schedule import DiscreteVP
@@ -130,7 +131,7 @@ def _frozen(teacher: Any, schedule: Any) -> nn.Module:
 def _check_substeps(substeps: Any, target: str) -> None:
     if substeps is None:
         return
-    checks.whole("substeps", substeps)
+    checks.whole("substeps", substeps, 1, MOST)
     if target == "published":
         raise InputError(f"substeps: got {substeps} for the published loss, which has none; drop it.")
 
@@ -161,7 +162,8 @@ def _data(
         return _made(teacher, schedule, labels, count, event, seed, device), labels
     if not torch.is_tensor(data):
         data, labels = _joined(data, labels)
-    if not data.is_floating_point() or data.dim() < 2 or not len(data) or not bool(data.isfinite().all()):
+    checks.state("data", data, "finite numbers (n, *event)")
+    if data.dim() < 2 or not len(data):
         raise InputError(f"data: got {checks.came(data)}, wanted finite numbers (n, *event).")
     _check_labels(teacher, labels, len(data))
     return data, labels

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import checks
 from ..brownian.increment import LEVELS
 from ..errors import InputError, one_of
+from ..grid import MOST
 from ..problem import SDE, Denoising
 from .networks import HEADS
 from .sig_step import SigSampler, SigStep
@@ -107,6 +108,6 @@ def _checked(function: Any, options: dict[str, Any]) -> dict[str, Any]:
     checks.device(options.get("device", "cpu"))
     for name in ("steps", "teacher_steps"):
         if options.get(name) is not None:
-            checks.whole(name, options[name])
+            checks.whole(name, options[name], 1, MOST)
     check_options(options)
     return options

@@ -166,9 +166,9 @@ def _fill(
 
 
 def finite(path: str | Path, weights: dict[str, Tensor]) -> None:
-    """Refuse weights that are not."""
-    if bad := [k for k, v in weights.items() if not bool(v.isfinite().all())]:
-        raise InputError(f"network: {path} has weights that are not finite ({bad[0]}); fetch it again.")
+    """Refuse weights that are not, or not real."""
+    if bad := [k for k, v in weights.items() if v.is_complex() or not bool(v.isfinite().all())]:
+        raise InputError(f"network: {path} has weights that are no finite numbers ({bad[0]}); fetch it anew.")
 
 
 def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.Module:

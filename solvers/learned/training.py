@@ -289,7 +289,7 @@ class Training:
             raise InputError(f"{error} Delete it to begin again.") from error
         mine = json.loads(json.dumps(self.words))
         if meta.get("words") != mine:
-            theirs = dict(meta.get("words") or {})
+            theirs = meta["words"] if isinstance(meta.get("words"), dict) else {}
             other = [
                 f"{k} ({short(theirs.get(k))}, this call's is {short(mine.get(k))})"
                 for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)
@@ -301,8 +301,10 @@ class Training:
         try:
             shaped = [(f"{m}.{k}", p) for k, p in self.parameters.items() for m in KEPT]
             for name, p in [*shaped, *((f"buffer.{k}", b) for k, b in self.buffers.items())]:
-                if tensors[name].shape != p.shape or not bool(tensors[name].isfinite().all()):
-                    raise ValueError(f"{name} has another shape, or numbers that are not finite")
+                if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
+                    raise ValueError(f"{name} has another shape or dtype")
+                if not bool(tensors[name].isfinite().all()):
+                    raise ValueError(f"{name} has numbers that are not finite")
             with torch.no_grad():
                 for k, p in self.parameters.items():
                     p.copy_(tensors[f"now.{k}"])

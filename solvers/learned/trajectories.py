@@ -19,7 +19,7 @@ from ..brownian.increment import LEVELS
 from ..brownian.normals import key_of, node_seed
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError, NonFiniteError
-from ..grid import check_sigmas, refined
+from ..grid import MOST, check_sigmas, refined
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import evaluator_of, generators, run, unit_normals
@@ -109,7 +109,9 @@ class Trajectories:
             if isinstance(keep, bool) or keep < 1 or steps % keep:
                 raise InputError(f"keep: got {keep}, wanted a divisor of the {steps} steps.")
             keep = range(0, steps + 1, keep)
-        chosen = [int(i) for i in keep] if isinstance(keep, (Sequence, Tensor)) else [keep]
+        listed = isinstance(keep, (Sequence, Tensor)) and not isinstance(keep, str)
+        items: Any = keep if listed else [keep]
+        chosen = [checks.whole("keep", i, 0) for i in items]
         if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
             raise InputError(f"keep: got {chosen}, wanted numbers of levels that rise from 0 to {steps}.")
         before = self.kept or range(steps + 1)
@@ -134,7 +136,8 @@ class Trajectories:
         index = index.cpu()
         inside = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
         if not inside or int(index.min()) < 0 or int(index.max()) >= len(self):
-            raise InputError(f"index: got {index.tolist()[:8]}, wanted numbers in 0 ... {len(self) - 1}.")
+            few = index.reshape(-1).tolist()[:8]
+            raise InputError(f"index: got {few}, wanted numbers in 0 ... {len(self) - 1}.")
         parts, places, first = [], [], 0
         for block in self.blocks:
             n = len(block["knots"])
@@ -190,7 +193,7 @@ def make_trajectories(
     sigmas = checked_levels(sigmas)
     checks.word("levy", levy, LEVELS)
     checks.whole("count", count)
-    checks.whole("substeps", substeps)
+    checks.whole("substeps", substeps, 1, MOST)
     seed, device = checks.seed(seed), checks.device(device)
     if teacher is not None and (isinstance(teacher, type) or not isinstance(teacher, DiffusionSolver)):
         raise InputError(f"teacher: got {teacher!r}, wanted a solver such as fs.EulerMaruyama().")
@@ -341,7 +344,7 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
+    except (OSError, *store.DAMAGE) as error:
         raise InputError(f"folder: {path} cannot be read ({error}); take another folder.") from error
     if held is None and any(folder.glob("block-*.safetensors")):
         raise InputError(f"folder: {folder} holds blocks without {path.name}, which says whose they are; "
