@@ -353,9 +353,9 @@ def _check_sample(
     log_price: Tensor, variance: Tensor | None, lags: Sequence[int] | None, groups: int
 ) -> list[int]:
     """The lags, if all is well."""
-    checks.state("log_price", log_price, "a finite floating-point tensor (paths, steps + 1)")
-    if variance is not None:
-        checks.state("variance", variance, "a finite floating-point tensor (paths, steps + 1)")
+    for name, x in (("log_price", log_price), ("variance", variance)):
+        if x is not None or name == "log_price":
+            checks.state(name, x, "a floating-point tensor (paths, steps + 1)", finite=False)
     if log_price.dim() != 2 or log_price.shape[1] < 9:
         raise InputError(
             f"log_price: got shape {tuple(log_price.shape)}, wanted (paths, steps + 1) with 8 steps or more."
@@ -369,6 +369,9 @@ def _check_sample(
         raise InputError(
             f"groups: got {groups}, wanted 2 to {len(log_price) // 2}, half the number of paths."
         )
+    for name, x in (("log_price", log_price), ("variance", variance)):
+        if x is not None and (bad := int((~x.isfinite()).any(1).sum())):
+            raise InputError(f"{name}: got {bad} paths that are not finite, wanted none. Leave them out.")
     if variance is not None and (bad := int((variance <= 0).any(1).sum())):
         raise InputError(
             f"variance: got {bad} paths that are not above 0, wanted none. Model the logarithm of v."

@@ -20,9 +20,10 @@ def came(value: Any) -> str:
     if torch.is_tensor(value):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     if isinstance(value, type) or callable(value):
-        return str(getattr(value, "__name__", type(value).__name__))
+        name = str(getattr(value, "__name__", ""))
+        return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()
     plain = value is None or isinstance(value, (str, bytes, int, float, complex, tuple, list))
-    text = repr(value) if plain else type(value).__name__
+    text = ("list " if isinstance(value, list) else "") + repr(value) if plain else type(value).__name__
     return text if len(text) < 80 else text[:77] + "..."
 
 
@@ -100,13 +101,15 @@ def instance(argument: str, value: Any, kind: type | tuple[type, ...], wanted: s
         raise InputError(f"{argument}: got {came(value)}, wanted {wanted}.")
 
 
-def state(argument: str, value: Any, wanted: str = "a finite floating-point tensor (n, *event)") -> Tensor:
-    """A finite floating-point tensor with a batch axis."""
+def state(
+    argument: str, value: Any, wanted: str = "a finite floating-point tensor (n, *event)", finite: bool = True
+) -> Tensor:
+    """A floating-point tensor with a batch axis, finite if asked for."""
     good = torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta
     if not good:
         cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(...)."
         raise InputError(f"{argument}: got {came(value)}, wanted {wanted}.{cure}")
-    if not bool(value.isfinite().all()):
+    if finite and not bool(value.isfinite().all()):
         raise InputError(f"{argument}: got values that are not finite, wanted {wanted}.")
     return value  # type: ignore[no-any-return]
 

@@ -53,15 +53,8 @@ def distill_sde(
     if folder is not None:
         make_folder(folder)
     watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)
-    checks.state("y0", y0, "a finite floating-point tensor (*batch, d)")
-    if not checks.real("t0", t0) < checks.real("t1", t1):
-        raise InputError(f"t0, t1: got {t0!r} and {t1!r}, wanted t0 < t1.")
-    checks.instance(
-        "teacher", teacher, (StochasticSolver, type(None)), "an SDE solver such as fs.SRID2()"
-    )
+    _check(y0, t0, t1, teacher)
     start = y0.reshape(-1, y0.shape[-1])
-    if not len(start):
-        raise InputError(f"y0: got {checks.came(y0)}, wanted at least one state.")
     start = start[torch.randint(len(start), (trajectories,), generator=generator)]
     fine = teacher or SRID2()
     paths = _paths(sde, fine, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
@@ -85,6 +78,15 @@ def distill_sde(
         watch.lap("least squares")
     spent, after = teacher_steps * fine.card.evaluations, held.rmse(sde, student)
     return student, Report(spent, trajectories, before, after, losses, watch.seconds, looks)
+
+
+def _check(y0: Any, t0: Any, t1: Any, teacher: Any) -> None:
+    checks.state("y0", y0, "a finite floating-point tensor (*batch, d)")
+    if not y0.numel():
+        raise InputError(f"y0: got {checks.came(y0)}, wanted at least one state.")
+    if not checks.real("t0", t0) < checks.real("t1", t1):
+        raise InputError(f"t0, t1: got {t0!r} and {t1!r}, wanted t0 < t1.")
+    checks.instance("teacher", teacher, (StochasticSolver, type(None)), "an SDE solver such as fs.SRID2()")
 
 
 @dataclass(frozen=True)

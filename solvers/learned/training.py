@@ -280,6 +280,15 @@ class Training:
             raise InputError(f"checkpoint: {path} is not the same in all processes; wanted one folder that "
                              "all see.")  # fmt: skip
 
+    def _check_fit(self, tensors: dict[str, Tensor]) -> None:
+        """Copying would spread a smaller tensor over a larger one."""
+        shaped = [(f"{m}.{k}", p) for k, p in self.parameters.items() for m in KEPT]
+        for name, p in [*shaped, *((f"buffer.{k}", b) for k, b in self.buffers.items())]:
+            if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
+                raise ValueError(f"{name} has another shape or dtype")
+            if not bool(tensors[name].isfinite().all()):
+                raise ValueError(f"{name} has numbers that are not finite")
+
     def _read(self, path: Path) -> None:
         from .store import DAMAGE, read
 
@@ -299,12 +308,7 @@ class Training:
                 "made it, or take another folder."
             )
         try:
-            shaped = [(f"{m}.{k}", p) for k, p in self.parameters.items() for m in KEPT]
-            for name, p in [*shaped, *((f"buffer.{k}", b) for k, b in self.buffers.items())]:
-                if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
-                    raise ValueError(f"{name} has another shape or dtype")
-                if not bool(tensors[name].isfinite().all()):
-                    raise ValueError(f"{name} has numbers that are not finite")
+            self._check_fit(tensors)
             with torch.no_grad():
                 for k, p in self.parameters.items():
                     p.copy_(tensors[f"now.{k}"])
