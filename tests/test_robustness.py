@@ -302,3 +302,11 @@ def test_a_bad_value_is_refused_by_name(case):
         assert len(said) < 900
 
     run()
+
+
+def test_an_empty_batch_is_a_batch():
+    empty = torch.ones(0, 3)
+    assert fs.solve(SDE, fs.EulerMaruyama(), empty, TIMES).y.shape == (0, 3)
+    assert fs.solve(SDE, fs.Milstein(), empty, TIMES, path=fs.BrownianPath((0, 3))).y.shape == (0, 3)
+    for solver in (fs.DDIM(), fs.ShARK()):
+        assert fs.sample(PROBLEM, solver, shape=(0, 3), steps=2).shape == (0, 3)
