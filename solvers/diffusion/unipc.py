@@ -43,7 +43,8 @@ class UniPC(DiffusionSolver):
         predictor: bool = True, prediction: str = "data", form: str = "consistent",
     ) -> None:  # fmt: skip
         checks.whole("order", order, 1, 3)
-        checks.instance("corrector", corrector, (bool, set, frozenset), "True, False or a set of steps")
+        kinds = (bool, set, frozenset, list, tuple)  # lists come from JSON
+        checks.instance("corrector", corrector, kinds, "True, False or a set of steps")
         checks.instance("predictor", predictor, bool, "True or False")
         for argument, value, wanted in (
             ("variant", variant, ("bh1", "bh2")), ("prediction", prediction, ("data", "noise")),
