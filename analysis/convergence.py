@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import SDE, InputError, StochasticSolver
-from fewstep.errors import one_of
+from fewstep import SDE, InputError, StochasticSolver, checks
+from fewstep.brownian.increment import check_dtype
 from fewstep.solve import check_solves
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from .records import Record, provenance
 
 REFERENCES = ("torchsde", "exact", "levels")
 FINER = 3  # a reference of higher order is 2^3 times finer than the finest level: its error stays below
+FINEST = 24  # level: 2^24 steps
 FINER_SAME = 5  # one of the same order needs more room
 LEVELS, PATHS = range(4, 10), 4096
 
@@ -206,9 +207,7 @@ def weak_orders(
         antithetic: solve every path's mirror image as well (not with torchsde's paths).
         y0, ..., block: as in `strong_orders`; reference defaults to "levels".
     """
-    if isinstance(test, str) and test not in TESTS:
-        raise one_of("test", test, TESTS)
-    phi = TESTS[test] if isinstance(test, str) else test
+    phi = test if callable(test) else TESTS[checks.word("test", test, TESTS)]
     twin = antithetic and not (isinstance(reference, str) and reference == "torchsde")
     e, name = _experiment(
         solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
@@ -239,15 +238,21 @@ def _experiment(
     weak: bool = False, antithetic: bool = False,
 ) -> tuple[Experiment, str]:  # fmt: skip
     """The checked experiment and the problem's name."""
+    checks.instance("problem", problem, (TestProblem, SDE), "an SDE or one of fewstep.analysis.problems")
+    solvers = checks.sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
     if isinstance(problem, TestProblem):
         sde, name, exact = problem.sde, problem.name, problem.exact
         y0, t1 = problem.y0 if y0 is None else y0, problem.t1 if t1 is None else t1
     else:
         sde, name, exact = problem, "user's SDE", None
-    levels = sorted(set(levels))
+    levels = whole_levels(levels)
     _check_words(levels, paths, reference, block)
+    seed, device, dtype = checks.seed(seed), str(checks.device(device)), check_dtype(dtype)
     if y0 is None or t1 is None:
         raise InputError("y0, t1: got None; an SDE of your own needs y0=(*event) and t1=.")
+    checks.state("y0", y0, "a finite floating-point tensor (*event)")
+    if not checks.real("t0", t0) < checks.real("t1", t1):
+        raise InputError(f"t0, t1: got {t0!r} and {t1!r}, wanted t0 < t1.")
     for solver in solvers:
         _check_solver(sde, solver, reference)
     truth = None if reference == "levels" else reference
@@ -268,26 +273,29 @@ def _experiment(
     return e, name
 
 
+def whole_levels(levels: Any) -> list[int]:
+    """Levels as a user gives them, sorted, each once; a level n takes 2^n steps."""
+    wanted = "whole numbers such as range(4, 10)"
+    if torch.is_tensor(levels):
+        levels = levels.tolist()
+    return sorted({checks.whole("levels", n, 0, FINEST) for n in checks.sequence("levels", levels, wanted)})
+
+
 def _check_words(levels: Sequence[int], paths: int, reference: Any, block: int | None) -> None:
     if len(levels) < 3:
         raise InputError(
             f"levels: got {list(levels)}, wanted at least three different ones: two points always lie on "
             "a line. Use range(4, 10)."
         )
-    if levels[0] < 0 or not all(isinstance(n, int) for n in levels):
-        raise InputError(
-            f"levels: got {list(levels)}, wanted whole numbers of at least 0; n takes 2^n steps."
-        )
     for word, value, least in (("paths", paths, 2), ("block", 1 if block is None else block, 1)):
-        if not isinstance(value, int) or value < least:
-            raise InputError(f"{word}: got {value!r}, wanted a whole number of at least {least}.")
-    if not isinstance(reference, StochasticSolver) and reference not in REFERENCES:
-        raise one_of("reference", reference, REFERENCES)
+        checks.whole(word, value, least)
+    if not isinstance(reference, StochasticSolver):
+        checks.word("reference", reference, REFERENCES)
 
 
 def _check_solver(sde: SDE, solver: Any, reference: Any) -> None:
     if not isinstance(solver, StochasticSolver):
-        raise InputError(f"solver: got {solver!r}, wanted an object such as EulerMaruyama().")
+        raise InputError(f"solver: got {checks.came(solver)}, wanted an object such as EulerMaruyama().")
     check_solves(sde, solver)
     if reference == "torchsde" and solver.card.levy in ("A", "K"):
         raise InputError(
@@ -317,7 +325,7 @@ def _reference_level(
         )
     if wanted is None:
         return levels[-1] + (FINER if order > highest else FINER_SAME)
-    if wanted < levels[-1] + FINER:
+    if checks.whole("reference_level", wanted, 0, FINEST) < levels[-1] + FINER:
         raise InputError(
             f"reference_level: got {wanted}, wanted at least {levels[-1] + FINER}, 2^{FINER} times finer "
             f"than the finest of levels, {levels[-1]}: a coarser reference's own error is measured instead."

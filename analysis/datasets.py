@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fewstep import checks
 from fewstep.errors import InputError
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Both parts hold the ten digits in equal shares.
     """
+    checks.whole("seed", seed, 0, 2**32 - 1)
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -55,7 +57,8 @@ def mnist(folder: str | Path | None = None) -> tuple[Tensor, Tensor, Tensor, Ten
             "folder: MNIST is not shipped. Name the folder of its four files, train-images-idx3-ubyte.gz "
             "and so on, here (--data on the command line) or in the environment variable FEWSTEP_DATA."
         )
-    found = Path(folder) / "mnist" if (Path(folder) / "mnist").is_dir() else Path(folder)
+    given = checks.place(folder, "folder")
+    found = given / "mnist" if (given / "mnist").is_dir() else given
     parts = [_idx(found / f"{name}.gz", *facts) for name, facts in MNIST.items()]
     train, test = parts[:2], parts[2:]
     for x, y in (train, test):

@@ -8,7 +8,9 @@ from typing import Any
 
 import fewstep as fs
 import torch
-from fewstep.errors import InputError, one_of
+from fewstep import checks
+from fewstep.errors import one_of
+from fewstep.grid import MOST, SIGMA_SPACINGS, TIME_SPACINGS
 from torch import Tensor
 
 from .diffusion_problems import DiffusionProblem, by_name
@@ -96,9 +98,14 @@ def work_precision(
         draws, too. Records of version 0.1.0 before MMD was measured have none.
     """
     problem = by_name(problem) if isinstance(problem, str) else problem
-    chosen = [named(n) for n in (SOLVERS if solvers is None else solvers)]
-    if not nfe or min(nfe) < 2:
-        raise InputError(f"nfe: got {list(nfe)!r}, wanted whole numbers of at least 2.")
+    asked = checks.sequence("solvers", SOLVERS if solvers is None else solvers, "names of solvers")
+    chosen = [named(n) for n in asked]
+    for spacing in checks.sequence("spacings", spacings, "names of spacings"):
+        checks.word("spacings", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
+    for n in checks.sequence("nfe", nfe, "whole numbers of at least 2"):
+        checks.whole("nfe", n, 2, MOST)
+    checks.whole("samples", samples, 2)
+    checks.seed(seed)
     noise = problem.noise(samples, seed)
     start = _alpha(problem) * noise
     truth, data = exact(problem, noise), problem.mixture.sample(samples, seed + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from fewstep import checks
 from fewstep.errors import InputError
 from torch import Tensor
 
@@ -23,6 +24,8 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
     Note that two finite samples of one law are not at distance 0: report the floor beside it.
     """
     a, b = _flat(a, b)
+    checks.whole("projections", projections)
+    checks.seed(seed)
     projections = projections if a.shape[1] > 1 else 1
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
@@ -49,7 +52,7 @@ def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
     a, b = _flat(a, b, least=2)
     if bandwidth is None:
         bandwidth = median_distance(torch.cat([a[:SUBSET], b[:SUBSET]]), 2 * SUBSET)
-    if not bandwidth > 0:
+    if not checks.real("bandwidth", bandwidth) > 0:
         raise InputError(f"bandwidth: got {bandwidth!r}, wanted a number above 0.")
 
     def kernel(distance: Tensor) -> Tensor:
@@ -88,6 +91,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both as (samples, numbers) in float64."""
+    checks.state("a", a)
+    checks.state("b", b)
     if a.shape[1:] != b.shape[1:]:
         raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, wanted {tuple(a.shape[1:])} as in a.")
     if min(len(a), len(b)) < least:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep import checks
+from fewstep.files import whole
 from torch import Tensor
 
 from .records import Record
@@ -25,6 +27,7 @@ COLOURS = {
     "GeneralShARK": "#66C2A5", "SlowRK": "#661100", "SRID2": "#882255", "KloedenPlaten15": "#AA4499",
     "Taylor15": "#7A4FA3", "GeneralMilstein": "#1F4E79", "ShiftedODE": "#B8860B",
 }  # fmt: skip
+FORMATS = (".svg", ".png", ".pdf")
 OTHERS = ("#666666", "#8C564B", "#2F4F4F", "#A0522D", "#708090")
 
 
@@ -47,11 +50,13 @@ def write(figure: Figure, path: str | Path) -> Path:
     """Save by the ending of the path; SVG text stays text and carries no date."""
     import matplotlib
 
-    path = Path(path)
+    path = checks.place(path)
+    checks.word("path: the ending", path.suffix.lower(), FORMATS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"}):
+    rc = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"})
+    with rc, whole(path) as part:
         meta = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=meta)
+        figure.savefig(part, dpi=150, metadata=meta, format=path.suffix[1:].lower())
     return path
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from fewstep import checks
 from fewstep.errors import InputError
 from torch import Tensor
 
@@ -85,14 +86,14 @@ def _pair(a: Tensor, b: Tensor, features: Extractor | None) -> tuple[Tensor, Ten
 
 
 def _check(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or x.dim() < 2 or len(x) < 2 or not x.is_floating_point():
-        what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name}: got {what}, wanted a floating-point tensor (n, *event) with n > 1.")
-    if not bool(x.isfinite().all()):
-        raise InputError(f"{name}: has values that are not finite; look at the sampler that made them.")
+    wanted = "a finite floating-point tensor (n, *event) with n > 1"
+    checks.state(name, x, wanted)
+    if x.dim() < 2 or len(x) < 2:
+        raise InputError(f"{name}: got {checks.came(x)}, wanted {wanted}.")
 
 
 def _apply(name: str, x: Tensor, features: Extractor) -> Tensor:
+    checks.function("features", features, "a function x -> (batch, d); of class_score, logits")
     module = getattr(features, "__self__", features)
     if module.__class__.__module__ == "fewstep.analysis.mnist_teacher" and x.shape[1:] != (1, 28, 28):
         raise InputError(

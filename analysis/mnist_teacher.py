@@ -7,15 +7,15 @@ samples (`images`) is here as well.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fewstep import Denoising, DiscreteVP, classifier_free_guidance, from_epsilon
+from fewstep import Denoising, DiscreteVP, checks, classifier_free_guidance, from_epsilon
 from fewstep.errors import InputError
 from fewstep.learned import store, training
 from fewstep.learned.training import Minibatch, learning_rate, seeded
+from fewstep.learned.unet_denoiser import unet_class
 from torch import Tensor, nn
 
 from . import datasets
@@ -76,13 +76,15 @@ def problem(
 
 def _checked(label: int | Tensor | None, guidance: float) -> Tensor:
     """The labels, () or (batch,)."""
-    if not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
-        raise InputError(f"guidance: got {guidance!r}, wanted a finite number; 1 is none.")
+    checks.real("guidance", guidance, wanted="a finite number; 1 is none")
     if label is None:
         if guidance not in (0, 1):
             raise InputError(f"guidance: got {guidance} without a label; say which class to guide to.")
         return torch.tensor(NO_CLASS)
-    labels = torch.as_tensor(label)
+    try:
+        labels = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"label: got {label!r}, wanted None, a digit, or a (batch,) tensor.") from error
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if not whole or labels.dim() > 1 or bool(((labels < 0) | (labels >= NO_CLASS)).any()):
         raise InputError(f"label: got {label!r}, wanted None, a digit 0 .. 9, or a (batch,) tensor of them.")
@@ -99,6 +101,7 @@ def network(path: str | Path | None = None) -> UNet2DModel:
     """
     path = WEIGHTS if path is None else path
     meta, weights = store.read(path, (FORMAT,))
+    store.finite(path, weights)
     try:
         net = _build(path, meta, {k: v.float() for k, v in weights.items()})
     except InputError:
@@ -128,14 +131,8 @@ def _build(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor]) -
 
 def unet(channels: list[int], layers: int, groups: int, head: int) -> UNet2DModel:
     """A U-Net for (batch, 1, 28, 28), attention on the coarsest grid only, ten classes and none."""
-    try:
-        from diffusers import UNet2DModel
-    except ImportError as error:
-        raise InputError(
-            "mnist: diffusers is not installed; run: pip install 'fewstep[diffusers]'"
-        ) from error
     above = len(channels) - 1
-    return UNet2DModel(
+    return unet_class()(  # type: ignore[no-any-return]
         sample_size=28, in_channels=1, out_channels=1, num_class_embeds=NO_CLASS + 1, add_attention=False,
         block_out_channels=tuple(channels), layers_per_block=layers, norm_num_groups=groups,
         attention_head_dim=head, down_block_types=("DownBlock2D",) * above + ("AttnDownBlock2D",),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from fewstep import SDE
-from fewstep.errors import one_of
+from fewstep import SDE, checks
+from fewstep.problem import SDE_TYPES
 from torch import Tensor
 
 F64 = torch.float64
@@ -285,8 +285,8 @@ JUDGES = {
 
 def judge(noise_type: str, sde_type: str = "ito") -> TestProblem:
     """The problem on which orders are judged for this noise, read in this calculus."""
-    if noise_type not in JUDGES:
-        raise one_of("noise_type", noise_type, JUDGES)
+    checks.word("noise_type", noise_type, JUDGES)
+    checks.word("sde_type", sde_type, SDE_TYPES)
     return in_calculus(JUDGES[noise_type](), sde_type)
 
 
@@ -300,9 +300,8 @@ def in_calculus(problem: TestProblem, sde_type: str) -> TestProblem:
 
 def by_name(name: str) -> TestProblem:
     """The problem of that name with its default parameters; `..._stratonovich` reads it in that calculus."""
-    base, _, calculus = name.rpartition("_")
+    base, _, calculus = name.rpartition("_") if isinstance(name, str) else ("", "", "")
     if calculus in ("stratonovich", "ito") and base in PROBLEMS:
         return in_calculus(PROBLEMS[base](), calculus)
-    if name not in PROBLEMS:
-        raise one_of("problem", name, PROBLEMS)
+    checks.word("problem", name, PROBLEMS)
     return PROBLEMS[name]()

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep import checks
 from fewstep.errors import InputError
+from fewstep.files import whole
 
 FORMAT = "fewstep-record-1"
 
@@ -40,20 +42,28 @@ class Record:
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON; the file appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.body(), indent=1) + "\n")
-        part.replace(path)
+        path = checks.place(path)
+        checks.instance("data", self.data, dict, "a dict of plain numbers")
+        try:
+            text = json.dumps(self.body(), indent=1) + "\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"data: got what JSON cannot hold ({error}); wanted plain numbers.") from error
+        with whole(path) as part:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(text)
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
         """Read a record; refuses other JSON."""
+        path = checks.place(path)
         try:
-            body = json.loads(Path(path).read_text())
+            body = json.loads(path.read_text())
             if body["format"] != FORMAT:
                 raise KeyError("format")
+            kinds = {"kind": str, "data": dict, "seed": int, "made": dict}
+            if wrong := [k for k, kind in kinds.items() if not isinstance(body[k], kind)]:
+                raise TypeError(f"{wrong[0]} is no {kinds[wrong[0]].__name__}")
             return cls(body["kind"], body["data"], body["seed"], body["made"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import EDM, Denoising
+from fewstep import EDM, Denoising, checks
 from fewstep.errors import InputError
 from fewstep.learned import store, training
 from fewstep.learned.networks import DenoisingMLP
@@ -31,9 +31,13 @@ def digits() -> Denoising:
 def load(path: str | Path) -> DenoisingMLP:
     """A teacher from its file."""
     meta, weights = store.read(path, (FORMAT,))
+    store.finite(path, weights)
     weights = {k: v.float() for k, v in weights.items()}
-    network = store.build(str(path), "DenoisingMLP", meta.get("config"), weights)
-    network.load_state_dict(weights)
+    try:
+        network = store.build(str(path), "DenoisingMLP", meta.get("config"), weights)
+        network.load_state_dict(weights)
+    except (RuntimeError, ArithmeticError, *store.DAMAGE) as error:
+        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
     assert isinstance(network, DenoisingMLP)
     return network.eval().requires_grad_(False)
 
@@ -75,9 +79,12 @@ def train(name: str, path: str | Path, *, seed: int = 0, **options: Any) -> Path
         "mnist": mnist_teacher.train,
         "mnist-features": mnist_teacher.train_features,
     }
-    if name not in recipes:
+    if not isinstance(name, str) or name not in recipes:
         raise InputError(f"name: got {name!r}, wanted one of {', '.join(recipes)}.")
-    return recipes[name](path, seed=seed, **options)
+    place = checks.place(path)
+    if not place.resolve().parent.is_dir() or place.is_dir():  # before the training, not after it
+        raise InputError(f"path: got {path}, wanted a file in a folder that exists; make it first.")
+    return recipes[name](place, seed=checks.seed(seed), **options)
 
 
 def _train_digits(seed: int, iterations: int) -> DenoisingMLP:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from fewstep import checks
 from fewstep.brownian.normals import key_of, node_seed
 from fewstep.errors import InputError
 from torch import Tensor
@@ -85,7 +86,7 @@ def rough_bergomi(
         raise InputError(f"dtype: got {dtype}, wanted torch.float32 or torch.float64.")
     times = torch.linspace(0, horizon, steps + 1, dtype=F64)
     out = RoughBergomi(times, *(torch.empty(paths, steps + n, dtype=dtype) for n in (1, 1, 0)))
-    key = key_of(key_of(seed) + STREAM)
+    key = key_of(key_of(checks.whole("seed", seed, -math.inf)) + STREAM)
     for group in range(first // GROUP, (first + paths - 1) // GROUP + 1):
         # a whole group always: the shape of a product decides how it is rounded
         generator = torch.Generator().manual_seed(node_seed(key, group))
@@ -327,21 +328,23 @@ def _jackknife(moments: Tensor, of: Callable[[Tensor], Tensor], at: Sequence[flo
 
 def _check_counts(paths: int, steps: int, first: int) -> None:
     for name, came, least in (("paths", paths, 1), ("steps", steps, 1), ("first", first, 0)):
-        if isinstance(came, bool) or not isinstance(came, int) or came < least:
-            raise InputError(f"{name}: got {came!r}, wanted an integer of at least {least}.")
+        checks.whole(name, came, least)
     if steps > STEPS:
         raise InputError(f"steps: got {steps}, wanted at most {STEPS} (the factors take steps^2 of memory).")
 
 
 def _check_model(hurst: float, eta: float, rho: float, variance: float, horizon: float) -> None:
-    checks = (
+    named = {"hurst": hurst, "eta": eta, "rho": rho, "variance": variance, "horizon": horizon}
+    for name, value in named.items():
+        checks.real(name, value)
+    rules = (
         ("hurst", hurst, 0 < hurst <= 0.5, "0 < H <= 0.5. Rough means below a half"),
         ("eta", eta, 0 <= eta < math.inf, "a finite number of at least 0"),
         ("rho", rho, -1 <= rho <= 1, "a correlation in [-1, 1]"),
         ("variance", variance, 0 < variance < math.inf, "xi_0 above 0, the square of a volatility"),
         ("horizon", horizon, 0 < horizon < math.inf, "a finite number of years above 0"),
     )
-    for name, came, ok, wanted in checks:
+    for name, came, ok, wanted in rules:
         if not ok:
             raise InputError(f"{name}: got {came!r}, wanted {wanted}.")
 
@@ -350,6 +353,9 @@ def _check_sample(
     log_price: Tensor, variance: Tensor | None, lags: Sequence[int] | None, groups: int
 ) -> list[int]:
     """The lags, if all is well."""
+    for name, x in (("log_price", log_price), ("variance", variance)):
+        if x is not None or name == "log_price":
+            checks.state(name, x, "a floating-point tensor (paths, steps + 1)", finite=False)
     if log_price.dim() != 2 or log_price.shape[1] < 9:
         raise InputError(
             f"log_price: got shape {tuple(log_price.shape)}, wanted (paths, steps + 1) with 8 steps or more."
@@ -358,6 +364,7 @@ def _check_sample(
         raise InputError(
             f"variance: got shape {tuple(variance.shape)}, wanted {tuple(log_price.shape)} as log_price."
         )
+    checks.whole("groups", groups)
     if not 2 <= groups <= len(log_price) // 2:
         raise InputError(
             f"groups: got {groups}, wanted 2 to {len(log_price) // 2}, half the number of paths."
@@ -370,7 +377,12 @@ def _check_sample(
             f"variance: got {bad} paths that are not above 0, wanted none. Model the logarithm of v."
         )
     steps = log_price.shape[1] - 1
-    chosen = [2**i for i in range((steps // 4).bit_length())] if lags is None else list(lags)
+    chosen = [2**i for i in range((steps // 4).bit_length())]
+    if lags is not None:
+        given = lags.tolist() if torch.is_tensor(lags) else lags
+        chosen = list(checks.sequence("lags", given, "increasing whole numbers"))
+    for lag in chosen:
+        checks.whole("lags", lag)
     if len(chosen) < 2 or chosen != sorted({*chosen}) or not 1 <= chosen[0] <= chosen[-1] <= steps // 2:
         raise InputError(f"lags: got {chosen}, wanted two or more increasing ones in 1 ... {steps // 2}.")
     return chosen

@@ -20,6 +20,7 @@ from fewstep import (
     Milstein,
     SlowRK,
     StochasticSolver,
+    checks,
     solve,
 )  # fmt: skip
 from fewstep.errors import one_of
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from .blocks import Experiment, Stored, Torchsde, grid_of, own_noise
 from .cards import cases
+from .convergence import whole_levels
 from .figures import canvas, colour, write
 from .parallel import progress
 from .problems import PROBLEMS, TestProblem, by_name
@@ -70,6 +72,8 @@ def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
         return sde_work_precision(by_name(problem), *args, **options)
     from . import diffusion_problems, diffusion_work
 
+    kinds = (str, diffusion_problems.DiffusionProblem)
+    checks.instance("problem", problem, kinds, "a problem of fewstep.analysis or its name")
     if isinstance(problem, str) and problem not in diffusion_problems.PROBLEMS:
         raise one_of("problem", problem, [*PROBLEMS, *diffusion_problems.PROBLEMS])
     return diffusion_work.work_precision(problem, *args, **options)
@@ -97,10 +101,14 @@ def sde_work_precision(
         InputError: a solver that cannot solve the problem, fewer than two levels.
     """
     solvers = default_solvers(problem) if solvers is None else solvers
-    levels = sorted(set(levels))
+    solvers = checks.sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
+    levels, seed, device = whole_levels(levels), checks.seed(seed), str(checks.device(device))
+    checks.whole("paths", paths)
+    checks.whole("repeats", repeats)
     if len(levels) < 2:
         raise InputError(f"levels: got {levels}, wanted at least two. Use range(3, 9).")
     for solver in solvers:
+        checks.instance("solvers", solver, StochasticSolver, "objects such as EulerMaruyama()")
         check_solves(problem.sde, solver)
     truth = "exact" if problem.exact is not None else _best(problem)
     # one stored path set serves everyone: with H for torchsde's srk, with A where the truth wants it

@@ -1,4 +1,4 @@
-"""The README's tables, from the cards and the records: `python docs/front.py` writes them between their marks."""
+"""The README's tables, from cards and records: `python docs/front.py` writes them between their marks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,14 @@ def sdes() -> str:
         card, row = fs.solvers()[name].card, known[name]
         at = list(card.strong_order).index(noise)
         measured = row[cards.COLUMNS.index("measured")].split(", ")[at]
-        cells = [what, f"`{name}`", f"{card.strong_order[noise]:g}", measured, card.levy or "-", card.evaluations]
+        cells = [
+            what,
+            f"`{name}`",
+            f"{card.strong_order[noise]:g}",
+            measured,
+            card.levy or "-",
+            card.evaluations,
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -66,8 +73,9 @@ def orders() -> str:
     for e in tables.record("headline-orders").data["estimates"]:
         said = "differences of levels: torchsde's paths have no area"
         against = said if e["reference"] == "levels" else "torchsde's `srk` on the same path"
-        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:g}",
-                 f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]", f"{e['local'][-1]:.2f}", against]  # fmt: skip
+        measured = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:g}", measured]
+        cells += [f"{e['local'][-1]:.2f}", against]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

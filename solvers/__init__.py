@@ -101,6 +101,11 @@ __version__: str = _version("fewstep")
 
 def solvers(noise_type: str | None = None) -> dict[str, type[Solver]]:
     """Every solver class of the public surface by name; with a noise type, those that can solve it."""
+    if noise_type is not None:
+        from .checks import word
+        from .problem import NOISE_TYPES
+
+        word("noise_type", noise_type, NOISE_TYPES)
     found = {
         name: value
         for name, value in globals().items()

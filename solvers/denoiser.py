@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError, one_of
+from . import checks
+from .errors import InputError
 from .problem import Denoiser
 from .schedule import Schedule
 
@@ -93,8 +94,18 @@ class Converted:
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         if self.dtype is None or self.dtype == x.dtype:
-            return self.model(x, t)
-        return self.model(x.to(self.dtype), t).to(x.dtype)
+            return _like("model", self.model(x, t), x)
+        return _like("model", self.model(x.to(self.dtype), t), x).to(x.dtype)
+
+
+def _like(name: str, out: Any, x: Tensor) -> Tensor:
+    """What a network said, if it is a tensor of x's shape."""
+    if not torch.is_tensor(out) or out.shape != x.shape or out.device != x.device:
+        raise InputError(
+            f"{name}: got {checks.came(out)}, wanted one of x's shape {tuple(x.shape)} on its device. Wrap a "
+            "network that returns more, as lambda x, t: net(x, t).sample for one of diffusers."
+        )
+    return out
 
 
 def from_epsilon(
@@ -157,29 +168,30 @@ def from_edm(
     Raises:
         InputError: labels that are not rows; as many as there are samples, when called.
     """
-    if not callable(net):
-        raise InputError(f"net: got {type(net).__name__}, wanted a network called as net(x, sigma).")
+    checks.function("net", net, "a network called as net(x, sigma)")
     told: dict[str, bool] = {"force_fp32": True} if force_fp32 else {}
     labels = None if class_labels is None else _label_rows(class_labels, getattr(net, "label_dim", None))
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         if labels is None:
-            return net(x, sigma, **told).to(x.dtype)
+            return _like("net", net(x, sigma, **told), x).to(x.dtype)
         if len(labels) not in (1, len(x)):
             raise InputError(
                 f"class_labels: got {len(labels)} rows for a batch of {len(x)}; wanted a row for each "
                 "sample, or one for all. Convert the network anew with the labels of this batch."
             )
-        return net(x, sigma, labels.to(x.device).expand(len(x), -1), **told).to(x.dtype)
+        out = net(x, sigma, labels.to(x.device).expand(len(x), -1), **told)
+        return _like("net", out, x).to(x.dtype)
 
     return _convert(model, None, "sample", None, _half(net) if dtype is None else dtype)
 
 
 def _label_rows(labels: Any, width: int | None) -> Tensor:
     """(1 or batch, label_dim) rows; class numbers, which EDM would take for one long row, are refused."""
-    if torch.is_tensor(labels) and labels.dim() in (1, 2) and width in (None, 0, labels.shape[-1]):
+    given = torch.is_tensor(labels) and labels.dim() in (1, 2) and len(labels) > 0
+    if given and width in (None, 0, labels.shape[-1]):
         rows: Tensor = labels.reshape(-1, labels.shape[-1])
-        if rows.is_floating_point() or not bool((rows > 1).any()):
+        if rows.is_floating_point() or not bool(((rows > 1) | (rows < 0)).any()):
             return rows
     came = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
     raise InputError(
@@ -191,8 +203,10 @@ def _label_rows(labels: Any, width: int | None) -> Tensor:
 def _convert(
     model: Model, schedule: Schedule | None, kind: str, rounding: str | None, dtype: torch.dtype | None
 ) -> Converted:
-    if rounding not in (None, "nearest", "down"):
-        raise one_of("rounding", rounding, ("nearest", "down"))
+    if rounding is not None:
+        checks.word("rounding", rounding, ("nearest", "down"))
+    checks.function("model", model, "a network called as model(x_t, t)")
+    checks.floating(dtype)
     if not isinstance(schedule, Schedule | None):
         raise InputError(
             f"schedule: got {type(schedule).__name__}, wanted a fewstep schedule such as VPLinear() or "
@@ -217,17 +231,20 @@ class Mended:
     mend: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.mend(self.denoiser(x, sigma))
+        return self.mend(_like("denoiser", self.denoiser(x, sigma), x))
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
         inner, sigmas = on_levels(self.denoiser, levels, like, "data"), levels.tolist()
         if prediction == "data":
-            return lambda i, x: self.mend(inner(i, x))
-        return lambda i, x: (x - self.mend(inner(i, x))).div_(sigmas[i])
+            return lambda i, x: self.mend(_like("denoiser", inner(i, x), x))
+        return lambda i, x: (x - self.mend(_like("denoiser", inner(i, x), x))).div_(sigmas[i])
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Mended:
     """x0 clamped to [low, high] (diffusers' clip_sample)."""
+    checks.function("denoiser", denoiser, "a function (x, sigma) -> x0")
+    if not checks.real("low", low) < checks.real("high", high):
+        raise InputError(f"low, high: got {low!r} and {high!r}, wanted low < high.")
     return Mended(denoiser, lambda x0: x0.clamp(low, high))
 
 
@@ -236,6 +253,9 @@ def dynamic_thresholding(denoiser: Denoiser, quantile: float = 0.995, most: floa
 
     For data in [-1, 1] in pixel space under strong guidance (arXiv 2205.11487, Section 2.3).
     """
+    checks.function("denoiser", denoiser, "a function (x, sigma) -> x0")
+    checks.real("quantile", quantile, 0, 1, "a number in [0, 1]")
+    checks.real("most", most, 0, wanted="a number of at least 0")
     return Mended(denoiser, partial(threshold, quantile=quantile, most=most))
 
 
@@ -258,7 +278,17 @@ def classifier_free_guidance(
         condition, unconditional: (batch, ...) what the two halves are told.
     """
 
+    checks.function("model", model, "a network called as model(x, t, condition)")
+    checks.real("scale", scale)
+    for name, told in (("condition", condition), ("unconditional", unconditional)):
+        if not torch.is_tensor(told) or told.shape != condition.shape or told.dim() == 0:
+            raise InputError(
+                f"{name}: got {checks.came(told)}, wanted a tensor (batch, ...), both halves of one shape."
+            )
+
     def guided(x: Tensor, t: Tensor) -> Tensor:
+        if len(condition) != len(x):
+            raise InputError(f"condition: got {len(condition)} for a batch of {len(x)}; wanted one each.")
         both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([unconditional, condition]))
         u, c = both.chunk(2)
         return torch.lerp(u, c, scale)
@@ -276,7 +306,7 @@ def on_levels(
     at, sigmas = levels.to(like.device, like.dtype).unbind(), levels.tolist()
     if prediction == "data":
         return lambda i, x: denoiser(x, at[i])
-    return lambda i, x: (x - denoiser(x, at[i])).div_(sigmas[i])
+    return lambda i, x: (x - _like("denoiser", denoiser(x, at[i]), x)).div_(sigmas[i])
 
 
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:
@@ -293,10 +323,13 @@ def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed:
     Raises:
         InputError: x0 depends on the noise with a slope of more than 1/2.
     """
-    own = torch.Generator(like.device).manual_seed(seed)
+    checks.function("denoiser", denoiser, "a function (x, sigma) -> x0")
+    checks.instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
+    checks.state("like", like)
+    own = torch.Generator(like.device).manual_seed(checks.seed(seed))
     n = torch.randn(like.shape, generator=own, dtype=like.dtype, device=like.device)
     sigma = torch.tensor(schedule.sigma_max, dtype=like.dtype, device=like.device)
-    x0 = denoiser(n * sigma, sigma)
+    x0 = _like("denoiser", denoiser(n * sigma, sigma), n)
     slope = float((x0 * n).sum() / n.square().sum())
     if abs(slope) > 0.5:
         kind = getattr(denoiser, "kind", "x0")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import InputError, one_of
+from . import checks
+from .errors import InputError
 from .schedule import Schedule
 
 SIGMA_SPACINGS = ("logsnr", "karras", "exponential")
 TIME_SPACINGS = ("uniform", "quadratic", "linspace", "leading", "trailing")
+MOST = 10**6  # steps: a plan is a table in memory, a row a step
 
 
 def sigma_grid(
@@ -31,16 +33,22 @@ def sigma_grid(
             overrides spacing.
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps: got {steps!r}, wanted a whole number of at least 1.")
-    if spacing not in SIGMA_SPACINGS + TIME_SPACINGS:
-        raise one_of("spacing", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
-    if final not in ("x0", "sigma_min"):
-        raise one_of("final", final, ("x0", "sigma_min"))
+    checks.instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
+    checks.whole("steps", steps, 1, MOST)
+    checks.word("spacing", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
+    checks.word("final", final, ("x0", "sigma_min"))
+    checks.whole("offset", offset, 0)
+    if rho is not None and not checks.real("rho", rho) > 0:
+        raise InputError(f"rho: got {rho!r}, wanted a number above 0.")
     count = steps if final == "x0" else steps + 1
     first, last = torch.tensor([[schedule.sigma_max], [schedule.sigma_min]], dtype=torch.float64)
     if timesteps is not None:
         nodes = schedule.sigma(_check_timesteps(timesteps, steps))
+        if not bool((nodes.isfinite() & (nodes > 0)).all()):
+            raise InputError(
+                f"timesteps: got {_short(checks.numbers('timesteps', timesteps))}, some of which have no "
+                "noise level in this schedule; wanted its model times."
+            )
         ends = last if final == "sigma_min" and nodes[-1] > last * (1 + 1e-9) else last[:0]
     elif spacing in ("linspace", "leading", "trailing"):
         # a trailing grid stops above sigma_min; the others reach it by themselves
@@ -91,7 +99,7 @@ def _table_2(schedule: Schedule, steps: int, spacing: str, offset: int) -> Tenso
 
 
 def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
-    t = torch.as_tensor(timesteps).detach().to("cpu", torch.float64)
+    t = checks.numbers("timesteps", timesteps)
     if t.dim() != 1 or len(t) != steps or not bool((t.diff() < 0).all()):
         raise InputError(
             f"timesteps: got {_short(t.flatten())}; wanted ({steps},) strictly decreasing model times. "
@@ -105,7 +113,7 @@ def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
 
     repeat: the last level may be said twice, as diffusers does on grids that end in sigma_min.
     """
-    s = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
+    s = checks.numbers("sigmas", sigmas)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
         raise InputError(f"sigmas: got a tensor of shape {tuple(s.shape)}; wanted (n,) finite with n >= 2.")
     falls = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import checks
 from .errors import InputError
+from .files import whole
 from .grid import check_sigmas
 
 FORMAT = "fewstep-plan-1"
@@ -74,6 +76,10 @@ class Plan:
     noise: Tensor
 
     def __post_init__(self) -> None:
+        for key in (f.name for f in fields(self) if f.name not in ("name", "prediction")):
+            column = getattr(self, key)
+            if not torch.is_tensor(column) or not column.is_floating_point() or column.dim() == 0:
+                raise InputError(f"plan.{key}: got {checks.came(column)}, wanted a floating-point tensor.")
         rows, window = len(self.sigma), self.b.shape[-1]
         wanted = {
             "c": (rows,), "a": (rows,), "d": (rows, window), "b": (rows, window),
@@ -85,8 +91,13 @@ class Plan:
                     f"plan.{key}: got shape {tuple(getattr(self, key).shape)}, wanted {shape}. "
                     "A table has one row for each evaluation in `sigma`."
                 )
-        if self.prediction not in PREDICTIONS:
-            raise InputError(f"plan.prediction: got {self.prediction!r}, wanted 'data' or 'noise'.")
+        checks.word("plan.prediction", self.prediction, PREDICTIONS)
+        check_sigmas(self.sigmas, repeat=True)
+        wrong = [k for k in ("c", "d", "m", "a", "b", "n") if not bool(getattr(self, k).isfinite().all())]
+        if not 1 <= self.m.shape[-1] <= len("WHK") or not rows:
+            raise InputError(f"plan.m: got shape {tuple(self.m.shape)}, wanted (rows, intervals, letters).")
+        if wrong or not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
+            raise InputError(f"plan.{(wrong or ['sigma'])[0]}: got values that are not levels or weights.")
 
     @property
     def nfe(self) -> int:
@@ -125,7 +136,8 @@ class Plan:
         from safetensors.torch import save_file
 
         meta = {"format": FORMAT, "name": self.name, "prediction": self.prediction}
-        save_file(self.tensors(), str(path), {"fewstep": json.dumps(meta)})
+        with whole(path) as part:
+            save_file(self.tensors(), str(part), {"fewstep": json.dumps(meta)})
 
     def tensors(self) -> dict[str, Tensor]:
         """The columns by name."""
@@ -138,13 +150,9 @@ class Plan:
         names = {f.name for f in fields(cls)} - {"name", "prediction"}
         if missing := sorted(names - tensors.keys()):
             raise InputError(f"plan: columns {', '.join(missing)} are missing; the file is not whole.")
+        if strange := [k for k in names if not tensors[k].is_floating_point()]:
+            raise InputError(f"plan: {strange[0]} holds {tensors[strange[0]].dtype}; the file is damaged.")
         columns = {k: tensors[k].double() for k in names}
-        wrong = [k for k, v in columns.items() if k != "noise" and not bool(v.isfinite().all())]
-        if wrong or not bool((columns["sigma"] > 0).all()):
-            raise InputError(
-                f"plan: {', '.join(wrong) or 'sigma'} has values that are not levels or weights."
-            )
-        check_sigmas(columns["sigmas"], repeat=True)
         return cls(str(meta.get("name")), str(meta.get("prediction")), **columns)
 
     def renamed(self, name: str) -> Plan:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import InputError, one_of
+from . import checks
+from .errors import InputError
 from .schedule import Schedule
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ class SDE:
         sde_type: `"ito"` or `"stratonovich"`.
 
     Raises:
-        InputError: an unknown noise type or calculus.
+        InputError: an unknown noise type or calculus, what is no function.
     """
 
     drift: Field
@@ -44,10 +45,10 @@ class SDE:
     sde_type: str = "ito"
 
     def __post_init__(self) -> None:
-        if self.noise_type not in NOISE_TYPES:
-            raise one_of("noise_type", self.noise_type, NOISE_TYPES)
-        if self.sde_type not in SDE_TYPES:
-            raise one_of("sde_type", self.sde_type, SDE_TYPES)
+        for name, field in (("drift", self.drift), ("diffusion", self.diffusion)):
+            checks.function(name, field, "a function (t, y) -> tensor")
+        checks.word("noise_type", self.noise_type, NOISE_TYPES)
+        checks.word("sde_type", self.sde_type, SDE_TYPES)
 
     @classmethod
     def from_torchsde(cls, sde: Any) -> SDE:
@@ -113,7 +114,14 @@ class Denoising:
             (variance-exploding coordinates). x is (*batch, *event); sigma a 0-d tensor like x.
             `from_epsilon` and its kin turn other predictions into it.
         schedule: the forward process; it says where sigma starts and ends.
+
+    Raises:
+        InputError: what is no function, or no schedule.
     """
 
     denoiser: Denoiser
     schedule: Schedule
+
+    def __post_init__(self) -> None:
+        checks.function("denoiser", self.denoiser, "a function (x, sigma) -> x0")
+        checks.instance("schedule", self.schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import checks
 from .brownian import BrownianPath, Increment
 from .brownian.increment import LEVELS
 from .brownian.normals import key_of
@@ -145,13 +145,17 @@ def sample(
             "called with them first."
         )
     if timesteps is not None and sigmas is None:
-        steps = len(timesteps)
+        steps = checks.numbers("timesteps", timesteps).numel()
+        if not steps:
+            raise InputError("timesteps: got none, wanted the model times of the evaluations, decreasing.")
         sigmas = sigma_grid(problem.schedule, steps, spacing, final, timesteps=timesteps)
     plan, student = _resolve(problem, solver, steps, sigmas, spacing, final)
-    own = seed if seeds is None else each_seed(seeds)
+    own = checks.seed(seed) if seeds is None else each_seed(seeds)
     x = _start(problem, plan, shape, own, noise, dtype, device)
     if not isinstance(own, int) and len(own) != len(x):
         raise InputError(f"seeds: got {len(own)}, wanted one for each of the {len(x)} samples.")
+    if callback is not None:
+        checks.function("callback", callback, "a function (row, x, D)")
     draw = _normals(problem, plan, x, own, path)
     evaluate = student.evaluator(problem, x) if student else evaluator_of(problem, plan, x)
     x = run(plan, x, evaluate, draw, callback)
@@ -196,17 +200,16 @@ def _start(
 ) -> Tensor:  # fmt: skip
     """The state at the first level, x0 + sigma n, in float32 at least."""
     half = (torch.float16, torch.bfloat16)  # the trajectory outlives many small steps: they would not
+    dtype, device = checks.floating(dtype), checks.device(device)
     if noise is None:
         if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
             raise InputError(f"shape: got {shape!r}; wanted (batch, ...), or the initial state as noise=...")
         dtype = dtype or torch.get_default_dtype()
         dtype = torch.float32 if dtype in half else dtype
-        return unit_normals(tuple(shape), generators(seed, device), dtype, device) * plan.sigmas[0].item()
-    if not noise.is_floating_point() or noise.dim() == 0:
-        raise InputError(
-            f"noise: got {noise.dtype} of shape {tuple(noise.shape)}; wanted floating point (batch, ...)."
-        )
-    if shape is not None and tuple(shape) != tuple(noise.shape):
+        unit = unit_normals(checks.sizes(shape), generators(seed, device), dtype, device)
+        return unit * plan.sigmas[0].item()
+    checks.state("noise", noise, "finite floating point (batch, ...)")
+    if shape is not None and checks.sizes(shape) != tuple(noise.shape):
         raise InputError(f"shape: got {shape} beside noise of shape {tuple(noise.shape)}; drop one.")
     return (noise.float() if noise.dtype in half else noise) / problem.schedule.alpha(plan.sigmas[:1]).item()
 
@@ -216,10 +219,9 @@ Generators = torch.Generator | list[torch.Generator]
 
 def each_seed(seeds: Any) -> list[int]:
     """A user's seeds, one a sample, as whole numbers."""
-    try:
-        return [operator.index(s) for s in (seeds.tolist() if torch.is_tensor(seeds) else seeds)]
-    except TypeError:
-        raise InputError(f"seeds: got {seeds!r}; wanted whole numbers, one for each sample.") from None
+    given = seeds.tolist() if torch.is_tensor(seeds) else seeds
+    given = checks.sequence("seeds", given, "whole numbers, one for each sample")
+    return [checks.seed(s, "seeds") for s in given]
 
 
 def generators(seed: int | list[int], device: torch.device | str) -> Generators:
@@ -290,6 +292,8 @@ def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> B
 
 def _check_path(path: Any, plan: Plan, x: Tensor) -> None:
     """Refuse a path that lacks letters, has another shape or does not reach over the plan's intervals."""
+    if not hasattr(path, "increment") or getattr(path, "levy", None) not in LEVELS:
+        raise InputError(f"path: got {checks.came(path)}, wanted a BrownianPath in the clock 1/sigma^2.")
     if LEVELS[path.levy] < plan.m.shape[-1]:
         raise InputError(
             f"path: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make the path with "
@@ -314,11 +318,12 @@ def evaluator_of(problem: Denoising, plan: Plan, like: Tensor) -> Evaluate:
 
     def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:
         out = predict(i, x)
-        if i == 0 and (not torch.is_tensor(out) or out.shape != x.shape or out.dtype != x.dtype):
-            came = f"{out.dtype} of shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
+        if i == 0 and not (
+            torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
+        ):
             raise InputError(
-                f"denoiser: got {came}, wanted x's {x.dtype} of shape {tuple(x.shape)}. Return the estimate "
-                "of x0 for each element of x, in x's dtype."
+                f"denoiser: got {checks.came(out)}, wanted x's {x.dtype} of shape {tuple(x.shape)}. Return "
+                "the estimate of x0 for each element of x, in x's dtype."
             )
         return out
 

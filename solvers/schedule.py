@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from . import checks
 from .errors import InputError, one_of
 
 
@@ -58,11 +59,18 @@ class _Timed(Schedule):
     t_max: float
 
     def __post_init__(self) -> None:
-        ends = self.sigma(torch.tensor([self.t_min, self.t_max], dtype=torch.float64)).tolist()
-        if not 0 < ends[0] < ends[1] < math.inf:
+        """Refuse numbers between which sigma does not rise from above 0 to a finite value."""
+        said = {f.name: checks.real(f.name, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        try:
+            low, high = self.sigma_min, self.sigma_max
+            times = self.time(torch.tensor([low, high], dtype=torch.float64))
+            good = 0 < low < high < math.inf and bool(times.isfinite().all())
+        except (ArithmeticError, ValueError):
+            good = False
+        if not good:
             raise InputError(
-                f"schedule: got {self!r}, whose sigma goes from {ends[0]:g} to {ends[1]:g} between t_min and "
-                "t_max; wanted it to grow from above 0 to a finite number."
+                f"{', '.join(said)}: got {', '.join(f'{v:g}' for v in said.values())}, between which sigma "
+                "does not rise from above 0 to a finite value; wanted 0 < t_min < t_max and growing noise."
             )
 
     @property
@@ -257,7 +265,7 @@ class DiscreteVP(Schedule):
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
-        abar = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu")
+        abar = checks.numbers("alphas_cumprod", alphas_cumprod)
         ok = abar.dim() == 1 and len(abar) > 1 and bool(((abar > 0) & (abar < 1)).all())
         if not ok or not bool((abar.diff() < 0).all()):
             raise InputError(
@@ -279,6 +287,9 @@ class DiscreteVP(Schedule):
         zero_snr: bool = False,
     ) -> DiscreteVP:  # fmt: skip
         """A table by its name in diffusers: "linear", "scaled_linear" or "squaredcos_cap_v2"."""
+        checks.whole("steps", steps, 2, 10**6)
+        for argument, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+            checks.real(argument, beta, 0, 1, "a number in [0, 1]")
         if name == "linear":
             betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         elif name == "scaled_linear":
@@ -327,14 +338,23 @@ def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
             where that is not larger. Networks for such tables predict v or the sample: noise alone says
             nothing about x0 at zero signal.
     """
-    root = torch.as_tensor(alphas_cumprod, dtype=torch.float64).sqrt()
+    abar = checks.numbers("alphas_cumprod", alphas_cumprod)
+    inside = abar.dim() == 1 and len(abar) > 2 and bool(((abar >= 0) & (abar < 1)).all())
+    if not inside or not bool((abar.diff() < 0).all()):
+        raise InputError(
+            f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; wanted (N,) strictly decreasing in "
+            "[0, 1), N > 2."
+        )
+    if not 0 < checks.real("last", last) < 1:
+        raise InputError(f"last: got {last!r}, wanted a number between 0 and 1.")
+    root = abar.sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     square = root.square()
     return torch.cat([square[:-1], torch.where(square[-2:-1] > last, last, square[-2:-1] / 4)])
 
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max < math.inf:
+    if not 0 < checks.real("sigma_min", sigma_min) < checks.real("sigma_max", sigma_max):
         raise InputError(
             f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}; wanted 0 < sigma_min < sigma_max."
         )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import checks
 from .brownian import FreshIncrements, Increment, levy_area
 from .brownian.increment import LEVELS
 from .brownian.normals import key_of, node_seed
@@ -164,7 +165,7 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
             "as EulerMaruyama(). Classes are called first; diffusion solvers go to fewstep.sample."
         )
     check_solves(sde, solver)
-    if not torch.is_tensor(y0) or not y0.is_floating_point():
+    if not torch.is_tensor(y0) or not y0.is_floating_point() or y0.is_meta:
         came = y0.dtype if torch.is_tensor(y0) else type(y0).__name__
         raise InputError(f"y0: got {came}, wanted a floating point tensor. Use y0.float().")
     if y0.dim() == 0:
@@ -213,6 +214,11 @@ def _check_path(
     path: Any, solver: StochasticSolver, times: Tensor, shape: tuple[int, ...], y0: Tensor
 ) -> None:
     needs = solver.card.levy
+    if not hasattr(path, "increments") or not hasattr(path, "levy"):
+        raise InputError(
+            f"path: got {checks.came(path)}, wanted a BrownianPath, an AreaPath or FreshIncrements. A "
+            "torchsde path is wrapped: fewstep.adapters.torchsde.TorchsdePath(bm)."
+        )
     if needs == "A" and not getattr(path, "area", False):
         raise InputError(
             f"path: got {type(path).__name__}, which has no space-space area; {type(solver).__name__} needs "

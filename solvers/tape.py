@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .plan import Plan
+from . import checks
+from .brownian.increment import LEVELS
+from .errors import InputError
+from .grid import check_sigmas
+from .plan import PREDICTIONS, Plan
 
 # What a term multiplies: ("x", generation), ("D", row) or ("z", row, letter)
 Key = tuple[Any, ...]
@@ -53,10 +57,13 @@ class Tape:
     """
 
     def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
+        if not torch.is_tensor(sigmas):
+            raise InputError(f"sigmas: got {checks.came(sigmas)}, wanted a tensor of noise levels (n,).")
         self.name = name
-        self.sigmas = sigmas
-        self.prediction = prediction
-        self.letters: int = "WHK".index(levy) + 1
+        # diffusers' grids may say their last level twice
+        self.sigmas: Tensor = check_sigmas(sigmas, repeat=True)
+        self.prediction: str = checks.word("prediction", prediction, PREDICTIONS)
+        self.letters: int = LEVELS[checks.word("levy", levy, LEVELS)]
         self._generation = 0
         self._inputs: list[tuple[float, Affine]] = []
         self._updates: list[Affine] = []

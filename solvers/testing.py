@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .brownian import AreaPath, BrownianPath, Increment
+from .checks import instance
 from .problem import NOISE_TYPES, ODE, SDE, SDE_TYPES
 from .solve import solve
 from .solver import Card, StochasticSolver
@@ -39,6 +40,7 @@ def check_solver(solver: StochasticSolver) -> None:
     Raises:
         ConformanceError: the first rule that is broken.
     """
+    instance("solver", solver, StochasticSolver, "an SDE solver such as EulerMaruyama(), not its class")
     name = type(solver).__name__
     check_card(name, solver.card)
     for sde, case in cases(solver):

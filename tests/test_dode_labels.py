@@ -231,7 +231,7 @@ def test_a_walk_forgets_only_what_no_row_asks_for(base):
 
 
 BAD = {
-    "no labels": (dict(labels=None), "labels: got none beside a function"),
+    "no labels": (dict(labels=None), "problem: got function .* and no labels"),
     "labels of a single model": (dict(problem=guided(2.0)(classes(64))), "labels: got some beside a Den"),
     "too few labels": (dict(labels=classes(5)), r"got shape \(5,\), wanted a tensor with one label"),
     "labels as a list": (dict(labels=[0] * 64), "labels: got list"),

@@ -48,15 +48,15 @@ def test_budgets(path):
 
 
 def test_import_costs_little_more_than_torch():
-    """The least of interleaved fresh processes; at most 0.3 s of CPU above `import torch` of the same run."""
+    """At most 35 % of the CPU time of `import torch` on top of it, in interleaved fresh processes."""
     code = "import time; import {}; print(time.process_time())"
     times = {"torch": [], "fewstep": []}
-    for _ in range(5):
+    for _ in range(3):
         for name, seen in times.items():
             command = [sys.executable, "-c", code.format(name)]
             seen.append(float(subprocess.run(command, capture_output=True, check=True).stdout))
-    # the least of five: load on the machine only ever adds
-    assert min(times["fewstep"]) - min(times["torch"]) < 0.3
+    # the least of each: load on the machine only ever adds
+    assert min(times["fewstep"]) < 1.35 * min(times["torch"])
 
 
 def test_heavy_packages_are_imported_only_when_used():

@@ -96,9 +96,9 @@ def test_the_figures_are_those_of_torchmetrics():
 
 BAD = {
     "list": (([1.0], torch.zeros(3, 2), same), "a: got list"),
-    "one": ((torch.zeros(3, 2), torch.zeros(1, 2), same), "b: got torch.float32 (1, 2)"),
+    "one": ((torch.zeros(3, 2), torch.zeros(1, 2), same), "b: got torch.float32 of shape (1, 2)"),
     "bytes": ((torch.zeros(3, 2).byte(), torch.zeros(3, 2), same), "a: got torch.uint8"),
-    "nan": ((torch.zeros(3, 2), torch.full((3, 2), math.nan), same), "b: has values that are not finite"),
+    "nan": ((torch.zeros(3, 2), torch.full((3, 2), math.nan), same), "b: got values that are not finite"),
     "events": ((torch.zeros(3, 2), torch.zeros(3, 4), same), "b: got events (4,), wanted those of a, (2,)"),
     "features": ((torch.zeros(3, 2), torch.zeros(3, 2), lambda x: x.sum(1)), "wanted (batch, d)"),
     "size": ((torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)), "takes (1, 28, 28)"),

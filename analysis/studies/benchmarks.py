@@ -120,7 +120,8 @@ def drop_in_sdeint(rounds: int, seed: int) -> list[dict[str, Any]]:
 class Gbm(torch.nn.Module):
     """Geometric Brownian motion as torchsde has SDEs."""
 
-    noise_type, sde_type = "diagonal", "ito"
+    noise_type: str = "diagonal"
+    sde_type: str = "ito"
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         return 0.05 * y

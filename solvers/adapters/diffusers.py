@@ -11,6 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+try:
+    from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.utils import BaseOutput
+except ImportError as _error:
+    raise ImportError(
+        f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'"
+    ) from _error
+
 from ..diffusion.ddim import DDIM
 from ..diffusion.ddpm import DDPM
 from ..diffusion.ipndm import IPNDM
@@ -39,6 +48,7 @@ from .diffusers_solver import (
     listed,
     mending,
     own_grid,
+    same_label,
     seeds_of,
     solver_of,
     step_count,
@@ -124,8 +134,6 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         self._path: Any = None
         self._evaluator: Any = None
 
-    # ------------------------------------------------------------------ configuration and files
-
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """From the configuration of any scheduler of diffusers; keywords override it."""
@@ -163,8 +171,6 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         if kwargs.get("solver") is None and isinstance(words, Mapping) and "file" in words:
             kwargs["solver"] = load(file_of(pretrained_model_name_or_path, subfolder, hub), network)
         return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-
-    # ------------------------------------------------------------------ the grid
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None,
@@ -231,8 +237,6 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         plan: Plan = solver.plan(sigmas)
         return plan
 
-    # ------------------------------------------------------------------ where a run stands
-
     @property
     def begin_index(self) -> int | None:
         """Where a pipeline has told the run to start."""
@@ -257,7 +261,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         # no look at a number on a device while a run goes on
         if running and isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             return row  # type: ignore[return-value]
-        if row is not None and row < len(self._listed) and _same(self._listed[row], timestep):
+        if row is not None and row < len(self._listed) and same_label(self._listed[row], timestep):
             return row
         return self._index(timestep)
 
@@ -301,12 +305,10 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         if timestep is None:
             return 0
         value = float(timestep)
-        rows = [i for i, v in enumerate(self._listed) if _same(v, value)]
+        rows = [i for i, v in enumerate(self._listed) if same_label(v, value)]
         if not rows:
             raise InputError(f"timestep: got {value:g}, wanted one of scheduler.timesteps.")
         return int(next((i for i in rows if i % self.order == 0), rows[0]))
-
-    # ------------------------------------------------------------------ the step
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network sees: the sample itself, scaled for EDM's networks alone."""
@@ -393,8 +395,3 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
-
-
-def _same(label: float, timestep: Any) -> bool:
-    """Whether a timestep is that label, to the rounding of half precision's neighbours."""
-    return abs(label - float(timestep)) <= 1e-4 * max(1.0, abs(label))

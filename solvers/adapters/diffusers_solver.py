@@ -269,3 +269,8 @@ def seeds_of(generator: Any, like: Tensor) -> list[int]:
         for g in many
     ]
     return [int(v) for d in drawn for v in d.tolist()]
+
+
+def same_label(label: float, timestep: Any) -> bool:
+    """Whether a timestep is that label, to the rounding of half precision's neighbours."""
+    return abs(label - float(timestep)) <= 1e-4 * max(1.0, abs(label))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 from ..grid import check_sigmas
 from ..plan import Plan
@@ -37,6 +38,7 @@ class Sampler:
     """
 
     def __init__(self, solver: Solver | Plan | Student, schedule: Schedule | None = None) -> None:
+        checks.instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
         plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
         self.solver = solver
         self.schedule = schedule
@@ -64,6 +66,10 @@ class Sampler:
                 "the solver, for instance sampler(fewstep.DDIM(eta=1.0))."
             )
         check_state(x)
+        checks.function("model", model, "a k-diffusion model (x, sigma, **extra_args) -> x0")
+        checks.instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+        if callback is not None:
+            checks.function("callback", callback, "a function of a dict")
         extra = dict(extra_args or {})
         plan = self._plan(sigmas)
         _refuse_noise_on_flows(plan, model)
@@ -189,6 +195,12 @@ def as_denoiser(
     Raises:
         InputError: no range of sigma, or one that is not positive and finite.
     """
+    checks.function("wrapper", wrapper, "a k-diffusion model (x, sigma, **extra_args) -> x0")
+    checks.instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+        if value is not None:
+            checks.real(name, value)
+    checks.floating(dtype)
     low, high = _ends_of(wrapper)
     low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     if low is None or high is None or not 0 < low < high < math.inf:
@@ -203,6 +215,7 @@ class Wrapper:
     """A problem of this library as a k-diffusion model; made by `as_wrapper`."""
 
     def __init__(self, problem: Denoising) -> None:
+        checks.instance("problem", problem, Denoising, "a fewstep.Denoising")
         self.problem = problem
         self.sigma_min: float = problem.schedule.sigma_min
         self.sigma_max: float = problem.schedule.sigma_max
@@ -235,7 +248,7 @@ def register(
     Raises:
         InputError: ComfyUI is not there, or the name is taken by a sampler of its own.
     """
-    if not re.fullmatch(r"\w+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(f"name: got {name!r}; wanted letters, digits and '_', for instance 'fewstep_unipc'.")
     if comfy is None:
         try:
@@ -247,6 +260,8 @@ def register(
                 f"comfy: got None, and ComfyUI cannot be imported here ({error}). Call this from a custom "
                 "node, ComfyUI/custom_nodes/<yours>/__init__.py."
             ) from error
+    if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
+        raise InputError(f"comfy: got {checks.came(comfy)}, wanted ComfyUI's package `comfy`, or None.")
     function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule)
     home, samplers = comfy.k_diffusion.sampling, comfy.samplers
     shown = samplers.KSampler.SAMPLERS
@@ -318,7 +333,7 @@ def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
 
 def _grid(sigmas: Any, repeat: bool) -> Tensor:
     """(n,) float64 on the CPU."""
-    s = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
+    s = checks.numbers("sigmas", sigmas)
     if s.dim() == 1 and bool((s.diff() == 0).any()) and not repeat:
         raise InputError(
             f"sigmas: got {_list(s)}, where a level is repeated; wanted each once. Use "

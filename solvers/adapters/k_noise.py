@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..brownian import BrownianPath
 from ..brownian.increment import LEVELS
 from ..brownian.normals import HashedNormals
@@ -65,8 +65,8 @@ class BrownianNoiseSampler:
         check_state(x)
         self.transform = transform
         self.dtype: torch.dtype = x.dtype
-        self.sigma_min: float = float(sigma_min)
-        self.sigma_max: float = float(sigma_max)
+        self.sigma_min: float = checks.real("sigma_min", sigma_min)
+        self.sigma_max: float = checks.real("sigma_max", sigma_max)
         if not 0 <= self.sigma_min < self.sigma_max < math.inf:
             raise InputError(
                 f"sigma_min, sigma_max: got {self.sigma_min:g}, {self.sigma_max:g}; wanted "
@@ -180,19 +180,16 @@ def _asked(plan: Plan, x: Tensor, noise: Any) -> Draws:
 def seeds(seed: Any, batch: int) -> list[int]:
     """One seed for each sample."""
     several = seed.tolist() if torch.is_tensor(seed) else seed
-    try:
-        if not isinstance(several, Iterable):
-            first = 0 if several is None else operator.index(several)
-            return [first + j for j in range(batch)]
-        each = [operator.index(s) for s in several]
-    except TypeError:
-        raise InputError(f"seed: got {seed!r}; wanted a whole number, or one for each sample.") from None
+    if not isinstance(several, Iterable) or isinstance(several, str):
+        first = 0 if several is None else checks.whole("seed", several, -math.inf)
+        return [first + j for j in range(batch)]
+    each = [checks.whole("seed", s, -math.inf) for s in several]
     if len(each) != batch:
         raise InputError(f"seed: got {len(each)} of them; wanted one for each of {batch} samples.")
     return each
 
 
 def check_state(x: Any) -> None:
-    if not torch.is_tensor(x) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
-        came = f"{x.dtype} of shape {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-        raise InputError(f"x: got {came}; wanted floating point (batch, *event), sigmas[0] times noise.")
+    checks.state("x", x, "finite floating point (batch, *event), sigmas[0] times noise")
+    if len(x) == 0:
+        raise InputError("x: got an empty batch, wanted at least one sample.")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..brownian import AreaPath, BrownianPath, Increment
 from ..errors import InputError, one_of
 from ..problem import SDE
@@ -181,12 +182,13 @@ def sdeint(
     """
     if unused_kwargs:
         warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are not looked at.", stacklevel=2)
+    for name, value in (("options", options), ("names", names)):
+        checks.instance(name, value, (Mapping, type(None)), "a dict by name, or None")
     others = {k: v for k, v in (options or {}).items() if k != "grad_free"}
     resumed = None if extra_solver_state is None else type(extra_solver_state).__name__
     _refuse(dict(adaptive=adaptive, options=others, logqp=logqp, extra=extra, extra_solver_state=resumed))
-    if not torch.is_tensor(y0):
-        raise InputError(f"y0: got {type(y0).__name__}, wanted a floating point tensor (batch, d).")
-    if not 0 < dt < math.inf:
+    checks.state("y0", y0, "a finite floating point tensor (batch, d)")
+    if not checks.real("dt", dt) > 0:
         raise InputError(f"dt: got {dt!r}, wanted a positive step.")
     problem = _problem(sde, names or {}, bm)
     solver = _solver(method, problem, options or {})
@@ -211,7 +213,7 @@ def _refuse(offers: dict[str, Any]) -> None:
 def _times(ts: Any) -> Tensor:
     if torch.is_tensor(ts) and ts.requires_grad:
         raise InputError("ts: got a tensor that requires grad, wanted plain times. Use ts.detach().")
-    times = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
+    times = checks.numbers("ts", ts)
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() > 0).all() and times.isfinite().all()):
         raise InputError(f"ts: got {ts!r}, wanted at least two strictly increasing times. Sort them.")
     return times
@@ -244,6 +246,8 @@ def _own_path(
 def _their_path(bm: Any) -> Any:
     if isinstance(bm, BrownianView):
         return bm.path
+    if not hasattr(bm, "increments") and not hasattr(bm, "levy_area_approximation"):
+        raise InputError(f"bm: got {checks.came(bm)}, wanted a torchsde.BrownianInterval or a BrownianPath.")
     return bm if hasattr(bm, "increments") else TorchsdePath(bm)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
+from ..errors import InputError
 from .increment import Increment
 from .levy_area import METHODS, levy_area
+from .levy_area import MOST as TERMS
 from .normals import mix
 from .path import BrownianPath
+
+MOST = 1 << 28  # cells: their ends are held, eight bytes each
 
 
 class AreaPath:
@@ -46,15 +51,15 @@ class AreaPath:
         terms: int | None = None,
         seed: int = 0,
     ) -> None:
-        if not isinstance(cells, int) or cells < 1:
-            raise InputError(f"cells: got {cells!r}, wanted a whole number of at least 1.")
-        if method not in METHODS:
-            raise one_of("method", method, METHODS)
+        checks.instance("path", path, BrownianPath, "a BrownianPath, best with levy='H'")
+        checks.whole("cells", cells, 1, MOST)
+        checks.word("method", method, METHODS)
+        checks.whole("terms", 1 if terms is None else terms, 1, TERMS)
         if not path.shape:
             raise InputError("path: got shape (), wanted (..., m) with channels last.")
         self.path = path
         self.cells = cells
-        self.seed = seed
+        self.seed: int = checks.whole("seed", seed, -math.inf)
         self.method = method
         self.terms: int | None = 1 if method == "legendre" and terms is None else terms
         self.shape: tuple[int, ...] = path.shape
@@ -71,7 +76,7 @@ class AreaPath:
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         """The n - 1 increments of `grid` with their A, in one pass over the fine cells."""
-        times = torch.as_tensor(grid).detach().to("cpu", torch.float64)
+        times = checks.numbers("grid", grid)
         if times.dim() != 1 or len(times) < 2:
             raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2.")
         self.path.check(times)

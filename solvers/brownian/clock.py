@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 
 DEPTH = 48
@@ -103,9 +103,9 @@ class Clock:
     def _position(self, t: float, single: bool) -> int:
         slack = abs(t) * 2.0**-23 if single else abs(t) * 2.0**-50
         first, last = self.knots[0], self.knots[-1]
-        if not first - slack <= t <= last + slack:
+        if not (first - slack <= t <= last + slack and math.isfinite(t)):
             raise InputError(
-                f"time: got {t!r}, wanted one in the path's [{first!r}, {last!r}]. Make it "
+                f"grid: got time {t!r}, wanted one in the path's [{first!r}, {last!r}]. Make it "
                 "with a t0 and t1 that cover it."
             )
         i = min(max(bisect.bisect_right(self.knots, t) - 1, 0), len(self.knots) - 2)
@@ -144,7 +144,7 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
     Raises:
         InputError: not t0 < t1; a log clock with t0 <= 0; knots that do not increase or leave it.
     """
-    t0, t1 = float(t0), float(t1)
+    t0, t1 = checks.real("t0", t0), checks.real("t1", t1)
     if not (t0 < t1 and math.isfinite(t1 - t0)):
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, wanted finite times with t0 < t1.")
     if log and t0 <= 0:
@@ -154,7 +154,10 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
         )
     if knots is None:
         return (t0, t1)
-    times = torch.as_tensor(knots).detach().to("cpu", torch.float64).reshape(-1).tolist()
+    given = checks.numbers("knots", knots)
+    if given.dim() != 1 or not bool(given.isfinite().all()) or not bool((given.diff() > 0).all()):
+        raise InputError(f"knots: got shape {tuple(given.shape)}, wanted (n,) finite increasing times.")
+    times = given.tolist()
     # A float32 grid misses the ends by a rounding.
     slack = max(abs(t0), abs(t1)) * 2.0**-23
     inner = [t for t in times if abs(t - t0) > slack and abs(t - t1) > slack]

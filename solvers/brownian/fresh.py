@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
-from .increment import LEVELS, Increment, check_dtype, check_levy, check_shape
+from .increment import LEVELS, Increment, check_dtype, check_levy
 from .normals import key_of, node_seed
 
 _VARIANCES = (1.0, 1 / 12, 1 / 720)
@@ -42,11 +43,11 @@ class FreshIncrements:
         device: torch.device | str = "cpu",
         reuse: bool = False,
     ) -> None:
-        self.shape: tuple[int, ...] = check_shape(shape)
+        self.shape: tuple[int, ...] = checks.sizes(shape)
         self.levy: str = check_levy(levy)
         self.dtype: torch.dtype = check_dtype(dtype)
-        self.device: torch.device = torch.device(device)
-        self.seed = seed
+        self.device: torch.device = checks.device(device)
+        self.seed: int = checks.whole("seed", seed, -math.inf)
         self.reuse = reuse
         self._next = itertools.count()
 
@@ -61,10 +62,12 @@ class FreshIncrements:
         Raises:
             InputError: at once, for a grid too short or not increasing.
         """
-        times = torch.as_tensor(grid).detach().to("cpu", torch.float64)
+        times = checks.numbers("grid", grid)
         if times.dim() != 1 or len(times) < 2:
             raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2.")
         t = times.tolist()
+        if not bool(times.isfinite().all()) or not bool((times.diff() > 0).all()):
+            raise InputError(f"grid: got {t[:8]}, wanted finite increasing times.")
         lengths = [_length(a, b) for a, b in itertools.pairwise(t)]
         return self._stream(lengths)
 
@@ -91,7 +94,7 @@ class FreshIncrements:
 
 
 def _length(t0: float, t1: float) -> float:
-    h = float(t1) - float(t0)
+    h = checks.real("t1", t1) - checks.real("t0", t0)
     if not 0 < h < math.inf:
         raise InputError(f"time: got the interval [{t0!r}, {t1!r}], wanted increasing times.")
     return h

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
+from ..errors import InputError
 from .signature import Word, minimal_words, signature_from_coordinates
 
 LEVELS: dict[str, int] = {"W": 1, "H": 2, "K": 3}
@@ -31,7 +30,7 @@ class Increment:
         A: (..., m, m) space-space area, (1/2)(int W^i dW^j - int W^j dW^i); m is W's last axis.
 
     Raises:
-        InputError: K without H.
+        InputError: K without H; h that is no length.
 
     Reference: Foster, Lyons and Oberhauser, arXiv 1904.06998; B, section 2.2.
     """
@@ -43,6 +42,13 @@ class Increment:
     A: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.h, Tensor):  # a number on a device is not read
+            pass
+        elif isinstance(self.h, bool) or not isinstance(self.h, (int, float)) or not 0 < self.h < math.inf:
+            raise InputError(f"h: got {checks.came(self.h)}, wanted a length above 0.")
+        for name, field in (("W", self.W), ("H", self.H), ("K", self.K), ("A", self.A)):
+            if not isinstance(field, Tensor) and (name == "W" or field is not None):
+                raise InputError(f"{name}: got {checks.came(field)}, wanted a tensor.")
         if self.K is not None and self.H is None:
             raise InputError("K: got K without H, wanted both; Chen's relation for K needs H")
 
@@ -63,6 +69,7 @@ class Increment:
 
         Reference: B, section 2.3.
         """
+        checks.instance("later", later, Increment, "an Increment")
         if self.W.shape != later.W.shape:
             raise InputError(
                 f"later: got W of shape {tuple(later.W.shape)}, wanted {tuple(self.W.shape)} "
@@ -135,6 +142,9 @@ class Increment:
         """The inverse of `coordinates`, from one to three tensors; InputError for more or fewer."""
         if not 1 <= len(xi) <= 3:
             raise InputError(f"xi: got {len(xi)} coordinates, wanted 1 (W), 2 (W,H) or 3 (W,H,K)")
+        checks.real("h", h, 2.0**-1000, wanted="a length above 0")
+        for x in xi:
+            checks.instance("xi", x, Tensor, "tensors")
         scales = (math.sqrt(h), math.sqrt(h / 12), math.sqrt(h / 720))
         return cls(h, *(s * x for s, x in zip(scales, xi, strict=False)))
 
@@ -147,7 +157,7 @@ class Increment:
         coordinate this increment has not.
         """
         xi = self.coordinates()
-        depth = len(xi) - 1 if depth is None else depth
+        depth = len(xi) - 1 if depth is None else checks.whole("depth", depth, 0)
         if depth > len(xi) - 1:
             raise InputError(
                 f"depth: got {depth}, but {self.levy!r} knows depth {len(xi) - 1}; make the path "
@@ -157,7 +167,9 @@ class Increment:
         return signature_from_coordinates(torch.stack(xi[: depth + 1], -1), self.h, chosen)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Increment:
-        """The same increment in another dtype or on another device."""
+        """The same increment in another dtype or on another device; InputError where it cannot be."""
+        dtype = checks.floating(dtype)
+        device = None if device is None else checks.device(device)
 
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device=device, dtype=dtype or x.dtype)
@@ -178,9 +190,7 @@ class Increment:
 
 def check_levy(levy: str) -> str:
     """`levy` itself, or InputError for another word."""
-    if levy not in LEVELS:
-        raise one_of("levy", levy, LEVELS)
-    return levy
+    return checks.word("levy", levy, LEVELS)
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
@@ -192,14 +202,3 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
             ".to(dtype): sums of half precision noise lose the path."
         )
     return dtype
-
-
-def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """`shape` as a tuple; InputError unless it holds whole numbers of at least 0."""
-    try:
-        out = tuple(operator.index(n) for n in shape)
-    except TypeError:
-        out = (-1,)
-    if any(n < 0 for n in out):
-        raise InputError(f"shape: got {shape!r}, wanted a sequence of sizes, such as (4096, 16).")
-    return out

@@ -20,12 +20,14 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
+from ..errors import InputError
 from .increment import LEVELS, Increment
 from .normals import key_of
 
 _WEAK = ("davie", "foster")
 _FOURIER = ("fourier", "milstein", "wiktorsson", "mrongowius_roessler")
+MOST = 1 << 20  # terms: each is a field of normals
 METHODS = (*_WEAK, *_FOURIER, "legendre")
 
 
@@ -93,8 +95,9 @@ class _Draw:
 
     def __init__(self, W: Tensor, seed: int | torch.Generator) -> None:
         self.batch, self.m, self.W = W.shape[:-1], W.shape[-1], W
-        if isinstance(seed, int):
-            seed = torch.Generator(W.device).manual_seed(key_of(seed) >> 1)
+        if not isinstance(seed, torch.Generator):
+            key = key_of(checks.whole("seed", seed, -math.inf))
+            seed = torch.Generator(W.device).manual_seed(key >> 1)
         self.generator = seed
 
     def __call__(self, *event: int) -> Tensor:
@@ -173,8 +176,8 @@ def _zeta_tail(power: int, n: int) -> float:
 
 
 def _check(inc: Increment, method: str, tol: float | None, terms: int | None) -> None:
-    if method not in METHODS:
-        raise one_of("method", method, METHODS)
+    checks.instance("increment", inc, Increment, "an Increment")
+    checks.word("method", method, METHODS)
     if inc.W.dim() == 0:
         raise InputError("increment: got a 0-d W, wanted (..., m) with channels last. Reshape it.")
     if tol is not None and terms is not None:
@@ -184,10 +187,10 @@ def _check(inc: Increment, method: str, tol: float | None, terms: int | None) ->
             f"method: got {method!r} with tol or terms; it is one draw, with no error to control. "
             "For a strong area take method='legendre' or 'mrongowius_roessler'."
         )
-    if tol is not None and not tol > 0:
+    if tol is not None and not checks.real("tol", tol) > 0:
         raise InputError(f"tol: got {tol!r}, wanted a positive error.")
-    if terms is not None and terms < 1:
-        raise InputError(f"terms: got {terms!r}, wanted at least 1.")
+    if terms is not None:
+        checks.whole("terms", terms, 1, MOST)
     limit = {"wiktorsson": "W", "mrongowius_roessler": "H"}.get(method, "K")
     if LEVELS[inc.levy] > LEVELS[limit]:
         raise InputError(

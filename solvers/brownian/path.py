@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
+from ..errors import InputError
 from .bridge import split
 from .clock import Clock, make_knots
-from .increment import LEVELS, Increment, check_dtype, check_levy, check_shape
+from .increment import LEVELS, Increment, check_dtype, check_levy
 from .normals import Draw, GeneratorNormals, HashedNormals, Normals
 
 _CHUNK = 1 << 15
@@ -79,19 +80,22 @@ class BrownianPath:
         seeds: Sequence[int] | None = None, clock: str = "linear",
         knots: Tensor | Sequence[float] | None = None, portable: bool = False, cache: int = 256,
     ) -> None:  # fmt: skip
-        if clock not in ("linear", "log"):
-            raise one_of("clock", clock, ("linear", "log"))
-        self.shape: tuple[int, ...] = check_shape(shape)
+        checks.word("clock", clock, ("linear", "log"))
+        self.shape: tuple[int, ...] = checks.sizes(shape)
         self.levy: str = check_levy(levy)
         self.dtype: torch.dtype = check_dtype(dtype)
-        self.device: torch.device = torch.device(device)
+        self.device: torch.device = checks.device(device)
         self._clock = Clock(make_knots(t0, t1, knots, clock == "log"), clock == "log")
         self.t0: float = self._clock.knots[0]
         self.t1: float = self._clock.knots[-1]
-        self.seed = seed
-        self.seeds: list[int] | None = None if seeds is None else list(seeds)
+        self.seed: int = checks.whole("seed", seed, -math.inf)
+        self.seeds: list[int] | None = None
+        if seeds is not None:
+            given = seeds.tolist() if torch.is_tensor(seeds) else seeds
+            given = checks.sequence("seeds", given, "whole numbers, one for each entry of shape[0]")
+            self.seeds = [checks.whole("seeds", s, -math.inf) for s in given]
         self.portable = portable
-        self.cache = cache
+        self.cache: int = checks.whole("cache", cache, 0)
         source = torch.device("cpu") if portable else self.device
         if self.seeds is None:
             self._normals: Normals = GeneratorNormals(self.shape, seed, source)
@@ -111,7 +115,8 @@ class BrownianPath:
         Raises:
             InputError: times outside the path, or not ta < tb.
         """
-        ends = self._ends(torch.tensor([float(ta), float(tb)], dtype=torch.float64, device="cpu"))
+        times = [checks.real("ta", ta), checks.real("tb", tb)]
+        ends = self._ends(torch.tensor(times, dtype=torch.float64, device="cpu"))
         return next(self._walk(ends, remember=True))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
@@ -122,7 +127,7 @@ class BrownianPath:
         Raises:
             InputError: at once, for a grid too short, not increasing, or outside the path.
         """
-        times = torch.as_tensor(grid).detach().to("cpu", torch.float64)
+        times = checks.numbers("grid", grid)
         if times.dim() != 1 or len(times) < 2:
             raise InputError(f"grid: got shape {tuple(times.shape)}, wanted (n,) with n >= 2.")
         return self._walk(self._ends(times), remember=False)
@@ -140,7 +145,7 @@ class BrownianPath:
         for i in range(len(ends) - 1):
             if ends[i] >= ends[i + 1]:
                 raise InputError(
-                    f"time: got {float(times[i])!r}, then {float(times[i + 1])!r}, wanted "
+                    f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, wanted "
                     "increasing times further apart than the path's resolution, 2^-48 of its span. "
                     "Sort the times, and give them in float64 if they are close."
                 )

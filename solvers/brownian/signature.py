@@ -24,6 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 
 Word = tuple[int, int]
@@ -106,10 +107,9 @@ def _moment(a: int, b: int, n: int) -> Fraction:
 
 
 def _check_depth(depth: int) -> None:
-    if not isinstance(depth, int) or depth < 0:
-        raise InputError(f"depth: got {depth!r}, wanted an integer of at least 0")
+    checks.whole("depth", depth, 0)
 
 
 def _check_length(h: float) -> None:
-    if not (h > 0 and math.isfinite(h)):
+    if not checks.real("h", h) > 0:
         raise InputError(f"h: got {h!r}, wanted a positive, finite interval length")

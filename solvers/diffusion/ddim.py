@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
 from ..plan import Plan
 from ..schedule import Schedule
 from ..solver import Card, ScheduledSolver
@@ -32,12 +32,8 @@ class DDIM(ScheduledSolver):
     )
 
     def __init__(self, eta: float = 0.0, form: str = "consistent") -> None:
-        if not 0 <= eta <= 1:
-            raise InputError(f"eta: got {eta!r}, wanted a number in [0, 1].")
-        if form not in ("consistent", "diffusers"):
-            raise one_of("form", form, ("consistent", "diffusers"))
-        self.eta = eta
-        self.form = form
+        self.eta: float = checks.real("eta", eta, 0, 1, "a number in [0, 1]")
+        self.form: str = checks.word("form", form, ("consistent", "diffusers"))
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.form == "diffusers":

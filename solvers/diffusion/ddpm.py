@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..errors import one_of
+from .. import checks
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from ..tape import Tape
@@ -32,9 +32,7 @@ class DDPM(DiffusionSolver):
     )
 
     def __init__(self, variance: str = "fixed_small") -> None:
-        if variance not in VARIANCES:
-            raise one_of("variance", variance, VARIANCES)
-        self.variance = variance
+        self.variance: str = checks.word("variance", variance, VARIANCES)
 
     def plan(self, sigmas: Tensor) -> Plan:
         tape = Tape(f"DDPM({self.variance})", sigmas)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
+from ..errors import InputError
 from ..plan import Plan
 from ..schedule import Schedule
 from ..solver import Card, ScheduledSolver, needs_schedule
@@ -41,17 +42,16 @@ class DEIS(ScheduledSolver):
     )
 
     def __init__(self, order: int = 3, variable: str = "log_rho", form: str = "consistent") -> None:
-        if order not in (1, 2, 3, 4):
-            raise InputError(f"order: got {order!r}, wanted 1, 2, 3 or 4.")
-        if variable not in VARIABLES:
-            raise one_of("variable", variable, VARIABLES)
-        if form not in ("consistent", "diffusers"):
-            raise one_of("form", form, ("consistent", "diffusers"))
+        checks.whole("order", order, 1, 4)
+        checks.word("variable", variable, VARIABLES)
+        checks.word("form", form, ("consistent", "diffusers"))
         if form == "diffusers" and (variable != "log_rho" or order > 3):
             raise InputError(
                 f"form: got 'diffusers' with {variable!r}, order {order}; it has 'log_rho' up to 3."
             )
-        self.order, self.variable, self.form = order, variable, form
+        self.order = order
+        self.variable = variable
+        self.form = form
         self.ending: Ending = Ending()
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:

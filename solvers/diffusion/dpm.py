@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
 from ..plan import Plan
 from ..tape import Affine, Tape
 from .exponential import Step
@@ -55,14 +55,12 @@ class Family:
     ending: Ending = Ending()
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise InputError(f"order: got {self.order!r}, wanted 1, 2 or 3.")
+        checks.whole("order", self.order, 1, 3)
         for argument, value, wanted in (
             ("solver_type", self.solver_type, TYPES), ("form", self.form, FORMS),
             ("nodes", self.nodes, NODES),
         ):  # fmt: skip
-            if value not in wanted:
-                raise one_of(argument, value, wanted)
+            checks.word(argument, value, wanted)
 
     def step(self, s: Tensor | float, t: Tensor | float) -> Step:
         return Step(float(s), float(t), self.prediction, self.eta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .. import checks
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from .dpm import Family
@@ -33,6 +34,7 @@ class DPMSolver(DiffusionSolver):
         self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint",
         form: str = "consistent", nodes: str = "own",
     ) -> None:  # fmt: skip
+        checks.instance("multistep", multistep, bool, "True or False")
         name = f"DPMSolver({order}{'M' if multistep else 'S'})"
         self.family: Family = Family(name, "noise", order, solver_type, form, 0.0, nodes)
         self.order = order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import InputError
+from .. import checks
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from .dpm import Family
@@ -34,11 +34,9 @@ class DPMSolverSDE(DiffusionSolver):
     def __init__(
         self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint", form: str = "consistent"
     ) -> None:
-        if not eta >= 0:
-            raise InputError(f"eta: got {eta!r}, wanted a number of at least 0.")
+        self.eta: float = checks.real("eta", eta, 0, wanted="a number of at least 0")
         self.family: Family = Family(f"DPMSolverSDE({order}M)", "data", order, solver_type, form, eta)
         self.order = order
-        self.eta = eta
         self.form = form
         self.solver_type = solver_type
 

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
@@ -22,7 +23,9 @@ class _Churned(DiffusionSolver):
         churn_max: float = math.inf,
         noise: float = 1.0,
     ) -> None:
-        if churn < 0 or noise < 0 or churn_min > churn_max:
+        for name, value in (("churn", churn), ("churn_min", churn_min), ("noise", noise)):
+            checks.real(name, value)
+        if not (isinstance(churn_max, (int, float)) and churn_min <= churn_max and min(churn, noise) >= 0):
             raise InputError(
                 f"churn: got churn={churn!r} in [{churn_min!r}, {churn_max!r}], noise={noise!r}; wanted "
                 "numbers >= 0 and churn_min <= churn_max."

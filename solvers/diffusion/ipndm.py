@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import InputError
+from .. import checks
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from ..tape import Affine, Tape
@@ -44,9 +44,7 @@ class IPNDM(DiffusionSolver):
     )
 
     def __init__(self, order: int = 4, variable: bool = False) -> None:
-        if order not in (1, 2, 3, 4):
-            raise InputError(f"order: got {order!r}, wanted 1, 2, 3 or 4.")
-        self.order = order
+        self.order: int = checks.whole("order", order, 1, 4)
         self.variable = variable
 
     def plan(self, sigmas: Tensor) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import one_of
+from .. import checks
 from ..plan import Plan
 from ..schedule import Schedule
 from ..solver import Card, ScheduledSolver, needs_schedule
@@ -40,13 +40,9 @@ class PNDM(ScheduledSolver):
     def __init__(
         self, warm_up: str = "runge_kutta", form: str = "consistent", combine: str = "epsilon"
     ) -> None:
-        if warm_up not in WARM_UPS:
-            raise one_of("warm_up", warm_up, WARM_UPS)
-        if form not in ("consistent", "diffusers"):
-            raise one_of("form", form, ("consistent", "diffusers"))
-        if combine not in ("epsilon", "v_prediction"):
-            raise one_of("combine", combine, ("epsilon", "v_prediction"))
-        self.warm_up, self.form, self.combine = warm_up, form, combine
+        self.warm_up: str = checks.word("warm_up", warm_up, WARM_UPS)
+        self.form: str = checks.word("form", form, ("consistent", "diffusers"))
+        self.combine: str = checks.word("combine", combine, ("epsilon", "v_prediction"))
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.form == "diffusers":

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
@@ -39,13 +40,14 @@ class SASolver(DiffusionSolver):
         self, order: int = 3, corrector: int = 3, tau: float = 1.0,
         between: tuple[float, float] = (0.05, 1.0),
     ) -> None:  # fmt: skip
-        if order not in (1, 2, 3, 4) or corrector not in (0, 1, 2, 3, 4):
-            raise InputError(f"order: got {order!r} and corrector={corrector!r}, wanted 1 to 4 and 0 to 4.")
-        if not tau >= 0:
-            raise InputError(f"tau: got {tau!r}, wanted a number of at least 0.")
-        self.order = order
-        self.corrector = corrector
-        self.tau = tau
+        if len(checks.sequence("between", between, "two levels (low, high)")) != 2:
+            raise InputError(f"between: got {between!r}, wanted two levels (low, high).")
+        low, high = between
+        if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high):
+            raise InputError(f"between: got {between!r}, wanted two levels (low, high).")
+        self.order: int = checks.whole("order", order, 1, 4)
+        self.corrector: int = checks.whole("corrector", corrector, 0, 4)
+        self.tau: float = checks.real("tau", tau, 0, wanted="a number of at least 0")
         self.between = between
 
     def plan(self, sigmas: Tensor) -> Plan:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..errors import InputError
+from .. import checks
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from ..tape import Affine, Tape
@@ -33,8 +33,7 @@ class SEEDS(DiffusionSolver):
     )
 
     def __init__(self, order: int = 3) -> None:
-        if order not in (1, 2, 3):
-            raise InputError(f"order: got {order!r}, wanted 1, 2 or 3.")
+        checks.whole("order", order, 1, 3)
         self.order = order
 
     def plan(self, sigmas: Tensor) -> Plan:

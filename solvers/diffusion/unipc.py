@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
 from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from ..tape import Affine, Tape
@@ -42,14 +42,15 @@ class UniPC(DiffusionSolver):
         self, order: int = 2, variant: str = "bh2", corrector: bool | frozenset[int] | set[int] = True,
         predictor: bool = True, prediction: str = "data", form: str = "consistent",
     ) -> None:  # fmt: skip
-        if order not in (1, 2, 3):
-            raise InputError(f"order: got {order!r}, wanted 1, 2 or 3.")
+        checks.whole("order", order, 1, 3)
+        kinds = (bool, set, frozenset, list, tuple)  # lists come from JSON
+        checks.instance("corrector", corrector, kinds, "True, False or a set of steps")
+        checks.instance("predictor", predictor, bool, "True or False")
         for argument, value, wanted in (
             ("variant", variant, ("bh1", "bh2")), ("prediction", prediction, ("data", "noise")),
             ("form", form, ("consistent", "diffusers")),
         ):  # fmt: skip
-            if value not in wanted:
-                raise one_of(argument, value, wanted)
+            checks.word(argument, value, wanted)
         self.order = order
         self.variant = variant
         self.corrector = corrector

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..errors import InputError
 
 S = TypeVar("S")
@@ -20,11 +21,26 @@ def with_labels(student: S, network: nn.Module, labels: Any) -> S:
             "labels: got some for a student whose network takes none. Where the model is a function of "
             "labels, it is the model that is told: fs.sample(model(labels), student, ...)."
         )
-    if not torch.is_tensor(labels) or labels.dim() == 0:
-        raise InputError(f"labels: got {labels!r}, wanted a tensor (batch, ...).")
+    check_labels(network, labels)
     other: Any = copy.copy(student)
     other.labels = labels
     return other  # type: ignore[no-any-return]
+
+
+def check_labels(network: Any, labels: Any) -> None:
+    """Refuse what is no tensor (batch, ...), and numbers that are no class of the network's, if it says."""
+    if not torch.is_tensor(labels) or labels.dim() == 0 or len(labels) == 0:
+        raise InputError(f"labels: got {checks.came(labels)}, wanted a tensor (batch, ...).")
+    classes = getattr(network, "classes", None)
+    if classes is None:
+        return
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.dim() != 1 or bool(((labels < 0) | (labels >= classes)).any()):
+        values = f" from {labels.min()} to {labels.max()}" if whole else ""
+        raise InputError(
+            f"labels: got {checks.came(labels)}{values}, wanted whole numbers (batch,) in 0 ... "
+            f"{classes - 1}, the network's classes."
+        )
 
 
 def told(network: nn.Module, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..diffusion.dpm_solver_pp import DPMSolverPP
 from ..errors import InputError, named, one_of
-from ..grid import check_sigmas, sigma_grid
+from ..grid import MOST, check_sigmas, sigma_grid
 from ..plan import Plan
 from ..problem import Denoising
 from ..schedule import Schedule
@@ -22,6 +23,7 @@ from .dode import DODE, Fingerprint
 from .dode_greedy import Fit, greedy
 from .dode_walk import Labelled, Model, Teacher, Work, plan_of
 from .refine import refine_plan
+from .training import check_options
 
 ALIGNMENTS = ("exact", "official")
 
@@ -119,20 +121,21 @@ def distill_dode(
 
 
 def _check(alignment: str, refine: str | None, learn_grid: bool, training: dict[str, Any]) -> None:
-    if alignment not in ALIGNMENTS:
-        raise one_of("alignment", alignment, ALIGNMENTS)
+    checks.word("alignment", alignment, ALIGNMENTS)
     if refine not in (None, "global") or (refine is None and (learn_grid or training)):
         raise one_of(f"refine (with {', '.join(['learn_grid', *training])})", refine, ("global",))
+    check_options(training)
+    checks.seed(training.get("seed", 0))
+    checks.whole("minibatch", training.get("minibatch", 1))
 
 
 def _check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:
-    for name, solver in (("base", base), ("teacher", teacher or base)):
+    for name, solver in (("base", base), ("teacher", base if teacher is None else teacher)):
         if not isinstance(solver, DiffusionSolver):
             came = solver.__name__ if isinstance(solver, type) else type(solver).__name__
             raise InputError(f"{name}: got {came}, wanted a diffusion solver such as fewstep.DDIM().")
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: got {value!r}, wanted a whole number of at least 1.")
+        checks.whole(name, value, 1, MOST)
 
 
 def _words(
@@ -149,10 +152,10 @@ def _words(
         "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
     } | ({"training": training} if training else {})  # fmt: skip
     try:
-        return dict(json.loads(json.dumps(words | (note or {}))))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"note: got {note!r}, which JSON cannot hold ({error}); wanted plain words and "
-                         "numbers by name.") from error  # fmt: skip
+        return dict(json.loads(json.dumps(words | dict({} if note is None else note))))
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(f"note: got {checks.came(note)}, which JSON cannot hold ({error}); wanted plain "
+                         "words and numbers by name.") from error  # fmt: skip
 
 
 def _guarded(fit: Fit, base: Plan) -> tuple[Fit, str]:

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..diffusion.ddim import DDIM
 from ..diffusion.dpm_solver_pp import DPMSolverPP
-from ..errors import InputError, named, one_of
+from ..errors import InputError, named
+from ..files import make_folder
+from ..grid import MOST
 from ..problem import Denoising
 from ..sample import sample
 from ..schedule import DiscreteVP
-from .conditional import told
+from .conditional import check_labels, told
 from .levels import left_at_end
 from .sfddm import SFDDM
 from .sfddm_process import StudentProcess, subsequence
-from .store import make_folder
 from .training import EVERY, PATIENCE, Minibatch, Report, Stopwatch, check_options, digest, fit, seeded
 from .unet_denoiser import UNetDenoiser
 
@@ -81,9 +83,10 @@ def distill_sfddm(
                                 "patience": patience, "every": every}  # fmt: skip
     check_options(training)
     _check_substeps(substeps, target)
+    seed, device = checks.seed(seed), checks.device(device)
+    checks.real("hidden", hidden, 0, wanted="a weight of at least 0")
     watch = Stopwatch()
-    if folder is not None:
-        make_folder(folder)
+    make_folder(folder)
     teacher = _frozen(teacher, schedule).to(device)
     process = _process(schedule, steps, phi, spacing)
     x0, classes = _data(teacher, schedule, data, labels, samples, event_shape, seed, device)
@@ -99,10 +102,7 @@ def distill_sfddm(
     losses, looks = fit(
         network, task.loss, len(x0), seed=seed, progress=progress, look=lambda: task.rmse(fine),
         checkpoint=None if folder is None else Path(folder) / f"sfddm-{len(process.phi)}.training",
-        words={"target": target, "loss": loss, "hidden": hidden, "start": start, "features": inside,
-               "substeps": task.substeps, "phi": process.phi.tolist(), "autocast": autocast,
-               "data": digest({"x0": x0[:64], "classes": classes[:64] if classes is not None else x0[:0]}),
-               "teacher": digest(teacher.state_dict() | {"levels": process.log_sigmas})}, **training,
+        words={"start": start} | task.words(), **training,
     )  # fmt: skip
     network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
@@ -112,8 +112,7 @@ def distill_sfddm(
 
 def _check(words: dict[str, tuple[str, tuple[str, ...]]]) -> None:
     for name, (word, known) in words.items():
-        if word not in known:
-            raise one_of(name, word, known)
+        checks.word(name, word, known)
 
 
 def _frozen(teacher: Any, schedule: Any) -> nn.Module:
@@ -129,8 +128,7 @@ def _frozen(teacher: Any, schedule: Any) -> nn.Module:
 def _check_substeps(substeps: Any, target: str) -> None:
     if substeps is None:
         return
-    if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
-        raise InputError(f"substeps: got {substeps!r}, wanted a whole number of at least 1.")
+    checks.whole("substeps", substeps, 1, MOST)
     if target == "published":
         raise InputError(f"substeps: got {substeps} for the published loss, which has none; drop it.")
 
@@ -156,22 +154,41 @@ def _data(
             raise InputError(
                 "data: got None without event_shape; wanted samples, a loader, or a shape to make."
             )
-        if labels is not None and len(labels) != samples:
-            raise InputError(f"labels: got {len(labels)} for {samples} samples, wanted one each.")
-        return _made(teacher, schedule, labels, samples, tuple(event_shape), seed, device), labels
+        count, event = checks.whole("samples", samples), checks.sizes(event_shape, "event_shape")
+        _check_labels(teacher, labels, count)
+        return _made(teacher, schedule, labels, count, event, seed, device), labels
     if not torch.is_tensor(data):
-        parts = [b if isinstance(b, (tuple, list)) else (b,) for b in data]
-        if not parts or not torch.is_tensor(parts[0][0]):
-            raise InputError(f"data: got {type(data).__name__}, wanted a tensor or batches of tensors.")
-        labels = torch.cat([p[1] for p in parts]) if len(parts[0]) > 1 and labels is None else labels
-        data = torch.cat([p[0] for p in parts])
-    if not data.is_floating_point() or data.dim() < 2 or not len(data) or not bool(data.isfinite().all()):
-        raise InputError(f"data: got {data.dtype} {tuple(data.shape)}, wanted finite numbers (n, *event).")
-    if labels is not None and len(labels) != len(data):
-        raise InputError(f"labels: got {len(labels)} for {len(data)} samples, wanted one each.")
-    if labels is None and getattr(teacher, "labelled", False):
-        raise InputError("labels: got none for a class-conditional teacher, wanted one for each sample.")
+        data, labels = _joined(data, labels)
+    checks.state("data", data, "finite numbers (n, *event)")
+    if data.dim() < 2 or not len(data):
+        raise InputError(f"data: got {checks.came(data)}, wanted finite numbers (n, *event).")
+    _check_labels(teacher, labels, len(data))
     return data, labels
+
+
+def _joined(data: Any, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A loader's batches, or its batches with labels, in one."""
+    try:
+        parts = [tuple(b) if isinstance(b, (tuple, list)) else (b,) for b in data]
+        if labels is None and parts and len(parts[0]) > 1:
+            labels = torch.cat([p[1] for p in parts])
+        return torch.cat([p[0] for p in parts]), labels
+    except (TypeError, RuntimeError, IndexError, ValueError) as error:
+        raise InputError(
+            f"data: got {checks.came(data)}, wanted a tensor (n, *event), or batches of tensors of a shape. "
+            "numpy's arrays go through torch.from_numpy(data).float()."
+        ) from error
+
+
+def _check_labels(teacher: nn.Module, labels: Any, count: int) -> None:
+    """Refuse labels that are not one for each sample, and none where the teacher is told them."""
+    if labels is None:
+        if getattr(teacher, "labelled", False):
+            raise InputError("labels: got none for a class-conditional teacher, wanted one for each sample.")
+        return
+    check_labels(teacher, labels)
+    if len(labels) != count:
+        raise InputError(f"labels: got {len(labels)} for {count} samples, wanted one each.")
 
 
 @torch.no_grad()
@@ -277,6 +294,16 @@ class _Task:
     inside: str | None
     hidden: float
     autocast: bool
+
+    def words(self) -> dict[str, Any]:
+        """What it is, for a checkpoint."""
+        data = {"x0": self.x0[:64]} | ({} if self.labels is None else {"labels": self.labels[:64]})
+        levels = {"levels": self.student.process.log_sigmas}
+        return {
+            "target": self.target, "loss": self.kind, "hidden": self.hidden, "features": self.inside,
+            "substeps": self.substeps, "phi": self.student.process.phi.tolist(), "autocast": self.autocast,
+            "data": digest(data), "teacher": digest(self.teacher.state_dict() | levels),
+        }  # fmt: skip
 
     def loss(self, batch: Minibatch) -> Tensor:
         device, process = next(self.teacher.parameters()).device, self.student.process

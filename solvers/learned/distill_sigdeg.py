@@ -10,8 +10,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian.increment import LEVELS
 from ..errors import InputError, named, one_of
+from ..grid import MOST
 from ..problem import SDE, Denoising
 from ..solver import DiffusionSolver, StochasticSolver
 from .dode_walk import Labelled
@@ -130,16 +132,20 @@ def _checked(function: Callable[..., Any], options: dict[str, Any]) -> dict[str,
         if parameter.default is parameter.empty and options.get(name, 0) is None:
             raise InputError(f"{name}: got nothing; distill_sigdeg needs {name}= for this problem.")
     for name, words in (("levy", LEVELS), ("head", HEADS)):
-        if name in said and said[name] not in words:
-            raise one_of(name, said[name], words)
+        if name in said:
+            checks.word(name, said[name], words)
     for given, idle in IDLE.items():
         both = [name for name in idle if given in said and name in said]
         if both:
             raise InputError(f"{both[0]}: got {said[both[0]]!r} beside {given}=, which says it; drop one.")
-    count, forcing = said.get("trajectories", 16), options["forcing"]
-    if not isinstance(count, int) or count < 16:
+    count = said.get("trajectories", 16)
+    if checks.whole("trajectories", count) < 16:
         raise InputError(f"trajectories: got {count!r}, wanted at least 16: two are held out.")
-    if not isinstance(forcing, (int, float)) or not 0 <= forcing <= 1:
-        raise InputError(f"forcing: got {forcing!r}, wanted a share from 0 to 1.")
+    checks.real("forcing", options["forcing"], 0, 1, "a share from 0 to 1")
+    checks.seed(options["seed"])
+    checks.device(said.get("device", "cpu"))
+    for name in ("steps", "teacher_steps"):
+        if name in said:
+            checks.whole(name, said[name], 1, MOST)
     check_options(said)
     return {k: v for k, v in options.items() if k in takes and v is not None}

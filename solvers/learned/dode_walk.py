@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
@@ -34,10 +35,15 @@ class Model:
             came = f"{noise.dtype} {tuple(noise.shape)}" if torch.is_tensor(noise) else type(noise).__name__
             raise InputError(f"noise: got {came}, wanted a floating-point tensor (n, *event).")
         single = isinstance(problem, Denoising)
-        if single != (labels is None) or not (single or callable(problem)):
+        if not single and (labels is None or not callable(problem)):
             raise InputError(
-                f"labels: got {'none' if labels is None else 'some'} beside a {type(problem).__name__}; "
-                "wanted a Denoising without labels, or a function labels -> Denoising with labels=(n, ...)."
+                f"problem: got {checks.came(problem)} and no labels, wanted fewstep.Denoising(denoiser, "
+                "schedule), or a function labels -> Denoising with labels=(n, ...)."
+            )
+        if single and labels is not None:
+            raise InputError(
+                "labels: got some beside a Denoising; wanted a Denoising without labels, or a function "
+                "labels -> Denoising with labels=(n, ...)."
             )
         if labels is not None and (
             not torch.is_tensor(labels) or labels.dim() == 0 or len(labels) != len(noise)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..diffusion.ddim import DDIM
 from ..plan import Plan
 from ..problem import Denoising
@@ -31,6 +32,9 @@ class SFDDM:
     """
 
     def __init__(self, network: nn.Module, process: StudentProcess, plan: Plan | None = None) -> None:
+        checks.instance("network", network, nn.Module, "a torch.nn.Module (x, sigma) -> x0")
+        checks.instance("process", process, StudentProcess, "a StudentProcess")
+        checks.instance("plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None")
         made = plan or DDIM().plan(process.grid())
         self.network = network
         self.process = process

@@ -7,7 +7,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..errors import InputError, one_of
+from .. import checks
+from ..errors import InputError
 from ..schedule import DiscreteVP
 
 SPACINGS = ("trailing", "uniform", "logsnr")
@@ -25,15 +26,13 @@ def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> T
         InputError: an unknown word, or more steps than labels.
     """
     T = len(teacher.log_sigmas)
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= T:
-        raise InputError(f"steps: got {steps!r}, wanted 1 to the {T} labels of the teacher.")
+    checks.whole("steps", steps, 1, T)
+    checks.word("spacing", spacing, SPACINGS)
     k = torch.arange(steps, dtype=torch.float64)
     if spacing == "uniform":
         return (k * (T / steps)).floor().long()
     if spacing == "trailing":
         return ((k + 1) * (T / steps)).round().long() - 1
-    if spacing != "logsnr":
-        raise one_of("spacing", spacing, SPACINGS)
     table = teacher.log_sigmas.double().cpu()
     # from the last label down; the first is a step above the smallest, as x0 itself comes after it
     levels = torch.lerp(table[0], table[-1], (k + 1) / steps)
@@ -61,10 +60,12 @@ class StudentProcess(DiscreteVP):
     """
 
     def __init__(self, teacher: DiscreteVP, phi: Tensor) -> None:
-        phi, T = torch.as_tensor(phi), len(teacher.log_sigmas)
-        whole = phi.dim() == 1 and len(phi) > 0 and not phi.is_floating_point()
-        if not whole or bool((phi.diff() <= 0).any()) or not 0 <= int(phi[0]) <= int(phi[-1]) < T:
-            raise InputError(f"phi: got {phi.tolist()}, wanted increasing labels in 0 ... {T - 1}.")
+        checks.instance("teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table")
+        said, T = checks.numbers("phi", phi), len(teacher.log_sigmas)
+        whole = said.dim() == 1 and len(said) > 0 and not torch.as_tensor(phi).is_floating_point()
+        if not whole or bool((said.diff() <= 0).any()) or not 0 <= int(said[0]) <= int(said[-1]) < T:
+            raise InputError(f"phi: got {said.tolist()}, wanted increasing labels in 0 ... {T - 1}.")
+        phi = torch.as_tensor(phi)
         self.phi = phi
         self.log_sigmas: Tensor = teacher.log_sigmas.cpu()[phi]
         self.labels: int = len(phi)
@@ -93,8 +94,9 @@ class StudentProcess(DiscreteVP):
 
     def posterior(self, k: int, x0: Tensor, x_k: Tensor) -> tuple[Tensor, float]:
         """Mean and variance of q'(x'_(k-1) | x'_k, x0), k from 1 (arXiv 2006.11239, Eq. 7)."""
-        if not 1 <= k < len(self.phi):
-            raise InputError(f"k: got {k}, wanted 1 ... {len(self.phi) - 1}.")
+        checks.whole("k", k, 1, len(self.phi) - 1)
+        checks.state("x0", x0)
+        checks.state("x_k", x_k)
         before, now, alpha = float(self.abar[k - 1]), float(self.abar[k]), float(self.alphas[k])
         mean = before**0.5 * (1 - alpha) / (1 - now) * x0 + alpha**0.5 * (1 - before) / (1 - now) * x_k
         return mean, (1 - alpha) * (1 - before) / (1 - now)

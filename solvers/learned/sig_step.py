@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian import Increment
 from ..brownian.increment import LEVELS
 from ..classical.euler_maruyama import EulerMaruyama
@@ -46,8 +47,9 @@ class SigStep(StochasticSolver):
     """
 
     def __init__(self, network: nn.Module, parent: StochasticSolver | None = None) -> None:
+        checks.instance("network", network, nn.Module, "a torch.nn.Module (t, y) -> (*y.shape, 5)")
         self.network = network
-        self.parent: StochasticSolver = parent or EulerMaruyama()
+        self.parent: StochasticSolver = EulerMaruyama() if parent is None else parent
         if type(self.parent).__name__ not in PARENTS:
             raise one_of("parent", type(self.parent).__name__, PARENTS)
         self.card: Card = replace(
@@ -120,14 +122,15 @@ class SigSampler:
     """
 
     def __init__(self, plan: Plan, network: nn.Module, levy: str = "H", residual: bool = False) -> None:
+        checks.instance("plan", plan, Plan, "the parent's plan, such as EulerMaruyama().plan(sigmas)")
+        checks.instance("network", network, nn.Module, "a torch.nn.Module (x, sigma, sigma_next, xi) -> x0")
         on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # nan compares false
         if not on_path or plan.prediction != "data":
             raise InputError(
                 f"plan: got {plan.name!r}, which does not open a path interval in each row or is not in data "
                 "prediction; wanted that of EulerMaruyama() or SEA() on a grid that ends above 0."
             )
-        if levy not in LEVELS:
-            raise one_of("levy", levy, LEVELS)
+        checks.word("levy", levy, LEVELS)
         letters = LEVELS[levy]
         spare = letters - plan.m.shape[-1]
         pad = (0, max(spare, 0))  # letters that the parent does not use, but the network sees

@@ -12,7 +12,7 @@ from ..denoiser import AFFINE
 from ..errors import one_of
 from ..schedule import DiscreteVP
 from .networks import HEADS, graded
-from .unet_denoiser import ask, configuration
+from .unet_denoiser import ask, configuration, unet_class
 
 
 class SigUNet(nn.Module):
@@ -36,8 +36,6 @@ class SigUNet(nn.Module):
         self, unet: Mapping[str, Any], labels: int, letters: int = 2, prediction: str = "epsilon",
         head: str = "direct", feedback: bool = False,
     ) -> None:  # fmt: skip
-        from diffusers import UNet2DModel
-
         super().__init__()
         if head not in HEADS:
             raise one_of("head", head, HEADS)
@@ -51,9 +49,10 @@ class SigUNet(nn.Module):
         self.prediction = prediction
         self.head = head
         self.feedback = feedback
-        self.unet: nn.Module = UNet2DModel.from_config(unet)
+        self.unet: nn.Module = unet_class().from_config(unet)
         classes = [unet.get(name) for name in ("num_class_embeds", "class_embed_type")]
         self.labelled: bool = any(c is not None for c in classes)
+        self.classes: int | None = classes[0] if classes[1] is None else None
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian.increment import LEVELS
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError
+from ..files import make_folder
 from ..grid import sigma_grid
 from ..plan import Plan
 from ..problem import Denoising
@@ -21,7 +23,6 @@ from .dode_walk import Labelled
 from .levels import left_at_end
 from .networks import DenoisingMLP
 from .sig_step import SigSampler, fits
-from .store import make_folder
 from .training import Minibatch, Report, Stopwatch, fit, held_out, seeded
 from .trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
 
@@ -41,8 +42,7 @@ def distill_denoising(
 ) -> tuple[SigSampler, Report]:  # fmt: skip
     """See `distill_sigdeg`, which has the other defaults."""
     watch = Stopwatch()
-    if folder is not None:
-        make_folder(folder)
+    make_folder(folder)
     if data is None:
         grid = _coarse_grid(problem, labels, steps, spacing, sigmas)
         if event_shape is None:
@@ -55,7 +55,7 @@ def distill_denoising(
         watch.lap("teacher")
     levy = _levy(problem, levy, data)
     network, residual = _network(problem, data, levy, network, head, feedback, seed)
-    student = SigSampler((parent or EulerMaruyama()).plan(data.sigmas), network.to(device), levy, residual)
+    student = SigSampler(_plan(parent, data.sigmas), network.to(device), levy, residual)
     _check_student(student, data, forcing)
     task = _Task(problem, student, data, forcing, autocast, torch.device(device), _weights(data))
     kept, held = held_out(len(data))
@@ -81,6 +81,11 @@ def _coarse_grid(
         if steps is None:
             raise InputError("steps: got None; wanted steps=... or sigmas=... for the coarse grid.")
         if not isinstance(problem, Denoising):
+            if labels is None:
+                raise InputError(
+                    f"problem: got {checks.came(problem)} and no labels, wanted fewstep.Denoising(denoiser, "
+                    "schedule), or a function labels -> Denoising with labels=(n, ...)."
+                )
             if not torch.is_tensor(labels) or labels.dim() == 0:
                 raise InputError(f"labels: got {labels!r} beside a function of labels, wanted a tensor.")
             problem = problem(labels[:1])
@@ -89,6 +94,11 @@ def _coarse_grid(
     if steps not in (None, len(grid) - 1):
         raise InputError(f"steps: got {steps} beside sigmas of {len(grid) - 1} intervals; drop one of them.")
     return grid
+
+
+def _plan(parent: Any, sigmas: Tensor) -> Plan:
+    checks.instance("parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
+    return (EulerMaruyama() if parent is None else parent).plan(sigmas)
 
 
 def _levy(problem: Any, levy: str | None, data: Any) -> str:
@@ -135,7 +145,7 @@ def _network(
 
 def _check_network(network: Any, letters: int) -> None:
     if not isinstance(network, nn.Module):
-        raise InputError(f"network: got {type(network).__name__}, wanted a torch.nn.Module.")
+        raise InputError(f"network: got {checks.came(network)}, wanted a torch.nn.Module.")
     if getattr(network, "letters", letters) != letters:
         raise InputError(
             f"network: got one that is told {network.letters} letters of the signature, levy asks for "

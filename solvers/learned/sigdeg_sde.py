@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian import FreshIncrements, Increment
 from ..brownian.normals import key_of, node_seed
 from ..classical.srid2 import SRID2
 from ..errors import InputError
+from ..files import make_folder
 from ..problem import SDE
 from ..solve import solve
 from ..solver import StochasticSolver
 from .networks import Coefficients, spread
 from .sig_step import TERMS, SigStep, integrals
-from .store import make_folder
 from .training import Minibatch, Report, Stopwatch, digest, fit, held_out, seeded
 from .trajectories import substeps_of
 
@@ -43,21 +44,16 @@ def distill_sde(
     batch: int = 512, rate: float = 3e-3, average: float, patience: int, every: int,
 ) -> tuple[SigStep, Report]:  # fmt: skip
     """See `distill_sigdeg`, which has the other defaults."""
-    if sde.noise_type != "diagonal" or sde.sde_type != "ito":
-        raise InputError(
-            f"problem: got {sde.noise_type!r} {sde.sde_type!r}, wanted 'diagonal' 'ito' noise: the learned "
-            "step holds the iterated integrals of one channel a component."
-        )
+    _check(sde, y0, t0, t1, teacher)
     teacher_steps = 16 * steps if teacher_steps is None else teacher_steps
     substeps = substeps_of(steps, teacher_steps)
-    if folder is not None:
-        make_folder(folder)
+    make_folder(folder)
     watch, generator = Stopwatch(), torch.Generator().manual_seed(seed)
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (trajectories,), generator=generator)]
     fine = teacher or SRID2()
     paths = _paths(sde, fine, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
-    student = SigStep(network or _network(paths, seed))
+    student = SigStep(_network(paths, seed) if network is None else network)
     watch.lap("teacher")
     kept, rest = held_out(trajectories)
     held = paths.pick(rest)
@@ -78,6 +74,20 @@ def distill_sde(
         watch.lap("least squares")
     spent, after = teacher_steps * fine.card.evaluations, held.rmse(sde, student)
     return student, Report(spent, trajectories, before, after, losses, watch.seconds, looks)
+
+
+def _check(sde: SDE, y0: Any, t0: Any, t1: Any, teacher: Any) -> None:
+    if sde.noise_type != "diagonal" or sde.sde_type != "ito":
+        raise InputError(
+            f"problem: got {sde.noise_type!r} {sde.sde_type!r}, wanted 'diagonal' 'ito' noise: the learned "
+            "step holds the iterated integrals of one channel a component."
+        )
+    checks.state("y0", y0, "a finite floating-point tensor (*batch, d)")
+    if not y0.numel():
+        raise InputError(f"y0: got {checks.came(y0)}, wanted at least one state.")
+    if not checks.real("t0", t0) < checks.real("t1", t1):
+        raise InputError(f"t0, t1: got {t0!r} and {t1!r}, wanted t0 < t1.")
+    checks.instance("teacher", teacher, (StochasticSolver, type(None)), "an SDE solver such as fs.SRID2()")
 
 
 @dataclass(frozen=True)

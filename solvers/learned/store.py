@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..errors import InputError, one_of
+from ..files import whole as whole
 from ..plan import FORMAT as PLAN_FORMAT
 from ..plan import Plan
 from .networks import Coefficients, DenoisingMLP
@@ -32,31 +32,6 @@ FORMAT = "fewstep-student-1"
 DODE_FORMAT = "fewstep-dode-1"
 # what a file whose words or shapes are not as they should be can make Python raise
 DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
-
-
-@contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A place to write a file that then appears whole or not at all, after a failure of power too."""
-    from safetensors import SafetensorError
-
-    part = Path(f"{path}.{os.getpid()}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"path: {path} cannot be written ({error}).") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def make_folder(path: str | Path) -> None:
-    """A folder for checkpoints, if it can be."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder: {path} cannot be made ({error}).") from error
 
 
 def write(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
@@ -108,8 +83,8 @@ def _student(
         raise one_of(f"{path}: kind", meta["kind"], kinds)
     network = _fill(path, meta, tensors, network)
     plan = {k.removeprefix("plan."): v for k, v in tensors.items() if k.startswith("plan.")}
-    whole = Plan.from_tensors(meta["plan"], plan) if plan else None
-    made: SFDDM | SigSampler | SigStep = kinds[meta["kind"]]._from_parts(network, meta, whole)
+    table = Plan.from_tensors(meta["plan"], plan) if plan else None
+    made: SFDDM | SigSampler | SigStep = kinds[meta["kind"]]._from_parts(network, meta, table)
     return made
 
 
@@ -119,6 +94,7 @@ def read(
     """Metadata and tensors of a file of this library, in one of the formats wanted."""
     from safetensors import SafetensorError, safe_open
 
+    checks.place(path)
     try:
         if Path(path).suffix == ".json":
             meta, tensors = _read_json(path)
@@ -177,6 +153,7 @@ def _fill(
     weights = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
     if network is None:
         network = build(str(path), meta["network"], meta["config"], weights)
+    finite(path, weights)
     try:
         # one of ours takes the file's dtypes: a table in float64 among weights in float32. A copy, since what
         # is mapped from a file lies where products are rounded otherwise
@@ -185,6 +162,12 @@ def _fill(
     except RuntimeError as error:
         raise InputError(f"network: the weights in {path} do not fit it: {error}") from error
     return network.eval().requires_grad_(False)
+
+
+def finite(path: str | Path, weights: dict[str, Tensor]) -> None:
+    """Refuse weights that are not, or not real."""
+    if bad := [k for k, v in weights.items() if v.is_complex() or not bool(v.isfinite().all())]:
+        raise InputError(f"network: {path} has weights that are no finite numbers ({bad[0]}); fetch it anew.")
 
 
 def build(path: str, name: str, config: Any, weights: dict[str, Tensor]) -> nn.Module:

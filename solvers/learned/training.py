@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..brownian.normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
 from .processes import barrier, from_first, part, rank_and_world, sum_over_processes
@@ -23,6 +24,7 @@ HELD_OUT = 8  # one trajectory in eight is kept from training
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-1"
 AVERAGE, PATIENCE, EVERY = 0.99, 0, 250
+KEPT = ("now", "mean", "best", "exp_avg", "exp_avg_sq")  # of each parameter in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,10 @@ def check_options(options: dict[str, Any]) -> None:
     """Refuse numbers of the optimiser that are out of range; those that are not there are well."""
     for name, least in (("iterations", 1), ("batch", 1), ("every", 1), ("patience", 0)):
         came = options.get(name, least)
-        if isinstance(came, bool) or not isinstance(came, int) or came < least:
-            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least {least}.")
+        checks.whole(name, came, least)
     for name, top in (("rate", math.inf), ("average", 1.0)):
         came = options.get(name, 0.5)
-        if isinstance(came, bool) or not isinstance(came, (int, float)) or not 0 <= came < top:
+        if not 0 <= checks.real(name, came) < top:
             raise InputError(f"{name}: got {came!r}, wanted a number of at least 0, below {top:g}.")
 
 
@@ -283,6 +284,15 @@ class Training:
             raise InputError(f"checkpoint: {path} is not the same in all processes; wanted one folder that "
                              "all see.")  # fmt: skip
 
+    def _check_fit(self, tensors: dict[str, Tensor]) -> None:
+        """Copying would spread a smaller tensor over a larger one."""
+        shaped = [(f"{m}.{k}", p) for k, p in self.parameters.items() for m in KEPT]
+        for name, p in [*shaped, *((f"buffer.{k}", b) for k, b in self.buffers.items())]:
+            if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
+                raise ValueError(f"{name} has another shape or dtype")
+            if not bool(tensors[name].isfinite().all()):
+                raise ValueError(f"{name} has numbers that are not finite")
+
     def _read(self, path: Path) -> None:
         from .store import DAMAGE, read
 
@@ -292,7 +302,7 @@ class Training:
             raise InputError(f"{error} Delete it to begin again.") from error
         mine = json.loads(json.dumps(self.words))
         if meta.get("words") != mine:
-            theirs = dict(meta.get("words") or {})
+            theirs = meta["words"] if isinstance(meta.get("words"), dict) else {}
             other = [
                 f"{k} ({short(theirs.get(k))}, this call's is {short(mine.get(k))})"
                 for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)
@@ -302,6 +312,7 @@ class Training:
                 "made it, or take another folder."
             )
         try:
+            self._check_fit(tensors)
             with torch.no_grad():
                 for k, p in self.parameters.items():
                     p.copy_(tensors[f"now.{k}"])

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..brownian import FreshIncrements, Increment
-from ..brownian.increment import LEVELS, check_shape
+from ..brownian.increment import LEVELS
 from ..brownian.normals import key_of, node_seed
 from ..classical.euler_maruyama import EulerMaruyama
-from ..errors import InputError, NonFiniteError, one_of
-from ..grid import check_sigmas, refined
+from ..errors import InputError, NonFiniteError
+from ..grid import MOST, check_sigmas, refined
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import evaluator_of, generators, run, unit_normals
@@ -105,10 +106,12 @@ class Trajectories:
         """
         steps = len(self.sigmas) - 1
         if isinstance(keep, int):
-            if keep < 1 or steps % keep:
+            if isinstance(keep, bool) or keep < 1 or steps % keep:
                 raise InputError(f"keep: got {keep}, wanted a divisor of the {steps} steps.")
             keep = range(0, steps + 1, keep)
-        chosen = [int(i) for i in keep] if isinstance(keep, (Sequence, Tensor)) else [keep]
+        listed = isinstance(keep, (Sequence, Tensor)) and not isinstance(keep, str)
+        items: Any = keep if listed else [keep]
+        chosen = [checks.whole("keep", i, 0) for i in items]
         if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
             raise InputError(f"keep: got {chosen}, wanted numbers of levels that rise from 0 to {steps}.")
         before = self.kept or range(steps + 1)
@@ -129,9 +132,12 @@ class Trajectories:
 
     def pick(self, index: Tensor) -> Batch:
         """The trajectories of these numbers, in this order; InputError for numbers that are not there."""
+        checks.instance("index", index, Tensor, f"a tensor of numbers in 0 ... {len(self) - 1}")
         index = index.cpu()
-        if len(index) == 0 or int(index.min()) < 0 or int(index.max()) >= len(self):
-            raise InputError(f"index: got {index.tolist()[:8]}, wanted numbers in 0 ... {len(self) - 1}.")
+        inside = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
+        if not inside or int(index.min()) < 0 or int(index.max()) >= len(self):
+            few = index.reshape(-1).tolist()[:8]
+            raise InputError(f"index: got {few}, wanted numbers in 0 ... {len(self) - 1}.")
         parts, places, first = [], [], 0
         for block in self.blocks:
             n = len(block["knots"])
@@ -185,16 +191,13 @@ def make_trajectories(
         InputError: arguments out of these ranges, a folder that holds other trajectories.
     """
     sigmas = checked_levels(sigmas)
-    if levy not in LEVELS:
-        raise one_of("levy", levy, LEVELS)
-    for name, came in (("count", count), ("substeps", substeps)):
-        if isinstance(came, bool) or not isinstance(came, int) or came < 1:
-            raise InputError(f"{name}: got {came!r}, wanted a whole number of at least 1.")
-    if not isinstance(seed, int):
-        raise InputError(f"seed: got {seed!r}, wanted a whole number.")
+    checks.word("levy", levy, LEVELS)
+    checks.whole("count", count)
+    checks.whole("substeps", substeps, 1, MOST)
+    seed, device = checks.seed(seed), checks.device(device)
     if teacher is not None and (isinstance(teacher, type) or not isinstance(teacher, DiffusionSolver)):
         raise InputError(f"teacher: got {teacher!r}, wanted a solver such as fs.EulerMaruyama().")
-    event_shape = check_shape(event_shape)
+    event_shape = checks.sizes(event_shape, "event_shape")
     labels = labels.to(device) if torch.is_tensor(labels) else labels
     model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
     maker = _Maker.of(model, sigmas, substeps, teacher or EulerMaruyama(), levy, event_shape, seed, device)
@@ -203,13 +206,14 @@ def make_trajectories(
     if folder is None:
         blocks = [maker.block(index) for index in _shown(ranges, progress)]
     else:
-        blocks = _on_disk(Path(folder), maker, ranges, progress)
+        blocks = _on_disk(checks.place(folder, "folder"), maker, ranges, progress)
     return Trajectories(sigmas, blocks, maker.plan.nfe)
 
 
 def substeps_of(steps: int, fine: int) -> int:
     """Fine steps for each of the coarse ones."""
-    if steps < 1 or fine < steps or fine % steps:
+    checks.whole("steps", steps)
+    if checks.whole("teacher_steps", fine) % steps:
         raise InputError(f"teacher_steps: got {fine} for {steps} steps, wanted a multiple of steps.")
     return fine // steps
 
@@ -340,7 +344,7 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
+    except (OSError, *store.DAMAGE) as error:
         raise InputError(f"folder: {path} cannot be read ({error}); take another folder.") from error
     if held is None and any(folder.glob("block-*.safetensors")):
         raise InputError(f"folder: {folder} holds blocks without {path.name}, which says whose they are; "
@@ -387,7 +391,10 @@ def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
     labels = maker.model.labels
     if labels is not None:
         wanted["labels"] = (count, *labels.shape[1:])
-    if any(name not in block or tuple(block[name].shape) != shape for name, shape in wanted.items()):
+    kinds = {name: block[name].dtype for name in ("knots", "xi") if name in block}
+    if any(name not in block or tuple(block[name].shape) != shape for name, shape in wanted.items()) or any(
+        kind != torch.float32 for kind in kinds.values()
+    ):
         raise InputError(f"folder: {path} is not a block of these trajectories; delete it, and the same call "
                          "makes it again.")  # fmt: skip
     return block

@@ -13,6 +13,17 @@ from ..errors import InputError, one_of
 from ..schedule import DiscreteVP
 
 
+def unet_class() -> Any:
+    """diffusers' `UNet2DModel`; InputError where diffusers is not installed."""
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise InputError(
+            f"diffusers: cannot be imported ({error}); run: pip install 'fewstep[diffusers]'"
+        ) from error
+    return UNet2DModel
+
+
 class UNetDenoiser(nn.Module):
     """`(x, sigma) -> x0` of a `UNet2DModel` that was trained on a table of levels.
 
@@ -25,16 +36,15 @@ class UNetDenoiser(nn.Module):
     """
 
     def __init__(self, unet: Mapping[str, Any], labels: int, prediction: str = "epsilon") -> None:
-        from diffusers import UNet2DModel
-
         super().__init__()
         if prediction not in AFFINE:
             raise one_of("prediction", prediction, AFFINE)
         self.config: dict[str, Any] = {"unet": dict(unet), "labels": labels, "prediction": prediction}
         self.prediction = prediction
-        self.unet: nn.Module = UNet2DModel.from_config(unet)
+        self.unet: nn.Module = unet_class().from_config(unet)
         classes = [unet.get(name) for name in ("num_class_embeds", "class_embed_type")]
         self.labelled: bool = any(c is not None for c in classes)
+        self.classes: int | None = classes[0] if classes[1] is None else None
         self.log_sigmas: Tensor
         self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
 

@@ -241,7 +241,7 @@ class NotVP(NoiseSchedule):
 
 
 BAD = {
-    "net": (lambda: fs.from_edm(None), "net: got NoneType"),
+    "net": (lambda: fs.from_edm(None), "net: got None,"),
     "label numbers": (lambda: edm(torch.tensor([0, 1, 2])), r"class_labels: got shape \(3,\).*one_hot"),
     "too wide": (lambda: edm(torch.eye(4)), "label_dim = 3"),
     "a number": (lambda: edm(2), "class_labels: got int"),

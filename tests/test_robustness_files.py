@@ -1,0 +1,241 @@
+"""Damaged and hostile files, commands with bad options, and extras that are missing: one clear error each."""
+
+import json
+import pickle
+import struct
+import sys
+
+import fewstep as fs
+import pytest
+import torch
+from fewstep.analysis import Record, __main__, datasets, teachers
+from fewstep.learned.networks import DenoisingMLP
+from fewstep.learned.unet_denoiser import unet_class
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
+PROBLEM = fs.Denoising(NET, fs.EDM(0.1, 10.0))
+SIGMAS = torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64)
+SDE = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: 0.2 * y)
+EASY = settings(max_examples=25, deadline=None, derandomize=True, database=None,
+                suppress_health_check=list(HealthCheck))  # fmt: skip
+
+
+def trajectories(folder):
+    return fs.make_trajectories(PROBLEM, SIGMAS, count=8, event_shape=(3,), substeps=2, folder=folder)
+
+
+def training(folder):
+    """Three iterations with a checkpoint after each, or what is left of them."""
+    data = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    fs.distill_sfddm(teacher=NET, schedule=fs.DiscreteVP.named(steps=20), steps=3, data=data, iterations=3,
+                     batch=4, every=1, folder=folder)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """One file of every kind that the library writes, by name, with what reads it."""
+    home = tmp_path_factory.mktemp("files")
+    process = fs.StudentProcess(fs.DiscreteVP.named(steps=20), torch.tensor([3, 9, 19]))
+    noise = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    table, _ = fs.distill_dode(PROBLEM, fs.DDIM(), noise=noise, steps=2, teacher_substeps=2)
+    from fewstep.learned.networks import Coefficients
+
+    made = {
+        "plan.safetensors": fs.DDIM().plan(SIGMAS), "dode.safetensors": table, "dode.json": table,
+        "sampler.safetensors": fs.SigSampler(fs.EulerMaruyama().plan(SIGMAS), NET.with_signature(2)),
+        "step.safetensors": fs.SigStep(Coefficients(2, 5)), "sfddm.safetensors": fs.SFDDM(NET, process),
+        "record.json": Record("k", {"a": [1.0]}, 0, {}),
+    }  # fmt: skip
+    for name, value in made.items():
+        value.save(home / name)
+    teachers.save(NET, home / "teacher.safetensors")
+    trajectories(home / "folder")
+    training(home / "training")
+    readers = dict.fromkeys(made, fs.load) | {
+        "record.json": Record.load, "teacher.safetensors": teachers.load,
+        "folder/block-00000.safetensors": lambda path: trajectories(path.parent),
+        "folder/trajectories.json": lambda path: trajectories(path.parent),
+        "training/sfddm-3.training": lambda path: training(path.parent),
+    }  # fmt: skip
+    return home, readers
+
+
+KINDS = [
+    "plan.safetensors", "dode.safetensors", "dode.json", "sampler.safetensors", "step.safetensors",
+    "sfddm.safetensors", "record.json", "teacher.safetensors", "folder/block-00000.safetensors",
+    "folder/trajectories.json", "training/sfddm-3.training",
+]  # fmt: skip
+TENSORS = [k for k in KINDS if not k.endswith(".json")]
+LEFT_OUT = "block-00000"  # its numbers are mapped, not read: training refuses what is not finite
+
+
+def refused(files, name, content):
+    """Write it in the file's place, read it, put the good one back."""
+    home, readers = files
+    path = home / name
+    good = path.read_bytes()
+    try:
+        path.write_bytes(content)
+        with pytest.raises(fs.InputError):
+            readers[name](path)
+        assert path.read_bytes() == content  # nobody's file is written over
+    finally:
+        path.write_bytes(good)
+
+
+def test_good_files_are_read(files):
+    home, readers = files
+    assert sorted(readers) == sorted(KINDS)
+    for name, reader in readers.items():
+        reader(home / name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_truncated_file_is_refused(files, name):
+    good = (files[0] / name).read_bytes()
+
+    @EASY
+    @given(st.integers(0, len(good) - 3))  # a text's last brace and its newline
+    def run(length):
+        refused(files, name, good[:length])
+
+    run()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_flipped_bytes_are_refused_or_harmless(files, name):
+    home, readers = files
+    good = (home / name).read_bytes()
+    head = len(good) if name.endswith(".json") else 8 + struct.unpack("<Q", good[:8])[0]
+
+    @EASY
+    @given(st.integers(0, head - 1), st.integers(1, 255))
+    def run(place, mask):
+        path = home / name
+        try:
+            path.write_bytes(good[:place] + bytes([good[place] ^ mask]) + good[place + 1 :])
+            readers[name](path)
+        except fs.InputError:
+            pass
+        finally:
+            path.write_bytes(good)
+
+    run()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (sys.exit, ("the file ran code",))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_hostile_files_are_refused_and_run_nothing(files, name, tmp_path):
+    torch.save({"a": 1}, tmp_path / "x.pt")
+    deep = b"[" * 100_000
+    long = struct.pack("<Q", 2**62) + b"{}"
+    header = b'{"__metadata__":{"fewstep":"' + b"[" * 20_000 + b'"}}'
+    for content in (
+        b"", b"{}", b"null", b"[]", deep, long, struct.pack("<Q", len(deep)) + deep, pickle.dumps(Bomb()),
+        struct.pack("<Q", len(header)) + header, (tmp_path / "x.pt").read_bytes(), b"\xff" * 64,
+    ):  # fmt: skip
+        refused(files, name, content)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_wrong_tensors_are_refused(files, name, tmp_path):
+    with safe_open(files[0] / name, framework="pt") as file:
+        meta = file.metadata()
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+    first = next(k for k, v in tensors.items() if v.is_floating_point() and v.dim() > 1)
+    value = tensors[first]
+    bad = {
+        "missing": None, "shape": value[:-1], "flat": value.flatten(), "complex": value.to(torch.complex64),
+        "wide": torch.cat([value, value], -1),
+    } | ({} if LEFT_OUT in name else {"nan": value * float("nan")})  # fmt: skip
+    for other in bad.values():
+        changed = {k: v for k, v in tensors.items() if k != first}
+        changed |= {} if other is None else {first: other.contiguous()}
+        save_file(changed, tmp_path / "x", meta)
+        refused(files, name, (tmp_path / "x").read_bytes())
+
+
+@pytest.mark.parametrize("name", [k for k in KINDS if "block" not in k])
+def test_words_of_another_type_are_refused_or_harmless(files, name, tmp_path):
+    """Every word of the metadata in turn becomes another type: InputError, or an object all the same."""
+    home, readers = files
+    path, good = home / name, (home / name).read_bytes()
+    if name.endswith(".json"):
+        meta, write = json.loads(good), lambda m: path.write_text(json.dumps(m))
+    else:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["fewstep"])
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
+        write = lambda m: save_file(tensors, path, {"fewstep": json.dumps(m)})  # noqa: E731
+    for key in meta:
+        for value in (None, 7, -1, "x", [], {}, [[1]], {"a": None}, 1e400, True):
+            try:
+                write(meta | {key: value})
+                readers[name](path)
+            except fs.InputError:
+                assert path.exists()
+            finally:
+                path.unlink(missing_ok=True)
+                path.write_bytes(good)
+
+
+BAD = {
+    "convergence": ["--solver milstein --paths 0", "--solver milstein --paths -3", "--solver milstein "
+                                                                                   "--levels 9 4",
+                    "--solver milstein --levels -2 4", "--solver milstein --levels 4 99", "--solver "
+                                                                                          "milstein "
+                                                                                          "--seed -1",
+                    "--solver milstein --device nonsense", "--solver milstein --block -1 --reference levels",
+                    "--solver milstein --problem sine --reference exact", ""],
+    "work-precision": ["--problem ring --nfe 0", "--problem ring --solver nonsense", "--problem sine "
+                                                                                     "--paths 0",
+                       "--problem sine --levels 3 3", "--problem sine --solver ddim"],
+    "distill dode": ["--problem nonsense", "--problem ring --base nonsense", "--problem ring --steps 0",
+                     "--problem ring --terms 0", "--problem ring --samples 3", "--problem ring --device "
+                                                                               "nonsense",
+                     "--problem ring --teacher-substeps 0", "--problem ring --refine --iterations 0", ""],
+    "study": ["nonsense", "headline-orders --budget nonsense"],
+    "train-teacher": ["nonsense", "digits --resume", "mnist --data /nonexistent"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [f"{command} {words}" for command in BAD for words in BAD[command]])
+def test_a_command_refuses_in_one_line(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fewstep", *line.split()])
+    monkeypatch.delenv("FEWSTEP_DATA", raising=False)
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1 or said.startswith("Usage: fewstep ")  # options are typer's
+    assert not list(tmp_path.iterdir())
+
+
+MISSING = {
+    "sklearn": (lambda: datasets.digits(), "fewstep\\[demo\\]"),
+    "diffusers": (unet_class, "fewstep\\[diffusers\\]"),
+    "diffusers adapter": (lambda: __import__("fewstep.adapters.diffusers"), "fewstep\\[diffusers\\]"),
+    "comfy": (lambda: __import__("fewstep.adapters.k_diffusion", fromlist=["x"]).register("x", fs.DDIM()),
+              "ComfyUI cannot be imported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_extra_is_named(name, monkeypatch):
+    call, words = MISSING[name]
+    for module in [m for m in sys.modules if m.split(".")[0] == name.split()[0]]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "fewstep.adapters.diffusers", raising=False)
+    monkeypatch.setitem(sys.modules, name.split()[0], None)
+    with pytest.raises((fs.InputError, ImportError), match=words):
+        call()
