@@ -57,7 +57,7 @@ def test_marginals_are_the_teachers_by_algebra(phi):
                                process.log_sigmas.exp(), TABLE.log_sigmas[phi].exp())  # fmt: skip
     for k in range(1, len(phi)):
         a, b, before = process.alphas[k], process.betas[k], process.abar[k - 1]
-        x0, x = torch.tensor(0.3, dtype=torch.float64), torch.tensor(-1.2, dtype=torch.float64)
+        x0, x = torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
         precision = a / b + 1 / (1 - before)  # of the product of two Gaussians in x'_(k-1)
         want = (a.sqrt() * x / b + before.sqrt() * x0 / (1 - before)) / precision
         mean, variance = process.posterior(k, x0, x)
