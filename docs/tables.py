@@ -47,6 +47,18 @@ def records() -> str:
     return "\n".join(lines)
 
 
+def headline() -> str:
+    """Every estimate of the headline: the fit, its levels, the local slopes."""
+    lines = ["| solver | noise | declared | fitted slope | levels fitted | local slopes, coarse to fine |"]
+    lines += ["| --- " * 6 + "|"]
+    for e in record("headline-orders").data["estimates"]:
+        fitted = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+        levels, local = f"{min(e['used'])} to {max(e['used'])}", " ".join(f"{v:.2f}" for v in e["local"])
+        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:.1f}", fitted, levels, local]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def references() -> str:
     """What each solver is and where it stands in the literature."""
     lines = ["| solver | what it is | source |", "| --- | --- | --- |"]
@@ -244,6 +256,7 @@ def write(folder: Path) -> None:
         "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
         "brownian-orders": brownian_figures.orders_table(record("brownian-figures")),
         "brownian-speed": brownian_speed.markdown(record("brownian-speed")),
+        "headline-orders": headline(),
         "benchmarks": benchmarks.markdown(record("benchmarks")), "records": records(),
         "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
         "sampler-overhead": overhead(),
