@@ -10,6 +10,7 @@ from typing import Any
 
 import fewstep as fs
 import torch
+from fewstep.learned.training import held_out
 from torch import Tensor
 
 from ..figures import canvas, colour, image_rows, write
@@ -81,11 +82,14 @@ def population(task: Task, many: int) -> list[dict[str, float]]:
     """The fitted kappa of DDIM at 10 evaluations against the population's, by number of start states.
 
     On Gaussian data of mean 0 each mode of a state is a number times that of the start state, so that the
-    expectations in the normal equations are sums over modes: one start state a mode has them exactly.
+    expectations in the normal equations are sums over modes: one start state a mode has them exactly, among
+    those that are fitted to and among those held out.
     """
     modes, problem = task.event[0], task.at(None)
     options: dict[str, Any] = {"steps": 10, "guard": False}
-    each = torch.eye(modes, dtype=task.dtype).repeat_interleave(8, 0) * task.schedule.sigma_max
+    each, one = torch.zeros(8 * modes, modes, dtype=task.dtype), torch.eye(modes, dtype=task.dtype)
+    for part in held_out(len(each)):
+        each[part] = task.schedule.sigma_max * one.repeat(len(part) // modes, 1)
     exact, _ = fs.distill_dode(problem, fs.DDIM(), noise=each, **options)
     out = []
     for n in (16, 64, 256, 1024, many):
