@@ -116,9 +116,10 @@ def _direct_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) 
 
 
 def _triangles(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
-    """One slope triangle for each declared order, below the finest points of the lowest such curve."""
+    """One slope triangle for each declared order, below the finest points of the lowest curve that has it."""
     for slope in sorted({c["declared"] for c in curves if c["declared"]}):
-        data = min((c for c in curves if c["declared"] == slope), key=lambda c: c["error"][-1])
+        able = [c for c in curves if c["declared"] == slope]
+        data = min(able, key=lambda c: (round(abs(c["order"] - slope), 1), c["error"][-1]))
         h0, h1 = (data["t1"] / 2 ** data["levels"][k] for k in (-1, -2))
         y0 = data["error"][-1] * 0.55
         y1 = y0 * (h1 / h0) ** slope
