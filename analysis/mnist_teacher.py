@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fewstep import Denoising, DiscreteVP, checks, classifier_free_guidance, from_epsilon
+from fewstep import Denoising, DiscreteVP, checks, classifier_free_guidance, files, from_epsilon
 from fewstep.errors import InputError
-from fewstep.learned import store, training
+from fewstep.learned import loading, training
 from fewstep.learned.training import Minibatch, learning_rate, seeded
 from fewstep.learned.unet_denoiser import unet_class
 from torch import Tensor, nn
 
 from . import datasets
-from .teachers import write_half
+from .shipped import write_half
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -100,13 +100,13 @@ def network(path: str | Path | None = None) -> UNet2DModel:
         InputError: not such a file, or not whole; diffusers is not installed.
     """
     path = WEIGHTS if path is None else path
-    meta, weights = store.read(path, (FORMAT,))
-    store.finite(path, weights)
+    meta, weights = files.read(path, (FORMAT,))
+    loading.finite(path, weights)
     try:
         net = _build(path, meta, {k: v.float() for k, v in weights.items()})
     except InputError:
         raise
-    except (RuntimeError, ArithmeticError, *store.DAMAGE) as error:
+    except (RuntimeError, ArithmeticError, *files.DAMAGE) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
     return net.eval().requires_grad_(False)
 
@@ -243,7 +243,7 @@ class Features(nn.Module):
 def features(path: str | Path | None = None) -> Features:
     """The shipped classifier, or one that `train_features` wrote: float32, for inference."""
     path = FEATURES if path is None else path
-    _, weights = store.read(path, (FEATURES_FORMAT,))
+    _, weights = files.read(path, (FEATURES_FORMAT,))
     with torch.device("meta"):
         net = Features()
     try:

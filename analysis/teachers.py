@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import EDM, Denoising, checks
+from fewstep import EDM, Denoising, checks, files
 from fewstep.errors import InputError
-from fewstep.learned import store, training
+from fewstep.learned import loading, training
 from fewstep.learned.networks import DenoisingMLP
 from fewstep.learned.training import Minibatch, seeded
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import datasets
+from .shipped import write_half
 
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT = "fewstep-teacher-1"
@@ -30,32 +30,21 @@ def digits() -> Denoising:
 
 def load(path: str | Path) -> DenoisingMLP:
     """A teacher from its file."""
-    meta, weights = store.read(path, (FORMAT,))
-    store.finite(path, weights)
+    meta, weights = files.read(path, (FORMAT,))
+    loading.finite(path, weights)
     weights = {k: v.float() for k, v in weights.items()}
     try:
-        network = store.build(str(path), "DenoisingMLP", meta.get("config"), weights)
+        network = loading.build(str(path), "DenoisingMLP", meta.get("config"), weights)
         network.load_state_dict(weights)
-    except (RuntimeError, ArithmeticError, *store.DAMAGE) as error:
+    except (RuntimeError, ArithmeticError, *files.DAMAGE) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
     assert isinstance(network, DenoisingMLP)
     return network.eval().requires_grad_(False)
 
 
 def save(network: DenoisingMLP, path: str | Path) -> Path:
-    """Write a teacher; see `write_half`."""
+    """Write a teacher, in half precision."""
     return write_half(path, {"format": FORMAT, "config": network.config}, network)
-
-
-def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Path:
-    """Weights in half precision: twice the network in the megabyte, loaded as float32."""
-    from safetensors.torch import save_file
-
-    weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
-    # of an editable install the shipped files are links
-    with store.whole(Path(path).resolve()) as part:
-        save_file(weights, str(part), {"fewstep": json.dumps(meta)})
-    return Path(path)
 
 
 def mnist(label: int | Tensor | None = None, guidance: float = 1.0) -> Denoising:
@@ -90,9 +79,7 @@ def train(name: str, path: str | Path, *, seed: int = 0, **options: Any) -> Path
 def _train_digits(seed: int, iterations: int) -> DenoisingMLP:
     data, _ = datasets.digits()
     build: Any = lambda: DenoisingMLP((1, 8, 8), width=256, depth=3, dropout=0.15)  # noqa: E731
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
-        torch.manual_seed(seed)
-        return fit_denoiser(seeded(seed, build), data, DIGITS, iterations, seed)
+    return fit_denoiser(seeded(seed, build), data, DIGITS, iterations, seed)
 
 
 def fit_denoiser(

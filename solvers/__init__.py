@@ -64,12 +64,15 @@ from .learned.distill_dode import distill_dode as distill_dode
 from .learned.distill_sfddm import distill_sfddm as distill_sfddm
 from .learned.distill_sigdeg import distill_sigdeg as distill_sigdeg
 from .learned.dode import DODE as DODE
+from .learned.dode_grid import regrid as regrid
 from .learned.sfddm import SFDDM as SFDDM
 from .learned.sfddm_process import StudentProcess as StudentProcess
+from .learned.sfddm_process import subsequence as subsequence
 from .learned.sig_step import SigSampler as SigSampler
 from .learned.sig_step import SigStep as SigStep
 from .learned.sig_unet import SigUNet as SigUNet
-from .learned.store import load as load
+from .learned.loading import load as load
+from .learned.trajectories import Trajectories as Trajectories
 from .learned.trajectories import make_trajectories as make_trajectories
 from .plan import Plan as Plan
 from .problem import ODE as ODE

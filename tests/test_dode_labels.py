@@ -248,7 +248,7 @@ def test_bad_labels_are_refused(case):
 
 
 class TestOtherGrids:
-    """`DODE.on_grid`: kappa interpolated, measured, and believed only where it helps."""
+    """`fs.regrid`: kappa interpolated, measured, and believed only where it helps."""
 
     def setup_method(self):
         self.noise = torch.randn(256, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -260,7 +260,7 @@ class TestOtherGrids:
     def test_neighbouring_counts_gain(self, steps):
         student = self.fit(fs.DDIM())
         fresh = torch.randn(256, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        made, report = student.on_grid(BUMPS, fs.DDIM(), noise=fresh, steps=steps, refit=True)
+        made, report = fs.regrid(student, BUMPS, fs.DDIM(), noise=fresh, steps=steps, refit=True)
         assert report.fallback == ""
         assert made.plan.nfe == steps
         assert report.refit_rmse <= report.student_rmse * 1.2
@@ -271,7 +271,7 @@ class TestOtherGrids:
     @pytest.mark.parametrize("base", [fs.DDIM(), fs.DPMSolver(2), fs.EDMHeun(), fs.UniPC(2)], ids=names)
     def test_its_own_grid_gives_the_table_back(self, base):
         student = self.fit(base, guard=False, steps=6)
-        made, report = student.on_grid(BUMPS, base, noise=self.noise, steps=6)
+        made, report = fs.regrid(student, BUMPS, base, noise=self.noise, steps=6)
         assert not report.fallback
         torch.testing.assert_close(made.kappa, student.kappa, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(made.plan.b, student.plan.b, rtol=1e-9, atol=1e-12)
@@ -279,7 +279,7 @@ class TestOtherGrids:
     def test_where_it_hurts_the_base_comes_with_the_reason(self):
         student = self.fit(fs.DDIM(), guard=False, steps=3)
         student = fs.DODE(student.plan, torch.full_like(student.kappa, 3.0), student.fitted_to, student.words)
-        made, report = student.on_grid(BUMPS, fs.DDIM(), noise=self.noise, steps=8)
+        made, report = fs.regrid(student, BUMPS, fs.DDIM(), noise=self.noise, steps=8)
         assert "with the base" in report.fallback
         own = fs.sample(BUMPS, fs.DDIM(), noise=self.noise, steps=8)
         assert torch.equal(fs.sample(BUMPS, made, noise=self.noise), own)
@@ -295,14 +295,14 @@ class TestOtherGrids:
             (refined, BUMPS, fs.DDIM(), "has no kappa to interpolate"),
         ):  # fmt: skip
             with pytest.raises(fs.InputError, match=words):
-                table.on_grid(problem, base, noise=self.noise, steps=8)
+                fs.regrid(table, problem, base, noise=self.noise, steps=8)
         with pytest.raises(fs.InputError, match="steps: got None"):
-            student.on_grid(BUMPS, fs.DDIM(), noise=self.noise)
+            fs.regrid(student, BUMPS, fs.DDIM(), noise=self.noise)
 
     def test_labels_come_along(self):
         student, _ = fitted(terms=1)
-        made, report = student.on_grid(
-            guided(2.0), fs.DDIM(), noise=start(100, 8), labels=classes(100, 8), steps=8
+        made, report = fs.regrid(
+            student, guided(2.0), fs.DDIM(), noise=start(100, 8), labels=classes(100, 8), steps=8
         )
         assert report.student_rmse < report.base_rmse
         assert made.fitted_to.labelled

@@ -1,6 +1,7 @@
 """Rules of the house: the package map, the import graph, the price of an import, cards as the one source."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -33,6 +34,32 @@ def test_fewstep_never_imports_its_analysis(path):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not any("analysis" in n.split(".") for n in names)
+
+
+def imports(folder, top):
+    """module -> the modules of this package that it imports, within functions too; not for type checkers."""
+    files = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = [top, *path.relative_to(ROOT / folder).with_suffix("").parts]
+        package = parts[:-1]
+        files[".".join(package if parts[-1] == "__init__" else parts)] = path, package
+    for name, (path, package) in files.items():
+        tree, found = ast.parse(path.read_text()), set()
+        for guarded in [n for n in ast.walk(tree) if isinstance(n, ast.If)]:
+            if getattr(guarded.test, "id", "") == "TYPE_CHECKING":
+                guarded.body = []
+        for node in [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]:
+            up = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*up, *([node.module] if node.module else [])])
+            found |= {m for a in node.names for m in (f"{base}.{a.name}", base) if m in files}
+        yield name, found - {name, top}
+
+
+@pytest.mark.parametrize(("folder", "top"), [("solvers", "fewstep"), ("analysis", "fewstep.analysis")])
+def test_no_module_imports_itself_by_way_of_others(folder, top):
+    graph = dict(imports(folder, top))
+    assert sum(map(len, graph.values())) > len(graph)  # the reader sees them
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the ring
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -121,7 +121,7 @@ def test_students_say_what_they_are_in_a_line(mixture_student, sine_student):
 
 
 DOORS = [
-    fs.distill_dode, fs.distill_sfddm, fs.distill_sigdeg, fs.DODE.on_grid, fs.from_epsilon, fs.from_flow,
+    fs.distill_dode, fs.distill_sfddm, fs.distill_sigdeg, fs.regrid, fs.from_epsilon, fs.from_flow,
     fs.from_sample, fs.from_score, fs.from_v, strong_order, strong_orders, weak_order, weak_orders,
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ import fewstep as fs
 import pytest
 import torch
 from fewstep.errors import InputError
-from fewstep.learned import store, training, trajectories
+from fewstep.learned import training, trajectories
 from fewstep.learned.networks import DenoisingMLP, graded
 from fewstep.learned.training import fit, seeded
 from fewstep.learned.trajectories import make_trajectories
@@ -371,7 +371,7 @@ def dies_at(event, folder):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    block, step, whole = trajectories._Maker.block, training.Training.step, store.whole
+    block, step, whole = trajectories._Maker.block, training.Training.step, training.whole
 
     def counted(function):
         def wrapped(*args):
@@ -388,7 +388,7 @@ def dies_at(event, folder):
         happens()
 
     trajectories._Maker.block, training.Training.step = counted(block), counted(step)
-    store.whole = placed
+    training.whole = trajectories.whole = placed
     distil(folder)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import fewstep as fs
 import torch
-from fewstep.learned import store
+from fewstep import files
 from fewstep.learned.sfddm_process import subsequence
 from fewstep.learned.training import CHECKPOINT
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def distil(
         student.save(file)
         passes = 1 + (int(asked["substeps"]) if "target" in asked else 1)
         body = {"evaluations": iterations * batch * passes, "seconds": seconds, "losses": report.losses}
-        with store.whole(facts) as part:  # last: where it is, all is done
+        with files.whole(facts) as part:  # last: where it is, all is done
             part.write_text(json.dumps(body))
     loaded = fs.load(file)
     assert isinstance(loaded, fs.SFDDM)
@@ -87,7 +87,7 @@ def distil(
 
 def _done(checkpoint: Path) -> int:
     """Iterations that lie in a checkpoint, 0 without one."""
-    return len(store.read(checkpoint, (CHECKPOINT,))[1]["history"]) if checkpoint.exists() else 0
+    return len(files.read(checkpoint, (CHECKPOINT,))[1]["history"]) if checkpoint.exists() else 0
 
 
 def halvings(

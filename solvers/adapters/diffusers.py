@@ -26,8 +26,8 @@ from ..diffusion.ipndm import IPNDM
 from ..diffusion.pndm import PNDM
 from ..errors import InputError, one_of
 from ..grid import check_sigmas
+from ..learned.loading import load
 from ..learned.sig_step import SigSampler
-from ..learned.store import load
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import path_of

@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import json_text, whole
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import Evaluate, evaluator_of
-from .store import DODE_FORMAT, json_text, whole
 
 if TYPE_CHECKING:
-    from ..solver import DiffusionSolver
-    from .dode_grid import GridReport
-    from .dode_walk import Labelled, Model
+    from .dode_walk import Model
 
 PROBES = 3  # levels at which an unlabelled model is asked; one that holds labels, at the middle one
 ANSWERS = 3  # numbers that are kept of an answer
 LABELS = 64  # that a model with labels is asked for
+FORMAT = "fewstep-dode-1"
 TOLERANCE = 1e-2
 
 
@@ -154,40 +153,6 @@ class DODE:
             self.fitted_to.check(self.fitted_to.ask(problem, like), self.plan.name)
             known[key] = weakref.ref(problem)
 
-    def on_grid(
-        self, problem: Denoising | Labelled, base: DiffusionSolver, *, noise: Tensor,
-        labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None,
-        spacing: str = "logsnr", final: str = "x0", teacher: DiffusionSolver | None = None,
-        teacher_substeps: int = 10, batch: int | None = None, refit: bool = False,
-    ) -> tuple[DODE, GridReport]:  # fmt: skip
-        """The student's kappa on another grid of its base solver, or the base where they do not help there.
-
-        kappa_ij is interpolated over log sigma. What is interpolated is kappa_ij over h_i / (lambda_i -
-        lambda_{i-j}), which for Adams weights is smooth in sigma whatever the grid (1/2 for DPM-Solver++(2M))
-        and on logSNR grids is kappa itself. Rows of stages within a step are taken stage by stage, and the
-        row that ends at 0 from the row that did.
-
-        Args:
-            problem, labels: the model that the student was fitted to; another is refused.
-            base: the solver that it was fitted from.
-            noise: (n, *event) start states, n >= 16, other than those of the fit.
-            steps, sigmas, spacing, final: the new grid.
-            teacher, teacher_substeps, batch: as in `distill_dode`.
-            refit: also fit a table on the new grid and say how far that one ends, for comparison.
-
-        Returns:
-            the table on the new grid and a `GridReport`.
-
-        Raises:
-            InputError: another model or base, or a table with refined weights, which has no kappa.
-        """
-        from .dode_grid import regrid
-
-        return regrid(
-            self, problem, base, noise, labels, steps, sigmas, spacing, final, teacher, teacher_substeps,
-            batch, refit,
-        )  # fmt: skip
-
     def __repr__(self) -> str:
         return f"<{self.plan.name}: {self.plan.nfe} evaluations of {self.fitted_to.schedule}>"
 
@@ -215,7 +180,7 @@ class DODE:
     def _meta(self) -> dict[str, Any]:
         seen = self.fitted_to
         return {
-            "format": DODE_FORMAT, "name": self.plan.name, "prediction": self.plan.prediction,
+            "format": FORMAT, "name": self.plan.name, "prediction": self.plan.prediction,
             "schedule": seen.schedule, "event": seen.event, "answers": seen.answers,
             "labelled": seen.labelled, "spread": seen.spread, "words": self.words,
         }  # fmt: skip

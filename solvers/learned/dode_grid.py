@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,10 +14,8 @@ from ..plan import Plan
 from ..problem import Denoising
 from ..solver import DiffusionSolver
 from .distill_dode import base_plan, distill_dode, why
+from .dode import DODE
 from .dode_walk import Labelled, Model, Teacher, Work, apply, in_state, plan_of, rmse, widened
-
-if TYPE_CHECKING:
-    from .dode import DODE
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,32 @@ class GridReport:
 
 
 def regrid(
-    student: DODE, problem: Denoising | Labelled, base: DiffusionSolver, noise: Tensor,
-    labels: Tensor | None, steps: int | None, sigmas: Tensor | None, spacing: str, final: str,
-    teacher: DiffusionSolver | None, teacher_substeps: int, batch: int | None, refit: bool,
+    student: DODE, problem: Denoising | Labelled, base: DiffusionSolver, *, noise: Tensor,
+    labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None,
+    spacing: str = "logsnr", final: str = "x0", teacher: DiffusionSolver | None = None,
+    teacher_substeps: int = 10, batch: int | None = None, refit: bool = False,
 ) -> tuple[DODE, GridReport]:  # fmt: skip
-    """See `DODE.on_grid`."""
-    from .dode import DODE
+    """The student's kappa on another grid of its base solver, or the base where they do not help there.
 
+    kappa_ij is interpolated over log sigma. What is interpolated is kappa_ij over h_i / (lambda_i -
+    lambda_{i-j}), which for Adams weights is smooth in sigma whatever the grid (1/2 for DPM-Solver++(2M))
+    and on logSNR grids is kappa itself. Rows of stages within a step are taken stage by stage, and the
+    row that ends at 0 from the row that did.
+
+    Args:
+        problem, labels: the model that the student was fitted to; another is refused.
+        base: the solver that it was fitted from.
+        noise: (n, *event) start states, n >= 16, other than those of the fit.
+        steps, sigmas, spacing, final: the new grid.
+        teacher, teacher_substeps, batch: as in `distill_dode`.
+        refit: also fit a table on the new grid and say how far that one ends, for comparison.
+
+    Returns:
+        the table on the new grid and a `GridReport`.
+
+    Raises:
+        InputError: another model or base, or a table with refined weights, which has no kappa.
+    """
     began = time.perf_counter()
     model = Model.of(problem, labels, noise)
     old = _own_base(student, model, base)

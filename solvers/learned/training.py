@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..brownian.normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
+from ..files import DAMAGE, read, whole
 from .processes import barrier, from_first, part, rank_and_world, sum_over_processes
 
 HELD_OUT = 8  # one trajectory in eight is kept from training
@@ -262,8 +263,6 @@ class Training:
             return
         from safetensors.torch import save_file
 
-        from .store import whole
-
         tensors = {"history": torch.stack(self.history).cpu()}
         tensors |= {f"buffer.{k}": v for k, v in self.buffers.items()}
         for k, p in self.parameters.items():
@@ -294,7 +293,6 @@ class Training:
                 raise ValueError(f"{name} has numbers that are not finite")
 
     def _read(self, path: Path) -> None:
-        from .store import DAMAGE, read
 
         try:
             meta, tensors = read(path, (CHECKPOINT,))

@@ -19,12 +19,12 @@ from ..brownian.increment import LEVELS
 from ..brownian.normals import key_of, node_seed
 from ..classical.euler_maruyama import EulerMaruyama
 from ..errors import InputError, NonFiniteError
+from ..files import DAMAGE, whole
 from ..grid import MOST, check_sigmas, refined
 from ..plan import Plan
 from ..problem import Denoising
 from ..sample import evaluator_of, generators, run, unit_normals
 from ..solver import DiffusionSolver
-from . import store
 from .dode import TOLERANCE, Fingerprint
 from .dode_walk import Labelled, Model, plan_of
 from .processes import barrier, rank_and_world
@@ -332,7 +332,7 @@ def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) 
     todo = missing[rank::world]
     for i in _shown(todo, progress):
         block = {k: v.contiguous() for k, v in maker.block(ranges[i]).items()}
-        with store.whole(files[i]) as part:
+        with whole(files[i]) as part:
             save_file(block, str(part))
     barrier()
     return [_mapped(f, len(r), maker) for f, r in zip(files, ranges, strict=True)]
@@ -344,14 +344,14 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, *store.DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         raise InputError(f"folder: {path} cannot be read ({error}); take another folder.") from error
     if held is None and any(folder.glob("block-*.safetensors")):
         raise InputError(f"folder: {folder} holds blocks without {path.name}, which says whose they are; "
                          "take an empty folder.")  # fmt: skip
     barrier()
     if held is None and rank_and_world()[0] == 0:
-        with store.whole(path) as part:
+        with whole(path) as part:
             part.write_text(json.dumps(words, indent=1))
     barrier()
     if held is None:
@@ -369,7 +369,7 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
 def _same_model(held: Any, mine: dict[str, Any]) -> bool:
     try:
         return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
-    except (*store.DAMAGE, RuntimeError):
+    except (*DAMAGE, RuntimeError):
         return False
 
 
