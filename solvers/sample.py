@@ -114,6 +114,9 @@ def sample(
 ) -> Tensor:
     """Draw samples of a diffusion model.
 
+    Gradients flow where the model's parameters or `noise` ask for them, and all evaluations are then kept:
+    sample under `torch.no_grad()`.
+
     Args:
         problem: the model.
         solver: a diffusion solver, a plan made earlier, or a student of this library's distillation.
