@@ -44,8 +44,10 @@ class Increment:
     def __post_init__(self) -> None:
         if isinstance(self.h, Tensor):  # a number on a device is not read
             pass
-        elif isinstance(self.h, bool) or not isinstance(self.h, (int, float)) or not 0 < self.h < math.inf:
-            raise InputError(f"h: got {checks.came(self.h)}, wanted a length above 0.")
+        elif (
+            isinstance(self.h, bool) or not isinstance(self.h, (int, float)) or not 0 < abs(self.h) < math.inf
+        ):
+            raise InputError(f"h: got {checks.came(self.h)}, wanted a length, below 0 to step back.")
         for name, field in (("W", self.W), ("H", self.H), ("K", self.K), ("A", self.A)):
             if not isinstance(field, Tensor) and (name == "W" or field is not None):
                 raise InputError(f"{name}: got {checks.came(field)}, wanted a tensor.")
