@@ -40,8 +40,10 @@ BASES = [fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.ED
     ("base", "rtol"), [(fs.DDIM(), 1e-9), (fs.DPMSolverPP(2, multistep=False), 1e-7)], ids=["DDIM", "2S"]
 )
 def test_kappa_is_the_least_squares_solution(base, rtol):
-    """Row by row against torch.linalg.lstsq on the student's own states; 2S has inner rows, whose outcome is the
-    next row's input, and directions that are nearly parallel."""
+    """Row by row against torch.linalg.lstsq on the student's own states.
+
+    2S has inner rows, whose outcome is the next row's input, and directions that are nearly parallel.
+    """
     noise = start(80)
     kept = noise[held_out(80)[0]]
     student, _ = fs.distill_dode(

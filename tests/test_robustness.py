@@ -177,6 +177,10 @@ CASES = {
                      "spacing final alignment:word terms teacher_substeps batch:count note:mapping"),
     "distill_dode refined": (fs.distill_dode, DODE | dict(refine="global"),
                              "iterations minibatch:count rate:number seed:seed"),
+    "regrid": (fs.regrid, DODE | dict(student=fs.distill_dode(**DODE)[0], steps=4),
+               "problem base teacher:object noise:state labels:labels steps:steps sigmas:sigmas "
+               "spacing:word teacher_substeps batch:count"),
+    "subsequence": (fs.subsequence, dict(teacher=TABLE, steps=3), "teacher:object steps:steps spacing:word"),
     "distill_sigdeg": (fs.distill_sigdeg, SIG,
                        "event_shape:shape steps:steps teacher_steps trajectories batch iterations "
                        "every:count "

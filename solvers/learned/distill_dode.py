@@ -102,7 +102,7 @@ def distill_dode(
     training: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     _check(alignment, refine, learn_grid, training)
     numbers = {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps}
-    _check_kinds(base, teacher, numbers)
+    check_kinds(base, teacher, numbers)
     model = Model.of(problem, labels, noise)
     plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
     work = Work.of(model, noise, plan.sigmas[:1], batch)
@@ -129,7 +129,8 @@ def _check(alignment: str, refine: str | None, learn_grid: bool, training: dict[
     checks.whole("minibatch", training.get("minibatch", 1))
 
 
-def _check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:
+def check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:
+    """Two diffusion solvers, and whole numbers of at least 1."""
     for name, solver in (("base", base), ("teacher", base if teacher is None else teacher)):
         if not isinstance(solver, DiffusionSolver):
             came = solver.__name__ if isinstance(solver, type) else type(solver).__name__

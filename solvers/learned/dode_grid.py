@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..plan import Plan
 from ..problem import Denoising
 from ..solver import DiffusionSolver
-from .distill_dode import base_plan, distill_dode, why
+from .distill_dode import base_plan, check_kinds, distill_dode, why
 from .dode import DODE
 from .dode_walk import Labelled, Model, Teacher, Work, apply, in_state, plan_of, rmse, widened
 
@@ -67,6 +67,7 @@ def regrid(
         InputError: another model or base, or a table with refined weights, which has no kappa.
     """
     began = time.perf_counter()
+    check_kinds(base, teacher, {"teacher_substeps": teacher_substeps, "batch": 1 if batch is None else batch})
     model = Model.of(problem, labels, noise)
     old = _own_base(student, model, base)
     plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)

@@ -25,6 +25,7 @@ def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> T
     Raises:
         InputError: an unknown word, or more steps than labels.
     """
+    checks.instance("teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table")
     T = len(teacher.log_sigmas)
     checks.whole("steps", steps, 1, T)
     checks.word("spacing", spacing, SPACINGS)
