@@ -56,7 +56,7 @@ def alone(tmp_path_factory):
     return launch(1, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_and_three_processes_give_what_one_gives(world, alone, tmp_path):
     for a, b in zip(alone, launch(world, tmp_path), strict=True):
         assert max(abs(x - y) / max(abs(x), 1e-3) for x, y in zip(a, b, strict=True)) < 1e-12

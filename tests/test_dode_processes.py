@@ -54,7 +54,7 @@ def alone():
     return fits()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_give_the_same_table(world, alone, tmp_path):
     torch.multiprocessing.spawn(worker, (world, tmp_path / "store", tmp_path / "fits"), nprocs=world)
     shared = [torch.load(tmp_path / f"fits.{rank}", weights_only=True) for rank in range(world)]

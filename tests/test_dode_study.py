@@ -147,6 +147,7 @@ def test_the_study_of_problems_runs_on_a_smoke_budget(tmp_path, monkeypatch):
     assert any("best untrained / best learned" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_study_of_mnist_runs_with_any_network(tmp_path, monkeypatch):
     """A small U-Net with weights of chance in the teacher's place, and noise for data."""
     pytest.importorskip("diffusers")

@@ -97,6 +97,7 @@ def test_pictures_survive_a_record_to_the_grey_level():
     assert (back - x.clamp(-1, 1)).abs().max() <= 1 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_the_study_of_mnist_runs_with_any_network(tmp_path, monkeypatch):
     """A small U-Net with weights of chance in the teacher's place, and noise for data."""
     pytest.importorskip("diffusers")

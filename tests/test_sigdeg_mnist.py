@@ -26,6 +26,7 @@ def test_the_levels_nest():
     assert all(len(kept) == n + 1 for n, kept in sigdeg_mnist.KEPT.items())
 
 
+@pytest.mark.slow
 def test_it_runs_and_goes_on_where_it_was_stopped(pretended, tmp_path, monkeypatch):
     lines = sigdeg_mnist.run(tmp_path, budget="smoke")
     assert len(lines) == 2 + 3 * 3

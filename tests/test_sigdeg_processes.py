@@ -29,7 +29,7 @@ def worker(rank, world, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_make_the_student_of_one(world, tmp_path):
     """Unrolled: nothing but the shares of a minibatch differs, and these to rounding."""
     want, rmse = distil(None)
