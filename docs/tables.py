@@ -186,6 +186,69 @@ def dode(problem: str) -> str:
     return "\n".join(lines)
 
 
+def dode_mnist() -> str:
+    """RMSE of the untrained families and of the fits on MNIST; the best against the best."""
+    data = record("dode-mnist").data
+    counts = data["counts"]
+    lines = ["| solver | " + " | ".join(map(str, counts)) + " |", "| --- " * (len(counts) + 1) + "|"]
+    found = {(r["base"], r["kind"], r["budget"]): r for r in data["rows"]}
+    words = {"best untrained, even grids": "best of log sigma, Karras, time", "best untrained": "and trailing"}
+    for base, kind in dict.fromkeys((r["base"], r["kind"]) for r in sorted(data["rows"], key=_rank)):
+        cells = []
+        for n in counts:
+            row, bare = found[base, kind, n], found.get((base, "untrained", n))
+            same = kind != "untrained" and bare is not None and row["rmse"] == bare["rmse"]
+            said = f" ({row['which']})" if "which" in row else ""
+            cells.append("base" if same else f"{row['rmse']:.2g}{said}")
+        name = f"{base}, {words[kind]}" if kind in words else f"{base}, trailing: {kind}"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for kind, name in (("best untrained, even grids", "best untrained on even grids"), ("best untrained",) * 2):
+        gains = " | ".join(f"{data['gains'][kind][str(n)]:.2f}" for n in counts)
+        lines.append(f"| *{name} / best learned* | {gains} |")
+    spent = [
+        " / ".join(f"{found['IPNDM(2)', k, n]['seconds']:.0f}" for n in counts)
+        for k in ("greedy, 1 term", "grid and weights")
+    ]
+    said = f"One number a step took {spent[0]} CPU seconds to fit, grid and weights {spent[1]}."
+    return "\n".join([*lines, "", said])
+
+
+def _rank(row: dict[str, Any]) -> int:
+    kinds = ("best untrained, even grids", "best untrained")
+    return kinds.index(row["kind"]) if row["kind"] in kinds else len(kinds)
+
+
+def dode_frechet() -> str:
+    """Distances of 500 images to the training images."""
+    found = record("dode-mnist").data["frechet"]
+    lines = ["| images | Fréchet distance |", "| --- | --- |"]
+    lines += [f"| {name} | {value:.3f} |" for name, value in found.items() if name != "samples"]
+    return "\n".join(lines)
+
+
+def dode_population() -> str:
+    """How far the fitted kappa is from the population's."""
+    found = record("dode-gaussian").data["population"]
+    said = ", ".join(f"{100 * r['median']:.2g} % ({r['start_states']} start states)" for r in found)
+    return (
+        f"The fitted $\\kappa$ of DDIM at 10 evaluations lies {said} from the population's optimum, in the "
+        "median over rows."
+    )
+
+
+def dode_cost() -> str:
+    """Seconds and bytes of a fit."""
+    small, large = record("dode-digits").data["cost"], record("dode-mnist").data["cost"]
+    by = {int(k): v / 1e6 for k, v in small["sampling_bytes_by_batch"].items()}
+    return (
+        f"For 10 steps on the digits teacher, a small network, with {small['start_states']} start states: "
+        f"{small['seconds']:.1f} s; at most {small['fit_bytes'] / 1e6:.2f} MB of tensors, sampling them "
+        f"{by[max(by)]:.2f} MB at once and {by[min(by)]:.2f} MB in these batches. For the MNIST U-Net, whose "
+        f"activations outweigh its images, with {large['start_states']} start states: "
+        f"{large['fit_bytes'] / 1e6:.1f} MB, and {large['sampling_bytes'] / 1e6:.1f} MB in these batches."
+    )
+
+
 def _cell(found: dict[tuple[str, int], Any], kind: str, n: int) -> str:
     row, bare = found.get((kind, n)), found.get(("untrained", n))
     if row is None:
@@ -265,6 +328,8 @@ def write(folder: Path) -> None:
         "sigdeg-mixture": sigdeg_mixture.table(MIXTURE),
         "sigdeg-features": sigdeg_features.features_table(MIXTURE),
         **{f"sigdeg-ablation-{p}": sigdeg_ablation.table(ABLATION, p) for p in ("mixture", "digits")},
+        "dode-mnist": dode_mnist(), "dode-frechet": dode_frechet(), "dode-population": dode_population(),
+        "dode-cost": dode_cost(),
         **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
         **{f"sfddm-{p}": sfddm(p) for p in ("digits", "mnist")}, **commands(),
     }  # fmt: skip
