@@ -192,7 +192,8 @@ def dode_mnist() -> str:
     counts = data["counts"]
     lines = ["| solver | " + " | ".join(map(str, counts)) + " |", "| --- " * (len(counts) + 1) + "|"]
     found = {(r["base"], r["kind"], r["budget"]): r for r in data["rows"]}
-    words = {"best untrained, even grids": "best of log sigma, Karras, time", "best untrained": "and trailing"}
+    even, any_grid = "best untrained, even grids", "best untrained"
+    words = {even: "best of log sigma, Karras, time", any_grid: "and trailing"}
     for base, kind in dict.fromkeys((r["base"], r["kind"]) for r in sorted(data["rows"], key=_rank)):
         cells = []
         for n in counts:
@@ -202,7 +203,7 @@ def dode_mnist() -> str:
             cells.append("base" if same else f"{row['rmse']:.2g}{said}")
         name = f"{base}, {words[kind]}" if kind in words else f"{base}, trailing: {kind}"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for kind, name in (("best untrained, even grids", "best untrained on even grids"), ("best untrained",) * 2):
+    for kind, name in ((even, "best untrained on even grids"), (any_grid, any_grid)):
         gains = " | ".join(f"{data['gains'][kind][str(n)]:.2f}" for n in counts)
         lines.append(f"| *{name} / best learned* | {gains} |")
     spent = [
