@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def schedules() -> str:
     lines = ["| schedule | process |", "| --- | --- |"]
     for name in public(lambda v: isinstance(v, type) and issubclass(v, fs.Schedule) and v is not fs.Schedule):
         first = " ".join(inspect.getdoc(getattr(fs, name)).split("\n\n")[0].split())
-        lines.append(f"| `{name}` | {first.replace('*', chr(92) + '*')} |")
+        safe = re.sub(r"([*|])", r"\\\1", first)
+        lines.append(f"| `{name}` | {safe} |")
     return "\n".join(lines)
 
 
