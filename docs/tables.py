@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,19 @@ def record(name: str) -> Record:
 
 def records() -> str:
     """What made each record: the command, the commit of the code, the versions, the machine."""
-    lines = ["| record | command | seed | code at | versions | on |", "| --- " * 6 + "|"]
+    lines = ["| record | command | seed | code at | on |", "| --- " * 5 + "|"]
+    seen: dict[str, list[str]] = {}
     for file in sorted((DOCS / "records").glob("*.json")):
         one = Record.load(file)
         made, versions = one.made, one.made["versions"]
         shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("fewstep", "numpy", "scipy"))
         on = f"{made['device']}, threads: {made['threads']}"
-        cells = [f"`{file.name}`", f"`{made['command']}`", one.seed, f"`{made['commit']}`", shown, on]
+        seen.setdefault(shown, []).append(file.name)
+        cells = [f"`{file.name}`", f"`{made['command']}`", one.seed, f"`{made['commit']}`", on]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    versions = max(seen, key=lambda v: len(seen[v]))
+    others = [f"{', '.join(names)}: {v}" for v, names in seen.items() if v != versions]
+    return "\n".join([*lines, "", f"Versions: {'; '.join([versions, *others])}."])
 
 
 def headline() -> str:
@@ -88,7 +93,8 @@ def schedules() -> str:
     lines = ["| schedule | process |", "| --- | --- |"]
     for name in public(lambda v: isinstance(v, type) and issubclass(v, fs.Schedule) and v is not fs.Schedule):
         first = " ".join(inspect.getdoc(getattr(fs, name)).split("\n\n")[0].split())
-        lines.append(f"| `{name}` | {first.replace('*', chr(92) + '*')} |")
+        safe = re.sub(r"([*|])", r"\\\1", first)
+        lines.append(f"| `{name}` | {safe} |")
     return "\n".join(lines)
 
 
