@@ -60,12 +60,13 @@ def write(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def order_figure(records: Sequence[Record], path: str | Path, title: str = "") -> Path:
-    """Error against step size for one or more order records: bands, slope triangles, direct labels.
+def order_figure(records: Sequence[Any], path: str | Path, title: str = "") -> Path:
+    """Error against step size for order estimates, or their records: bands, slope triangles, labels.
 
     Thin lines join all levels; the fitted ones have markers. Below the reference's own error it is grey.
     """
     figure, axes = canvas(7.4, 4.6)
+    records = [r if isinstance(r, Record) else r.record() for r in records]
     draw_orders(axes, [r.data for r in records])
     first = records[0].data
     what = "RMSE" if first["kind"] == "strong" else f"bias of E[{first['test']}]"

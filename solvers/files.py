@@ -27,7 +27,10 @@ def whole(path: str | Path) -> Iterator[Path]:
     place = checks.place(path)
     part = Path(f"{place}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)  # safetensors' own is for the owner alone
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(place)
@@ -63,16 +66,17 @@ def read(path: str | Path, wanted: tuple[str, ...]) -> tuple[dict[str, Any], dic
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError as error:
         raise InputError(f"path: {path} does not exist.") from error
-    except (SafetensorError, OSError, *DAMAGE) as error:
+    except OSError as error:
+        said = "is a folder" if Path(path).is_dir() else f"cannot be read ({error})"
+        raise InputError(f"path: {path} {said}; wanted a file that .save() wrote.") from error
+    except (SafetensorError, *DAMAGE) as error:
         raise InputError(
             f"path: {path} is not a whole file of this library ({error}); wanted one that .save() wrote."
         ) from error
     if not isinstance(meta, dict) or meta.get("format") not in wanted:
         came = meta.get("format") if isinstance(meta, dict) else meta
-        raise InputError(
-            f"path: {path} has format {came!r}, wanted {' or '.join(map(repr, wanted))}. Save it again "
-            "with this version of fewstep."
-        )
+        cure = "Save it again with this version of fewstep." if came else "It was not written by fewstep."
+        raise InputError(f"path: {path} has format {came!r}, wanted {' or '.join(map(repr, wanted))}. {cure}")
     return meta, tensors
 
 

@@ -144,8 +144,8 @@ def sample(
     """
     if not isinstance(problem, Denoising):
         raise InputError(
-            f"problem: got {type(problem).__name__}, wanted a fewstep.Denoising; a function of labels is "
-            "called with them first."
+            f"problem: got {checks.came(problem)}, wanted fewstep.Denoising(from_epsilon(network, schedule), "
+            "schedule), or denoising(pipe) of the diffusers adapter; call a function of labels with them."
         )
     if timesteps is not None and sigmas is None:
         steps = checks.numbers("timesteps", timesteps).numel()
@@ -186,7 +186,7 @@ def _resolve(
     plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
     if not isinstance(plan, Plan):
         raise InputError(
-            f"solver: got {type(solver).__name__}, which has no plan; wanted a diffusion solver, a Plan "
+            f"solver: got {checks.came(solver)}, which has no plan; wanted a diffusion solver, a Plan "
             "or a student. SDE solvers sample where their card lists additive noise."
         )
     if steps is not None or sigmas is not None:

@@ -167,7 +167,8 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
     check_solves(sde, solver)
     if not torch.is_tensor(y0) or not y0.is_floating_point() or y0.is_meta:
         came = y0.dtype if torch.is_tensor(y0) else type(y0).__name__
-        raise InputError(f"y0: got {came}, wanted a floating point tensor. Use y0.float().")
+        cure = "y0.float()" if torch.is_tensor(y0) else "torch.as_tensor(y0, dtype=torch.float32)"
+        raise InputError(f"y0: got {came}, wanted a floating point tensor. Use {cure}.")
     if y0.dim() == 0:
         raise InputError("y0: got a 0-d tensor, wanted (*batch, *event). Use y0.reshape(1).")
     if not bool(y0.isfinite().all()):
@@ -186,6 +187,10 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
 
 def _check_field(name: str, value: Any, y0: Tensor) -> None:
     came = value.dtype if torch.is_tensor(value) else type(value).__name__
+    if not torch.is_tensor(value):
+        raise InputError(
+            f"{name}: got {came}, wanted a tensor. Return torch.full_like(y, ...) for a constant."
+        )
     if came != y0.dtype:
         raise InputError(
             f"{name}: got {came}, wanted {y0.dtype} as y0 has. Make its constants and parameters of "

@@ -242,7 +242,13 @@ def grid_of(
     except REFUSALS as error:
         name = type(reference).__name__
         raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
-    return _made(process, reference)
+    made = _made(process, reference)
+    if bool((made.sigmas[:-2].diff() == 0).any()):  # of diffusers' own schedulers some give nan there
+        raise InputError(
+            f"num_inference_steps: got {steps}; rounded to whole labels some of its levels repeat. Ask for "
+            "fewer, or for timestep_spacing='trailing'."
+        )
+    return made
 
 
 def _made(process: Process, reference: Any) -> Grid:

@@ -69,6 +69,8 @@ def _built(words: dict[str, Any]) -> DiffusionSolver:
 
     able = {n: c for n, c in fewstep.solvers().items() if issubclass(c, DiffusionSolver)}
     name = words.pop("name", None)
+    if isinstance(name, str):  # as forgiving as the command line
+        name = {n.lower(): n for n in able}.get(name.replace("_", "").lower(), name)
     if not isinstance(name, str) or name not in able:
         raise one_of("solver", name, able)
     try:

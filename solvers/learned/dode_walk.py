@@ -87,7 +87,14 @@ class Work:
         if not bool(noise.isfinite().all()):
             raise InputError("noise: got values that are not finite, wanted normals.")
         noise = noise.float() if noise.dtype in (torch.float16, torch.bfloat16) else noise
-        alpha = model.schedule.alpha(first).item()
+        alpha, sigma = model.schedule.alpha(first).item(), first.item()
+        came = float(noise.double().square().mean().sqrt())
+        if sigma > 10 and came > 3 * alpha * sigma:  # where noise is all but everything
+            raise InputError(
+                f"noise: got states of size {came:.3g}, wanted alpha x0 + sigma_t n of the first level, of "
+                f"size {alpha * sigma:.3g} for {model.schedule}. Give the state as the model knows it: "
+                "normals for a VP process, sigma_max times normals for EDM and VE."
+            )
         return cls(model, noise if alpha == 1 else noise / alpha, batch or min(256, -(-len(noise) // 4)))
 
     @property
