@@ -143,9 +143,9 @@ def drop_in_k(rounds: int, seed: int) -> list[dict[str, Any]]:
             kind: dict[str, Any] = {"disable": True}
             if name.endswith("sde"):
                 kind["noise_sampler"] = lambda *_, x=x: 0.1 * x  # no noise is drawn: the loop alone
+            ready = ours_k.sampler(solver)  # once, and called for each batch, as a program does
             series: dict[str, Callable[[], Tensor]] = {
-                # made once and called for each batch, as a program does
-                "ours": lambda f=ours_k.sampler(solver), a=args, k=kind: f(*a, **k),
+                "ours": lambda f=ready, a=args, k=kind: f(*a, **k),
                 "theirs": lambda n=name, a=args, k=kind: getattr(sampling, f"sample_{n}")(*a, **k),
             }
             assert torch.allclose(series["ours"](), series["theirs"](), rtol=1e-4, atol=1e-4)
