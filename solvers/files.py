@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def whole(path: str | Path) -> Iterator[Path]:
     place = checks.place(path)
     part = Path(f"{place}.{os.getpid()}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode
+        with suppress(OSError):  # the folder may be made within
+            part.touch()
+        mode = part.stat().st_mode if part.exists() else None
         yield part
-        part.chmod(mode)  # safetensors' own is for the owner alone
+        if mode is not None:  # safetensors' files are their owner's alone
+            part.chmod(mode)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(place)

@@ -239,3 +239,9 @@ def test_a_missing_extra_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name.split()[0], None)
     with pytest.raises((fs.InputError, ImportError), match=words):
         call()
+
+
+def test_a_file_is_readable_as_others_of_its_folder(tmp_path):
+    (tmp_path / "plain").touch()
+    fs.DDIM().plan(torch.tensor([2.0, 1.0])).save(tmp_path / "plan.safetensors")
+    assert (tmp_path / "plan.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
