@@ -252,7 +252,9 @@ def test_studies_that_keep_work_keep_it_where_ctrl_c_looks():
 
 def test_sigint_to_the_real_demo(tmp_path):
     words = [sys.executable, "-c", MAIN, "demo", "--out", "d"]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+    # a shell lets its background jobs ignore SIGINT, and children inherit that
+    heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    with subprocess.Popen(words, cwd=tmp_path, stdout=-1, stderr=-1, text=True, **heard) as process:
         assert process.stderr.readline().startswith("[1/4]")  # the work has begun
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
