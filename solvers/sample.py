@@ -145,7 +145,7 @@ def sample(
     if not isinstance(problem, Denoising):
         raise InputError(
             f"problem: got {checks.came(problem)}, wanted fewstep.Denoising(from_epsilon(network, schedule), "
-            "schedule), or denoising(pipe) of the diffusers adapter; call a function of labels with them."
+            "schedule), or denoising(pipe) for diffusers; a function of labels is called with them first."
         )
     if timesteps is not None and sigmas is None:
         steps = checks.numbers("timesteps", timesteps).numel()
