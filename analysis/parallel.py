@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from fewstep.errors import InputError
 from torch import Tensor
 
 T = TypeVar("T")
@@ -32,14 +30,6 @@ def processes(device: str = "cpu") -> Iterator[str]:
         dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
-
-
-def check_device(name: str) -> str:
-    """The name, if this machine has the device: cpu, cuda or cuda:1."""
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if found is None or (name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device: got {name!r}, which is not here; wanted cpu, or cuda where there is one.")
-    return name
 
 
 def progress(items: Iterable[T], unit: str) -> Iterable[T]:

@@ -73,6 +73,8 @@ def device(value: Any, argument: str = "device") -> torch.device:
         if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
             raise TypeError(f"a {type(value).__name__} names none")
         found = torch.device(value)
+        if found.type == "meta":
+            raise TypeError("it holds no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         said = (str(error).splitlines() or ["it is not here"])[0]

@@ -137,9 +137,9 @@ def _writable(folder: Path) -> None:
 
 def device_here(name: str) -> str:
     """A device that this machine has."""
-    from fewstep.analysis.parallel import check_device
+    from fewstep import checks
 
-    return check_device(name)
+    return str(checks.device(name))
 
 
 def refuse(message: str) -> NoReturn:

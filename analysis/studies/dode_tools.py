@@ -11,13 +11,13 @@ from typing import Any
 
 import fewstep as fs
 import torch
+from fewstep import checks
 from fewstep.errors import one_of
 from fewstep.learned.distill_dode import DODEReport
 from torch import Tensor
 
 from .. import diffusion_problems, teachers
 from ..diffusion_work import SOLVERS, letters, plan_of
-from ..parallel import check_device
 
 Problem = fs.Denoising | Callable[[Tensor], fs.Denoising]
 COUNTS = (3, 5, 8, 10, 20)
@@ -245,7 +245,7 @@ def distil(
     **options: Any,
 ) -> tuple[fs.DODE, DODEReport]:  # fmt: skip
     """What `fewstep distill dode` does: fit, and write the table."""
-    check_device(device)
+    checks.device(device)
     if not out.parent.is_dir():
         raise fs.InputError(f"out: got {out}, whose folder does not exist; make it first.")
     asked, chosen = task(problem, device), solver(base)[0]

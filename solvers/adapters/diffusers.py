@@ -55,13 +55,6 @@ from .diffusers_solver import (
     table_of,
 )  # fmt: skip
 
-try:
-    from diffusers.configuration_utils import ConfigMixin, register_to_config
-    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-    from diffusers.utils import BaseOutput
-except ImportError as _error:
-    raise ImportError("diffusers is not installed; run: pip install 'fewstep[diffusers]'") from _error
-
 NOISES = ("generator", "path")
 
 
