@@ -18,7 +18,16 @@ from .records import Record
 
 # resolved: an editable install may see this file through a link, and the record belongs beside the source
 MEASURED = Path(__file__).resolve().parent / "weights" / "orders.json"
-COLUMNS = ("solver", "solves", "needs", "strong order", "measured", "deterministic", "evaluations")
+COLUMNS = (
+    "solver",
+    "solves",
+    "calculus",
+    "needs",
+    "strong order",
+    "measured",
+    "deterministic",
+    "evaluations",
+)
 
 
 def cases(solvers: dict[str, type[Solver]] | None = None) -> Iterator[tuple[TestProblem, list[Any]]]:
@@ -109,7 +118,8 @@ def _row(name: str, solver: type[Solver]) -> tuple[str, ...]:
     exact = _measured().get("deterministic", {}).get(name)
     if exact is not None:
         order += f" ({exact:.2f})"
-    return name, solves, card.levy or "-", declared, measured, order, str(card.evaluations)
+    calculus = "both" if len(card.sde_types) > 1 else "".join(card.sde_types) or "-"
+    return name, solves, calculus, card.levy or "-", declared, measured, order, str(card.evaluations)
 
 
 def _got(by_calculus: dict[str, list[float]], declared: float) -> str:

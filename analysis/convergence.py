@@ -231,6 +231,19 @@ def weak_orders(
     ]
 
 
+def _check_shape(y0: Tensor, paths: int, reference: str | StochasticSolver) -> None:
+    if y0.dim() > 1 and len(y0) == paths:
+        raise InputError(
+            f"y0: got shape {tuple(y0.shape)} for {paths} paths; wanted one state (*event), from which all "
+            "paths start, such as y0[0]."
+        )
+    if reference == "torchsde" and y0.dim() != 1:
+        raise InputError(
+            f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
+            "the event, or use reference='levels'."
+        )
+
+
 def _experiment(
     solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None, t0: float,
     t1: float | None, levels: Iterable[int], paths: int, reference: str | StochasticSolver,
@@ -258,11 +271,7 @@ def _experiment(
     truth = None if reference == "levels" else reference
     if reference == "exact" and exact is None:
         raise InputError("reference: this problem has no closed form; use 'torchsde' or 'levels'.")
-    if reference == "torchsde" and y0.dim() != 1:
-        raise InputError(
-            f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
-            "the event, or use reference='levels'."
-        )
+    _check_shape(y0, paths, reference)
     finest = levels[-1] + (truth is None)
     if truth == "torchsde" or isinstance(truth, StochasticSolver):
         finest = _reference_level(sde, solvers, truth, levels, reference_level, weak)

@@ -9,6 +9,7 @@ from typing import Any
 
 import fewstep as fs
 import torch
+from fewstep import checks
 from fewstep.learned.training import Report
 from torch import Tensor
 
@@ -16,35 +17,39 @@ from . import datasets, problems, teachers
 from .convergence import strong_orders
 from .distances import sliced_w2
 from .figures import image_rows, order_figure
-from .records import Record
+from .records import Record, provenance
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
 Row = dict[str, Any]
 
 
-def run(out: Path, *, seed: int = 0, quick: bool = False, say: Callable[[str], None] = print) -> Record:
+def run(
+    out: Path, *, seed: int = 0, quick: bool = False, device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
+) -> Record:  # fmt: skip
     """Do it all; write digits.png, convergence.png, report.json and student.safetensors to `out`."""
     began = time.perf_counter()
     digits = datasets.digits()  # before any work: it wants the extra
+    device = checks.device(device)
     out.mkdir(parents=True, exist_ok=True)
-    problem = teachers.digits()
+    problem = teachers.digits(device)
     say(f"[1/4] distil {TEACHER_STEPS} steps of the digits teacher to {STEPS}")
     share = 10 if quick else 1
     student, report = fs.distill_sigdeg(
         problem, steps=STEPS, teacher_steps=TEACHER_STEPS, levy="H", event_shape=(1, 8, 8), seed=seed,
-        trajectories=8192 // share, iterations=1000 // share, progress=True,
+        trajectories=8192 // share, iterations=1000 // share, device=device, progress=True,
     )  # fmt: skip
     student.save(out / "student.safetensors")
     say(f"      {_took(report)}")
     say(f"[2/4] sample {SAMPLES} digits each from the same noise")
-    table = _compare(problem, student, *digits, seed)
+    table = _compare(problem, student, *digits, seed, device)
     say("[3/4] draw them")
     image_rows({row["sampler"]: row.pop("images") for row in table}, out / "digits.png")
     say("[4/4] measure strong orders against torchsde paths")
-    orders = _orders(out / "convergence.png", seed, share)
+    orders = _orders(out / "convergence.png", seed, share, device)
     data: dict[str, Any] = {"table": table, "orders": orders, "distillation": vars(report)}
     data["seconds"] = time.perf_counter() - began
-    record = Record("demo", data, seed)
+    record = Record("demo", data, seed, provenance(str(device)))
     record.save(out / "report.json")
     return record
 
@@ -58,16 +63,18 @@ def _took(report: Report) -> str:
 
 
 def _compare(
-    problem: fs.Denoising, student: fs.SigSampler, real: Tensor, held_out: Tensor, seed: int
-) -> list[Row]:
+    problem: fs.Denoising, student: fs.SigSampler, real: Tensor, held_out: Tensor, seed: int,
+    device: torch.device,
+) -> list[Row]:  # fmt: skip
     """The teacher, the naive coarse sampler and the student along one Brownian path."""
     fine, coarse = (fs.sigma_grid(problem.schedule, n, final="sigma_min") for n in (TEACHER_STEPS, STEPS))
     # one path for all three; its knots are the fine grid's times, which makes its walk cheap
     path = fs.BrownianPath(
         (SAMPLES, 1, 8, 8), t0=float(fine[0] ** -2), t1=float(fine[-1] ** -2), seed=seed + 1, levy="H",
-        clock="log", knots=fine**-2.0,
+        clock="log", knots=fine**-2.0, device=device,
     )  # fmt: skip
     noise = torch.randn(SAMPLES, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * fine[0].float()
+    noise = noise.to(device)
     naive = fs.EulerMaruyama()
     samplers = {
         f"teacher, {TEACHER_STEPS} steps": naive.plan(fine), f"naive, {STEPS} steps": naive.plan(coarse),
@@ -76,12 +83,12 @@ def _compare(
     rows: list[Row] = []
     for name, solver in samplers.items():
         with torch.no_grad():
-            images = fs.sample(problem, solver, noise=noise, path=path)
+            images = fs.sample(problem, solver, noise=noise, path=path).cpu()
         plan = getattr(solver, "plan", solver)
         rows.append({
             "sampler": name, "images": images[:SHOWN], "evaluations": plan.nfe,
             "sliced_w2": _distance(images, held_out),
-            "seconds": _seconds(problem, solver),
+            "seconds": _seconds(problem, solver, device),
         })  # fmt: skip
     floor = _distance(real[: len(real) // 500 * 500], held_out)
     rows.append({"sampler": "real digits (training set)", "images": real[:SHOWN], "evaluations": 0,
@@ -95,20 +102,20 @@ def _distance(images: Tensor, held_out: Tensor) -> float:
     return sum(sliced_w2(part, held_out) for part in parts) / len(parts)
 
 
-def _seconds(problem: fs.Denoising, solver: Any) -> float:
+def _seconds(problem: fs.Denoising, solver: Any, device: torch.device) -> float:
     """Median of five samplings on fresh noise, as one samples in earnest; the 300 steps once."""
     plan = getattr(solver, "plan", solver)
     times = []
     for k in range(1 if plan.nfe > 100 else 5):
-        fresh = fs.FreshIncrements((SAMPLES, 1, 8, 8), levy=plan.levy, seed=k)
+        fresh = fs.FreshIncrements((SAMPLES, 1, 8, 8), levy=plan.levy, seed=k, device=device)
         start = time.perf_counter()
         with torch.no_grad():
-            fs.sample(problem, solver, shape=(SAMPLES, 1, 8, 8), seed=k, path=fresh)
+            fs.sample(problem, solver, shape=(SAMPLES, 1, 8, 8), seed=k, path=fresh, device=device).cpu()
         times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
 
 
-def _orders(path: Path, seed: int, share: int) -> list[dict[str, Any]]:
+def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dict[str, Any]]:
     """Euler-Maruyama, Milstein and a learned step that never saw the derivative of the diffusion."""
     problem = problems.sine()
     learned, _ = fs.distill_sigdeg(
@@ -116,7 +123,9 @@ def _orders(path: Path, seed: int, share: int) -> list[dict[str, Any]]:
         trajectories=4096 // share, iterations=600 // share, seed=seed, progress=True,
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]
-    estimates = strong_orders(solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed)
+    estimates = strong_orders(
+        solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed, device=str(device)
+    )
     records = [e.record() for e in estimates]
     order_figure(records, path)
     return [r.data for r in records]

@@ -142,6 +142,7 @@ def unet(channels: list[int], layers: int, groups: int, head: int) -> UNet2DMode
 
 def train(
     path: str | Path = WEIGHTS, data: str | Path | None = None, *, seed: int = 0,
+    device: torch.device | str = "cpu",
     iterations: int = ITERATIONS, checkpoint: str | Path | None = None, resume: bool = False,
 ) -> Path:  # fmt: skip
     """Train from scratch (45 minutes of one core) and write the averaged weights.
@@ -153,8 +154,8 @@ def train(
     """
     images, labels, _, _ = datasets.mnist(data)
     checkpoint = Path(checkpoint or f"{path}.training")
-    net = seeded(seed, lambda: unet(**CONFIG))
-    fit(net, images, labels, iterations, seed, checkpoint, resume)
+    net = seeded(seed, lambda: unet(**CONFIG)).to(device)
+    fit(net, images.to(device), labels.to(device), iterations, seed, checkpoint, resume)
     return write_half(path, {"format": FORMAT, "config": CONFIG, "schedule": SCHEDULE}, net)
 
 
@@ -165,17 +166,17 @@ def fit(
     """Train in place; ends with the averaged weights.
 
     Args:
-        images, labels: (n, 1, 28, 28) in [-1, 1] and (n,).
+        images, labels: (n, 1, 28, 28) in [-1, 1] and (n,), on the network's device.
     """
     if not resume:
         checkpoint.unlink(missing_ok=True)
     elif not checkpoint.exists():
         raise InputError(f"checkpoint: {checkpoint} does not exist; leave resume out to begin.")
-    abar = 1 / (1 + torch.exp(2 * schedule().log_sigmas)).float()
+    abar = 1 / (1 + torch.exp(2 * schedule().log_sigmas)).float().to(images.device)
 
     def loss(some: Minibatch) -> Tensor:
-        fast = some.share < 1 - PRECISE
-        return _loss(net, images[some.index], labels[some.index], abar, some.generator, fast)
+        index, fast = some.index.to(images.device), some.share < 1 - PRECISE
+        return _loss(net, images[index], labels[index], abar, some.generator, fast)
 
     training.fit(
         net, loss, len(images), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=True,
@@ -191,13 +192,13 @@ def _loss(
     `fast` computes in bfloat16, which takes 0.6 of the time. Its 8 bits blur noise of size 0.01 on a
     background of -1, hence the last part of training does not use it.
     """
-    n = len(x0)
-    t = torch.randint(len(abar), (n,), generator=generator)
-    drop = torch.rand(n, generator=generator) < 0.1
-    noise = torch.randn(x0.shape, generator=generator)
+    n, device = len(x0), x0.device
+    t = torch.randint(len(abar), (n,), generator=generator).to(device)
+    drop = (torch.rand(n, generator=generator) < 0.1).to(device)
+    noise = torch.randn(x0.shape, generator=generator).to(device)
     a = abar[t].reshape(-1, 1, 1, 1)
     x = a.sqrt() * x0 + (1 - a).sqrt() * noise
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
         out = net(x, t, class_labels=labels.masked_fill(drop, NO_CLASS)).sample
     weight = (5 * (1 - a) / a).clamp(0.1, 1)
     return (weight * (out.float() - noise).square()).mean()
@@ -254,18 +255,20 @@ def features(path: str | Path | None = None) -> Features:
 
 
 def train_features(
-    path: str | Path = FEATURES, data: str | Path | None = None, *, seed: int = 0, epochs: int = 5
-) -> Path:
+    path: str | Path = FEATURES, data: str | Path | None = None, *, seed: int = 0, epochs: int = 5,
+    device: torch.device | str = "cpu",
+) -> Path:  # fmt: skip
     """Train the classifier on the training set (two minutes of one core) and write it."""
     from tqdm import trange
 
     images, labels, _, _ = datasets.mnist(data)
-    net, generator = seeded(seed, Features), torch.Generator().manual_seed(seed)
+    images, labels = images.to(device), labels.to(device)
+    net, generator = seeded(seed, Features).to(device), torch.Generator().manual_seed(seed)
     assert isinstance(net, Features)
     optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.01)
     iterations = epochs * len(images) // 128
     for i in trange(iterations, desc="classifier", disable=None):
-        which = torch.randint(len(images), (128,), generator=generator)
+        which = torch.randint(len(images), (128,), generator=generator).to(device)
         # shifts of up to two pixels, the same for a batch: they cost nothing and are worth 0.2 %
         shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
         out = net.logits(images[which].roll(shift, (2, 3)))

@@ -23,9 +23,9 @@ DIGITS = EDM(sigma_min=0.05, sigma_max=20.0)
 ITERATIONS = 18000
 
 
-def digits() -> Denoising:
+def digits(device: torch.device | str = "cpu") -> Denoising:
     """The shipped denoiser of 8x8 handwritten digits, events (1, 8, 8) in [-1, 1], sigma in [0.05, 20]."""
-    return Denoising(load(WEIGHTS / "digits.safetensors"), DIGITS)
+    return Denoising(load(WEIGHTS / "digits.safetensors").to(checks.device(device)), DIGITS)
 
 
 def load(path: str | Path) -> DenoisingMLP:
@@ -54,17 +54,22 @@ def mnist(label: int | Tensor | None = None, guidance: float = 1.0) -> Denoising
     return mnist_teacher.problem(label, guidance)
 
 
-def train(name: str, path: str | Path, *, seed: int = 0, **options: Any) -> Path:
+def train(
+    name: str, path: str | Path, *, seed: int = 0, device: torch.device | str = "cpu", **options: Any
+) -> Path:  # fmt: skip
     """Train the named teacher from scratch and write it.
 
     Args:
+        device: where; the random numbers are those of the CPU everywhere.
         options: `iterations` for digits; for mnist and mnist-features those of `mnist_teacher.train` and
             `mnist_teacher.train_features`.
     """
     from . import mnist_teacher
 
     recipes: dict[str, Callable[..., Path]] = {
-        "digits": lambda path, seed, iterations=ITERATIONS: save(_train_digits(seed, iterations), path),
+        "digits": lambda path, seed, device, iterations=ITERATIONS: save(
+            _train_digits(seed, iterations, device), path
+        ),
         "mnist": mnist_teacher.train,
         "mnist-features": mnist_teacher.train_features,
     }
@@ -73,11 +78,11 @@ def train(name: str, path: str | Path, *, seed: int = 0, **options: Any) -> Path
     place = checks.place(path)
     if not place.resolve().parent.is_dir() or place.is_dir():  # before the training, not after it
         raise InputError(f"path: got {path}, wanted a file in a folder that exists; make it first.")
-    return recipes[name](place, seed=checks.seed(seed), **options)
+    return recipes[name](place, seed=checks.seed(seed), device=checks.device(device), **options)
 
 
-def _train_digits(seed: int, iterations: int) -> DenoisingMLP:
-    data, _ = datasets.digits()
+def _train_digits(seed: int, iterations: int, device: torch.device | str) -> DenoisingMLP:
+    data = datasets.digits()[0].to(device)
     build: Any = lambda: DenoisingMLP((1, 8, 8), width=256, depth=3, dropout=0.15)  # noqa: E731
     return fit_denoiser(seeded(seed, build), data, DIGITS, iterations, seed)
 
@@ -91,14 +96,18 @@ def fit_denoiser(
     batch: int = 256,
     rate: float = 2e-3,
 ) -> Any:
-    """Denoising score matching with EDM's weight (arXiv 2206.00364, Eq. 8) and averaged weights."""
+    """Denoising score matching with EDM's weight (arXiv 2206.00364, Eq. 8) and averaged weights.
+
+    It trains where the data are.
+    """
+    network.to(data.device)
 
     def loss(some: Minibatch) -> Tensor:
-        x0, generator = data[some.index], some.generator
-        sigma = torch.exp(-0.5 + 1.2 * torch.randn(len(x0), generator=generator))
+        x0, generator = data[some.index.to(data.device)], some.generator
+        sigma = torch.exp(-0.5 + 1.2 * torch.randn(len(x0), generator=generator)).to(data.device)
         sigma = sigma.clamp(schedule.sigma_min / 2, 2 * schedule.sigma_max)
         s = sigma.reshape(-1, *[1] * (x0.dim() - 1))
-        x = x0 + s * torch.randn(x0.shape, generator=generator)
+        x = x0 + s * torch.randn(x0.shape, generator=generator).to(data.device)
         weight = (s.square() + network.data_std**2) / (s * network.data_std) ** 2
         return (weight * (network(x, sigma) - x0).square()).mean()
 

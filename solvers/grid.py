@@ -10,6 +10,7 @@ from .errors import InputError
 from .schedule import Schedule
 
 SIGMA_SPACINGS = ("logsnr", "karras", "exponential")
+FINALS = ("x0", "sigma_min")
 TIME_SPACINGS = ("uniform", "quadratic", "linspace", "leading", "trailing")
 MOST = 10**6  # steps: a plan is a table in memory, a row a step
 
@@ -36,7 +37,7 @@ def sigma_grid(
     checks.instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
     checks.whole("steps", steps, 1, MOST)
     checks.word("spacing", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
-    checks.word("final", final, ("x0", "sigma_min"))
+    checks.word("final", final, FINALS)
     checks.whole("offset", offset, 0)
     if rho is not None and not checks.real("rho", rho) > 0:
         raise InputError(f"rho: got {rho!r}, wanted a number above 0.")

@@ -14,11 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
+from . import checks
 from .brownian import Increment
 from .errors import InputError
 from .plan import Plan
-from .problem import SDE
+from .problem import NOISE_TYPES, SDE, SDE_TYPES
 from .schedule import Schedule
+
+LEVY = ("", "W", "H", "K", "A")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class Card:
         strong_order, weak_order: by noise type; the keys are the noise types it can solve.
         deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).
         evaluations: drift (or network) evaluations a step.
+
+    Raises:
+        InputError: a word or a number that no loop would understand.
     """
 
     summary: str
@@ -44,6 +50,23 @@ class Card:
     weak_order: Mapping[str, float] = field(default_factory=dict)
     deterministic_order: float | None = None
     evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("summary", "reference"):
+            checks.instance(name, getattr(self, name), str, "a line of text")
+        checks.word("levy", self.levy, LEVY)
+        checks.instance("sde_types", self.sde_types, tuple, "calculi such as ('ito',)")
+        for calculus in self.sde_types:
+            checks.word("sde_types", calculus, SDE_TYPES)
+        for name in ("strong_order", "weak_order"):
+            orders = getattr(self, name)
+            checks.instance(name, orders, Mapping, "orders by noise type such as {'diagonal': 0.5}")
+            for noise, order in orders.items():
+                checks.word(name, noise, NOISE_TYPES)
+                checks.real(f"{name}[{noise!r}]", order, 0, wanted="a number of at least 0")
+        if self.deterministic_order is not None:
+            checks.real("deterministic_order", self.deterministic_order, 0, wanted="a number of at least 0")
+        checks.whole("evaluations", self.evaluations, 1)
 
 
 class Solver(ABC):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from .brownian import AreaPath, BrownianPath, Increment
 from .checks import instance
-from .problem import NOISE_TYPES, ODE, SDE, SDE_TYPES
+from .grid import FINALS, sigma_grid
+from .problem import ODE, SDE, Denoising
+from .sample import sample
+from .schedule import DiscreteVP
 from .solve import solve
-from .solver import Card, StochasticSolver
+from .solver import Card, DiffusionSolver, ScheduledSolver, Solver, StochasticSolver
 
 STEPS = 8
 
@@ -29,45 +33,69 @@ class ConformanceError(AssertionError):
     """A solver does not keep what its card or the contract says; names the solver, the case and the rule."""
 
 
-def check_solver(solver: StochasticSolver) -> None:
-    """Take a solver through the contract, on every noise type and calculus of its card.
+def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
+    """Take a solver through the contract: an SDE solver's steps, a diffusion solver's plans, or both.
 
-    The card is whole; float32 and float64 are kept, and so is y's shape, of any event; drift is evaluated
-    as often as declared; the step changes none of its arguments, gives the same again, and lives with no
-    more of the increment than the card's `levy`; gradients reach y0; without noise, a small step follows
-    the drift.
+    Steps, on every noise type and calculus of the card: float32 and float64 are kept, and so is y's shape,
+    of any event; drift is evaluated as often as declared; the step changes none of its arguments, gives the
+    same again, and lives with no more of the increment than the card's `levy`; gradients reach y0; without
+    noise, a small step follows the drift. Plans, on grids of 1 to 12 steps: the same again, float32 and
+    float64 are kept, and exact where the estimate of x0 never changes.
 
     Raises:
+        InputError: no solver.
         ConformanceError: the first rule that is broken.
     """
-    instance("solver", solver, StochasticSolver, "an SDE solver such as EulerMaruyama(), not its class")
+    kinds = (StochasticSolver, DiffusionSolver)
+    instance("solver", solver, kinds, "a solver such as EulerMaruyama() or DDIM(), not its class")
     name = type(solver).__name__
-    check_card(name, solver.card)
-    for sde, case in cases(solver):
-        for dtype in (torch.float32, torch.float64):
-            _check_solve(solver, sde, f"{name}, {case}, {dtype}", dtype)
-        _check_step(solver, sde, f"{name}, {case}")
-    _check_drift(solver, name)
+    check_card(name, solver)
+    if isinstance(solver, StochasticSolver):
+        for sde, case in cases(solver):
+            for dtype in (torch.float32, torch.float64):
+                with _said(f"{name}, {case}, {dtype}") as at:
+                    _check_solve(solver, sde, at, dtype)
+            with _said(f"{name}, {case}") as at:
+                _check_step(solver, sde, at)
+        with _said(f"{name}, without noise") as at:
+            _check_drift(solver, at)
+    if isinstance(solver, DiffusionSolver):
+        for steps in (1, 2, 3, 4, 12):
+            with _said(f"{name}, {steps} steps") as at:
+                _check_plan(solver, steps, at)
 
 
-def check_card(name: str, card: Card) -> None:
-    """The facts are there and of the words that loops understand."""
+@contextmanager
+def _said(case: str) -> Iterator[str]:
+    """What a solver raises names the case it fell in."""
+    try:
+        yield case
+    except ConformanceError:
+        raise
+    except Exception as error:
+        raise ConformanceError(f"{case}: {type(error).__name__}: {error}") from error
+
+
+def check_card(name: str, solver: Solver) -> None:
+    """The facts that a loop or a table needs are there; `Card` itself refuses wrong words."""
+    card = getattr(solver, "card", None)
+    if not isinstance(card, Card):
+        raise ConformanceError(f"{name}: it has no card; write card = fewstep.Card(...) in the class")
     rules = {
         "summary is empty": bool(card.summary),
         "reference names no equation, algorithm or table": re.search(r"Eq|Algorithm|Table|after|Section|Def",
                                                                      card.reference),
-        f"levy is {card.levy!r}": card.levy in ("", "W", "H", "K", "A"),
-        "evaluations is below 1": card.evaluations >= 1,
-        "strong_order is empty": bool(card.strong_order),
-        "strong_order has an unknown noise type": set(card.strong_order) <= set(NOISE_TYPES),
         "weak_order has other noise types than strong_order": set(card.weak_order)
         <= set(card.strong_order),
         "a weak order is below the strong one": all(
-            order >= card.strong_order[noise] for noise, order in card.weak_order.items()
+            order >= card.strong_order.get(noise, 0) for noise, order in card.weak_order.items()
         ),
-        "sde_types is empty or has an unknown calculus": bool(card.sde_types)
-        and set(card.sde_types) <= set(SDE_TYPES),
     }  # fmt: skip
+    if isinstance(solver, StochasticSolver):
+        rules |= {
+            "strong_order is empty": bool(card.strong_order),
+            "sde_types is empty": bool(card.sde_types),
+        }
     for broken, kept in rules.items():
         _require(bool(kept), f"{name}, card: {broken}")
 
@@ -152,14 +180,37 @@ def _check_step(solver: StochasticSolver, sde: SDE, case: str) -> None:
     _require(bool(gradient.isfinite().all() and (gradient != 0).all()), f"{case}: no gradient reaches y0")
 
 
-def _check_drift(solver: StochasticSolver, name: str) -> None:
+def _check_drift(solver: StochasticSolver, case: str) -> None:
     """Without noise, (y1 - y0) / h is the drift to within h: for any kind of noise that it knows."""
     if "additive" not in solver.card.strong_order:
         return
     y0, h = torch.tensor([[0.7]], dtype=torch.float64), 2.0**-12
     y1 = solve(ODE(lambda t, y: torch.cos(y)), solver, y0, torch.tensor([0.0, h], dtype=torch.float64)).y
     speed = float((y1 - y0) / h)
-    _require(abs(speed - float(torch.cos(y0))) < 10 * h, f"{name}: without noise it moves by {speed:g} h")
+    _require(abs(speed - float(torch.cos(y0))) < 10 * h, f"{case}: it moves by {speed:g} h")
+
+
+def _check_plan(solver: DiffusionSolver, steps: int, case: str) -> None:
+    """Where D = c for ever, x - c is pure noise: it shrinks with sigma, and nothing is left of it at 0."""
+    schedule = DiscreteVP.named("linear")
+    problem = Denoising(lambda x, sigma: torch.full_like(x, 0.5), schedule)
+    for final in FINALS:
+        sigmas = sigma_grid(schedule, steps, final=final)
+        kept, given = sigmas.clone(), (schedule,) if isinstance(solver, ScheduledSolver) else ()
+        plan, again = solver.plan(sigmas, *given), solver.plan(sigmas, *given)
+        _require(torch.equal(sigmas, kept), f"{case}: it wrote to the grid")
+        same = all(torch.equal(v, again.tensors()[k]) for k, v in plan.tensors().items() if k != "noise")
+        _require(same and plan.nfe == again.nfe, f"{case}: two plans on one grid differ, so it keeps state")
+        first, last = sigmas[[0, -1]]
+        for dtype in (torch.float32, torch.float64):
+            noise = torch.linspace(-2, 2, 24, dtype=dtype).reshape(4, 2, 3)  # alpha x, as networks know it
+            x = sample(problem, plan, noise=noise, final=final)
+            _require(x.dtype == dtype, f"{case}: samples of {dtype} came back as {x.dtype}")
+        drawn = bool((plan.m != 0).any() or (plan.n != 0).any())
+        if last == 0 or not drawn:  # in float64: one step over all levels cancels most digits
+            wanted = 0.5 + (noise / schedule.alpha(first) - 0.5) * last / first
+            error = float((x / schedule.alpha(last) - wanted).abs().max())
+            _require(error < 1e-6, f"{case}: where x0 never changes it ends {error:g} off")
 
 
 def _require(kept: bool, words: str) -> None:

@@ -153,7 +153,7 @@ def fake(monkeypatch):
             act(out)
             return ["a line"]
 
-        def demo(out, *, seed, quick):
+        def demo(out, *, seed, quick, device):
             run(out)
             return SimpleNamespace(body=lambda: {"kind": "demo"})
 

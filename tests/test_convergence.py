@@ -337,6 +337,7 @@ BAD = {
     "torchsde has no area": (dict(solver=fs.LogODE(), problem=PAIR), "needs the path's A"),
     "no closed form": (dict(problem=problems.sine(), reference="exact"), "no closed form"),
     "no y0": (dict(problem=GBM.sde), "y0, t1"),
+    "a y0 for each path": (dict(y0=torch.ones(64, 1), paths=64), "wanted one state"),
     "image for torchsde": (dict(problem=GBM.sde, y0=torch.ones(2, 2), t1=1.0), r"must be \(d,\)"),
     "cannot": (dict(solver=fs.ShARK()), "ShARK for 'diagonal'"),
     "no object": (dict(solver=fs.Milstein), "such as EulerMaruyama"),

@@ -337,12 +337,32 @@ def test_a_path_gives_one_image_at_every_number_of_steps():
     assert near[1] < near[0] < 0.5 * min(far)
 
 
+IDLE = {
+    "timestep_spacng": ("trailing", fs.DDIM(), "Did you mean 'timestep_spacing'"),
+    "use_lu_lambdas": (True, fs.UniPC(2), "UniPCMultistepScheduler, whose levels UniPC has"),
+    "use_karras_sigmas": (True, fs.DDIM(), "DDIMScheduler, whose levels DDIM has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", IDLE)
+def test_an_option_that_would_be_idle_is_refused(option):
+    """Where a user names it, at birth; one within a configuration is passed over, as in diffusers."""
+    value, solver, said = IDLE[option]
+    with pytest.raises(fs.InputError, match=said):
+        FewStepScheduler(solver=solver, **{option: value})
+    with pytest.raises(fs.InputError, match=said):
+        FewStepScheduler.from_config(vp()[0].config, solver=solver, **{option: value})
+    FewStepScheduler.from_config({**vp()[0].config, option: value}, solver=solver).set_timesteps(4)
+    FewStepScheduler.from_config(vp()[0].config, solver=fs.DDIM(), use_karras_sigmas=False).set_timesteps(4)
+
+
 def test_what_a_pipeline_changes_between_steps_is_carried_on():
     """Inpainting writes over the sample; the change reaches the end for every solver as for DDIM."""
     theirs, _ = vp()
     model = network(theirs)
     for solver in (fs.DDIM(), fs.DPMSolverPP(2), fs.UniPC(3), fs.EDMHeun(), fs.DPMSolver(2)):
-        s = FewStepScheduler.from_config(theirs.config, solver=solver, use_karras_sigmas=True)
+        levels = {} if isinstance(solver, fs.DDIM) else {"use_karras_sigmas": True}
+        s = FewStepScheduler.from_config(theirs.config, solver=solver, **levels)
         s.set_timesteps(10)
         known, x = torch.full_like(NOISE, 0.4), NOISE * s.init_noise_sigma
         for i, t in enumerate(s.timesteps):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fewstep.analysis import studies
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -54,6 +55,14 @@ def test_the_readmes_tables_are_those_of_cards_and_records():
     text = (ROOT / "README.md").read_text()
     assert module("front").filled(text) == text
     assert {name for _, name, _ in module("front").MARKS.findall(text)} == set(module("front").PARTS)
+
+
+def test_the_reproduce_page_has_every_study_with_the_time_it_says():
+    said = {n: line.rpartition("Takes ")[2].rstrip(".") for n, line in studies.names().items()}
+    page = (DOCS / "reproduce.md").read_text()
+    found = re.findall(r"fewstep study ([a-z-]+)[^|\n]*\| ([^|\n]+) \|$", page, re.M)
+    assert dict(found) == {n: t for n, t in said.items() if n != "brownian-speed"}  # a part of benchmarks
+    assert all(said[name] == time for name, time in found)
 
 
 def test_every_figure_is_explained_on_the_reproduce_page():

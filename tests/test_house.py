@@ -62,16 +62,27 @@ def test_no_module_imports_itself_by_way_of_others(folder, top):
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the ring
 
 
+# what several solvers share: no solver itself
+SHARED = {"additive.py", "dpm.py", "exponential.py", "strided.py"}
+
+
+def docs(node):
+    """Lines of its docstring."""
+    return len((ast.get_docstring(node, clean=False) or "").splitlines())
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_budgets(path):
-    text = path.read_text()
-    limit = 80 if path.parent.name == "classical" and path.name != "additive.py" else 400
-    assert len(text.splitlines()) <= limit
-    for node in ast.walk(ast.parse(text)):
+    """A file 400 lines; without docstrings a solver's 80, a function 40."""
+    text, tree = path.read_text(), ast.parse(path.read_text())
+    lines = len(text.splitlines())
+    assert lines <= 400
+    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    if path.parent.name in ("classical", "diffusion") and path.name not in SHARED:
+        assert lines - sum(map(docs, documented)) <= 80
+    for node in documented:
         if isinstance(node, ast.FunctionDef):
-            doc = ast.get_docstring(node, clean=False)
-            length = node.end_lineno - node.lineno + 1 - (len(doc.splitlines()) if doc else 0)
-            assert length <= 40, node.name
+            assert node.end_lineno - node.lineno + 1 - docs(node) <= 40, node.name
 
 
 def test_import_costs_little_more_than_torch():
@@ -117,8 +128,8 @@ def test_a_new_solver_is_one_file_and_one_line(monkeypatch):
     assert fs.solvers()["Backwards"] is Backwards
     assert "Backwards" in fs.solvers("diagonal")
     assert "Backwards" not in fs.solvers("additive")
-    assert re.search(r"Backwards +diagonal +W +0.5 +\? ", cards.text(cards.rows()))
-    assert "| Backwards | diagonal | W | 0.5 |" in cards.markdown(cards.rows())
+    assert re.search(r"Backwards +diagonal +ito +W +0.5 +\? ", cards.text(cards.rows()))
+    assert "| Backwards | diagonal | ito | W | 0.5 |" in cards.markdown(cards.rows())
     sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.2 * y)
     assert fs.solve(sde, Backwards(), torch.ones(2, 1), torch.linspace(0, 1, 5)).nfe == 4
     estimate = strong_order(Backwards(), problems.sine(), levels=range(4, 9), paths=2000, reference="levels")

@@ -20,6 +20,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the training: a look, not a result.")
     ] = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Distil a 300-step sampler of handwritten digits to 5 steps, and prove it.
@@ -33,7 +34,7 @@ def demo(
     with shell.working([shell.folder_place(out)]) as wrote:
         from fewstep.analysis.demo import run, words
 
-        record = run(out, seed=seed, quick=quick)
+        record = run(out, seed=seed, quick=quick, device=device)
     shell.tell(as_json, record.body() | {"wrote": wrote()}, words(record, out))
 
 
@@ -58,6 +59,7 @@ def train_teacher(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="mnist: go on from OUT.training.")] = False,
     seed: Seed = 0,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train a shipped network again from scratch.
@@ -82,7 +84,7 @@ def train_teacher(
     with shell.working([place], kept) as wrote:
         from fewstep.analysis.teachers import train
 
-        file = train(name, place, seed=seed, **options)
+        file = train(name, place, seed=seed, device=device, **options)
     document = {"teacher": name, "seed": seed, "wrote": wrote()}
     shell.tell(as_json, document, [f"wrote {file}"])
 

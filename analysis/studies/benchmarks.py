@@ -24,6 +24,7 @@ from .. import peers_k_diffusion
 from ..records import Record
 from . import brownian_speed, sampler_overhead, work_precision
 
+TAKES = "15 min"
 PARTS = (brownian_speed, sampler_overhead, work_precision)
 # what a step's noise costs: ours, and who does the same
 NOISE = {

@@ -13,6 +13,7 @@ from fewstep.brownian.levy_area import terms_for
 from ..figures import canvas, write
 from ..records import Record
 
+TAKES = "1 min"
 BLUE, GREEN, ORANGE, RED, GREY = "#0072B2", "#009E73", "#E69F00", "#D55E00", "#777777"
 FINE = 512
 

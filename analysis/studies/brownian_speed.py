@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..records import Record
 
+TAKES = "5 min"
 STEPS = 256
 TARGETS = {
     "fresh W, Euler loop": 1.0,

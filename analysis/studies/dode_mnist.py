@@ -19,6 +19,7 @@ from .dode_problems import PEER_SHADES
 from .dode_ring import STYLES
 from .dode_tools import GREEDY, GRID, KINDS, SPACINGS, TERMS, UNTRAINED, Bench, Task, mnist, table
 
+TAKES = "18 min"
 COUNTS, SHOWN = (5, 8, 10), (5, 8)  # SHOWN: of the pictures and the Fréchet distances
 MAIN = "IPNDM(2)"
 # even in the model's time from the largest level, and then to 0: no evaluation is spent at the smallest level

@@ -20,6 +20,7 @@ from ..records import Record
 from .dode_ring import STYLES, kinds
 from .dode_tools import COUNTS, GREEDY, GRID, KINDS, PEERS, UNTRAINED, Bench, Task, table, task
 
+TAKES = "10 min"
 BASES = ("DDIM", "DPMSolverPP(2)")
 # start states fitted to, judged on; iterations of grid and weights, of kappa alone
 BUDGETS = {

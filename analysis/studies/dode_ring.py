@@ -12,6 +12,7 @@ from ..parallel import progress
 from ..records import Record
 from .dode_tools import COUNTS, GLOBAL, GREEDY, GRID, KINDS, TERMS, UNTRAINED, Bench, table, task
 
+TAKES = "15 min"
 BASES = (
     "DDIM", "PNDM(plms)", "IPNDM(4)", "DPMSolver(1)", "DPMSolver(2)", "DPMSolver(3)", "DPMSolver(2M)",
     "DPMSolverPP(2)", "DPMSolverPP(3)", "DEIS(2)", "EDMHeun", "UniPC(2)", "UniPC(3)",

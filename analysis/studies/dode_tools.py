@@ -69,9 +69,7 @@ def _mixture(name: str, device: str = "cpu") -> Task:
 
 
 def _digits(device: str) -> Task:
-    found = teachers.digits()
-    assert isinstance(found.denoiser, torch.nn.Module)
-    problem = fs.Denoising(found.denoiser.to(device), found.schedule)
+    problem = teachers.digits(device)
     return Task("digits", problem, problem.schedule, (1, 8, 8), dtype=torch.float32)
 
 

@@ -19,6 +19,7 @@ from ..parallel import is_first
 from ..records import Record, provenance
 from . import sigdeg_order
 
+TAKES = "4 min"
 BUDGETS = {"smoke": (256, range(3, 7)), "paper": (1 << 14, range(4, 10))}
 GPU = "no GPU was at hand for this record; `--device cuda --paths 1048576` is the same code on one"
 

@@ -28,6 +28,7 @@ from ..figures import canvas, write
 from ..parallel import progress
 from ..records import Record
 
+TAKES = "5 min"
 SHAPES = {(64, 3, 32, 32): 61, (2, 4, 8, 8): 201}
 STEPS = (10, 50)
 TARGETS = {"(64, 3, 32, 32)": 1.2, "(2, 4, 8, 8)": 2.0}

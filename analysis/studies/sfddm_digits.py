@@ -18,6 +18,7 @@ from ..records import Record
 from . import sfddm_tools as tools
 from .sfddm_tools import COPIED, DISPLACED, HALVED, PLAIN, PUBLISHED, SHADES, SHORT, Trained, distil, rms
 
+TAKES = "15 min"
 Row = dict[str, Any]
 LABELS = 1024  # of the teacher's table
 COPIED_AT = 16  # the number of steps at which the teacher's weights are shown to stay

@@ -23,6 +23,7 @@ from ..records import Record
 from . import sfddm_tools as tools
 from .sfddm_tools import DISPLACED, HALVED, PLAIN, PUBLISHED, SHADES, SHORT, Trained, distil, rms
 
+TAKES = "2 h"
 Key = tuple[str, int]  # way and number of steps
 # halving begins at 64 steps, where teacher-DDIM is as good as its fine ODE, which is to halving's favour
 TRAININGS: dict[str, Key] = {

@@ -25,6 +25,7 @@ from ..parallel import progress
 from ..records import Record
 from .sigdeg_mixture import SCHEDULE, SHADES, levels, trained
 
+TAKES = "10 min"
 COUNTS, FINEST = (3, 5, 10), 30  # all grids are parts of one of 30 steps
 DEPTHS = "WHK"
 UNTRAINED = "untrained"

@@ -31,6 +31,7 @@ from ..records import Record
 from ..teachers import fit_denoiser
 from .sigdeg_features import LEVEL, features, features_table
 
+TAKES = "10 min"
 F64 = torch.float64
 MIXTURE = Mixture(
     torch.tensor([[-1.2], [1.0]], dtype=F64), torch.tensor([0.25, 0.35], dtype=F64),

@@ -21,6 +21,7 @@ from ..figures import canvas, colour, image_rows, write
 from ..mnist_judge import Judge
 from ..records import Record
 
+TAKES = "2 h"
 # Nine of the levels of ten steps that each take away the same share of the teacher's root mean squared error
 # (0.5 at the largest level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; the other levels of
 # 20 steps lie between them.

@@ -25,6 +25,7 @@ from ..parallel import is_first, progress
 from ..problems import F64, TestProblem
 from ..records import Record, provenance
 
+TAKES = "10 min"
 LEAST_SLOPE, MOST_RATIO, AT = 0.9, 1.3, 6  # the criterion; the ratio at h = 2^-AT
 STEPS = 16
 

@@ -26,6 +26,7 @@ from ..records import Record
 from ..teachers import fit_denoiser
 from ..volatility import Difference, RoughBergomi, Statistic, compare, rough_bergomi, statistics
 
+TAKES = "25 min"
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 

@@ -13,6 +13,7 @@ import torch
 
 from .. import diffusion_work, problems, work
 
+TAKES = "5 min"
 PROBLEMS = ("ring", "smooth")
 
 

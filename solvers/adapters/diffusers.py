@@ -40,6 +40,7 @@ from .diffusers_solver import (
     beside_raw_noise,
     check_event,
     check_flow,
+    check_words,
     conform,
     described,
     ending_at,
@@ -111,6 +112,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             raise one_of("noise", noise, NOISES)
         self.solver: Any = solver_of(solver)
         self.register_to_config(solver=described(self.solver), **options)
+        check_words(options, self.config, self.solver, self._compatibles)
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
         # as diffusers' schedulers are born: each label a step
@@ -130,13 +132,17 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """From the configuration of any scheduler of diffusers; keywords override it."""
+        more: dict[str, Any] = {}
         if isinstance(config, Mapping):
             # options that only the class behind the solver knows
             more = {k: kwargs.pop(k) for k in [*kwargs] if k not in cls._get_init_keys(cls)}
             # diffusers lets each class have its own defaults; those of the process are the network's
             free = [k for k in config.get("_use_default_values", []) if k not in (*FORWARD, *more)]
             config = {**config, **more, "_use_default_values": free}
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        check_words(more, scheduler.config, scheduler.solver, cls._compatibles)
+        return made
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """The configuration as JSON; a plan or a student beside it as safetensors."""

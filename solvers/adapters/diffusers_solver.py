@@ -31,7 +31,7 @@ from ..plan import Plan
 from ..schedule import DiscreteVP
 from ..solver import DiffusionSolver, ScheduledSolver
 from ..walk import Walk
-from .diffusers_grid import REFUSALS, Grid, Process
+from .diffusers_grid import REFUSALS, Grid, Process, family
 
 FILE = "fewstep_solver.safetensors"
 Learned: tuple[type[Plan | DODE | SigSampler], ...] = (Plan, DODE, SigSampler)
@@ -89,6 +89,31 @@ def described(solver: Any) -> dict[str, Any]:
         return {"file": FILE, "plan": table_of(solver).name}
     listed = {k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in solver.options().items()}
     return {"name": type(solver).__name__} | listed
+
+
+def check_words(words: Mapping[str, Any], config: Mapping[str, Any], solver: Any, others: Any) -> None:
+    """Refuse options that a user has named and that would be idle; those of a configuration may be.
+
+    Args:
+        others: names of the schedulers whose configurations are understood.
+    """
+    import diffusers
+
+    def keys(name: str) -> set[str]:
+        cls = getattr(diffusers, name, None)
+        return set() if cls is None else cls._get_init_keys(cls)
+
+    name, _ = family(config, solver)
+    for word in words.keys() - keys(name):
+        if word.startswith("_"):
+            continue
+        if not any(word in keys(other) for other in others):
+            raise one_of("option", word, sorted(keys(name) - {"self"}))
+        if words[word] is not None and words[word] is not False:
+            raise InputError(
+                f"{word}: got {words[word]!r}, but {name}, whose levels {type(solver).__name__} has, knows "
+                "no such option. Leave it out, or take another solver."
+            )
 
 
 def table_of(solver: Plan | DODE | SigSampler) -> Plan:

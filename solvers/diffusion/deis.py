@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from ..schedule import Schedule
 from ..solver import Card, ScheduledSolver, needs_schedule
 from ..tape import Affine, Tape
 from .dpm import Ending
-from .exponential import adams_weights
+from .exponential import adams_weights, closed_forms
 from .ipndm import composite
 
 VARIABLES = ("log_rho", "rho", "t")
@@ -74,27 +73,10 @@ class DEIS(ScheduledSolver):
         if len(nodes) == 1 or t == s:
             return [t - s, *[0.0] * (len(nodes) - 1)]
         if self.form == "diffusers":
-            return _closed_forms(nodes, t)
+            return closed_forms(nodes, t)
         if self.variable == "rho":
             return adams_weights(nodes, s, t, lambda rho: rho.new_ones(()))
         change = torch.log if self.variable == "log_rho" or schedule is None else schedule.time
         at = change(torch.tensor(nodes, dtype=torch.float64)).tolist()
         # the integral over log sigma, in which every variable is smooth
         return adams_weights(at, math.log(s), math.log(t), torch.exp, lambda l: change(torch.exp(l)))
-
-
-def _closed_forms(nodes: list[float], t: float) -> list[float]:
-    """int l_j(log rho) d rho for 2 or 3 nodes by its antiderivative, in float32 as diffusers has it."""
-    sigma = np.array([t, *nodes], dtype=np.float32)
-    alpha = 1 / np.sqrt(sigma**2 + np.float32(1))
-    rho = (sigma * alpha) / alpha  # rounds as theirs does; what cancels below multiplies it
-    log, ends, out = np.log(rho), rho[:2], []
-    l, count = log[:2], len(nodes)
-    for j in range(count):
-        b, c, d = (log[1 + (j + k) % count] for k in range(3))
-        if count == 2:
-            F = ends * (-c + l - 1) / (b - c)
-        else:  # (l - c)(l - d) e^l integrates to e^l (l^2 - (c + d + 2) l + cd + c + d + 2)
-            F = ends * (c * (d - l + 1) - d * l + d + l**2 - 2 * l + 2) / ((b - c) * (b - d))
-        out.append(float(F[0] - F[1]))
-    return out

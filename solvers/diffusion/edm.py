@@ -17,11 +17,7 @@ class _Churned(DiffusionSolver):
     """What both methods share: the options, and the noise that raises the level before a step."""
 
     def __init__(
-        self,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = math.inf,
-        noise: float = 1.0,
+        self, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf, noise: float = 1.0
     ) -> None:
         for name, value in (("churn", churn), ("churn_min", churn_min), ("noise", noise)):
             checks.real(name, value)

@@ -85,3 +85,63 @@ def adams_weights(
                 l = l * (v - other) / (own - other)
         out.append(float((mass * l).sum()))
     return out
+
+
+def closed_forms(nodes: list[float], t: float) -> list[float]:
+    """int l_j(log rho) d rho for 2 or 3 nodes by its antiderivative, in float32 as diffusers' DEIS has it."""
+    sigma = np.array([t, *nodes], dtype=np.float32)
+    alpha = 1 / np.sqrt(sigma**2 + np.float32(1))
+    rho = (sigma * alpha) / alpha  # rounds as theirs does; what cancels below multiplies it
+    log, ends, out = np.log(rho), rho[:2], []
+    l, count = log[:2], len(nodes)
+    for j in range(count):
+        b, c, d = (log[1 + (j + k) % count] for k in range(3))
+        if count == 2:
+            F = ends * (-c + l - 1) / (b - c)
+        else:  # (l - c)(l - d) e^l integrates to e^l (l^2 - (c + d + 2) l + cd + c + d + 2)
+            F = ends * (c * (d - l + 1) - d * l + d + l**2 - 2 * l + 2) / ((b - c) * (b - d))
+        out.append(float(F[0] - F[1]))
+    return out
+
+
+class Through:
+    """One step from s to t through p past evaluations, the newest at s (arXiv 2302.04867, Theorem 3.1).
+
+    Args:
+        past: evaluations with their lambda, newest first.
+        variant: B(h) is h ("bh1") or e^h - 1 ("bh2").
+    """
+
+    def __init__(self, x: Affine, past: list[tuple[Affine, float]], step: Step, variant: str) -> None:
+        self.F0, lam0 = past[0]
+        self.nodes = [((l - lam0) / step.h, F) for F, l in past[1:]]
+        self.base, self.hh = step(x, self.F0), -step.q
+        self.gain = step.t if step.prediction == "noise" else 1.0
+        self.B = self.hh if variant == "bh1" else math.expm1(self.hh)
+
+    def predict(self) -> Affine:
+        """UniP: the nodes are the past ones."""
+        return self._through(self.nodes)
+
+    def correct(self, F: Affine) -> Affine:
+        """UniC: the evaluation at t is one node more."""
+        return self._through([*self.nodes, (1.0, F)])
+
+    def _through(self, nodes: list[tuple[float, Affine]]) -> Affine:
+        p, hh = len(nodes), self.hh
+        if p == 0:
+            return self.base
+        # R a = b with R_jk = r_k^(j-1), b_j = j! phi_{j+1}(hh) hh / B(hh)
+        k, b = math.expm1(hh) / hh - 1, []
+        for j in range(1, p + 1):
+            b.append(math.factorial(j) * k / self.B)
+            k = k / hh - 1 / math.factorial(j + 1)
+        r = torch.tensor([r for r, _ in nodes], dtype=torch.float64)
+        R = r.repeat(p, 1) ** torch.arange(p, dtype=torch.float64)[:, None]
+        a = torch.linalg.solve(R, torch.tensor(b, dtype=torch.float64)).tolist()
+        # UniP-2 and UniC-1 have one node: the paper sets its weight to 1/2, which keeps the order
+        a = [0.5] if p == 1 else a
+        x = self.base
+        for weight, (ratio, F) in zip(a, nodes, strict=True):
+            x = x - self.gain * self.B * weight / ratio * (F - self.F0)
+        return x

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .. import checks
@@ -12,7 +11,7 @@ from ..plan import Plan
 from ..solver import Card, DiffusionSolver
 from ..tape import Affine, Tape
 from .dpm import Ending
-from .exponential import Step
+from .exponential import Step, Through
 
 
 class UniPC(DiffusionSolver):
@@ -73,7 +72,7 @@ class UniPC(DiffusionSolver):
             if t == s:  # diffusers' grids may say sigma_min twice: the state is where it should be
                 break
             p = min(len(past), self._order_at(i, sigmas))
-            move = _Move(x, past[:p], Step(s, t, self.prediction), self.variant)
+            move = Through(x, past[:p], Step(s, t, self.prediction), self.variant)
             predicted = move.predict() if self.predictor else move.base
         else:
             tape.advance(predicted)
@@ -88,41 +87,3 @@ class UniPC(DiffusionSolver):
             return min(self.order, left) if self.ending.lower else self.order
         # before a last level of 0 the order falls to 2: the step is long and nothing damps it
         return min(self.order, 2) if sigmas[-1] == 0 and left == 2 else self.order
-
-
-class _Move:
-    """One step from s to t through p past evaluations, the newest at s."""
-
-    def __init__(self, x: Affine, past: list[tuple[Affine, float]], step: Step, variant: str) -> None:
-        self.F0, lam0 = past[0]
-        self.nodes = [((l - lam0) / step.h, F) for F, l in past[1:]]
-        self.base, self.hh = step(x, self.F0), -step.q
-        self.gain = step.t if step.prediction == "noise" else 1.0
-        self.B = self.hh if variant == "bh1" else math.expm1(self.hh)
-
-    def predict(self) -> Affine:
-        """UniP: the nodes are the past ones."""
-        return self._through(self.nodes)
-
-    def correct(self, F: Affine) -> Affine:
-        """UniC: the evaluation at t is one node more."""
-        return self._through([*self.nodes, (1.0, F)])
-
-    def _through(self, nodes: list[tuple[float, Affine]]) -> Affine:
-        p, hh = len(nodes), self.hh
-        if p == 0:
-            return self.base
-        # R a = b with R_jk = r_k^(j-1), b_j = j! phi_{j+1}(hh) hh / B(hh)
-        k, b = math.expm1(hh) / hh - 1, []
-        for j in range(1, p + 1):
-            b.append(math.factorial(j) * k / self.B)
-            k = k / hh - 1 / math.factorial(j + 1)
-        r = torch.tensor([r for r, _ in nodes], dtype=torch.float64)
-        R = r.repeat(p, 1) ** torch.arange(p, dtype=torch.float64)[:, None]
-        a = torch.linalg.solve(R, torch.tensor(b, dtype=torch.float64)).tolist()
-        # UniP-2 and UniC-1 have one node: the paper sets its weight to 1/2, which keeps the order
-        a = [0.5] if p == 1 else a
-        x = self.base
-        for weight, (ratio, F) in zip(a, nodes, strict=True):
-            x = x - self.gain * self.B * weight / ratio * (F - self.F0)
-        return x

@@ -63,6 +63,7 @@ class SigStep(StochasticSolver):
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
         fits(self.network, "y0", y0, y0.shape[-1:])
+        self.network.to(y0.device)
         return self.parent.init(sde, t0, y0)
 
     def step(
