@@ -113,11 +113,13 @@ class Through:
     """
 
     def __init__(self, x: Affine, past: list[tuple[Affine, float]], step: Step, variant: str) -> None:
-        self.F0, lam0 = past[0]
-        self.nodes = [((l - lam0) / step.h, F) for F, l in past[1:]]
-        self.base, self.hh = step(x, self.F0), -step.q
-        self.gain = step.t if step.prediction == "noise" else 1.0
-        self.B = self.hh if variant == "bh1" else math.expm1(self.hh)
+        lam0 = past[0][1]
+        self.F0: Affine = past[0][0]
+        self.nodes: list[tuple[float, Affine]] = [((l - lam0) / step.h, F) for F, l in past[1:]]
+        self.base: Affine = step(x, self.F0)
+        self.hh: float = -step.q
+        self.gain: float = step.t if step.prediction == "noise" else 1.0
+        self.B: float = self.hh if variant == "bh1" else math.expm1(self.hh)
 
     def predict(self) -> Affine:
         """UniP: the nodes are the past ones."""
