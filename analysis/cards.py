@@ -118,7 +118,7 @@ def _row(name: str, solver: type[Solver]) -> tuple[str, ...]:
     exact = _measured().get("deterministic", {}).get(name)
     if exact is not None:
         order += f" ({exact:.2f})"
-    calculus = "both" if len(card.sde_types) > 1 else "".join(card.sde_types) or "-"
+    calculus = "both" if len(set(card.sde_types)) > 1 else "".join(card.sde_types[:1]) or "-"
     return name, solves, calculus, card.levy or "-", declared, measured, order, str(card.evaluations)
 
 

@@ -235,7 +235,7 @@ def _check_shape(y0: Tensor, paths: int, reference: str | StochasticSolver) -> N
     if y0.dim() > 1 and len(y0) == paths:
         raise InputError(
             f"y0: got shape {tuple(y0.shape)} for {paths} paths; wanted one state (*event), from which all "
-            "paths start, such as y0[0]."
+            "paths start, such as y0[0]; if this is one, ask for another number of paths."
         )
     if reference == "torchsde" and y0.dim() != 1:
         raise InputError(

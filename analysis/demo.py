@@ -27,7 +27,12 @@ def run(
     out: Path, *, seed: int = 0, quick: bool = False, device: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
 ) -> Record:  # fmt: skip
-    """Do it all; write digits.png, convergence.png, report.json and student.safetensors to `out`."""
+    """Do it all; write digits.png, convergence.png, report.json and student.safetensors to `out`.
+
+    Args:
+        quick: a tenth of the training.
+        device: where teacher and student are; the small student of an SDE is fitted on the CPU everywhere.
+    """
     began = time.perf_counter()
     digits = datasets.digits()  # before any work: it wants the extra
     device = checks.device(device)

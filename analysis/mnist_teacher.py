@@ -150,7 +150,7 @@ def train(
     Args:
         data: the folder of MNIST; see `datasets.mnist`.
         checkpoint: written every 250 iterations (two minutes); by default `path` + ".training".
-        resume: go on from the checkpoint; the outcome is that of a run never stopped, bit for bit.
+        resume: go on from the checkpoint; on one device it ends with the bits of a run never stopped.
     """
     images, labels, _, _ = datasets.mnist(data)
     checkpoint = Path(checkpoint or f"{path}.training")

@@ -82,7 +82,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         command[0] = "fewstep"
     return {
         "versions": {p: metadata.version(p) for p in packages} | {"python": platform.python_version()},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "command": " ".join(command),
         "commit": _commit(),

@@ -24,7 +24,11 @@ ITERATIONS = 18000
 
 
 def digits(device: torch.device | str = "cpu") -> Denoising:
-    """The shipped denoiser of 8x8 handwritten digits, events (1, 8, 8) in [-1, 1], sigma in [0.05, 20]."""
+    """The shipped denoiser of 8x8 handwritten digits, events (1, 8, 8) in [-1, 1], sigma in [0.05, 20].
+
+    Args:
+        device: where its weights are put, and samples must be.
+    """
     return Denoising(load(WEIGHTS / "digits.safetensors").to(checks.device(device)), DIGITS)
 
 
@@ -60,7 +64,7 @@ def train(
     """Train the named teacher from scratch and write it.
 
     Args:
-        device: where; the random numbers are those of the CPU everywhere.
+        device: where; minibatches and noise are drawn on the CPU, dropout there.
         options: `iterations` for digits; for mnist and mnist-features those of `mnist_teacher.train` and
             `mnist_teacher.train_features`.
     """

@@ -22,6 +22,7 @@ from .problem import NOISE_TYPES, SDE, SDE_TYPES
 from .schedule import Schedule
 
 LEVY = ("", "W", "H", "K", "A")
+ORDER = "a finite number of at least 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Card:
         for name in ("summary", "reference"):
             checks.instance(name, getattr(self, name), str, "a line of text")
         checks.word("levy", self.levy, LEVY)
-        checks.instance("sde_types", self.sde_types, tuple, "calculi such as ('ito',)")
+        checks.instance("sde_types", self.sde_types, (tuple, list), "calculi such as ('ito',)")
         for calculus in self.sde_types:
             checks.word("sde_types", calculus, SDE_TYPES)
         for name in ("strong_order", "weak_order"):
@@ -63,9 +64,9 @@ class Card:
             checks.instance(name, orders, Mapping, "orders by noise type such as {'diagonal': 0.5}")
             for noise, order in orders.items():
                 checks.word(name, noise, NOISE_TYPES)
-                checks.real(f"{name}[{noise!r}]", order, 0, wanted="a number of at least 0")
+                checks.real(f"{name}[{noise!r}]", order, 0, wanted=ORDER)
         if self.deterministic_order is not None:
-            checks.real("deterministic_order", self.deterministic_order, 0, wanted="a number of at least 0")
+            checks.real("deterministic_order", self.deterministic_order, 0, wanted=ORDER)
         checks.whole("evaluations", self.evaluations, 1)
 
 
@@ -104,7 +105,10 @@ class StochasticSolver(Solver):
 
 
 class DiffusionSolver(Solver):
-    """A function from decreasing noise levels (n,) to a table of coefficients."""
+    """A function from decreasing noise levels (n,) to a table of coefficients.
+
+    Where the estimate of x0 never changes a plan is exact: x - x0 shrinks with sigma, but for its own noise.
+    """
 
     @abstractmethod
     def plan(self, sigmas: Tensor) -> Plan:

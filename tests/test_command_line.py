@@ -328,6 +328,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(case, cli, mo
 BAD = {
     "paths": ("study dode-ring --paths 3", "paths: dode-ring takes none", 1),
     "device": ("convergence --solver milstein --device cuda:99", "device: got 'cuda:99'", 1),
+    "demo's device": ("demo --device cuda:99", "device: got 'cuda:99'", 1),
+    "a training's device": ("train-teacher digits --device cuda:99", "device: got 'cuda:99'", 1),
     "option": ("study --pahts 3", "No such option", None),
     "seed": ("demo --seed -1", "wanted 0 to 2^62", None),
     "sampler": ("work-precision --problem ring --solver ddimm", "wanted one of 'DDIM'", 1),

@@ -97,6 +97,25 @@ class Late(fs.EDMEuler):
         return replace(found, b=found.b * (1 - 1e-3))
 
 
+class Loud(fs.EulerMaruyama):
+    """Takes three times the estimate, where the grid does not end at 0."""
+
+    def plan(self, sigmas):
+        found = super().plan(sigmas)
+        return replace(found, b=3 * found.b) if sigmas[-1] > 0 else found
+
+
+class Wandering(fs.DPMSolverSDE):
+    """Looks at another part of the path each time."""
+
+    seen = 0
+
+    def plan(self, sigmas):
+        self.seen += 1
+        found = super().plan(sigmas)
+        return replace(found, noise=found.noise * (1 + 1e-9 * self.seen))
+
+
 class Scribbling(fs.EDMEuler):
     """Writes to the grid."""
 
@@ -120,7 +139,8 @@ BROKEN = {
     Twice: "16 drift evaluations in 8 steps, the card says 8",
     InPlace: "two solves|wrote", Double: "came back as torch.float64", Overtaken: "weak order is below",
     Absent: "diagonal noise.*TypeError", Bare: "no card", Restless: "two plans", Late: "never changes",
-    Scribbling: "wrote to the grid", Logarithmic: "1 steps: ZeroDivisionError: log of 0",
+    Scribbling: "wrote to the grid", Logarithmic: "steps=1, final='x0': ZeroDivisionError: log of 0",
+    Loud: "final='sigma_min': where the estimate", Wandering: "two plans",
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import warnings
+from functools import partial
 
 import fewstep as fs
 import numpy as np
@@ -338,22 +340,44 @@ def test_a_path_gives_one_image_at_every_number_of_steps():
 
 
 IDLE = {
-    "timestep_spacng": ("trailing", fs.DDIM(), "Did you mean 'timestep_spacing'"),
-    "use_lu_lambdas": (True, fs.UniPC(2), "UniPCMultistepScheduler, whose levels UniPC has"),
-    "use_karras_sigmas": (True, fs.DDIM(), "DDIMScheduler, whose levels DDIM has"),
+    "use_lu_lambdas": (True, fs.UniPC(2), "UniPCMultistepScheduler, which the solver stands for"),
+    "use_karras_sigmas": (True, fs.DDIM(), "DDIMScheduler, which"),
+    "solver_order": (3, fs.DPMSolverPP(2), "the solver is DPMSolverPP\\(\\); say it there"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("option", IDLE)
-def test_an_option_that_would_be_idle_is_refused(option):
-    """Where a user names it, at birth; one within a configuration is passed over, as in diffusers."""
+def test_an_option_that_is_idle_is_said_to_be(option):
+    """Where a user names it; one within a configuration is passed over, as in diffusers."""
     value, solver, said = IDLE[option]
-    with pytest.raises(fs.InputError, match=said):
+    theirs = vp()[0].config
+    with pytest.warns(UserWarning, match=f"{option}={value} changes nothing.*{said}"):
         FewStepScheduler(solver=solver, **{option: value})
-    with pytest.raises(fs.InputError, match=said):
-        FewStepScheduler.from_config(vp()[0].config, solver=solver, **{option: value})
-    FewStepScheduler.from_config({**vp()[0].config, option: value}, solver=solver).set_timesteps(4)
-    FewStepScheduler.from_config(vp()[0].config, solver=fs.DDIM(), use_karras_sigmas=False).set_timesteps(4)
+    with pytest.warns(UserWarning, match=said):
+        FewStepScheduler.from_config(theirs, solver=solver, **{option: value})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        FewStepScheduler.from_config({**theirs, option: value}, solver=solver).set_timesteps(4)
+        FewStepScheduler.from_config(theirs, solver=fs.DDIM(), use_karras_sigmas=False).set_timesteps(4)
+
+
+@pytest.mark.parametrize("word", ["timestep_spacng", "solvr"])
+def test_a_misspelt_option_is_refused(word, tmp_path):
+    """Words of loading are none, and diffusers hands unknown ones back where it is asked to."""
+    theirs, near = vp()[0].config, {"solvr": "solver"}.get(word, "timestep_spacing")
+    for make in (FewStepScheduler, partial(FewStepScheduler.from_config, theirs)):
+        with pytest.raises(fs.InputError, match=f"Did you mean '{near}'"):
+            make(**{word: "trailing"})
+    made, rest = FewStepScheduler.from_config(theirs, return_unused_kwargs=True, **{word: 1})
+    assert rest[word] == 1
+    assert word not in made.config
+    made.save_pretrained(tmp_path)
+    loading = {"variant": None, "torch_dtype": None}
+    again = FewStepScheduler.from_pretrained(tmp_path, timestep_spacing="trailing", **loading)
+    assert "variant" not in again.config
+    assert again.config.timestep_spacing == "trailing"
+    assert FewStepScheduler.from_pretrained(tmp_path, return_unused_kwargs=True, **{word: 1})[1][word] == 1
+    FewStepScheduler(**again.config)  # as pipelines that copy do
 
 
 def test_what_a_pipeline_changes_between_steps_is_carried_on():

@@ -17,14 +17,14 @@ def names() -> dict[str, str]:
     # read, not imported: one study's needs are none of another's
     texts = {f.stem.replace("_", "-"): f.read_text() for f in sorted(Path(__file__).parent.glob("*.py"))}
     trees = {name: ast.parse(text) for name, text in texts.items() if "\ndef run(" in text}
-    return {name: f"{_summary(tree)} Takes {takes(tree)}." for name, tree in trees.items()}
+    return {name: f"{_summary(tree)} Takes {_takes(tree)}." for name, tree in trees.items()}
 
 
 def _summary(tree: ast.Module) -> str:
     return " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
 
 
-def takes(tree: ast.Module) -> str:
+def _takes(tree: ast.Module) -> str:
     """A study's TAKES: its rough time at budget paper, of one CPU core."""
     found = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
     return str(ast.literal_eval(found["TAKES"]))

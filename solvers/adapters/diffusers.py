@@ -36,6 +36,7 @@ from ..walk import Walk, tail
 from .diffusers_grid import FORWARD, Noising, Process, check_count, grid_of, process_of, reference_of
 from .diffusers_solver import (
     FILE,
+    HUB,
     Learned,
     beside_raw_noise,
     check_event,
@@ -48,6 +49,7 @@ from .diffusers_solver import (
     fresh_normals,
     listed,
     mending,
+    options_of,
     own_grid,
     same_label,
     seeds_of,
@@ -112,7 +114,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             raise one_of("noise", noise, NOISES)
         self.solver: Any = solver_of(solver)
         self.register_to_config(solver=described(self.solver), **options)
-        check_words(options, self.config, self.solver, self._compatibles)
+        check_words(options, self.config, self.solver, type(self))
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
         # as diffusers' schedulers are born: each label a step
@@ -134,14 +136,15 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         """From the configuration of any scheduler of diffusers; keywords override it."""
         more: dict[str, Any] = {}
         if isinstance(config, Mapping):
-            # options that only the class behind the solver knows
-            more = {k: kwargs.pop(k) for k in [*kwargs] if k not in cls._get_init_keys(cls)}
+            # options that only the class behind the solver knows; unknown ones may be asked back
+            skip = [k for k in kwargs if k not in options_of(cls)] if return_unused_kwargs else []
+            more = {k: kwargs.pop(k) for k in [*kwargs] if k not in (*cls._get_init_keys(cls), *skip)}
             # diffusers lets each class have its own defaults; those of the process are the network's
             free = [k for k in config.get("_use_default_values", []) if k not in (*FORWARD, *more)]
             config = {**config, **more, "_use_default_values": free}
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
-        check_words(more, scheduler.config, scheduler.solver, cls._compatibles)
+        check_words(more, scheduler.config, scheduler.solver, cls)
         return made
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -158,18 +161,19 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         cls, pretrained_model_name_or_path: Any = None, subfolder: str | None = None, **kwargs: Any
     ) -> Any:
         """The inverse of `save_pretrained`. `network=` for a student with an architecture of your own."""
-        network = kwargs.pop("network", None)
+        network, unused = kwargs.pop("network", None), kwargs.pop("return_unused_kwargs", False)
         where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder}
-        known = ("revision", "token", "cache_dir", "local_files_only")
-        hub: dict[str, Any] = {k: kwargs[k] for k in known if k in kwargs}
+        hub: dict[str, Any] = {k: kwargs[k] for k in HUB if k in kwargs}
         try:
-            found, _ = cls.load_config(**where, return_unused_kwargs=True, **hub)
+            found, rest = cls.load_config(**where, return_unused_kwargs=True, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"path: {pretrained_model_name_or_path} holds no JSON ({error}).") from error
         words = found.get("solver")
-        if kwargs.get("solver") is None and isinstance(words, Mapping) and "file" in words:
-            kwargs["solver"] = load(file_of(pretrained_model_name_or_path, subfolder, hub), network)
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if rest.get("solver") is None and isinstance(words, Mapping) and "file" in words:
+            rest["solver"] = load(file_of(pretrained_model_name_or_path, subfolder, hub), network)
+        # words of loading, such as torch_dtype, are for other parts of a pipeline
+        asked = {k: v for k, v in rest.items() if unused or k in options_of(cls)}
+        return cls.from_config(found, return_unused_kwargs=unused, **asked)
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None,

@@ -11,6 +11,7 @@ from math import isfinite
 from operator import index
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -33,8 +34,11 @@ from ..solver import DiffusionSolver, ScheduledSolver
 from ..walk import Walk
 from .diffusers_grid import REFUSALS, Grid, Process, family
 
+HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
 Learned: tuple[type[Plan | DODE | SigSampler], ...] = (Plan, DODE, SigSampler)
+# what a configuration says of its own solver
+OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
 FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
@@ -91,29 +95,30 @@ def described(solver: Any) -> dict[str, Any]:
     return {"name": type(solver).__name__} | listed
 
 
-def check_words(words: Mapping[str, Any], config: Mapping[str, Any], solver: Any, others: Any) -> None:
-    """Refuse options that a user has named and that would be idle; those of a configuration may be.
-
-    Args:
-        others: names of the schedulers whose configurations are understood.
-    """
+def options_of(cls: Any) -> frozenset[str]:
+    """The options of a scheduler, and of those whose configurations it takes."""
     import diffusers
 
-    def keys(name: str) -> set[str]:
-        cls = getattr(diffusers, name, None)
-        return set() if cls is None else cls._get_init_keys(cls)
+    family = [getattr(diffusers, name, None) for name in getattr(cls, "_compatibles", ())]
+    return frozenset(k for c in (cls, *family) if c for k in c._get_init_keys(c)) - {"self", "options"}
+
+
+def check_words(words: Mapping[str, Any], config: Mapping[str, Any], solver: Any, cls: Any) -> None:
+    """Refuse misspelt options that a user has named, and say of idle ones that they are."""
+    if not words:
+        return
+    import diffusers
 
     name, _ = family(config, solver)
-    for word in words.keys() - keys(name):
-        if word.startswith("_"):
-            continue
-        if not any(word in keys(other) for other in others):
-            raise one_of("option", word, sorted(keys(name) - {"self"}))
-        if words[word] is not None and words[word] is not False:
-            raise InputError(
-                f"{word}: got {words[word]!r}, but {name}, whose levels {type(solver).__name__} has, knows "
-                "no such option. Leave it out, or take another solver."
-            )
+    own, known = getattr(diffusers, name)._get_init_keys(getattr(diffusers, name)), options_of(cls)
+    for word, value in words.items():
+        if word not in known and not word.startswith("_"):
+            raise one_of("option", word, known)
+        said = f"{word}={value!r} changes nothing:"
+        if word in OVERRULED:
+            warn(f"{said} the solver is {solver!r}; say it there.", stacklevel=4)
+        elif value is not None and value is not False and word not in own:
+            warn(f"{said} {name}, which the solver stands for, has no such option.", stacklevel=4)
 
 
 def table_of(solver: Plan | DODE | SigSampler) -> Plan:

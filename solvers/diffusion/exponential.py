@@ -1,4 +1,4 @@
-"""What the exponential integrators in lambda = -log sigma share: one step's weights, and integrals.
+"""What the exponential integrators in lambda = -log sigma are made of: a step's weights, integrals, nodes.
 
 The exact step from s to t is x_t = scale x_s + gain int e^{-q(1-u)} q F(u) du with u in [0, 1] and F the
 data prediction (q = h), the same under noise (q = 2h), or the noise prediction (q = -h).
@@ -105,11 +105,13 @@ def closed_forms(nodes: list[float], t: float) -> list[float]:
 
 
 class Through:
-    """One step from s to t through p past evaluations, the newest at s (arXiv 2302.04867, Theorem 3.1).
+    """UniPC's step from s to t through p past evaluations, the newest at s (arXiv 2302.04867, Theorem 3.1).
 
     Args:
+        x: the state at s.
         past: evaluations with their lambda, newest first.
-        variant: B(h) is h ("bh1") or e^h - 1 ("bh2").
+        step: from s to t.
+        variant: B is -q ("bh1") or e^-q - 1 ("bh2"), q of the step.
     """
 
     def __init__(self, x: Affine, past: list[tuple[Affine, float]], step: Step, variant: str) -> None:

@@ -42,7 +42,8 @@ class SigStep(StochasticSolver):
     one network evaluation a step, no derivative of g.
 
     Args:
-        network: `(t, y) -> (*y.shape, 5)`; `Coefficients` starts at nought.
+        network: `(t, y) -> (*y.shape, 5)`; `Coefficients` starts at nought. A solve moves it to the state's
+            device.
         parent: the step that is corrected.
     """
 
