@@ -56,6 +56,7 @@ def test_k_diffusions_samplers_and_ours_do_the_same_work():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the neighbours' own
 def test_one_command_measures_all(tmp_path):
     threads = torch.get_num_threads()
     try:
