@@ -172,10 +172,10 @@ def fit(
         checkpoint.unlink(missing_ok=True)
     elif not checkpoint.exists():
         raise InputError(f"checkpoint: {checkpoint} does not exist; leave resume out to begin.")
-    abar = 1 / (1 + torch.exp(2 * schedule().log_sigmas)).float().to(images.device)
+    abar = 1 / (1 + torch.exp(2 * schedule().log_sigmas)).float().to(labels.device)
 
     def loss(some: Minibatch) -> Tensor:
-        index, fast = some.index.to(images.device), some.share < 1 - PRECISE
+        index, fast = some.index.to(labels.device), some.share < 1 - PRECISE
         return _loss(net, images[index], labels[index], abar, some.generator, fast)
 
     training.fit(
