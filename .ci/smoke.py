@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_AN_EXTRA = ["fewstep.analysis.peers_diffrax"]  # imported only where diffrax is installed
+PLACES = {"analysis/cli/": "fewstep_cli/", "analysis/": "fewstep/analysis/", "solvers/": "fewstep/"}
 MADE = ("PKG-INFO", "setup.cfg", "fewstep.egg-info/")  # by the build, in an sdist
 LEFT_OUT = (".github/", ".gitignore", ".pre-commit-config.yaml", "docs/.gitignore")
 
@@ -21,9 +22,16 @@ def contents(wheel: str, sdist: str) -> None:
     """Everything that belongs into the archives is there, and nothing else."""
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     wanted = {"fewstep/py.typed"}
-    for folder, name in (("solvers", "fewstep"), ("analysis", "fewstep/analysis")):
-        files = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("weights/*")]
-        wanted |= {f"{name}/{p.relative_to(ROOT / folder).as_posix()}" for p in files}
+    for p in [
+        *ROOT.glob("solvers/**/*.py"),
+        *ROOT.glob("analysis/**/*.py"),
+        *ROOT.glob("analysis/weights/*"),
+    ]:
+        path = p.relative_to(ROOT).as_posix()
+        for folder, name in PLACES.items():  # the first that fits
+            if path.startswith(folder):
+                wanted.add(name + path.removeprefix(folder))
+                break
     same("wheel", held, wanted)
     info = {n.partition(".dist-info/")[2] for n in zipfile.ZipFile(wheel).namelist()}
     assert {"licenses/LICENSE", "METADATA", "entry_points.txt"} <= info, info
