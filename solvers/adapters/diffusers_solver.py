@@ -99,8 +99,8 @@ def options_of(cls: Any) -> frozenset[str]:
     """The options of a scheduler, and of those whose configurations it takes."""
     import diffusers
 
-    family = [getattr(diffusers, name, None) for name in getattr(cls, "_compatibles", ())]
-    return frozenset(k for c in (cls, *family) if c for k in c._get_init_keys(c)) - {"self", "options"}
+    others = [getattr(diffusers, name, None) for name in getattr(cls, "_compatibles", ())]
+    return frozenset(k for c in (cls, *others) if c for k in c._get_init_keys(c)) - {"self", "options"}
 
 
 def check_words(words: Mapping[str, Any], config: Mapping[str, Any], solver: Any, cls: Any) -> None:
