@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_AN_EXTRA = ["fewstep.analysis.peers_diffrax"]  # imported only where diffrax is installed
-PLACES = {"analysis/cli/": "fewstep_cli/", "analysis/": "fewstep/analysis/", "solvers/": "fewstep/"}
+NOT_AN_EXTRA = ["fewstep_analysis.peers_diffrax"]  # imported only where diffrax is installed
+PLACES = {"analysis/cli/": "fewstep_analysis.cli/", "analysis/": "fewstep/analysis/", "solvers/": "fewstep/"}
 MADE = ("PKG-INFO", "setup.cfg", "fewstep.egg-info/")  # by the build, in an sdist
 LEFT_OUT = (".github/", ".gitignore", ".pre-commit-config.yaml", "docs/.gitignore")
 
@@ -21,7 +21,7 @@ LEFT_OUT = (".github/", ".gitignore", ".pre-commit-config.yaml", "docs/.gitignor
 def contents(wheel: str, sdist: str) -> None:
     """Everything that belongs into the archives is there, and nothing else."""
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    wanted = {"fewstep/py.typed"}
+    expected = {"fewstep/py.typed"}
     for p in [
         *ROOT.glob("solvers/**/*.py"),
         *ROOT.glob("analysis/**/*.py"),
@@ -30,9 +30,9 @@ def contents(wheel: str, sdist: str) -> None:
         path = p.relative_to(ROOT).as_posix()
         for folder, name in PLACES.items():  # the first that fits
             if path.startswith(folder):
-                wanted.add(name + path.removeprefix(folder))
+                expected.add(name + path.removeprefix(folder))
                 break
-    same("wheel", held, wanted)
+    same("wheel", held, expected)
     info = {n.partition(".dist-info/")[2] for n in zipfile.ZipFile(wheel).namelist()}
     assert {"licenses/LICENSE", "METADATA", "entry_points.txt"} <= info, info
     with tarfile.open(sdist) as archive:
@@ -47,14 +47,17 @@ def contents(wheel: str, sdist: str) -> None:
     print(f"{Path(wheel).name} and {Path(sdist).name} hold what they should")
 
 
-def same(what: str, held: set[str], wanted: set[str]) -> None:
-    assert held == wanted, f"{what}: missing {sorted(wanted - held)}, not wanted {sorted(held - wanted)}"
+def same(what: str, held: set[str], expected: set[str]) -> None:
+    assert held == expected, (
+        f"{what}: missing {sorted(expected - held)}, not expected {sorted(held - expected)}"
+    )
 
 
 def use(readme: str) -> None:
     """Import everything, run the README's first Python block, keep a plan in a file, call the commands."""
-    import fewstep as fs
     import torch
+
+    import fewstep as fs
 
     assert Path(fs.__file__).is_relative_to(sys.prefix), fs.__file__
     assert list(Path.cwd().iterdir()) == []
@@ -70,7 +73,7 @@ def use(readme: str) -> None:
     exec(compile(block[1], readme, "exec"), {})
     plan = fs.UniPC(order=2).plan(fs.sigma_grid(fs.VPLinear(), 4))
     plan.save("plan.safetensors")
-    assert torch.equal(fs.load("plan.safetensors").b, plan.b)
+    assert torch.equal(fs.load("plan.safetensors").b, plan.update_eval)
     Path("plan.safetensors").unlink()
     assert "convergence" in run("--help")
     assert "Milstein" in run("solvers")

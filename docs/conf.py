@@ -9,10 +9,11 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fewstep  # noqa: E402
 import run_blocks  # noqa: E402
 import tables  # noqa: E402
 import torch  # noqa: E402
+
+import fewstep  # noqa: E402
 
 project = "fewstep"
 author = copyright = "the fewstep authors"

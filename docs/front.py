@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import fewstep as fs
 import tables
-from fewstep.analysis import Record, cards
+
+import fewstep as fs
+from fewstep_analysis import Record
+from fewstep_analysis import solver_table as cards
 
 README = Path(__file__).parent.parent / "README.md"
 MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)

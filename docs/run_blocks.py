@@ -24,7 +24,7 @@ PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glo
 
 
 def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
-    """(line, code, wanted output or None) of each python block."""
+    """(line, code, expected output or None) of each python block."""
     text = page.read_text()
     for found in BLOCK.finditer(text):
         yield text[: found.start("code")].count("\n"), found["code"], found["out"]
@@ -43,14 +43,14 @@ def run(page: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            for line, code, wanted in blocks(page):
+            for line, code, expected in blocks(page):
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
                     # the empty lines give a traceback the page's own line numbers
                     exec(compile("\n" * line + code, str(page), "exec"), names)
-                if wanted is not None and _plain(printed.getvalue()) != _plain(wanted):
+                if expected is not None and _plain(printed.getvalue()) != _plain(expected):
                     raise ValueError(
-                        f"{page.name}, line {line}: the block prints\n{printed.getvalue()}\nnot\n{wanted}"
+                        f"{page.name}, line {line}: the block prints\n{printed.getvalue()}\nnot\n{expected}"
                     )
                 ran += 1
         finally:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fewstep as fs
-from fewstep.analysis import Record, cards, diffusion_work
-from fewstep.analysis.studies import (
+from experiments import (
     benchmarks,
     brownian_figures,
     brownian_speed,
@@ -21,7 +20,10 @@ from fewstep.analysis.studies import (
     sigdeg_mixture,
     sigdeg_order,
 )
-from fewstep_cli.app import helps
+from fewstep_analysis import Record
+from fewstep_analysis import sampler_work as diffusion_work
+from fewstep_analysis import solver_table as cards
+from fewstep_analysis.cli.app import helps
 
 DOCS = Path(__file__).parent
 DEMO = DOCS / "records" / "demo.json"

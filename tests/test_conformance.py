@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-import fewstep as fs
 import pytest
+
+import fewstep as fs
 from fewstep.testing import ConformanceError, check_solver
 
 LEARNED = {"SigStep"}  # needs its network

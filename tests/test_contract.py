@@ -1,8 +1,9 @@
 """The programs the library has promised to run, as their users type them."""
 
-import fewstep as fs
 import pytest
 import torch
+
+import fewstep as fs
 
 
 def test_sdes():
@@ -22,7 +23,8 @@ def test_sdes():
 
 def test_torchsde_by_changing_one_import():
     import torchsde
-    from fewstep.adapters.torchsde import TorchsdePath, sdeint
+
+    from fewstep.integrations.torchsde import TorchsdePath, sdeint
 
     class Additive(torch.nn.Module):
         noise_type, sde_type = "additive", "ito"
@@ -48,7 +50,7 @@ def test_diffusion_models(tmp_path):
         sigma = schedule.sigma(t[0].double()).to(x)
         return x * sigma / (1 + sigma**2).sqrt()
 
-    problem = fs.Denoising(fs.from_epsilon(model, schedule), schedule)
+    problem = fs.DiffusionModel(fs.from_epsilon(model, schedule), schedule)
     x0 = fs.sample(problem, fs.DPMSolverPP(order=2), shape=(4, 1, 8, 8), steps=10, spacing="logsnr", seed=0)
     assert x0.shape == (4, 1, 8, 8)
     x0 = fs.sample(problem, fs.ShARK(), shape=(4, 1, 8, 8), steps=20, seed=0)
@@ -69,7 +71,7 @@ def test_diffusion_models(tmp_path):
 
 
 def test_drop_in_for_existing_samplers():
-    from fewstep.adapters.k_diffusion import sampler  # f(model, x, sigmas, extra_args, callback, disable)
+    from fewstep.integrations.k_diffusion import sampler  # f(model, x, sigmas, extra_args, callback, disable)
 
     sigmas, seen = torch.tensor([10.0, 3.0, 1.0, 0.2, 0.0]), []
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 10.0
@@ -82,7 +84,7 @@ def test_drop_in_for_existing_samplers():
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 def test_drop_in_for_diffusers(tmp_path):
     df = pytest.importorskip("diffusers")
-    from fewstep.adapters.diffusers import FewStepScheduler
+    from fewstep.integrations.diffusers.scheduler import FewStepScheduler
 
     unet = df.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,),
@@ -98,7 +100,7 @@ def test_drop_in_for_diffusers(tmp_path):
 
 
 def test_learned_solvers(tmp_path):
-    problem = fs.Denoising(lambda x, s: x / (1 + s * s), fs.EDM(0.05, 20.0))
+    problem = fs.DiffusionModel(lambda x, s: x / (1 + s * s), fs.EDM(0.05, 20.0))
     noise = 20 * torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     student, _ = fs.distill_dode(problem, base=fs.DDIM(), steps=8, teacher_substeps=10, noise=noise)
     student, _ = fs.distill_dode(problem, base=fs.DPMSolverPP(order=2), steps=5, noise=noise, terms=5,
@@ -111,7 +113,7 @@ def test_learned_solvers(tmp_path):
 
 
 def test_measuring(tmp_path):
-    from fewstep.analysis import problems, strong_order, weak_order, work_precision
+    from fewstep_analysis import problems, strong_order, weak_order, work_precision
 
     assert callable(weak_order)
     assert callable(work_precision)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fewstep.analysis import studies
+from  import experiments as studies
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

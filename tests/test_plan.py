@@ -2,10 +2,11 @@
 
 import json
 
-import fewstep as fs
 import numpy
 import pytest
 import torch
+
+import fewstep as fs
 
 SIGMAS = torch.tensor([10.0, 5.0, 2.0, 1.0, 0.4, 0.0], dtype=torch.float64)
 
@@ -27,8 +28,8 @@ def test_every_kind_of_solver_is_a_table(kind):
     solver, rows, window, letters = SHAPES[kind]
     plan = solver.plan(SIGMAS)
     assert plan.nfe == rows
-    assert plan.b.shape == (rows, window)
-    assert plan.m.shape == (rows, 1, max(letters, 1))
+    assert plan.update_eval.shape == (rows, window)
+    assert plan.stage_noise.shape == (rows, 1, max(letters, 1))
     assert plan.levy == ["", "W", "H"][letters]
     for column in plan.tensors().values():
         assert column.dtype == torch.float64
@@ -43,7 +44,7 @@ def test_constants_are_reproduced_exactly(kind):
     solver = SHAPES[kind][0]
     generator = torch.Generator().manual_seed(0)
     sigmas = torch.rand(7, generator=generator, dtype=torch.float64).sort(descending=True).values * 5
-    problem = fs.Denoising(lambda x, s: torch.full_like(x, 0.3), fs.EDM(0.001, 10.0))
+    problem = fs.DiffusionModel(lambda x, s: torch.full_like(x, 0.3), fs.EDM(0.001, 10.0))
     start = torch.randn(50, 2, generator=generator, dtype=torch.float64)
     got = fs.sample(problem, solver, noise=start, sigmas=sigmas)
     if kind in (
@@ -94,7 +95,9 @@ def defect(solver, gaps, degree):
     k, lam = 5, torch.cat([gaps.new_zeros(1), gaps]).cumsum(0)
     sigmas, states = torch.exp(-lam), []
     # powers of lambda about the node itself, which keeps rounding small
-    problem = fs.Denoising(lambda x, s: ((-torch.log(s) - lam[k]) ** degree).expand_as(x), fs.EDM(1e-3, 10.0))
+    problem = fs.DiffusionModel(
+        lambda x, s: ((-torch.log(s) - lam[k]) ** degree).expand_as(x), fs.EDM(1e-3, 10.0)
+    )
     fs.sample(problem, solver.plan(sigmas), noise=torch.zeros(1, 1, dtype=torch.float64),
               callback=lambda i, x, D: states.append(x))  # fmt: skip
     # row k of a corrector leaves the state at node k, that of the others at node k + 1
@@ -109,7 +112,7 @@ def defect(solver, gaps, degree):
 
 def test_the_executor_reads_nothing_back(monkeypatch):
     """No `.item()` and no Python float of a tensor between the first row and the last."""
-    problem = fs.Denoising(lambda x, s: x / (1 + s * s), fs.EDM(0.01, 10.0))
+    problem = fs.DiffusionModel(lambda x, s: x / (1 + s * s), fs.EDM(0.01, 10.0))
     plan = fs.UniPC(3).plan(fs.sigma_grid(problem.schedule, 20))
     x = torch.randn(2, 3)
     from fewstep.sample import run
@@ -130,7 +133,7 @@ def test_a_plan_survives_its_file(tmp_path):
     assert back.name == plan.name
     for name, column in plan.tensors().items():
         assert torch.equal(column.nan_to_num(-1), getattr(back, name).nan_to_num(-1))
-    problem = fs.Denoising(lambda x, s: x / (1 + s * s), fs.EDM(0.1, 10.0))
+    problem = fs.DiffusionModel(lambda x, s: x / (1 + s * s), fs.EDM(0.1, 10.0))
     assert torch.equal(fs.sample(problem, plan, shape=(4, 2)), fs.sample(problem, back, shape=(4, 2)))
 
 
@@ -174,9 +177,9 @@ def test_damaged_files_get_one_clear_error(kind, tmp_path):
 
 
 def test_the_tape_refuses_a_state_it_has_advanced_past():
-    tape = fs.Tape("stale", SIGMAS)
-    x = tape.x
-    D = tape.evaluate(x, 10.0)
-    tape.advance(0.5 * x + 0.5 * D)
+    builder = fs.PlanBuilder("stale", SIGMAS)
+    x = builder.x
+    D = builder.evaluate(x, 10.0)
+    builder.advance(0.5 * x + 0.5 * D)
     with pytest.raises(ValueError, match="advanced past"):
-        tape.evaluate(x, 5.0)
+        builder.evaluate(x, 5.0)

@@ -8,12 +8,13 @@ import fewstep as fs
 import numpy as np
 import pytest
 import torch
-from fewstep import analysis
-from fewstep.adapters import dpm_solver, k_diffusion
-from fewstep.adapters import torchsde as theirs
-from fewstep.analysis import datasets, distances, images, problems, teachers, volatility
+from  import fewstep_analysis as analysis
+from fewstep.integrations import dpm_solver, k_diffusion
+from fewstep.integrations import torchsde as theirs
+from fewstep_analysis import datasets, images, problems, teachers, volatility
+from fewstep import distances
 from fewstep.brownian import partial_signature_covariance
-from fewstep.learned.networks import DenoisingMLP
+from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.testing import check_solver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ TIMES, SIGMAS = torch.linspace(0, 1, 4), torch.tensor([10.0, 1.0, 0.1], dtype=to
 SDE = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: 0.2 * y)
 NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
 THEIRS = types.SimpleNamespace(f=SDE.drift, g=SDE.diffusion, noise_type="diagonal", sde_type="ito")
-PROBLEM, TABLE = fs.Denoising(NET, fs.EDM(0.1, 10.0)), fs.DiscreteVP.named(steps=20)
+PROBLEM, TABLE = fs.DiffusionModel(NET, fs.EDM(0.1, 10.0)), fs.DiscreteVP.named(steps=20)
 PATH, AREA = fs.BrownianPath((2, 3)), fs.AreaPath(fs.BrownianPath((2, 3), levy="H"), 4)
 PROCESS, NOISE = fs.StudentProcess(TABLE, torch.tensor([3, 9, 19])), torch.randn(64, 3)
 INCREMENT = fs.Increment(1.0, Y, Y)
@@ -126,7 +127,7 @@ CASES = {
     "SDE": (fs.SDE, vars(SDE), "drift diffusion:function noise_type sde_type:word"),
     "SDE.from_torchsde": (fs.SDE.from_torchsde, {}, "sde:object"),
     "ODE": (fs.ODE, {}, "drift:function"),
-    "Denoising": (fs.Denoising, vars(PROBLEM), "denoiser:function schedule:object"),
+    "DiffusionModel": (fs.DiffusionModel, vars(PROBLEM), "denoiser:function schedule:object"),
     "solve": (fs.solve, dict(sde=SDE, solver=fs.Milstein(), y0=Y, grid=TIMES),
               "sde solver:object y0:state grid:times seed:seed save:word"),
     "solve along": (fs.solve, dict(sde=SDE, solver=fs.EulerMaruyama(), y0=Y, grid=TIMES), "path:path"),
@@ -166,7 +167,7 @@ CASES = {
     "SASolver": (fs.SASolver, {}, "order:count corrector:flag tau:number between:pair"),
     "SEEDS": (fs.SEEDS, {}, "order:count"),
     "UniPC": (fs.UniPC, {}, "order:count variant prediction form:word corrector predictor:flag"),
-    "Tape": (fs.Tape, dict(name="x", sigmas=SIGMAS), "sigmas:sigmas prediction levy:word"),
+    "PlanBuilder": (fs.PlanBuilder, dict(name="x", sigmas=SIGMAS), "sigmas:sigmas prediction levy:word"),
     "Plan": (fs.Plan, dict(name="x", prediction="data", **PLAN.tensors()),
              "prediction:word sigmas:sigmas sigma c b m noise:tensor"),
     "Plan.save": (PLAN.save, {}, "path:file"), "load": (fs.load, {}, "path:file"),

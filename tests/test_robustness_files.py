@@ -5,19 +5,20 @@ import pickle
 import struct
 import sys
 
-import fewstep as fs
 import pytest
 import torch
-from fewstep.analysis import Record, __main__, datasets, teachers
-from fewstep.learned.networks import DenoisingMLP
-from fewstep.learned.unet_denoiser import unet_class
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import fewstep as fs
+from fewstep.learned.sigdeg.networks import DenoisingMLP
+from fewstep.learned.unet_denoiser import unet_class
+from fewstep_analysis import Record, __main__, datasets, teachers
+
 NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
-PROBLEM = fs.Denoising(NET, fs.EDM(0.1, 10.0))
+PROBLEM = fs.DiffusionModel(NET, fs.EDM(0.1, 10.0))
 SIGMAS = torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64)
 SDE = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: 0.2 * y)
 EASY = settings(max_examples=25, deadline=None, derandomize=True, database=None,
@@ -42,7 +43,7 @@ def files(tmp_path_factory):
     process = fs.StudentProcess(fs.DiscreteVP.named(steps=20), torch.tensor([3, 9, 19]))
     noise = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
     table, _ = fs.distill_dode(PROBLEM, fs.DDIM(), noise=noise, steps=2, teacher_substeps=2)
-    from fewstep.learned.networks import Coefficients
+    from fewstep.learned.sigdeg.networks import Coefficients
 
     made = {
         "plan.safetensors": fs.DDIM().plan(SIGMAS), "dode.safetensors": table, "dode.json": table,
@@ -224,8 +225,8 @@ def test_a_command_refuses_in_one_line(line, tmp_path, monkeypatch, capsys):
 MISSING = {
     "sklearn": (lambda: datasets.digits(), "fewstep\\[demo\\]"),
     "diffusers": (unet_class, "fewstep\\[diffusers\\]"),
-    "diffusers adapter": (lambda: __import__("fewstep.adapters.diffusers"), "fewstep\\[diffusers\\]"),
-    "comfy": (lambda: __import__("fewstep.adapters.k_diffusion", fromlist=["x"]).register("x", fs.DDIM()),
+    "diffusers adapter": (lambda: __import__("fewstep.integrations.diffusers"), "fewstep\\[diffusers\\]"),
+    "comfy": (lambda: __import__("fewstep.integrations.k_diffusion", fromlist=["x"]).register("x", fs.DDIM()),
               "ComfyUI cannot be imported"),
 }  # fmt: skip
 
@@ -235,7 +236,7 @@ def test_a_missing_extra_is_named(name, monkeypatch):
     call, words = MISSING[name]
     for module in [m for m in sys.modules if m.split(".")[0] == name.split()[0]]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delitem(sys.modules, "fewstep.adapters.diffusers", raising=False)
+    monkeypatch.delitem(sys.modules, "fewstep.integrations.diffusers", raising=False)
     monkeypatch.setitem(sys.modules, name.split()[0], None)
     with pytest.raises((fs.InputError, ImportError), match=words):
         call()

@@ -2,9 +2,10 @@
 
 import math
 
-import fewstep as fs
 import pytest
 import torch
+
+import fewstep as fs
 
 VARIANCE = torch.tensor([0.04, 0.25, 1.0], dtype=torch.float64)
 EDM = fs.EDM(0.01, 20.0)
@@ -12,7 +13,7 @@ EDM = fs.EDM(0.01, 20.0)
 
 def gaussian(schedule=EDM):
     """Data N(0, diag(VARIANCE)): the denoiser and the flow are linear and known."""
-    return fs.Denoising(lambda x, s: x * VARIANCE.to(x) / (VARIANCE.to(x) + s * s), schedule)
+    return fs.DiffusionModel(lambda x, s: x * VARIANCE.to(x) / (VARIANCE.to(x) + s * s), schedule)
 
 
 def flow(noise, s, t):
@@ -102,7 +103,7 @@ def test_epsilon_models_and_schedules_give_one_flow():
             x = x_t / alpha
             return (x - x * VARIANCE / (VARIANCE + sigma**2)) / sigma
 
-        problem = fs.Denoising(fs.from_epsilon(epsilon, schedule), schedule)
+        problem = fs.DiffusionModel(fs.from_epsilon(epsilon, schedule), schedule)
         noise = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         big = torch.tensor(schedule.sigma_max, dtype=torch.float64)
         small = torch.tensor(schedule.sigma_min, dtype=torch.float64)
@@ -179,8 +180,8 @@ def test_bad_input_is_refused(case):
     [lambda x, s: x.mean(-1, keepdim=True), lambda x, s: x.double(), lambda x, s: 0.0, lambda x, s: x[:2]],
 )
 def test_what_the_denoiser_returns_is_checked_at_once(wrong):
-    with pytest.raises(fs.InputError, match=r"denoiser: got .*wanted x's torch.float32 of shape \(5, 3\)"):
-        fs.sample(fs.Denoising(wrong, EDM), fs.DDIM(), shape=(5, 3), steps=4)
+    with pytest.raises(fs.InputError, match=r"denoiser: got .*expected x's torch.float32 of shape \(5, 3\)"):
+        fs.sample(fs.DiffusionModel(wrong, EDM), fs.DDIM(), shape=(5, 3), steps=4)
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM, fs.VE])
@@ -209,6 +210,6 @@ def test_churn_is_not_the_start_again(seeds):
         return gaussian().denoiser(x, sigma)
 
     for churn in (0, 20):
-        fs.sample(fs.Denoising(spy, EDM), fs.EDMEuler(churn=churn), shape=(n, 3), steps=2, **seeds)
+        fs.sample(fs.DiffusionModel(spy, EDM), fs.EDMEuler(churn=churn), shape=(n, 3), steps=2, **seeds)
     start, raised = inputs[0], inputs[2]
     assert abs(torch.corrcoef(torch.stack([start, raised - start]))[0, 1]) < 5 / math.sqrt(3 * n)

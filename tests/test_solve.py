@@ -1,8 +1,9 @@
 """The SDE loop: what it refuses before work starts, what it returns, what it costs."""
 
-import fewstep as fs
 import pytest
 import torch
+
+import fewstep as fs
 from fewstep.testing import cases, path_for
 
 GBM = fs.SDE(lambda t, y: 0.05 * y, lambda t, y: 0.2 * y)

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from fewstep.brownian import Increment
-from fewstep.brownian.bridge import bridge_matrix, split
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from fewstep.brownian import Increment
+from fewstep.brownian.bridge import bridge_matrix, split
 
 VARIANCES = torch.tensor([1.0, 1 / 12, 1 / 720], dtype=torch.float64)
 shares = st.floats(-12, -0.30103).map(lambda e: 10.0**e).map(lambda x: min(x, 0.5))

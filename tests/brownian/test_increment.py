@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fewstep import InputError
 from fewstep.brownian import Increment, partial_signature_covariance
 from fewstep.brownian.signature import (
@@ -14,8 +17,6 @@ from fewstep.brownian.signature import (
     partial_signature_map,
     signature_from_coordinates,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 lengths = st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=7)
 VARIANCES = (1.0, 1 / 12, 1 / 720)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from fewstep import InputError
 from fewstep.brownian import AreaPath, BrownianPath, FreshIncrements, Increment, levy_area
 from fewstep.brownian.levy_area import METHODS, terms_for

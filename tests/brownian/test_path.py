@@ -11,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from itertools import pairwise
 
-import fewstep as fs
 import pytest
 import torch
-from fewstep import InputError
-from fewstep.brownian import BrownianPath, Increment
-from fewstep.brownian.normals import GeneratorNormals, HashedNormals, mix, mix_, node_seed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import fewstep as fs
+from fewstep import InputError
+from fewstep.brownian import BrownianPath, Increment
+from fewstep.brownian.random_normals import GeneratorNormals, HashedNormals, mix, mix_, node_seed
 
 VARIANCES = {"W": (1.0,), "H": (1.0, 1 / 12), "K": (1.0, 1 / 12, 1 / 720)}
 levies = st.sampled_from("WHK")

@@ -1,0 +1,402 @@
+"""Strong and weak orders of convergence, measured: slopes with intervals, local slopes, and a verdict.
+
+How an interval is made, what it covers and what it cannot see stands in `fewstep_analysis.estimate`; how
+paths are shared out over blocks and processes in `fewstep_analysis.blocks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep import SDE, InputError, StochasticSolver, _validation
+from fewstep.brownian.increment import check_dtype
+from fewstep.solve import check_solves
+
+from .monte_carlo import TORCHSDE_METHODS, Experiment, sweep
+from .order_regression import fit, strong_logs, verdict, weak_logs
+from .problems import TestProblem
+from .records import Record, provenance
+
+REFERENCES = ("torchsde", "exact", "levels")
+FINER = 3  # a reference of higher order is 2^3 times finer than the finest level: its error stays below
+FINEST = 24  # level: 2^24 steps
+FINER_SAME = 5  # one of the same order needs more room
+LEVELS, PATHS = range(4, 10), 4096
+
+TESTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda y: y.flatten(1).sum(1),
+    "square": lambda y: y.flatten(1).square().sum(1),
+    "fourth": lambda y: y.flatten(1).pow(4).sum(1),
+    "cosine": lambda y: y.flatten(1).sum(1).cos(),
+}
+"""Test functions of weak orders, (paths, *event) -> (paths,)."""
+
+
+@dataclass(frozen=True)
+class OrderEstimate:
+    """A measured order.
+
+    Attributes:
+        kind: "strong", or "weak" with `test` naming the test function.
+        solver, problem, reference: what was measured, against what.
+        levels: step counts are 2^level.
+        error, error_low, error_high: what the order is fitted to, with 95 % intervals: the RMSE at the end
+            over paths (strong), or the absolute difference of expectations (weak). Coarse to fine.
+        rmse, mean, median: of the paths' errors at the end.
+        order: slope of log2 error against -level over the levels in `used`.
+        low, high: its 95 % interval: sampling error, and what a bend may still hide.
+        sampling: the half-width that is due to sampling alone.
+        bent: the interval of the slope that is left if log2 error also has a term in sqrt(h).
+        local: slopes between neighbouring levels, coarse to fine, with local_low and local_high. Judge
+            the order on the last ones.
+        used: the levels that were fitted: above the reference's floor, past the pre-asymptotic range.
+        usable: for each level, whether it is above the reference's floor (weak: above sampling noise too).
+        reference_error: RMSE of the reference itself, from its difference to half its resolution; 0 where
+            there is none.
+        paths_that_count: (sum e^2)^2 / sum e^4 at the finest level: how many paths carry the RMSE.
+        verdict: all this in plain words.
+    """
+
+    kind: str
+    solver: str
+    problem: str
+    noise_type: str
+    sde_type: str
+    reference: str
+    reference_level: int | None
+    reference_error: float
+    test: str | None
+    paths: int
+    levels: list[int]
+    t1: float
+    error: list[float]
+    error_low: list[float]
+    error_high: list[float]
+    rmse: list[float]
+    mean: list[float]
+    median: list[float]
+    order: float
+    low: float
+    high: float
+    sampling: float
+    bent: list[float]
+    local: list[float]
+    local_low: list[float]
+    local_high: list[float]
+    used: list[int]
+    usable: list[bool]
+    paths_that_count: float
+    verdict: str
+    declared: float | None
+    seed: int
+    device: str
+    dtype: str
+
+    def record(self) -> Record:
+        return Record(f"{self.kind}-order", asdict(self), self.seed, provenance(self.device))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the JSON record."""
+        return self.record().save(path)
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw error against step size (SVG, PNG or PDF by the ending)."""
+        from .figures import order_figure
+
+        return order_figure([self.record()], path)
+
+
+def strong_order(
+    solver: StochasticSolver, problem: TestProblem | SDE, *, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> OrderEstimate:  # fmt: skip
+    """Measure the strong order of one solver: `strong_orders` of it alone, with the same options."""
+    return strong_orders(
+        [solver], problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+    )[0]  # fmt: skip
+
+
+def strong_orders(
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> list[OrderEstimate]:  # fmt: skip
+    """Measure the strong order of any solvers on any SDE, all of it on the same paths.
+
+    Args:
+        problem: one of `fewstep_analysis.problems`, or an SDE of yours with y0 (*event) and t1.
+        y0, t0, t1: start and span, by default the problem's.
+        levels: at least three; level l takes 2^l steps.
+        paths: how many.
+        reference: `"torchsde"` (default): torchsde's `srk` (Stratonovich: `midpoint`) on the same
+            `BrownianInterval`; `"exact"`: the problem's closed form; `"levels"`: differences of
+            neighbouring levels on one `BrownianPath`, no reference; or a solver, which is solved on the
+            same `BrownianPath`.
+        reference_level: of torchsde's or the solver's reference; by default 3 above the finest level, 5
+            where its order is no higher than the one declared.
+        device, dtype: where and in what precision (default "cpu", float64).
+        seed: fixes the paths.
+        block: paths solved at a time, by default what fits in 256 MiB. The result does not depend on it.
+
+    Under `torchrun` (see `fewstep_analysis.parallel`) the blocks are shared out over the processes, and each
+    returns the result of all.
+
+    Raises:
+        InputError: before any work: fewer than three levels, an unknown reference, one that is coarser than
+            the finest level or of lower order than what it shall judge, a problem without what the
+            reference needs, a solver that cannot solve the problem's noise.
+    """
+    e, name = _experiment(
+        solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+    )  # fmt: skip
+    with torch.no_grad():
+        errors, own = sweep(e, _strong_reduction(e), lambda truth: _distance(truth[0], truth[1]))
+    floor = _floor(e, own.square().mean().sqrt())
+    return [
+        _estimate("strong", e, name, s, fit_of, of_paths, floor, None)
+        for s, of_paths in zip(e.solvers, errors, strict=True)
+        for fit_of in [fit(strong_logs(of_paths, floor), e.levels)]
+    ]
+
+
+def weak_order(
+    solver: StochasticSolver, problem: TestProblem | SDE, test: str | Callable[[Tensor], Tensor] = "square",
+    *, antithetic: bool = True, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> OrderEstimate:  # fmt: skip
+    """Measure the weak order of one solver: `weak_orders` of it alone, with the same options."""
+    return weak_orders(
+        [solver], problem, test, antithetic=antithetic, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths,
+        reference=reference, reference_level=reference_level, device=device, dtype=dtype, seed=seed,
+        block=block,
+    )[0]  # fmt: skip
+
+
+def weak_orders(
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE,
+    test: str | Callable[[Tensor], Tensor] = "square", *, antithetic: bool = True, y0: Tensor | None = None,
+    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> list[OrderEstimate]:  # fmt: skip
+    """Measure |E phi(y_h) - E phi(y)| and its slope, for a test function phi.
+
+    The expectation is of differences along common noise: to the next finer level (`reference="levels"`), to
+    the closed form of the same path (`"exact"`), or to a reference solution on it. Their variance falls
+    with the step as the strong error's square does, so that far fewer paths are expected than for two
+    separate means; the antithetic path -W of each takes away what is odd in W. Levels whose mean is not
+    four standard errors from nought are not used, and the verdict says when too few are left.
+
+    Limits: a solver whose bias for this phi vanishes (or nearly) shows a higher order than it has, or
+    none: try other test functions. Differences between levels see the rate, not the limit.
+
+    Args:
+        test: "mean", "square", "fourth", "cosine", or `(paths, *event) -> (paths,)`.
+        antithetic: solve every path's mirror image as well (not with torchsde's paths).
+        y0, ..., block: as in `strong_orders`; reference defaults to "levels".
+    """
+    phi = test if callable(test) else TESTS[_validation.check_choice("test", test, TESTS)]
+    twin = antithetic and not (isinstance(reference, str) and reference == "torchsde")
+    e, name = _experiment(
+        solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+        weak=True, antithetic=twin,
+    )  # fmt: skip
+
+    def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
+        if e.truth is None:
+            return torch.stack([phi(ys[n]) - phi(ys[n + 1]) for n in e.levels], 1)
+        return torch.stack([phi(ys[n]) - phi(truth[0]) for n in e.levels], 1)
+
+    with torch.no_grad():
+        found, own = sweep(e, reduce, lambda truth: phi(truth[0]) - phi(truth[1]))
+    floor = _floor(e, own.mean().abs())
+    word = test if isinstance(test, str) else getattr(test, "__name__", "a function")
+    return [
+        _estimate("weak", e, name, s, fit_of, of_paths, floor, word)
+        for s, of_paths in zip(e.solvers, found, strict=True)
+        for fit_of in [fit(weak_logs(of_paths, floor), e.levels)]
+    ]
+
+
+def _check_shape(y0: Tensor, paths: int, reference: str | StochasticSolver) -> None:
+    if y0.dim() > 1 and len(y0) == paths:
+        raise InputError(
+            f"y0: got shape {tuple(y0.shape)} for {paths} paths; expected one state (*event), from which all "
+            "paths start, such as y0[0]; if this is one, ask for another number of paths."
+        )
+    if reference == "torchsde" and y0.dim() != 1:
+        raise InputError(
+            f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
+            "the event, or use reference='levels'."
+        )
+
+
+def _experiment(
+    solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None, t0: float,
+    t1: float | None, levels: Iterable[int], paths: int, reference: str | StochasticSolver,
+    reference_level: int | None, device: str, dtype: torch.dtype, seed: int, block: int | None,
+    weak: bool = False, antithetic: bool = False,
+) -> tuple[Experiment, str]:  # fmt: skip
+    """The checked experiment and the problem's name."""
+    _validation.check_instance(
+        "problem", problem, (TestProblem, SDE), "an SDE or one of fewstep_analysis.problems"
+    )
+    solvers = _validation.check_sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
+    if isinstance(problem, TestProblem):
+        sde, name, exact = problem.sde, problem.name, problem.exact
+        y0, t1 = problem.y0 if y0 is None else y0, problem.t1 if t1 is None else t1
+    else:
+        sde, name, exact = problem, "user's SDE", None
+    levels = whole_levels(levels)
+    _check_words(levels, paths, reference, block)
+    seed, device, dtype = (
+        _validation.check_seed(seed),
+        str(_validation.check_device(device)),
+        check_dtype(dtype),
+    )
+    if y0 is None or t1 is None:
+        raise InputError("y0, t1: got None; an SDE of your own needs y0=(*event) and t1=.")
+    _validation.check_state("y0", y0, "a finite floating-point tensor (*event)")
+    if not _validation.check_float("t0", t0) < _validation.check_float("t1", t1):
+        raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected t0 < t1.")
+    for solver in solvers:
+        _check_solver(sde, solver, reference)
+    truth = None if reference == "levels" else reference
+    if reference == "exact" and exact is None:
+        raise InputError("reference: this problem has no closed form; use 'torchsde' or 'levels'.")
+    _check_shape(y0, paths, reference)
+    finest = levels[-1] + (truth is None)
+    if truth == "torchsde" or isinstance(truth, StochasticSolver):
+        finest = _reference_level(sde, solvers, truth, levels, reference_level, weak)
+    e = Experiment(
+        sde, list(solvers), y0, (float(t0), float(t1)), levels, finest, paths, truth, exact, device, dtype,
+        seed, block, antithetic,
+    )  # fmt: skip
+    return e, name
+
+
+def whole_levels(levels: Any) -> list[int]:
+    """Levels as a user gives them, sorted, each once; a level n takes 2^n steps."""
+    expected = "whole numbers such as range(4, 10)"
+    if torch.is_tensor(levels):
+        levels = levels.tolist()
+    return sorted(
+        {
+            _validation.check_int("levels", n, 0, FINEST)
+            for n in _validation.check_sequence("levels", levels, expected)
+        }
+    )
+
+
+def _check_words(levels: Sequence[int], paths: int, reference: Any, block: int | None) -> None:
+    if len(levels) < 3:
+        raise InputError(
+            f"levels: got {list(levels)}, expected at least three different ones: two points always lie on "
+            "a line. Use range(4, 10)."
+        )
+    for word, value, least in (("paths", paths, 2), ("block", 1 if block is None else block, 1)):
+        _validation.check_int(word, value, least)
+    if not isinstance(reference, StochasticSolver):
+        _validation.check_choice("reference", reference, REFERENCES)
+
+
+def _check_solver(sde: SDE, solver: Any, reference: Any) -> None:
+    if not isinstance(solver, StochasticSolver):
+        raise InputError(
+            f"solver: got {_validation.describe(solver)}, expected an object such as EulerMaruyama()."
+        )
+    check_solves(sde, solver)
+    if reference == "torchsde" and solver.card.levy in ("A", "K"):
+        raise InputError(
+            f"reference: got 'torchsde' for {type(solver).__name__}, which needs the path's "
+            f"{solver.card.levy}; torchsde's paths know W and H alone. Use reference='levels'."
+        )
+
+
+def _reference_level(
+    sde: SDE, solvers: Sequence[StochasticSolver], truth: Any, levels: Sequence[int], expected: int | None,
+    weak: bool,
+) -> int:  # fmt: skip
+    """The reference's level; refuses one that would be measured in place of the solvers."""
+    if truth == "torchsde":
+        name, order = TORCHSDE_METHODS[sde.sde_type]
+        if sde.noise_type in ("general", "commutative"):
+            name, order = "euler" if sde.sde_type == "ito" else "midpoint", 0.5
+    else:
+        check_solves(sde, truth)
+        name, order = type(truth).__name__, truth.card.strong_order[sde.noise_type]
+    highest = max(s.card.strong_order[sde.noise_type] for s in solvers)
+    if (truth == "torchsde" and order == 0.5) or (order < highest and not weak):
+        raise InputError(
+            f"reference: got {truth if isinstance(truth, str) else name!r}, whose {name} has strong order "
+            f"{order:g} for {sde.noise_type!r} noise; it cannot judge order {highest:g}. Use "
+            "reference='levels', or a solver of at least that order."
+        )
+    if expected is None:
+        return levels[-1] + (FINER if order > highest else FINER_SAME)
+    if _validation.check_int("reference_level", expected, 0, FINEST) < levels[-1] + FINER:
+        raise InputError(
+            f"reference_level: got {expected}, expected at least {levels[-1] + FINER}, 2^{FINER} times finer "
+            f"than the finest of levels, {levels[-1]}: a coarser reference's own error is measured instead."
+        )
+    return expected
+
+
+def _strong_reduction(e: Experiment) -> Callable[[dict[int, Tensor], Any], Tensor]:
+    def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
+        if e.truth is None:
+            return torch.stack([_distance(ys[n], ys[n + 1]) for n in e.levels], 1)
+        return torch.stack([_distance(ys[n], truth[0]) for n in e.levels], 1)
+
+    return reduce
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).flatten(1).norm(dim=1)
+
+
+def _floor(e: Experiment, difference: Tensor) -> float:
+    """The reference's error from its difference to half its resolution: by its order, a geometric rest."""
+    if e.truth == "torchsde":
+        order = TORCHSDE_METHODS[e.sde.sde_type][1]
+    elif isinstance(e.truth, StochasticSolver):
+        order = e.truth.card.strong_order[e.sde.noise_type]
+    else:
+        return 0.0
+    return float(difference) / (2**order - 1)
+
+
+def _estimate(
+    kind: str, e: Experiment, name: str, solver: StochasticSolver, found: dict[str, Any], errors: Tensor,
+    floor: float, test: str | None,
+) -> OrderEstimate:  # fmt: skip
+    orders = solver.card.strong_order if kind == "strong" else solver.card.weak_order
+    declared, square = orders.get(e.sde.noise_type), errors.square()
+    carried = float(square[:, -1].sum() ** 2 / square[:, -1].square().sum().clamp(min=1e-300))
+    truth = "levels" if e.truth is None else e.truth if isinstance(e.truth, str) else type(e.truth).__name__
+    t1 = e.ends[1] - e.ends[0]
+    found = found | {"levels": list(e.levels), "kind": kind}
+    counted = carried if kind == "strong" else float("inf")
+    return OrderEstimate(
+        solver=type(solver).__name__, problem=name, noise_type=e.sde.noise_type, sde_type=e.sde.sde_type,
+        reference=truth, reference_level=e.finest if truth not in ("levels", "exact") else None,
+        reference_error=floor, test=test, paths=e.paths, t1=t1, declared=declared, seed=e.seed,
+        device=e.device, dtype=str(e.dtype).removeprefix("torch."), paths_that_count=carried,
+        rmse=square.mean(0).sqrt().tolist(), mean=errors.abs().mean(0).tolist(),
+        median=errors.abs().median(0).values.tolist(),
+        verdict=verdict(found, declared, t1, e.paths, counted), **found,
+    )  # fmt: skip

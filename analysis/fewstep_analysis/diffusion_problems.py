@@ -1,0 +1,140 @@
+"""Diffusion problems whose denoiser, score and data are known in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep import EDM, DiffusionModel, DiscreteVP, Schedule
+from fewstep.errors import one_of
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Isotropic Gaussians: its denoiser, score and samples are exact.
+
+    Attributes:
+        means: (K, d) float64.
+        stds: (K,) float64.
+        weights: (K,) float64, of sum 1.
+    """
+
+    means: Tensor
+    stds: Tensor
+    weights: Tensor
+
+    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x0 + sigma n = x] for x (batch, d), sigma 0-d or (batch,)."""
+        means, stds, weights = (v.to(x) for v in (self.means, self.stds, self.weights))
+        level = sigma.to(x).reshape(-1, 1)
+        variance = stds.square() + level.square()  # (1 or batch, K)
+        distance = (x.unsqueeze(1) - means).square().sum(-1)
+        logits = weights.log() - 0.5 * distance / variance - 0.5 * x.shape[1] * variance.log()
+        share = torch.softmax(logits, 1)
+        pull = stds.square() / variance
+        return (share * pull).sum(1, keepdim=True) * x + (share * (1 - pull)) @ means
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """grad log p of x0 + sigma n at x, which is (D - x) / sigma^2."""
+        return (self.denoiser(x, sigma) - x) / sigma.to(x).reshape(-1, 1).square()
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """(n, d) float64 data."""
+        generator = torch.Generator().manual_seed(seed)
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[which] + self.stds[which, None] * noise
+
+    def flow(self, x: Tensor, sigmas: Tensor, substeps: int = 100) -> Tensor:
+        """(n, *x.shape) the exact ODE's states at the levels (n,) from x at the first: RK4 in float64.
+
+        It runs in lambda = -log sigma, where dx/dlambda = D - x; a last level of 0 takes D.
+        """
+        states = [x.double()]
+        levels = sigmas.double().tolist()
+        for s, t in zip(levels[:-1], levels[1:]):
+            x = states[-1]
+            if t == 0:
+                states.append(self.denoiser(x, torch.tensor(s, dtype=torch.float64)))
+                continue
+            h = math.log(s / t) / substeps
+            for k in range(substeps):
+                x = self._rk4(x, math.log(s) - k * h, h)
+            states.append(x)
+        return torch.stack(states)
+
+    def _rk4(self, x: Tensor, log_sigma: float, h: float) -> Tensor:
+        def f(x: Tensor, at: float) -> Tensor:
+            return self.denoiser(x, torch.tensor(math.exp(at), dtype=torch.float64)) - x
+
+        k1 = f(x, log_sigma)
+        k2 = f(x + h / 2 * k1, log_sigma - h / 2)
+        k3 = f(x + h / 2 * k2, log_sigma - h / 2)
+        k4 = f(x + h * k3, log_sigma - h)
+        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionProblem:
+    """A mixture behind a schedule, ready for `fewstep.sample`."""
+
+    name: str
+    mixture: Mixture
+    schedule: Schedule
+
+    @property
+    def problem(self) -> DiffusionModel:
+        return DiffusionModel(self.mixture.denoiser, self.schedule)
+
+    def noise(self, n: int, seed: int = 0) -> Tensor:
+        """(n, d) float64 start states in variance-exploding coordinates, sigma_max n."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (n, self.mixture.means.shape[1])
+        return torch.randn(shape, generator=generator, dtype=torch.float64) * self.schedule.sigma_max
+
+
+def _mixture(means: list[list[float]], stds: list[float], weights: list[float] | None = None) -> Mixture:
+    count = len(means)
+    shares = weights or [1 / count] * count
+    return Mixture(*(torch.tensor(v, dtype=torch.float64) for v in (means, stds, shares)))
+
+
+def gaussian() -> DiffusionProblem:
+    """One Gaussian of mean (0.5, -0.3) and std 0.5: the flow is linear."""
+    return DiffusionProblem("gaussian", _mixture([[0.5, -0.3]], [0.5]), EDM(0.02, 20.0))
+
+
+def two_bumps() -> DiffusionProblem:
+    """On the line: 0.3 N(-1, 0.4^2) + 0.7 N(0.8, 0.6^2)."""
+    mixture = _mixture([[-1.0], [0.8]], [0.4, 0.6], [0.3, 0.7])
+    return DiffusionProblem("two_bumps", mixture, EDM(0.1, 10.0))
+
+
+def ring() -> DiffusionProblem:
+    """Eight Gaussians of std 0.15 on the unit circle behind DDPM's linear table."""
+    angles = [2 * math.pi * k / 8 for k in range(8)]
+    means = [[math.cos(a), math.sin(a)] for a in angles]
+    return DiffusionProblem("ring", _mixture(means, [0.15] * 8), DiscreteVP.named("linear"))
+
+
+def smooth() -> DiffusionProblem:
+    """Three broad Gaussians in the plane behind DDPM's linear table: little for a solver to stumble on."""
+    means = [[-0.8, -0.2], [0.6, 0.7], [0.5, -0.8]]
+    mixture = _mixture(means, [0.6, 0.5, 0.7], [0.4, 0.3, 0.3])
+    return DiffusionProblem("smooth", mixture, DiscreteVP.named("linear"))
+
+
+PROBLEMS: dict[str, Callable[[], DiffusionProblem]] = {
+    f.__name__: f for f in (gaussian, two_bumps, ring, smooth)
+}
+
+
+def by_name(name: str) -> DiffusionProblem:
+    """The problem of that name."""
+    if name not in PROBLEMS:
+        raise one_of("problem", name, PROBLEMS)
+    return PROBLEMS[name]()

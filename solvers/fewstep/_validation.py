@@ -1,0 +1,167 @@
+"""What enters through a public argument: small checks that all doors share, each one clear `InputError`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, one_of
+
+
+def describe(value: Any) -> str:
+    """What was given, in a few words: a tensor by dtype and shape, a class or function by its name."""
+    if torch.is_tensor(value):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, type) or callable(value):
+        name = str(getattr(value, "__name__", ""))
+        return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()
+    plain = value is None or isinstance(value, (str, bytes, int, float, complex, tuple, list))
+    text = ("list " if isinstance(value, list) else "") + repr(value) if plain else type(value).__name__
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def check_choice(argument: str, value: Any, words: Iterable[str]) -> str:
+    """One of these words."""
+    known = list(words)
+    if not isinstance(value, str) or value not in known:
+        raise one_of(argument, value, known)
+    return value
+
+
+def check_int(argument: str, value: Any, least: float = 1, most: float = math.inf) -> int:
+    """A whole number in [least, most]; True, 3.0 and "3" are none."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or not least <= number <= most:
+        lower = f" of at least {least:g}" if least > -math.inf else ""
+        upper = f" and at most {most:g}" if most < math.inf else ""
+        raise InputError(f"{argument}: got {describe(value)}, expected a whole number{lower}{upper}.")
+    return number
+
+
+def check_float(
+    argument: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    expected: str = "a finite number",
+) -> float:
+    """A finite number, low <= value <= high; a tensor of one number will do."""
+    try:
+        strange = isinstance(value, (bool, str, bytes, list, tuple))
+        number = math.nan if strange else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not (low <= number <= high and math.isfinite(number)):
+        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
+    return number
+
+
+def check_seed(value: Any, argument: str = "seed") -> int:
+    """A whole number that torch's generators take, with room for what is added to it."""
+    return check_int(argument, value, -(2**62), 2**63 - 1)
+
+
+def check_device(value: Any, argument: str = "device") -> torch.device:
+    """A device that is here."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
+            raise TypeError(f"a {type(value).__name__} names none")
+        found = torch.device(value)
+        if found.type == "meta":
+            raise TypeError("it holds no numbers")
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        said = (str(error).splitlines() or ["it is not here"])[0]
+        raise InputError(
+            f"{argument}: got {describe(value)}, expected 'cpu', or a device that is here such as 'cuda' ({said})."
+        ) from error
+    return found
+
+
+def check_dtype(value: Any, argument: str = "dtype") -> torch.dtype | None:
+    """A floating-point dtype, or None."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise InputError(f"{argument}: got {value!r}, expected a floating-point dtype such as torch.float32.")
+    return value
+
+
+def check_callable(argument: str, value: Any, expected: str) -> None:
+    """Something that can be called."""
+    if not callable(value):
+        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
+
+
+def check_instance(argument: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """An object, not its class, of this kind."""
+    if not isinstance(value, kind):
+        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
+
+
+def check_state(
+    argument: str,
+    value: Any,
+    expected: str = "a finite floating-point tensor (n, *event)",
+    finite: bool = True,
+) -> Tensor:
+    """A floating-point tensor with a batch axis, finite if asked for."""
+    good = torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta
+    if not good:
+        cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(...)."
+        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
+    if finite and not bool(value.isfinite().all()):
+        raise InputError(f"{argument}: got values that are not finite, expected {expected}.")
+    return value  # type: ignore[no-any-return]
+
+
+def check_numbers(argument: str, value: Any) -> Tensor:
+    """Real numbers, a tensor or a sequence of them, as float64 on the CPU; of any shape."""
+    try:
+        if value is None or isinstance(value, (str, bytes)):
+            raise TypeError("no numbers")
+        found = torch.as_tensor(value).detach()
+        if found.is_complex() or found.is_meta or found.dtype == torch.bool:
+            raise TypeError("no real numbers")
+        return found.to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{argument}: got {describe(value)}, expected a 1-D tensor of numbers.") from error
+
+
+def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
+    """A shape: a sequence of whole numbers of at least 0."""
+    try:
+        out = tuple(operator.index(n) for n in value)
+    except TypeError:
+        out = (-1,)
+    if any(n < 0 for n in out):
+        raise InputError(f"{argument}: got {describe(value)}, expected a sequence of sizes, such as (16, 3).")
+    return out
+
+
+def check_path(value: Any, argument: str = "path") -> Path:
+    """A path to a file or folder, which need not be there."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(
+            f"{argument}: got {describe(value)}, expected the path of a file, a string or a Path."
+        )
+    return Path(text)
+
+
+def check_sequence(argument: str, value: Any, expected: str) -> Sequence[Any]:
+    """At least one item."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or torch.is_tensor(value):
+        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
+    items = list(value)
+    if not items:
+        raise InputError(f"{argument}: got none, expected {expected}.")
+    return items

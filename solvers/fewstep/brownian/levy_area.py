@@ -1,0 +1,199 @@
+"""Space-space Lévy area A_ij = (1/2)(int W^i dW^j - int W^j dW^i) of an increment, seven ways.
+
+All of them draw what the increment does not know, so that (W, H, K, A) has the right joint law:
+exactly in its first two conditional moments ("davie" on average), or up to an L2 error that more
+terms make as small as expected.
+
+Two expansions, h = 1, with X, Y, zeta_n independent N(0, I_m) (B, sections 3.1 and 3.2):
+
+    Legendre  A = (1/2) sum_n (zeta_{n-1} zeta_n' - zeta_n zeta_{n-1}') / sqrt(4n^2 - 1)
+    Fourier   A = (S - S') / (2 pi),   S = sum_k (Y_k - sqrt2 W) X_k' / k
+
+W, H and K are zeta_0, -zeta_1/sqrt12 and zeta_2/sqrt720 of the first, and of the second
+sqrt2 pi H = sum_k X_k/k and 2 sqrt2 pi^2 K = sum_k Y_k/k^2, on which X and Y are conditioned.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _validation
+from ..errors import InputError
+from .increment import LEVY_ORDER, Increment
+from .random_normals import key_of
+
+_WEAK = ("davie", "foster")
+_FOURIER = ("fourier", "milstein", "wiktorsson", "mrongowius_roessler")
+MOST = 1 << 20  # terms: each is a field of normals
+METHODS = (*_WEAK, *_FOURIER, "legendre")
+
+
+def levy_area(
+    increment: Increment,
+    method: str = "foster",
+    seed: int | torch.Generator = 0,
+    *,
+    tol: float | None = None,
+    terms: int | None = None,
+) -> Tensor:
+    """The space-space area (..., m, m) of an increment with W (..., m); antisymmetric to the bit.
+
+    Weak, for solvers that need the law: one draw with the right moments given W, H (and K).
+    - `"davie"`: conditional mean, and the average conditional variance.
+    - `"foster"`: conditional mean, and the conditional covariance of all pairs of channels.
+
+    Strong, for A to within an L2 error of the area of a path with these W, H, K:
+    - `"legendre"`, `"fourier"`, `"milstein"`: error O(terms^-1/2); any increment.
+    - `"mrongowius_roessler"`: O(terms^-1), the fewest normals at small h; increments without K.
+    - `"wiktorsson"`: O(terms^-1); increments with W only.
+
+    A coarse area is not refinable: for the area of a `BrownianPath` use `AreaPath`, or draw on
+    fine increments, and join.
+
+    Args:
+        seed: an integer, or a torch.Generator on W's device. One integer gives one noise: in a loop
+            pass a generator or another integer each step, or the areas of all steps are dependent.
+        tol: the greatest root mean square error of an entry, for strong methods; by default
+            h^(3/2), which keeps strong order 1.
+        terms: number of terms instead; for `"legendre"` at least those whose coordinates are known
+            (H: 1, K: 2).
+
+    Raises:
+        InputError: another method; both tol and terms; terms of a weak method; W without a channel
+            axis; H or K where the method cannot be conditioned on it.
+
+    References: Davie (2014); Foster, Lyons & Oberhauser, arXiv 1904.06998; Kloeden, Platen & Wright
+    (1992); Wiktorsson, Ann. Appl. Probab. 11 (2001); Mrongowius & Rößler, Stoch. Anal. Appl. 40
+    (2022); constants as in Kastner & Rößler, arXiv 2201.08424, and B, section 3.2.
+    """
+    _check(increment, method, tol, terms)
+    if method not in _WEAK and terms is None:
+        terms = terms_for(method, increment.h, increment.W.shape[-1], tol)
+    draw = _Draw(increment.W, seed)
+    if method in _FOURIER:
+        return _fourier(increment, method, draw, terms or 1)
+    return _legendre(increment, method, draw, terms or 0)
+
+
+def terms_for(method: str, h: float, m: int, tol: float | None = None) -> int:
+    """Terms that bring a strong method's error below tol (default h^(3/2)), by B, section 3.2."""
+    tol = h**1.5 if tol is None else tol
+    ratio = (h / tol) ** 2
+    if method == "legendre":
+        return max(1, math.ceil((ratio / 4 - 1) / 2))
+    constants = {"fourier": 3 / 2, "milstein": 1 / 2, "wiktorsson": 5 * m / 12}
+    square = constants.get(method, m / 12) / math.pi**2 * ratio
+    slow = method in ("fourier", "milstein")
+    return max(1, math.ceil(square if slow else math.sqrt(square)))
+
+
+class _Draw:
+    """Standard normals shaped like W with axes before or after, in W's dtype and on its device."""
+
+    def __init__(self, W: Tensor, seed: int | torch.Generator) -> None:
+        self.batch, self.m, self.W = W.shape[:-1], W.shape[-1], W
+        if not isinstance(seed, torch.Generator):
+            key = key_of(_validation.check_int("seed", seed, -math.inf))
+            seed = torch.Generator(W.device).manual_seed(key >> 1)
+        self.generator = seed
+
+    def __call__(self, *event: int) -> Tensor:
+        shape, W = (*self.batch, *event), self.W
+        # float64 normals take six times as long, and the law is the same
+        z = torch.randn(shape, generator=self.generator, device=W.device, dtype=torch.float32)
+        return z.to(W.dtype)
+
+    def pairs(self) -> Tensor:
+        """(..., m, m) antisymmetric, independent N(0, 1) above the diagonal."""
+        i, j = torch.triu_indices(self.m, self.m, 1, device=self.W.device)
+        upper = self.W.new_zeros(*self.batch, self.m, self.m)
+        upper[..., i, j] = self(len(i))
+        return upper - upper.mT
+
+
+def _wedge(a: Tensor, b: Tensor) -> Tensor:
+    """a b' - b a', (..., m, m), antisymmetric to the bit."""
+    outer = a.unsqueeze(-1) * b.unsqueeze(-2)
+    return outer - outer.mT
+
+
+def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
+    """The series over known and drawn coordinates, and for weak methods noise for the rest."""
+    zeta = [x if n % 2 == 0 else -x for n, x in enumerate(inc.coordinates())]
+    if len(zeta) == 1 or method == "legendre":
+        zeta += [draw(draw.m) for _ in range(max(terms + 1, 2) - len(zeta))]
+    area = torch.zeros_like(inc.W.unsqueeze(-1) * inc.W.unsqueeze(-2))
+    for n in range(1, len(zeta)):
+        area = area + _wedge(zeta[n - 1], zeta[n]) / math.sqrt(4 * n * n - 1)
+    q = len(zeta) - 1
+    rest, link = 1 / (2 * q + 1), 1 / (4 * (q + 1) ** 2 - 1)
+    if method == "davie":
+        area = area + math.sqrt(rest) * draw.pairs()
+    if method == "foster":
+        # The next coordinate makes the covariance between pairs; for m = 2 this is Foster's normal.
+        area = area + math.sqrt(link) * _wedge(zeta[q], draw(draw.m))
+        area = area + math.sqrt(rest - 2 * link) * draw.pairs()
+    return (inc.h / 2) * area
+
+
+def _fourier(inc: Increment, method: str, draw: _Draw, n: int) -> Tensor:
+    """n terms of the Fourier series and the tail that the method gives it."""
+    W = inc.W / math.sqrt(inc.h)
+    k = torch.arange(1, n + 1, dtype=W.dtype, device=W.device)
+    X, Y = draw(draw.m, n), draw(draw.m, n)
+    variance = _zeta_tail(2, n)
+    T = math.sqrt(variance) * draw(draw.m)  # sum of X_k / k beyond n
+    if inc.H is not None:
+        goal = math.sqrt(2 / inc.h) * math.pi * inc.H
+        miss = (goal - (X / k).sum(-1) - T) / (math.pi**2 / 6)
+        X, T = X + miss.unsqueeze(-1) / k, T + variance * miss
+    if inc.K is not None:
+        goal = 2 * math.sqrt(2 / inc.h) * math.pi**2 * inc.K
+        tail = math.sqrt(_zeta_tail(4, n)) * draw(draw.m)
+        miss = (goal - (Y / k**2).sum(-1) - tail) / (math.pi**4 / 90)
+        Y = Y + miss.unsqueeze(-1) / k**2
+    base = ((Y - math.sqrt(2) * W.unsqueeze(-1)) / k) @ X.mT
+    area = base - base.mT
+    if method in ("milstein", "mrongowius_roessler"):
+        area = area - math.sqrt(2) * _wedge(W, T)
+    if method == "mrongowius_roessler":
+        area = area + math.sqrt(2 * variance) * draw.pairs()
+    if method == "wiktorsson":
+        G = math.sqrt(2 * variance) * draw.pairs()
+        GW = (G * W.unsqueeze(-2)).sum(-1)
+        root = torch.sqrt(1 + (W * W).sum(-1, keepdim=True))
+        area = area + G + _wedge(GW / (1 + root), W)
+    return (inc.h / (2 * math.pi)) * area
+
+
+def _zeta_tail(power: int, n: int) -> float:
+    """sum over k > n of k^-power, for power 2 or 4."""
+    psi = torch.special.polygamma(power - 1, torch.tensor(n + 1.0, dtype=torch.float64, device="cpu"))
+    return float(psi) / math.factorial(power - 1)
+
+
+def _check(inc: Increment, method: str, tol: float | None, terms: int | None) -> None:
+    _validation.check_instance("increment", inc, Increment, "an Increment")
+    _validation.check_choice("method", method, METHODS)
+    if inc.W.dim() == 0:
+        raise InputError("increment: got a 0-d W, expected (..., m) with channels last. Reshape it.")
+    if tol is not None and terms is not None:
+        raise InputError("tol, terms: got both, expected one. Drop terms to get those tol needs.")
+    if method in _WEAK and (tol is not None or terms is not None):
+        raise InputError(
+            f"method: got {method!r} with tol or terms; it is one draw, with no error to control. "
+            "For a strong area take method='legendre' or 'mrongowius_roessler'."
+        )
+    if tol is not None and not _validation.check_float("tol", tol) > 0:
+        raise InputError(f"tol: got {tol!r}, expected a positive error.")
+    if terms is not None:
+        _validation.check_int("terms", terms, 1, MOST)
+    limit = {"wiktorsson": "W", "mrongowius_roessler": "H"}.get(method, "K")
+    if LEVY_ORDER[inc.levy] > LEVY_ORDER[limit]:
+        raise InputError(
+            f"method: got {method!r} for an increment with {inc.levy}; its tail's law is known "
+            f"given {limit} and no more. Take 'legendre', or Increment(h, W) without the rest."
+        )

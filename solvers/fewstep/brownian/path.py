@@ -1,0 +1,285 @@
+"""A Brownian path that can be asked for any interval, in any order, at any resolution."""
+
+from __future__ import annotations
+
+import math
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _validation
+from ..errors import InputError
+from .bridge import split
+from .increment import LEVY_ORDER, Increment, check_dtype, check_levy
+from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
+from .time_scale import Clock, make_knots
+
+_CHUNK = 1 << 15
+"""Normals to make in one call where many intervals are expected: hides the call, fits the cache."""
+
+
+class _Cell(NamedTuple):
+    """An interval of the tree: its place (1, then 2n and 2n+1 for n's parts), ends, [W, H, K]."""
+
+    node: int
+    low: int
+    high: int
+    values: list[Tensor]
+
+
+class BrownianPath:
+    """One Brownian path: the same numbers for an interval whenever and in whatever order asked.
+
+    The path is a binary tree over time. (W, H, K) of the whole are drawn first, each interval is
+    cut in two by its exact conditional law, and the normals of a cut are a function of the seed and
+    of the cut's place in the tree. Nothing is stored but a bounded cache.
+
+    One normal a step and letter when walked by `increments`, memory O(shape log n); O(log) cuts for
+    one `increment`. Threads may share a path; it pickles to its arguments. For noise that no other
+    solve shall see, `FreshIncrements` is cheaper.
+
+    Args:
+        shape: shape of W, batch axes first.
+        t0, t1: the span, t0 < t1.
+        seed: fixes the path, together with all below but dtype and cache.
+        levy: what is drawn: `"W"`, `"H"` (W and H) or `"K"` (W, H and K). It serves every solver
+            that needs less. Paths of one seed and different levy are *different* paths, for H needs
+            normals of its own: choose the richest that any of your solvers needs.
+        dtype: float32 or float64, by default torch's. Both see one path up to rounding, since the
+            normals are float32 numbers in either case.
+        device: where the normals are made, by that device's generator: another kind of device makes
+            another path, unless it is `portable` or has `seeds`.
+        seeds: one integer for each entry of shape[0], in place of seed. That entry's numbers depend
+            neither on the batch's size nor on its order; on all devices the same, to rounding.
+        clock: `"linear"`, or `"log"` (t0 > 0) to halve intervals in log time, for full relative
+            precision over many decades.
+        knots: times at which the tree is cut first; t0 and t1 are added if they are missing. A grid
+            that is not t0 + (t1 - t0) k / 2^n is walked as cheaply as one that is if its times are
+            knots; without, each of its times costs up to 48 cuts. Knots belong to the identity of
+            the path. The clock runs on between them.
+        portable: make the normals on the CPU and move them: the same bits on every device, slower.
+        cache: intervals kept from one `increment` to the next, a tensor for each letter of levy;
+            256 are what a query at arbitrary times touches.
+
+    Raises:
+        InputError: for arguments out of these ranges.
+
+    Reference: the conditional laws are B, section 2.4 (arXiv 2405.06464, Theorem 3.7); the tree is
+    that of Jelinčić, Foster and Kidger in the same paper.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], t0: float = 0.0, t1: float = 1.0, seed: int = 0, levy: str = "W",
+        dtype: torch.dtype | None = None, device: torch.device | str = "cpu", *,
+        seeds: Sequence[int] | None = None, clock: str = "linear",
+        knots: Tensor | Sequence[float] | None = None, portable: bool = False, cache: int = 256,
+    ) -> None:  # fmt: skip
+        _validation.check_choice("clock", clock, ("linear", "log"))
+        self.shape: tuple[int, ...] = _validation.check_shape(shape)
+        self.levy: str = check_levy(levy)
+        self.dtype: torch.dtype = check_dtype(dtype)
+        self.device: torch.device = _validation.check_device(device)
+        self._clock = Clock(make_knots(t0, t1, knots, clock == "log"), clock == "log")
+        self.t0: float = self._clock.knots[0]
+        self.t1: float = self._clock.knots[-1]
+        self.seed: int = _validation.check_int("seed", seed, -math.inf)
+        self.seeds: list[int] | None = None
+        if seeds is not None:
+            given = seeds.tolist() if torch.is_tensor(seeds) else seeds
+            given = _validation.check_sequence(
+                "seeds", given, "whole numbers, one for each entry of shape[0]"
+            )
+            self.seeds = [_validation.check_int("seeds", s, -math.inf) for s in given]
+        self.portable = portable
+        self.cache: int = _validation.check_int("cache", cache, 0)
+        source = torch.device("cpu") if portable else self.device
+        if self.seeds is None:
+            self._normals: Normals = GeneratorNormals(self.shape, seed, source)
+        elif self.shape and len(self.seeds) == self.shape[0]:
+            self._normals = HashedNormals(self.shape, self.seeds, source)
+        else:
+            raise InputError(
+                f"seeds: got {len(self.seeds)} for shape {self.shape}, expected one an entry of "
+                "the leading axis."
+            )
+        self._numel = max(1, math.prod(self.shape))
+        self.__setstate__({})
+
+    def increment(self, ta: float, tb: float) -> Increment:
+        """What the path does over [ta, tb], t0 <= ta < tb <= t1: W, H, K of `shape` as levy says.
+
+        Raises:
+            InputError: times outside the path, or not ta < tb.
+        """
+        times = [_validation.check_float("ta", ta), _validation.check_float("tb", tb)]
+        ends = self._ends(torch.tensor(times, dtype=torch.float64, device="cpu"))
+        return next(self._walk(ends, remember=True))
+
+    def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
+        """The n - 1 increments between neighbours of `grid`, (n,) increasing times, in one pass.
+
+        They are those of `increment`, to the bit on a CPU, and do not share memory that is reused.
+
+        Raises:
+            InputError: at once, for a grid too short, not increasing, or outside the path.
+        """
+        times = _validation.check_numbers("grid", grid)
+        if times.dim() != 1 or len(times) < 2:
+            raise InputError(f"grid: got shape {tuple(times.shape)}, expected (n,) with n >= 2.")
+        return self._walk(self._ends(times), remember=False)
+
+    def check(self, times: Tensor) -> None:
+        """Refuse float64 CPU `times` (n,) that are not increasing or not of this path."""
+        self._ends(times)
+
+    def places(self, times: Tensor) -> Sequence[int]:
+        """Where in the tree float64 CPU `times` (n,) are: integers that tell times of this path apart."""
+        return self._clock.positions(times)
+
+    def _ends(self, times: Tensor) -> Sequence[int]:
+        ends = self._clock.positions(times)
+        for i in range(len(ends) - 1):
+            if ends[i] >= ends[i + 1]:
+                raise InputError(
+                    f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected "
+                    "increasing times further apart than the path's resolution, 2^-48 of its span. "
+                    "Sort the times, and give them in float64 if they are close."
+                )
+        return ends
+
+    def _walk(self, ends: Sequence[int], remember: bool) -> Iterator[Increment]:
+        """Depth first, in time order: cut what holds an end inside, join what does not."""
+        draw = self._begin()
+        stack = [self._root(draw, remember)]
+        joined: Increment | None = None
+        done = 0
+        while done < len(ends) - 1:
+            cell = stack.pop()
+            inside = _inside(ends, cell.low, cell.high)
+            if inside > 0:
+                stack.extend(reversed(self._parts(cell, ends, inside, draw, remember)))
+                continue
+            if cell.high <= ends[0]:
+                continue
+            piece = Increment(self._clock.length(cell.low, cell.high), *cell.values)
+            joined = piece if joined is None else joined.join(piece)
+            if cell.high == ends[done + 1]:
+                h = self._clock.length(ends[done], ends[done + 1])
+                values = [v for v in (joined.W, joined.H, joined.K) if v is not None]
+                if remember and joined is piece:
+                    values = [v.clone() for v in values]  # the cache keeps the original
+                yield Increment(h, *values)
+                joined, done = None, done + 1
+
+    def _root(self, draw: Draw, remember: bool) -> _Cell:
+        values = self._recall(0)[0] if remember else None
+        if values is None:
+            span = self._clock.length(0, self._clock.end)
+            values = [z[0].clone() for z in draw(0, 1)]
+            for z, variance in zip(values, (1.0, 1 / 12, 1 / 720), strict=False):
+                z.mul_(math.sqrt(span * variance))
+            if remember:
+                self._keep({0: values})
+        return _Cell(1, 0, self._clock.end, values)
+
+    def _parts(
+        self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw, remember: bool
+    ) -> list[_Cell]:
+        """The cell cut once, or, where it is small and many ends lie inside, often in one go."""
+        room = min(_CHUNK // self._numel, inside + 1)
+        cuts = room.bit_length() - 1
+        if cuts > 1 and not remember and self._clock.within(cell.low, cell.high):
+            cuts = min(cuts, (cell.high - cell.low).bit_length() - 1)
+            return self._cut_often(cell, ends, cuts, draw)
+        left, right = self._recall(2 * cell.node, 2 * cell.node + 1) if remember else (None, None)
+        cut = self._clock.cut(cell.low, cell.high)
+        if left is None or right is None:
+            x, y = self._clock.shares(cell.low, cut, cell.high)
+            root = math.sqrt(self._clock.length(cell.low, cell.high))
+            z = [field[0] for field in draw(cell.node, 1)]
+            left, right = split(cell.values, z, x, y, root, consume=not remember)
+            if remember:
+                self._keep({2 * cell.node: left, 2 * cell.node + 1: right})
+        return [
+            _Cell(2 * cell.node, cell.low, cut, left),
+            _Cell(2 * cell.node + 1, cut, cell.high, right),
+        ]
+
+    def _cut_often(self, cell: _Cell, ends: Sequence[int], cuts: int, draw: Draw) -> list[_Cell]:
+        """`cuts` generations, each in one call; of them the largest cells without ends inside."""
+        bounds, values = [cell.low, cell.high], [v.unsqueeze(0) for v in cell.values]
+        generations = []
+        for g in range(cuts):
+            middles = [self._clock.cut(a, b) for a, b in pairwise(bounds)]
+            x, y = self._clock.shares(bounds[0], middles[0], bounds[1])
+            z = draw(cell.node << g, 1 << g)
+            parts = split(values, z, x, y, self._roots(bounds))
+            values = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(*parts, strict=True)]
+            bounds = sorted(bounds + middles)
+            generations.append((bounds, values))
+        out, todo = [], [(0, 1), (0, 0)]
+        while todo:
+            g, i = todo.pop()
+            bounds, values = generations[g]
+            if g < cuts - 1 and _inside(ends, bounds[i], bounds[i + 1]) > 0:
+                todo += [(g + 1, 2 * i + 1), (g + 1, 2 * i)]
+            else:
+                node = (cell.node << (g + 1)) + i
+                # a copy: cells are cut in place later, and views would share that with what was yielded
+                out.append(_Cell(node, bounds[i], bounds[i + 1], [v[i].clone() for v in values]))
+        return out
+
+    def _roots(self, bounds: list[int]) -> float | Tensor:
+        """sqrt(length) of the intervals between bounds, all within one pair of knots."""
+        if not self._clock.log:
+            return math.sqrt(self._clock.length(bounds[0], bounds[1]))
+        pairs = pairwise(bounds)
+        lengths = [self._clock.length(a, b) for a, b in pairs]
+        roots = torch.tensor(lengths, dtype=torch.float64, device="cpu").sqrt()
+        return roots.to(self.device, self.dtype).reshape(-1, *(1 for _ in self.shape))
+
+    def _begin(self) -> Draw:
+        """The source of normals in this path's dtype and on its device, for one walk."""
+        draw = self._normals.begin(LEVY_ORDER[self.levy])
+        if self.dtype == torch.float32 and not self.portable:
+            return draw
+        return lambda node, count: [z.to(self.device, self.dtype) for z in draw(node, count)]
+
+    def _recall(self, *nodes: int) -> list[list[Tensor] | None]:
+        with self._lock:
+            for node in nodes:
+                if node in self._cache:
+                    self._cache.move_to_end(node)
+            return [self._cache.get(node) for node in nodes]
+
+    def _keep(self, found: dict[int, list[Tensor]]) -> None:
+        with self._lock:
+            self._cache.update(found)
+            while len(self._cache) > max(self.cache, 0):
+                self._cache.popitem(last=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[int, list[Tensor]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        seed = f"seed={self.seed}" if self.seeds is None else f"seeds=[{len(self.seeds)} of them]"
+        return (
+            f"BrownianPath(shape={self.shape}, t0={self.t0:g}, t1={self.t1:g}, {seed}, "
+            f"levy={self.levy!r}, dtype={self.dtype}, device={str(self.device)!r})"
+        )
+
+
+def _inside(ends: Sequence[int], low: int, high: int) -> int:
+    """How many ends lie strictly between low and high."""
+    return bisect_left(ends, high) - bisect_right(ends, low)

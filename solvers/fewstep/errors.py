@@ -1,0 +1,52 @@
+"""The two ways a call can fail: it was asked something impossible, or its numbers left the reals."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class InputError(ValueError):
+    """Bad input, refused before work starts: names the argument, what came, what was expected, the cure."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A solve produced inf or nan; `step` and `paths` say where and for how many.
+
+    Attributes:
+        step: index of the first step (0-based) after which a value was not finite.
+        paths: number of leading-axis samples that were not finite at the end of that step.
+    """
+
+    def __init__(self, message: str, *, step: int, paths: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.paths = paths
+
+
+def one_of(argument: str, came: object, expected: Iterable[str]) -> InputError:
+    """The error for a word that is not in a list, with the nearest one as the cure."""
+    words = sorted(expected)
+    near = difflib.get_close_matches(str(came), words, n=1, cutoff=0.5)
+    cure = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{argument}: got {came!r}, expected one of {', '.join(map(repr, words))}.{cure}")
+
+
+def named(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which refuses a keyword that it does not know as `one_of` its own."""
+    known = signature(function).parameters
+
+    @wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in known:
+                raise one_of("option", name, known)
+        return function(*args, **options)
+
+    return checked

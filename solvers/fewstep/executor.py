@@ -1,0 +1,120 @@
+"""The one executor of plans: what a row does to a state, and the loop over the rows.
+
+`stage` and `update` are pure functions of a row and a state. Whoever walks a plan (`sample`, the
+schedulers and samplers of other libraries, the fits) calls these two, so that one row means one thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .plan import Combination, Plan, Row, Weight
+
+Normals = tuple[Tensor, ...]
+"""The unit normals of one noise interval, one tensor per letter of W, H, K."""
+Draw = Callable[[float, float], Normals]
+"""`(tau0, tau1) -> unit normals` of an interval."""
+Evaluate = Callable[[int, Tensor, tuple[Normals, ...]], Tensor]
+"""`(row, input, normals) -> evaluation`, what `plan.prediction` names: D, or (input - D)/sigma."""
+
+
+class State(NamedTuple):
+    """Where a plan stands between two rows.
+
+    Attributes:
+        x: (*batch, *event) the state, x0 + sigma n.
+        evaluations: the evaluations so far, newest first, as many as later rows look back.
+        normals: the normals of the opened noise intervals, newest first.
+    """
+
+    x: Tensor
+    evaluations: tuple[Tensor, ...] = ()
+    normals: tuple[Normals, ...] = ()
+
+
+def begin(row: Row, state: State, draw: Draw) -> State:
+    """The state with the normals of the interval that the row opens, if it opens one."""
+    if row.interval is None:
+        return state
+    return state._replace(normals=(draw(*row.interval), *state.normals[: row.normals_kept - 1]))
+
+
+def stage(row: Row, state: State) -> Tensor:
+    """The input of the row's evaluation."""
+    return combine(row.stage, state)
+
+
+def update(row: Row, state: State, evaluation: Tensor) -> State:
+    """The state after the row, given the evaluation at its stage."""
+    state = state._replace(evaluations=(evaluation, *state.evaluations[: row.evaluations_kept - 1]))
+    return state._replace(x=combine(row.update, state))
+
+
+def follow(row: Row, state: State, before: Tensor, after: Tensor) -> State:
+    """The state whose stage is `after` where it was `before`: for owners that edit an input (inpainting).
+
+    An input that does not contain the state cannot carry a change; the state is then returned as it is.
+    """
+    scale, evaluations, normals = row.stage
+    if isinstance(scale, float) and scale == 0:
+        return state
+    if evaluations or normals:
+        return state._replace(x=state.x + (after - before) / scale)
+    return state._replace(x=after if isinstance(scale, float) and scale == 1 else after / scale)
+
+
+def run(
+    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw,
+    callback: Callable[[int, Tensor, Tensor], object] | None = None,
+) -> Tensor:  # fmt: skip
+    """The final state of a plan.
+
+    Args:
+        x: (*batch, *event) the state at the first level, x0 + sigma n; not written to.
+        evaluate: called as `(row, input, normals)`, normals newest first.
+        draw: the source of a plan's noise, `(tau0, tau1) -> unit normals`, one per letter.
+        callback: called as `(row, x, D)` after each row.
+    """
+    state = State(x)
+    for i, row in enumerate(plan.rows):
+        state = begin(row, state, draw)
+        at = stage(row, state)
+        evaluation = evaluate(i, at, state.normals)
+        state = update(row, state, evaluation)
+        if callback is not None:
+            D = evaluation if plan.prediction == "data" else at - row.sigma * evaluation
+            callback(i, state.x, D)
+    return state.x
+
+
+def combine(terms: Combination, state: State) -> Tensor:
+    """The linear combination, in fresh memory unless it is one of its terms with weight 1.
+
+    Weights are floats, or 0-d tensors through which gradients flow to the table.
+    """
+    scale = terms.scale
+    parts = [(w, state.evaluations[j]) for w, j in terms.evaluations]
+    parts += [(w, state.normals[j][k]) for w, j, k in terms.normals]
+    # the state may be as large as sigma_max: with weight 0 it must not leave rounding
+    if not (isinstance(scale, float) and scale == 0 and parts):
+        parts = [(scale, state.x), *parts]
+    (weight, first), *rest = parts
+    if isinstance(weight, float) and weight == 1:
+        if not rest:
+            return first
+        (weight, second), *rest = rest
+        out = _plus(first, weight, second)
+    else:
+        out = first * weight
+    for weight, term in rest:
+        # in place where nothing needs the sum so far
+        out = out.add_(term, alpha=weight) if isinstance(weight, float) else _plus(out, weight, term)
+    return out
+
+
+def _plus(x: Tensor, weight: Weight, term: Tensor) -> Tensor:
+    return torch.add(x, term, alpha=weight) if isinstance(weight, float) else x + weight * term

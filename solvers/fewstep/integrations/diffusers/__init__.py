@@ -1,0 +1,7 @@
+"""Solvers as schedulers of diffusers pipelines, and pipelines as problems of this library."""
+
+from __future__ import annotations
+
+from .pipeline import denoising as denoising
+from .pipeline import distill_dode as distill_dode
+from .scheduler import FewStepScheduler as FewStepScheduler

@@ -1,0 +1,329 @@
+"""What a diffusers configuration says: the forward process, the levels of a run, and their labels.
+
+The grids are made by diffusers' own schedulers, so that an option of theirs means here what it means there.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...denoiser import AFFINE
+from ...errors import InputError, one_of
+from ...samplers.ddim import DDIM
+from ...samplers.ddpm import DDPM
+from ...samplers.deis import DEIS
+from ...samplers.dpm_solver import DPMSolver
+from ...samplers.dpm_solver_pp import DPMSolverPP
+from ...samplers.edm import EDMEuler, EDMHeun
+from ...samplers.pndm import PNDM
+from ...samplers.sa_solver import SASolver
+from ...samplers.unipc import UniPC
+from ...schedule import EDM, DiscreteVP, FlowMatching, Schedule
+
+# what the network was trained on, which no class may replace by a default of its own
+FORWARD = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr", "sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift",
+)  # fmt: skip
+MOST_LABELS = 100_000
+EXPLODING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # their state is x, not alpha x
+# how diffusers says no
+REFUSALS = (
+    ValueError, TypeError, NotImplementedError, ImportError, AssertionError, IndexError, KeyError,
+    RuntimeError, AttributeError,
+)  # fmt: skip
+CLOSEST = 1 - 1e-6  # to t = 1 of a flow, where sigma is infinite
+KINDS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
+
+
+@dataclass(frozen=True)
+class Process:
+    """The forward process of a configuration, and how its network is called.
+
+    Attributes:
+        kind: "vp", "flow" or "edm".
+        schedule: alpha and label of each level.
+        prediction: what the network predicts, in diffusers' words.
+        count: num_train_timesteps, the unit of a flow's labels.
+        data_std: EDM's sigma_data, else nan.
+    """
+
+    kind: str
+    schedule: Schedule
+    prediction: str
+    count: int = 1000
+    data_std: float = float("nan")
+
+    def affine(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of x0 = p x + q output, x = x0 + sigma n."""
+        if self.kind != "edm":
+            return AFFINE[KINDS[self.prediction]](sigma, self.schedule.alpha(sigma))
+        total = sigma.square() + self.data_std**2
+        sign = 1.0 if self.prediction == "epsilon" else -1.0
+        return self.data_std**2 / total, sign * sigma * self.data_std * total.rsqrt()
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """What the network is told, exactly."""
+        if self.kind == "edm":
+            return 0.25 * sigma.log()
+        return self.schedule.label(sigma) * (self.count if self.kind == "flow" else 1)
+
+    def scale(self, sigma: Tensor) -> list[float]:
+        """From x to the state of a pipeline at levels (R,): alpha, but 1 for EDM's; 1 at sigma = 0."""
+        if self.kind == "edm":
+            return [1.0] * len(sigma)
+        return [float(v) for v in self.schedule.alpha(sigma)]
+
+    def sigma(self, label: Tensor) -> Tensor:
+        """The level at a label."""
+        if self.kind == "edm":
+            return torch.exp(4 * label)
+        if self.kind == "flow":
+            t = (label / self.count).clamp(max=CLOSEST)
+            return t / (1 - t)
+        return self.schedule.sigma(label)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels (n + 1,) in variance-exploding coordinates and labels (n,).
+
+    start is the size of a pipeline's first state in alpha x; exploding says that it ends with x itself.
+    """
+
+    sigmas: Tensor
+    labels: Tensor
+    start: float = 1.0
+    exploding: bool = False
+
+    def snapped(self, sigma: Tensor) -> Tensor:
+        """Levels (R,) of rows, those of the grid to the last digit where they are meant to be."""
+        near = (sigma[:, None] / self.sigmas - 1).abs() < 1e-9
+        return torch.where(near.any(1), self.sigmas[near.int().argmax(1)], sigma)
+
+    def rows_a_step(self, sigma: Tensor) -> int:
+        """Rows a step, from their snapped levels (R,), where all steps have the same number; else 1."""
+        levels, rows = self.sigmas.tolist(), sigma.tolist()
+        fits = (many for many in range(2, 5) if rows[::many][: len(levels) - 1] == levels[:-1])
+        return next(fits, 1) if len(levels) > 2 else 1
+
+    def label_of(self, process: Process, sigma: Tensor, exact: bool) -> Tensor:
+        """Labels (R,) of snapped levels (R,): those of the grid where they stand in it."""
+        labels = process.label(sigma)
+        if process.kind == "vp":  # churn may lift a level above all that the network knows
+            labels = labels.clamp(0, process.count - 1)
+        if exact:
+            return labels
+        if not self.labels.is_floating_point():
+            labels = labels.round()
+        at = dict(zip(self.sigmas.tolist(), self.labels.tolist()))
+        known = [at.get(s, v) for s, v in zip(sigma.tolist(), labels.tolist())]
+        return torch.tensor(known, dtype=self.labels.dtype)
+
+
+def process_of(config: Mapping[str, Any], reference: Any) -> Process:
+    """The forward process that a configuration and its scheduler in diffusers describe."""
+    prediction = config.get("prediction_type", "epsilon")
+    if not isinstance(prediction, str) or prediction not in KINDS:
+        raise one_of("prediction_type", prediction, KINDS)
+    if "sigma_data" in config:
+        schedule = EDM(float(reference.config.sigma_min), float(reference.config.sigma_max))
+        return Process("edm", schedule, prediction, data_std=float(config["sigma_data"]))
+    count = config.get("num_train_timesteps", 1000)
+    if is_flow(config):
+        return Process("flow", FlowMatching(t_max=CLOSEST), "flow_prediction", count)
+    abar = reference.alphas_cumprod.double().clone()
+    if len(abar) < 2:
+        raise InputError(f"trained_betas: got {len(abar)}, expected one for each of the labels.")
+    if not 0 < abar[-1] < abar[-2]:  # zero terminal SNR: 0, or diffusers' stand-in of 2^-24
+        abar[-1] = min(2.0**-24, float(abar[-2]) / 4)
+    return Process("vp", DiscreteVP(abar), prediction, count)
+
+
+def check_count(count: Any) -> int:
+    """num_train_timesteps, before anything of that size is made."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 < count <= MOST_LABELS:
+        raise InputError(
+            f"num_train_timesteps: got {count!r}, expected a whole number from 2 to {MOST_LABELS}."
+        )
+    return count
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether x_t = (1 - t) x0 + t noise."""
+    by_shift = "shift" in config and "solver_order" not in config
+    return (
+        bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift
+    )
+
+
+def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]:
+    """The scheduler of diffusers that is this solver under this configuration, and what it must be told."""
+    if "sigma_data" in config:
+        return "EDMEulerScheduler", {}
+    if "shift" in config and "solver_order" not in config:
+        return "FlowMatchEulerDiscreteScheduler", {}
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
+    if isinstance(solver, UniPC):
+        return "UniPCMultistepScheduler", flow
+    if isinstance(solver, DEIS):
+        return "DEISMultistepScheduler", flow
+    if not flow:
+        for kinds, name in LABELLED:
+            if isinstance(solver, kinds):
+                return name, {}
+    if isinstance(solver, (DPMSolverPP, DPMSolver)) and not solver.multistep:
+        return "DPMSolverSinglestepScheduler", flow | _algorithm(solver)
+    return "DPMSolverMultistepScheduler", flow | _algorithm(solver)
+
+
+LABELLED: tuple[tuple[Any, str], ...] = (
+    (DDIM, "DDIMScheduler"), (DDPM, "DDPMScheduler"), (PNDM, "PNDMScheduler"),
+    (EDMEuler, "EulerDiscreteScheduler"), (EDMHeun, "HeunDiscreteScheduler"), (SASolver, "SASolverScheduler"),
+)  # fmt: skip
+
+
+def _algorithm(solver: Any) -> dict[str, Any]:
+    """diffusers' noise-prediction algorithm has no step to sigma = 0."""
+    if isinstance(solver, DPMSolver):
+        return {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+    return {"algorithm_type": "dpmsolver++"}
+
+
+def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
+    """The scheduler of diffusers whose conventions hold."""
+    import diffusers
+
+    name, more = family(config, solver)
+    cls = getattr(diffusers, name)
+    known = cls._get_init_keys(cls)
+    told = {k: v for k, v in {**config, **more}.items() if k in known and not k.startswith("_")}
+    if name == "PNDMScheduler":
+        if told.get("prediction_type") == "sample":
+            told["prediction_type"] = "epsilon"  # of no consequence for its grid, which is all we take
+        told["skip_prk_steps"] = bool(told.get("skip_prk_steps") or solver.warm_up == "plms")
+    for flag in ("stochastic_sampling", "invert_sigmas"):
+        if config.get(flag):
+            raise InputError(f"config: got {flag}=True, which this scheduler does not do. Use {name} itself.")
+    try:
+        return cls(**told)
+    except REFUSALS as error:
+        raise InputError(f"config: {name} refuses it: {error}") from error
+
+
+def grid_of(
+    process: Process, reference: Any, steps: int,
+    timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, mu: float | None = None,
+) -> Grid:  # fmt: skip
+    """The levels of a run, by steps or as the user lists them."""
+    if process.kind == "vp" and sigmas is not None:
+        levels = torch.tensor(sigmas, dtype=torch.float64)
+        labels = process.label(levels[:-1]).round().clamp(0, process.count - 1).long()
+        return _vp_grid(process, reference, levels, labels)
+    takes = signature(reference.set_timesteps).parameters
+    if timesteps is not None and (process.kind == "vp" or "timesteps" not in takes):
+        labels = torch.tensor(timesteps, dtype=torch.float64)
+        if not 0 <= labels[-1] <= labels[0] <= process.count:
+            raise InputError(f"timesteps: got {list(timesteps)}, expected labels from {process.count} to 0.")
+        levels = torch.cat([process.sigma(labels), _last(process, reference)])
+        whole = bool((labels == labels.round()).all())
+        return _vp_grid(process, reference, levels, labels.long() if whole else labels.float())
+    given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
+    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+    try:
+        reference.set_timesteps(steps, **asked)
+    except REFUSALS as error:
+        name = type(reference).__name__
+        raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
+    made = _made(process, reference)
+    if bool((made.sigmas[:-2].diff() == 0).any()):  # of diffusers' own schedulers some give nan there
+        raise InputError(
+            f"num_inference_steps: got {steps}; rounded to whole labels some of its levels repeat. Ask for "
+            "fewer, or for timestep_spacing='trailing'."
+        )
+    return made
+
+
+def _made(process: Process, reference: Any) -> Grid:
+    """The grid that the reference has set."""
+    if not hasattr(reference, "sigmas"):  # speaks in labels alone
+        # PNDM's own list repeats labels and has those of its inner stages
+        listed = getattr(reference, "_timesteps", reference.timesteps)
+        labels = torch.tensor(sorted({int(v) for v in listed}, reverse=True))
+        return Grid(torch.cat([process.sigma(labels.double()), _last(process, reference)]), labels)
+    levels, labels = reference.sigmas.double().cpu(), reference.timesteps.cpu()
+    if type(reference).__name__ == "HeunDiscreteScheduler":  # says each inner level twice
+        levels, labels = torch.cat([levels[:1], levels[1::2]]), torch.cat([labels[:1], labels[1::2]])
+    if process.kind == "flow":
+        levels = levels.clamp(max=CLOSEST)
+        return Grid(levels / (1 - levels), labels)
+    if process.kind == "edm":
+        return Grid(levels, labels, float(reference.init_noise_sigma))
+    return _vp_grid(process, reference, levels, labels)
+
+
+def _vp_grid(process: Process, reference: Any, levels: Tensor, labels: Tensor) -> Grid:
+    if type(reference).__name__ not in EXPLODING:
+        return Grid(levels, labels)
+    # the first state of these has size sigma, or (1 + sigma^2)^(1/2) on "leading" grids
+    even = reference.config.timestep_spacing in ("linspace", "trailing")
+    return Grid(levels, labels, float(levels[0] / (1 + levels[0] ** 2).sqrt()) if even else 1.0, True)
+
+
+def _last(process: Process, reference: Any) -> Tensor:
+    """(1,) where a grid ends that its maker does not end himself."""
+    config = reference.config
+    if hasattr(reference, "sigmas"):
+        kept = config.get("final_sigmas_type", "zero") == "sigma_min"
+    else:
+        kept = not config.get("set_alpha_to_one", True)
+    zero = torch.zeros(1, dtype=torch.float64)
+    return process.sigma(zero) if kept and process.kind == "vp" else zero
+
+
+class Noising:
+    """What training and image-to-image pipelines ask of a scheduler: the forward process."""
+
+    _plan: Any
+    _labels: Tensor
+    _begin: int | None
+    _row: Callable[[Any], int]
+
+    @property
+    @abstractmethod
+    def _process(self) -> Process: ...
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""
+        alpha, sigma_t = self._weights(timesteps, noise)
+        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` by the name that flow pipelines call."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """alpha noise - sigma_t x0, what a network of v is trained on."""
+        alpha, sigma_t = self._weights(timesteps, noise)
+        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
+
+    def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma_t at timesteps, to be multiplied with samples."""
+        labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
+        levels, own = self._process.sigma(labels).tolist(), dict[float, float]()
+        if self._plan is not None:  # entries of a run have the very levels of its rows
+            own = dict(zip(self._labels.tolist(), self._plan.sigma.tolist()))
+            row = self._row(None)
+            if self._begin is not None and len(labels) == 1 and row < self._plan.nfe:
+                own = {float(labels[0]): float(self._plan.sigma[row])}
+        sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
+        alpha = torch.tensor(self._process.scale(sigma), dtype=torch.float64)
+        shape = (-1, *[1] * (like.dim() - 1))
+        return alpha.reshape(shape), (alpha * sigma).reshape(shape)

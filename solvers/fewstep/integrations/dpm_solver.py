@@ -1,0 +1,99 @@
+"""The interface of the DPM-Solver and UniPC repositories: a NoiseScheduleVP and `model_fn(x, t) -> eps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import from_epsilon
+from ..errors import InputError
+from ..problem import DiffusionModel
+from ..schedule import Schedule
+
+WANTED = ("marginal_lambda", "inverse_lambda", "marginal_alpha", "marginal_std", "total_N")
+
+
+class DPMSolverSchedule(Schedule):
+    """A `NoiseScheduleVP` as a schedule; model time is its own continuous clock, label i being (i + 1)/N.
+
+    Their marginal_lambda and inverse_lambda are asked in float64, whatever their tables are kept in. The
+    spacings "uniform", "quadratic" and "logsnr" are their "time_uniform", "time_quadratic" and "logSNR".
+
+    Args:
+        noise_schedule: the object, "discrete" or "linear" (or of their form).
+        t_start, t_end: the largest and the smallest time; T and 1/total_N as in `DPM_Solver.sample`.
+
+    Raises:
+        InputError: what is missing; a process that does not preserve variance; a range that is not one.
+    """
+
+    def __init__(self, noise_schedule: Any, t_start: float | None = None, t_end: float | None = None) -> None:
+        missing = [name for name in WANTED if not hasattr(noise_schedule, name)]
+        if missing:
+            raise InputError(
+                f"noise_schedule: got {type(noise_schedule).__name__} without {', '.join(missing)}; expected "
+                "DPM-Solver's NoiseScheduleVP. A table of alphas_cumprod goes to fewstep.DiscreteVP."
+            )
+        self.noise_schedule = noise_schedule
+        self.t_max: float = float(noise_schedule.T if t_start is None else t_start)
+        self.t_min: float = 1 / float(noise_schedule.total_N) if t_end is None else float(t_end)
+        if not 0 < self.t_min < self.t_max <= noise_schedule.T:
+            raise InputError(
+                f"t_start, t_end: got {self.t_max:g}, {self.t_min:g}; expected 0 < t_end < t_start <= T = "
+                f"{noise_schedule.T:g}."
+            )
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
+        alpha, std = (self._ask(name, ends) for name in ("marginal_alpha", "marginal_std"))
+        if not torch.allclose(alpha.square() + std.square(), torch.ones_like(ends), atol=1e-4):
+            raise InputError(
+                f"noise_schedule: got alpha = {alpha.tolist()}, std = {std.tolist()} at the ends; expected "
+                "alpha^2 + std^2 = 1, as NoiseScheduleVP has. Write a fewstep.Schedule for another process."
+            )
+        self._sigmas: list[float] = self.sigma(ends).tolist()
+
+    @property
+    def sigma_min(self) -> float:
+        return self._sigmas[0]
+
+    @property
+    def sigma_max(self) -> float:
+        return self._sigmas[1]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._ask("marginal_lambda", t))
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self._ask("inverse_lambda", -torch.log(sigma))
+
+    def _ask(self, name: str, at: Tensor) -> Tensor:
+        """Theirs flatten some arguments and keep others."""
+        value: Tensor = getattr(self.noise_schedule, name)(at.double().reshape(-1))
+        return value.reshape(at.shape)
+
+
+def from_model_fn(
+    model_fn: Callable[[Tensor, Tensor], Tensor], noise_schedule: Any, *, t_start: float | None = None,
+    t_end: float | None = None, dtype: torch.dtype | None = None,
+) -> DiffusionModel:  # fmt: skip
+    """What `model_wrapper` returns, with its NoiseScheduleVP, as a problem for `fewstep.sample`.
+
+    Replaces `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)` by
+    `sample(from_model_fn(model_fn, noise_schedule), DPMSolverPP(2), noise=x_T, steps=...)`: final="x0" is
+    their denoise_to_zero=True, final="sigma_min" their default. Guidance stays in their wrapper; thresholding
+    is `dynamic_thresholding`.
+
+    Args:
+        model_fn: `(x_t, t) -> eps` with t of shape (batch,) in the clock of noise_schedule.
+        noise_schedule, t_start, t_end: as in `DPMSolverSchedule`.
+        dtype: what the network computes in.
+    """
+    if not callable(model_fn):
+        raise InputError(
+            f"model_fn: got {type(model_fn).__name__}, expected a function (x, t_continuous) -> eps. "
+            "Call model_wrapper(...) for one."
+        )
+    schedule = DPMSolverSchedule(noise_schedule, t_start, t_end)
+    return DiffusionModel(from_epsilon(model_fn, schedule, dtype=dtype), schedule)

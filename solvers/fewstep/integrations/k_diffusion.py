@@ -1,0 +1,377 @@
+"""k-diffusion's sampler functions, noise samplers and model wrappers, which ComfyUI and webui speak too.
+
+All of them work in variance-exploding coordinates, x = x0 + sigma n, as this library does: nothing is
+converted but the calling conventions. k-diffusion itself is not needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _validation
+from ..errors import InputError
+from ..executor import Evaluate, run
+from ..grid import check_sigmas
+from ..plan import Plan
+from ..problem import DiffusionModel
+from ..resolve import Student, evaluator_of
+from ..schedule import EDM, Schedule
+from ..solver import DiffusionSolver, Solver
+from .k_diffusion_noise import HALF, Draws, check_state, draws
+from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
+from .k_diffusion_noise import seeds as per_sample
+from .k_diffusion_noise import snr as snr
+
+
+class Sampler:
+    """A solver as k-diffusion's `sample_...` function; made by `sampler`.
+
+    Attributes:
+        sigmas: (n,) float32, the only grid that it takes, where the solver is a plan or a student.
+    """
+
+    def __init__(self, solver: Solver | Plan | Student, schedule: Schedule | None = None) -> None:
+        _validation.check_instance(
+            "schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None"
+        )
+        plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
+        self.solver = solver
+        self.schedule = schedule
+        self.own: Plan | None = plan if isinstance(plan, Plan) else None
+        if self.own is None and not isinstance(solver, DiffusionSolver):
+            raise InputError(
+                f"solver: got {type(solver).__name__}, which has no plan; expected a diffusion solver, a Plan "
+                "or a student. SDE solvers sample where their card lists additive noise."
+            )
+        self.sigmas: Tensor | None = None if self.own is None else self.own.sigmas.float()
+        self._last: tuple[Tensor, Plan] | None = None  # a plan never changes: runs of one grid share it
+
+    @torch.no_grad()
+    def __call__(
+        self, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None, disable: bool | None = None,
+        *, seed: int | Sequence[int] | None = None, noise_sampler: Any = None, **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """From x at sigmas[0] to the last level; see `sampler`."""
+        if options:
+            name, value = next(iter(options.items()))
+            raise InputError(
+                f"{name}: got {value!r}; expected only seed and noise_sampler. Options of a method belong to "
+                "the solver, for instance sampler(fewstep.DDIM(eta=1.0))."
+            )
+        check_state(x)
+        _validation.check_callable("model", model, "a k-diffusion model (x, sigma, **extra_args) -> x0")
+        _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+        if callback is not None:
+            _validation.check_callable("callback", callback, "a function of a dict")
+        extra = dict(extra_args or {})
+        plan = self._plan(sigmas)
+        _refuse_noise_on_flows(plan, model)
+        seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
+        state = x.float() if x.dtype in HALF else x
+        draw = draws(plan, state, seeds, noise_sampler)
+        wrapped = Wrapped(model, extra, x.dtype, len(x))
+        evaluate = self._evaluator(wrapped, plan, state)
+        return _walk(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
+
+    def _plan(self, sigmas: Tensor) -> Plan:
+        grid = _grid(sigmas, repeat=getattr(self.solver, "form", "") == "diffusers")
+        if self.own is not None:
+            expected = self.own.sigmas
+            if len(grid) != len(expected) or not torch.allclose(grid, expected, rtol=1e-4, atol=0.0):
+                raise InputError(
+                    f"sigmas: got {_list(grid)}; {self.own.name} carries its own grid, {_list(expected)}. Pass "
+                    "that (the attribute `sigmas` of this sampler) and x at its first level."
+                )
+            return self.own
+        if self._last is None or not torch.equal(self._last[0], grid):
+            self._last = grid, self._made(grid)
+        return self._last[1]
+
+    def _made(self, grid: Tensor) -> Plan:
+        """The solver's plan on a grid that is new."""
+        assert isinstance(self.solver, DiffusionSolver)
+        try:
+            return self.solver.plan(grid, self.schedule)
+        except InputError as error:
+            if self.schedule is not None or not str(error).startswith("schedule:"):
+                raise
+            raise InputError(f"{error} Here: sampler(solver, schedule=...).") from error
+
+    def _evaluator(self, wrapped: Wrapped, plan: Plan, state: Tensor) -> Evaluate:
+        """What answers each row: the model, or a student's own network."""
+        student = None if self.own is None or isinstance(self.solver, Plan) else self.solver
+        schedule = self.schedule or _schedule_of(wrapped.model) or _spanned(plan.sigmas)
+        problem = DiffusionModel(wrapped, schedule)
+        if student is None:
+            return evaluator_of(problem, plan, state)
+        fitted = getattr(getattr(student, "fitted_to", None), "schedule", None)
+        if self.schedule is None and fitted not in (None, repr(schedule)):
+            raise InputError(
+                f"schedule: got none, and {schedule!r} by the model; {plan.name} was fitted to {fitted}. "
+                "Give it as sampler(student, schedule=problem.schedule)."
+            )
+        evaluate: Evaluate = student.evaluator(problem, state)  # type: ignore[union-attr]
+        return evaluate
+
+
+def sampler(solver: Solver | Plan | Student, *, schedule: Schedule | None = None) -> Sampler:
+    """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
+
+    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0 denoised; x (batch, *event) arrives at level
+    sigmas[0], that is times sigmas[0]; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last
+    level in x's dtype; half precision is only what the model sees, the state is kept in float32.
+
+    `callback` is told {"x", "i", "sigma", "sigma_hat", "denoised"} once a step, at the first evaluation of
+    the step from sigmas[i], as k-diffusion does: the x and sigma_hat that the model was asked, and its
+    answer. Solvers of several evaluations a step stay silent in between. `disable` is tqdm's: True no bar,
+    None none outside a terminal.
+
+    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state: a
+    list has one for each sample; from an int s they are s, s + 1, ..., so that sample j of seed s is sample
+    0 of seed s + j. Or from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2,
+    or any `(sigma, sigma_next) -> unit normals` where the plan needs no more than W.
+
+    Args:
+        solver: a diffusion solver, a plan, or a student; the last two take their own grid only.
+        schedule: for solvers that need one, and for students the one they were fitted to. Without it, it
+            is EDM from the model's `sigma_min` and `sigma_max`, else from the grid.
+
+    Raises:
+        InputError: a solver without a plan; when called: options of methods, grids that do not fit, noise
+            that a plan needs and a noise sampler lacks, models that return another shape.
+    """
+    return Sampler(solver, schedule)
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype` with sigma of shape (batch,).
+
+    Attributes:
+        rows: the batch that extra_args are for; a single question is asked that many times.
+    """
+
+    model: Callable[..., Tensor]
+    extra_args: Mapping[str, Any]
+    dtype: torch.dtype | None = None
+    rows: int = 1
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x: (batch, *event); sigma: 0-d or (batch,)."""
+        rows = self.rows if len(x) == 1 else len(x)
+        at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
+        # sigma in x's dtype, for wrappers scale x by functions of it: float32 would leak into a half network
+        out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
+        if not torch.is_tensor(out) or out.shape != at.shape:
+            came = f"shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
+            raise InputError(
+                f"model: got {came}, expected the denoised x of shape {tuple(at.shape)}. Wrap networks that "
+                "predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
+            )
+        return out[: len(x)].to(x.dtype)
+
+
+def as_denoiser(
+    wrapper: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_max: float | None = None,
+    extra_args: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
+) -> DiffusionModel:  # fmt: skip
+    """A k-diffusion model, `(x, sigma, **kw) -> x0`, as a problem of this library, on the schedule EDM.
+
+    Args:
+        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its
+            table `sigmas`.
+        extra_args: bound to every call (conditioning).
+        dtype: what the wrapper computes in, where that is not the samples' dtype.
+
+    Raises:
+        InputError: no range of sigma, or one that is not positive and finite.
+    """
+    _validation.check_callable("wrapper", wrapper, "a k-diffusion model (x, sigma, **extra_args) -> x0")
+    _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+        if value is not None:
+            _validation.check_float(name, value)
+    _validation.check_dtype(dtype)
+    low, high = _ends_of(wrapper)
+    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
+    if low is None or high is None or not 0 < low < high < math.inf:
+        raise InputError(
+            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); "
+            "expected 0 < sigma_min < sigma_max < inf. Give as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
+        )
+    return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
+
+
+class Wrapper:
+    """A problem of this library as a k-diffusion model; made by `as_wrapper`."""
+
+    def __init__(self, problem: DiffusionModel) -> None:
+        _validation.check_instance("problem", problem, DiffusionModel, "a fewstep.DiffusionModel")
+        self.problem = problem
+        self.sigma_min: float = problem.schedule.sigma_min
+        self.sigma_max: float = problem.schedule.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        levels = sigma.reshape(-1).to(x)
+        if bool((levels != levels[0]).any()):
+            return torch.cat([self.problem.denoiser(x[j : j + 1], s) for j, s in enumerate(levels)])
+        return self.problem.denoiser(x, levels[0])
+
+
+def as_wrapper(problem: DiffusionModel) -> Wrapper:
+    """A problem as `model(x, sigma, **extra_args) -> x0` with `sigma_min` and `sigma_max`.
+
+    sigma is (batch,); extra_args are ignored: conditioning is part of the problem's denoiser.
+    """
+    return Wrapper(problem)
+
+
+def register(
+    name: str, solver: Solver | Plan | Student | Sampler, comfy: Any = None, *,
+    schedule: Schedule | None = None,
+) -> Sampler:  # fmt: skip
+    """Put a solver into ComfyUI's list of samplers; again with the same name replaces it.
+
+    Args:
+        name: what the list shows, letters, digits and "_"; the function becomes `sample_<name>`.
+        comfy: the package, by default imported.
+
+    Raises:
+        InputError: ComfyUI is not there, or the name is taken by a sampler of its own.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise InputError(
+            f"name: got {name!r}; expected letters, digits and '_', for instance 'fewstep_unipc'."
+        )
+    if comfy is None:
+        try:
+            comfy = import_module("comfy")
+            for part in ("comfy.samplers", "comfy.k_diffusion.sampling"):
+                import_module(part)
+        except ImportError as error:
+            raise InputError(
+                f"comfy: got None, and ComfyUI cannot be imported here ({error}). Call this from a custom "
+                "node, ComfyUI/custom_nodes/<yours>/__init__.py."
+            ) from error
+    if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
+        raise InputError(
+            f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None."
+        )
+    function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule)
+    home, samplers = comfy.k_diffusion.sampling, comfy.samplers
+    shown = samplers.KSampler.SAMPLERS
+    there = getattr(home, f"sample_{name}", None)
+    if not isinstance(there, Sampler) and (there is not None or name in shown):
+        raise InputError(f"name: got {name!r}, a sampler of ComfyUI's own; expected another name.")
+    setattr(home, f"sample_{name}", function)
+    # in ComfyUI the last two are one list
+    for names in (getattr(samplers, "KSAMPLER_NAMES", []), getattr(samplers, "SAMPLER_NAMES", []), shown):
+        if name not in names:
+            names.append(name)
+    return function
+
+
+def _walk(
+    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draws,
+    callback: Callable[[dict[str, Any]], object] | None, disable: bool | None, sigmas: Tensor,
+) -> Tensor:  # fmt: skip
+    """The executor with k-diffusion's callback and progress bar around it."""
+    from tqdm.auto import tqdm
+
+    starts, levels, last = _starts(plan), plan.sigma.tolist(), plan.nfe - 1
+
+    def watched(row: int, at: Tensor, normals: Any) -> Tensor:
+        out = evaluate(row, at, normals)
+        if callback is not None and row in starts:
+            i, level = starts[row], levels[row]
+            D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
+            raised = level != float(plan.sigmas[i])
+            sigma_hat = sigmas.new_tensor(level) if raised else sigmas[i]
+            told = {"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D}
+            callback(told)
+        return out
+
+    with tqdm(total=len(starts), disable=disable) as bar:
+
+        def after(row: int, x: Tensor, D: Tensor) -> None:
+            if row == last or row + 1 in starts:
+                bar.update()
+
+        return run(plan, x, watched, draw, after)
+
+
+def _starts(plan: Plan) -> dict[int, int]:
+    """Which rows begin a step, and the step each begins, the place of its level in the grid."""
+    steps = len(plan.sigmas) - 1
+    if plan.nfe == steps:  # correctors too: their state moves one row late
+        return {i: i for i in range(steps)}
+    moved = [bool(row.update != (1, (), ())) for row in plan.rows]
+    rows = [row for row in range(plan.nfe) if row == 0 or moved[row - 1]]
+    if len(rows) == steps:
+        return {row: i for i, row in enumerate(rows)}
+    grid = plan.sigmas[:-1] * (1 + 1e-6)
+    return {row: max(int((grid >= plan.sigma[row]).sum()) - 1, 0) for row in rows}
+
+
+def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
+    """ComfyUI's flow models have x = (1 - sigma) x0 + sigma n: the same ODE, but another SDE."""
+    at: Any = model
+    for _ in range(4):
+        kind = type(getattr(at, "model_sampling", None))
+        if plan.levy and any(c.__name__ == "CONST" for c in kind.__mro__):
+            raise InputError(
+                f"model: got a flow model, whose noise is not that of {plan.name}; expected one with "
+                "x = x0 + sigma n. Take a deterministic solver, for instance fewstep.UniPC(order=3)."
+            )
+        at = getattr(at, "inner_model", None)
+
+
+def _grid(sigmas: Any, repeat: bool) -> Tensor:
+    """(n,) float64 on the CPU."""
+    s = _validation.check_numbers("sigmas", sigmas)
+    if s.dim() == 1 and bool((s.diff() == 0).any()) and not repeat:
+        raise InputError(
+            f"sigmas: got {_list(s)}, where a level is repeated; expected each once. Use "
+            "sigmas.unique_consecutive()."
+        )
+    return check_sigmas(s, repeat)
+
+
+def _ends_of(model: Any) -> tuple[float | None, float | None]:
+    """The range of sigma by the model's attributes, None where it has none."""
+    table = getattr(model, "sigmas", None)
+    known = table[table > 0] if torch.is_tensor(table) else None
+    found = known if known is not None and known.numel() else None
+    low = getattr(model, "sigma_min", None if found is None else found.min())
+    high = getattr(model, "sigma_max", None if found is None else found.max())
+    return None if low is None else float(low), None if high is None else float(high)
+
+
+def _schedule_of(model: Any) -> Schedule | None:
+    low, high = _ends_of(model)
+    usable = low is not None and high is not None and 0 < low < high < math.inf
+    return EDM(low, high) if usable else None  # type: ignore[arg-type]
+
+
+def _spanned(sigmas: Tensor) -> Schedule:
+    """EDM over a grid; a grid of one level above 0 and 0 itself spans nothing, so it is widened."""
+    low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+    return EDM(low if low < high else high / 2, high)
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def _list(sigmas: Tensor) -> str:
+    return "[" + ", ".join(f"{s:.6g}" for s in sigmas.flatten().tolist()) + "]"

@@ -1,0 +1,349 @@
+"""torchsde's `sdeint` with this library's solvers, and the Brownian paths of each library for the other."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _validation
+from ..brownian import AreaPath, BrownianPath, Increment
+from ..errors import InputError, one_of
+from ..problem import SDE
+from ..solve import solve
+from ..solver import StochasticSolver
+
+
+class TorchsdePath:
+    """A `torchsde.BrownianInterval` behind this library's interface, for W and H of the very same path.
+
+    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not offered: in
+    torchsde 0.2.6 they have the wrong variance and are not those of the path.
+
+    Args:
+        interval: made with `levy_area_approximation="space-time"` for H, or "none" for W alone; also a
+            `BrownianTree`, or a Brownian motion of your own with torchsde's call.
+    """
+
+    def __init__(self, interval: Any) -> None:
+        approximation = getattr(interval, "levy_area_approximation", None)
+        if approximation is None:
+            raise InputError(
+                f"interval: got {type(interval).__name__}, expected a torchsde.BrownianInterval."
+            )
+        self.interval = interval
+        self.levy = "W" if approximation == "none" else "H"
+        self.shape: tuple[int, ...] = tuple(interval.shape)
+        self.dtype: torch.dtype = interval.dtype
+        self.device: torch.device = interval.device
+        # the ends are only expected for a check before work starts: a stranger's motion may hide them
+        inner = getattr(interval, "_interval", interval)
+        self.t0: float = float(getattr(inner, "_start", -math.inf))
+        self.t1: float = float(getattr(inner, "_end", math.inf))
+
+    def increment(self, t0: float, t1: float) -> Increment:
+        """The increment of [t0, t1]."""
+        if self.levy == "W":
+            return Increment(t1 - t0, self.interval(t0, t1))
+        W, U = self.interval(t0, t1, return_U=True)
+        return Increment.from_U(t1 - t0, W, U)
+
+    def increments(self, grid: Tensor) -> Iterator[Increment]:
+        """The increments between neighbouring times of a grid."""
+        times = torch.as_tensor(grid).tolist()
+        return map(self.increment, times[:-1], times[1:])
+
+
+class BrownianView:
+    """A path of this library behind torchsde's interface, for `torchsde.sdeint(..., bm=BrownianView(path))`.
+
+    U = h (W/2 + H) where the path knows H, and A where it is an `AreaPath`; torchsde's solvers read
+    `levy_area_approximation` ("none", "space-time", "foster") to know. A query costs what
+    `BrownianPath.increment` does.
+
+    Args:
+        path: a `BrownianPath` or an `AreaPath`. torchsde wants its shape to be (batch, m).
+
+    Raises:
+        InputError: a path without random access; when called, times outside the path, and U or A that
+            the path does not know.
+    """
+
+    def __init__(self, path: BrownianPath | AreaPath) -> None:
+        if not all(hasattr(path, name) for name in ("increment", "shape", "dtype", "t0", "t1")):
+            raise InputError(
+                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be asked "
+                "for any interval. A torchsde Brownian motion goes to torchsde as it is."
+            )
+        import torchsde  # only here: this module's sdeint does not need it
+
+        torchsde.BaseBrownian.register(BrownianView)
+        self.path = path
+        self.shape: torch.Size = torch.Size(path.shape)
+        self.dtype: torch.dtype = path.dtype
+        self.device: torch.device = path.device
+        known = "none" if path.levy == "W" else "space-time"
+        # the word only opens log_ode, which asks for an area: it is the path's own, not Foster's
+        self.levy_area_approximation = "foster" if getattr(path, "area", False) else known
+
+    def size(self) -> torch.Size:
+        """The shape of W."""
+        return self.shape
+
+    def __call__(
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        """W over [ta, tb] ([t0, ta] without tb); with U and A, W comes first in a tuple."""
+        if return_U and self.path.levy == "W":
+            raise InputError("return_U: got a path with levy='W'. Make the path with levy='H'.")
+        if return_A and not getattr(self.path, "area", False):
+            raise InputError(
+                f"return_A: got a {type(self.path).__name__}, which has no space-space area. Wrap the path: "
+                "BrownianView(AreaPath(path, cells=...)), with path levy='H'."
+            )
+        first, last = (self.path.t0, ta) if tb is None else (ta, tb)
+        start, end = self._within(float(first)), self._within(float(last))
+        if start == end:
+            W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            found: list[Any] = [W, W, W.unsqueeze(-1) * W.unsqueeze(-2)]
+        else:
+            increment = self.path.increment(start, end)
+            found = [increment.W, increment.U if return_U else None, increment.A]
+        asked = [found[0], *found[1:2] * return_U, *found[2:] * return_A]
+        return asked[0] if len(asked) == 1 else tuple(asked)
+
+    def _within(self, t: float) -> float:
+        """Times that float32 put a rounding outside the path are its ends."""
+        slack = 2.0**-20 * (self.path.t1 - self.path.t0)
+        near = min(max(t, self.path.t0), self.path.t1)
+        return near if abs(t - near) <= slack else t
+
+    def __repr__(self) -> str:
+        return f"BrownianView({self.path!r})"
+
+
+# torchsde's words for methods that have another name here
+THEIR_NAMES = {
+    "euler": "EulerMaruyama", "milstein": "Milstein", "srk": "SRID2", "euler_heun": "EulerHeun",
+    "heun": "Heun", "midpoint": "Midpoint", "reversible_heun": "ReversibleHeun", "log_ode": "LogODE",
+}  # fmt: skip
+
+# torchsde's keys of `names`, and the methods they stand for
+THEIR_METHODS = {
+    "drift": "f", "diffusion": "g", "prior_drift": "h", "diffusion_prod": "g_prod",
+    "drift_and_diffusion": "f_and_g", "drift_and_diffusion_prod": "f_and_g_prod",
+}  # fmt: skip
+
+CURES = {
+    "adaptive": "Choose a fixed dt.",
+    "options": "The one option is milstein's grad_free.",
+    "logqp": "Make the log-ratio a component of the state, as docs/torchsde.md does.",
+    "extra": "A solve is not resumed: integrate to the last time in one call.",
+    "extra_solver_state": "A solve starts from y0 alone.",
+}
+
+
+def sdeint(
+    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None,
+    dt: float = 1e-3, adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
+    options: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None, logqp: bool = False,
+    extra: bool = False, extra_solver_state: Any = None, seed: int | None = None, **unused_kwargs: Any,
+) -> Tensor:  # fmt: skip
+    """torchsde's `sdeint` with this library's solvers and paths; gradients flow by backpropagation.
+
+    Steps of dt start anew at each of ts, the last before it shortened to meet it; torchsde steps past
+    and interpolates. Where gradients are kept, memory grows with
+    the number of steps, else with that of ts.
+
+    Args:
+        sde: torchsde's kind of object: noise_type, sde_type, and f and g, or f_and_g, or what can be made
+            of g_prod and f_and_g_prod. A solver that wants f and g calls f_and_g once for each.
+        y0: (batch, d).
+        ts: (n,) increasing times, n >= 2, best in float64.
+        bm: a torchsde Brownian motion or a path of ours; without it a `BrownianPath` of `seed`.
+        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's word for it; by default, as
+            torchsde, SRID2 (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
+        dt: the step. rtol, atol and dt_min belong to adaptive steps and are not looked at.
+        options: none, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
+        names: the sde's own names for "drift", "diffusion", "drift_and_diffusion", "diffusion_prod" and
+            "drift_and_diffusion_prod".
+        adaptive, logqp, extra, extra_solver_state: not offered.
+        seed: of the path; without it one is drawn from torch's global generator, so that each call has a
+            noise of its own and `torch.manual_seed` fixes it.
+        unused_kwargs: a warning, as torchsde gives.
+
+    Returns:
+        (n, batch, d) the states at ts.
+
+    Raises:
+        InputError: an unknown method, what is not offered, and all that `fewstep.solve` refuses.
+    """
+    if unused_kwargs:
+        warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are not looked at.", stacklevel=2)
+    for name, value in (("options", options), ("names", names)):
+        _validation.check_instance(name, value, (Mapping, type(None)), "a dict by name, or None")
+    others = {k: v for k, v in (options or {}).items() if k != "grad_free"}
+    resumed = None if extra_solver_state is None else type(extra_solver_state).__name__
+    _refuse(dict(adaptive=adaptive, options=others, logqp=logqp, extra=extra, extra_solver_state=resumed))
+    _validation.check_state("y0", y0, "a finite floating point tensor (batch, d)")
+    if not _validation.check_float("dt", dt) > 0:
+        raise InputError(f"dt: got {dt!r}, expected a positive step.")
+    problem = _problem(sde, names or {}, bm)
+    solver = _solver(method, problem, options or {})
+    times = _times(ts)
+    grid, expected = _steps(times, float(dt))
+    path = _own_path(problem, solver, y0, grid, seed) if bm is None else _their_path(bm)
+    states = solve(problem, solver, y0, grid, path=path, save=expected).ys
+    assert states is not None
+    return states
+
+
+def _refuse(offers: dict[str, Any]) -> None:
+    asked = {k: v for k, v in offers.items() if v}
+    if asked:
+        raise InputError(
+            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults: "
+            f"fewstep's sdeint offers no more. {' '.join(CURES[k] for k in asked)} Or call torchsde.sdeint "
+            "with bm=BrownianView(path), which gives it the same noise."
+        )
+
+
+def _times(ts: Any) -> Tensor:
+    if torch.is_tensor(ts) and ts.requires_grad:
+        raise InputError("ts: got a tensor that requires grad, expected plain times. Use ts.detach().")
+    times = _validation.check_numbers("ts", ts)
+    if times.dim() != 1 or len(times) < 2 or not bool((times.diff() > 0).all() and times.isfinite().all()):
+        raise InputError(f"ts: got {ts!r}, expected at least two strictly increasing times. Sort them.")
+    return times
+
+
+def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
+    """The grid of all steps, and the places of ts in it."""
+    grid, expected = [ts[:1]], [0]
+    for a, b in zip(ts[:-1].tolist(), ts[1:].tolist()):
+        count = max(1, math.ceil((b - a) / dt - 1e-6))
+        inner = a + dt * torch.arange(1, count, dtype=torch.float64)
+        grid += [inner, torch.tensor([b], dtype=torch.float64)]
+        expected.append(expected[-1] + count)
+    return torch.cat(grid), expected
+
+
+def _own_path(
+    problem: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor, seed: int | None
+) -> BrownianPath | AreaPath:
+    seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+    shape = problem.noise_shape(y0, problem.diffusion(grid[0].to(y0), y0))
+    levy = {"A": "H", "": "W"}.get(solver.card.levy, solver.card.levy)
+    ends = float(grid[0]), float(grid[-1])
+    path = BrownianPath(shape, *ends, seed, levy, y0.dtype, y0.device, knots=grid)
+    if solver.card.levy != "A":
+        return path
+    return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid)))))
+
+
+def _their_path(bm: Any) -> Any:
+    if isinstance(bm, BrownianView):
+        return bm.path
+    if not hasattr(bm, "increments") and not hasattr(bm, "levy_area_approximation"):
+        raise InputError(
+            f"bm: got {_validation.describe(bm)}, expected a torchsde.BrownianInterval or a BrownianPath."
+        )
+    return bm if hasattr(bm, "increments") else TorchsdePath(bm)
+
+
+def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolver:
+    """The solver of a method's name, torchsde's or ours; torchsde's mean another scheme by noise type."""
+    if isinstance(method, StochasticSolver):
+        return method
+    if method is not None and not isinstance(method, str):
+        came = getattr(method, "__name__", type(method).__name__)
+        raise InputError(f"method: got {came}, expected a name such as 'srk' or a solver such as Milstein().")
+    import fewstep
+
+    few = sde.noise_type in ("diagonal", "additive", "scalar")
+    word = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
+    name = THEIR_NAMES.get(word, word)
+    if word == "srk" and sde.noise_type == "additive":
+        name = "SRA1"
+    elif word == "milstein" and options.get("grad_free"):
+        name = "DerivativeFreeMilstein"
+    elif word == "log_ode" and few:
+        name = "Midpoint"  # what the log-ODE step is without brackets
+    able = {
+        n.lower(): c for n, c in fewstep.solvers().items()
+        if issubclass(c, StochasticSolver) and "__init__" not in vars(c)
+    }  # fmt: skip
+    found = able.get(name.replace("_", "").lower())
+    if found is None:
+        raise one_of("method", word, [*THEIR_NAMES, *able])
+    return found()
+
+
+def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
+    """A torchsde object as an SDE: f and g as they stand, or made of what it has in their place."""
+    for key, name in names.items():
+        if key not in THEIR_METHODS:
+            raise one_of("names", key, THEIR_METHODS)
+        if not hasattr(sde, name):
+            raise InputError(
+                f"names: got {key!r}: {name!r}, expected a method that {type(sde).__name__} has."
+            )
+    have: dict[str, Any] = {
+        own: getattr(sde, names.get(key, own), None) for key, own in THEIR_METHODS.items()
+    }
+    both, prod, all_prod = have["f_and_g"], have["g_prod"], have["f_and_g_prod"]
+    f, g = have["f"], have["g"]
+    if f is None and both is not None:
+        f = lambda t, y: both(t, y)[0]  # noqa: E731
+    elif f is None and all_prod is not None:
+        f = _drift_of(all_prod, sde, bm)
+    if g is None and both is not None:
+        g = lambda t, y: both(t, y)[1]  # noqa: E731
+    elif g is None and prod is not None:
+        g = _matrix_of(prod, sde, bm)
+    elif g is None and all_prod is not None:
+        g = _matrix_of(lambda t, y, v: all_prod(t, y, v)[1], sde, bm)
+    kinds = [name for name in ("noise_type", "sde_type") if not hasattr(sde, name)]
+    missing = [*["f"] * (f is None), *["g"] * (g is None), *kinds]
+    if f is None or g is None or kinds:
+        raise InputError(
+            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with methods "
+            "f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from "
+            "torchsde.SDEIto or torchsde.SDEStratonovich, or say its own words in names={'drift': ...}."
+        )
+    return SDE(f, g, sde.noise_type, sde.sde_type)
+
+
+def _drift_of(all_prod: Callable[..., Any], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        drift: Tensor = all_prod(t, y, y.new_zeros(*y.shape[:-1], _channels(sde, bm, y)))[0]
+        return drift
+
+    return f
+
+
+def _matrix_of(prod: Callable[..., Tensor], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """g from its products with vectors: at once where it is diagonal, else a call for each channel."""
+
+    def g(t: Tensor, y: Tensor) -> Tensor:
+        if sde.noise_type == "diagonal":
+            return prod(t, y, torch.ones_like(y))
+        units = torch.eye(_channels(sde, bm, y), dtype=y.dtype, device=y.device)
+        return torch.stack([prod(t, y, e.expand(*y.shape[:-1], -1)) for e in units], -1)
+
+    return g
+
+
+def _channels(sde: Any, bm: Any, y: Tensor) -> int:
+    if sde.noise_type in ("diagonal", "scalar"):
+        return y.shape[-1] if sde.noise_type == "diagonal" else 1
+    if bm is None:
+        raise InputError(
+            f"bm: got None for an sde of {sde.noise_type!r} noise that has only products with g, which do "
+            "not say how many channels there are. Pass bm, or define g or f_and_g."
+        )
+    return int(bm.shape[-1])

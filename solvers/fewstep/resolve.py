@@ -1,0 +1,95 @@
+"""From a solver and grid arguments to a plan, and from a model to what evaluates its rows.
+
+`sample`, the schedulers and samplers of other libraries and the fits all resolve their solver here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import _validation
+from .denoiser import on_levels
+from .errors import InputError
+from .executor import Evaluate, Normals
+from .grid import check_sigmas, sigma_grid
+from .plan import Plan
+from .problem import DiffusionModel
+from .schedule import Schedule
+from .solver import DiffusionSolver, Solver
+
+
+class Student(Protocol):
+    """A learned solver: a plan, and what evaluates its rows in place of the model."""
+
+    plan: Plan
+
+    def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate: ...
+
+
+AnySolver = Solver | Plan | Student
+
+
+def resolve(
+    solver: AnySolver, schedule: Schedule | None, *, steps: int | None = None, sigmas: Any = None,
+    timesteps: Any = None, spacing: str = "logsnr", final: str = "x0",
+) -> tuple[Plan, Plan | Student]:  # fmt: skip
+    """The plan of a solver on a grid, or the one that a `Plan` or a student carries, and what evaluates it.
+
+    Args:
+        schedule: the forward process; None where only `sigmas` are known.
+        steps, sigmas, timesteps, spacing, final: the grid, as in `fewstep.sample`.
+
+    Raises:
+        InputError: no solver with a plan, no grid, or a grid in addition to a plan.
+    """
+    if not isinstance(solver, DiffusionSolver):
+        plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
+        if not isinstance(plan, Plan):
+            raise InputError(
+                f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, "
+                "a Plan or a student. SDE solvers sample where their card lists additive noise."
+            )
+        if steps is not None or sigmas is not None or timesteps is not None:
+            raise InputError(
+                f"steps/sigmas: got a grid for {plan.name!r}, which carries its own of {plan.nfe} "
+                "evaluations. Leave the grid out, or make a plan for the other grid."
+            )
+        return plan, solver  # type: ignore[return-value]
+    if sigmas is None:
+        if timesteps is not None:
+            steps = _validation.check_numbers("timesteps", timesteps).numel()
+            if not steps:
+                raise InputError("timesteps: got none, expected decreasing model times of the evaluations.")
+        if steps is None or schedule is None:
+            raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
+        sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
+    sigmas = check_sigmas(sigmas, repeat=getattr(solver, "form", "") == "diffusers")
+    made = solver.plan(sigmas, schedule)
+    return made, made
+
+
+def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:
+    """What evaluates the rows of a plan: the model at the plan's levels, or a student's own network.
+
+    Args:
+        like: (*batch, *event) a tensor like the samples.
+    """
+    if not isinstance(source, Plan):
+        return source.evaluator(problem, like)
+    predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
+
+    def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
+        out = predict(i, x)
+        if i == 0 and not (
+            torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
+        ):
+            raise InputError(
+                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape {tuple(x.shape)}. "
+                "Return the estimate of x0 in x's shape, dtype and device."
+            )
+        return out
+
+    return evaluate

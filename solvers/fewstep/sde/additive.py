@@ -1,0 +1,89 @@
+"""Stochastic Runge-Kutta methods for additive noise: one tableau, an SDE step and a diffusion plan.
+
+In the clock tau = 1/sigma^2 the reverse SDE of a diffusion model is dz = D dtau + dB with z = tau x:
+additive noise of size one, no stiffness. So each tableau is a sampler as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..brownian import Increment
+from ..plan import Plan
+from ..plan_builder import LinearExpr, PlanBuilder
+from ..problem import SDE, diffuse
+from ..schedule import Schedule
+from ..solver import DiffusionSolver, Step, StochasticSolver
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Stage i looks at time t + c_i h and state y + h sum_j a_ij k_j + g (w_i W + e_i H).
+
+    The step is y + h sum_i b_i k_i + g(t) W + (g(t+h) - g(t)) (W/2 - H), the last term being the exact
+    integral of a linear g.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    w: tuple[float, ...]
+    e: tuple[float, ...]
+
+
+class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
+    """A tableau at work. g is carried from step to step, so that each time evaluates it once."""
+
+    tableau: Tableau
+
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Tensor:
+        return sde.diffusion(t0, y0)
+
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        h, W, H = increment.h, increment.W, increment.H
+        g0, tab, ks = carry, self.tableau, list[Tensor]()
+        for c, row, w, e in zip(tab.c, tab.a, tab.w, tab.e, strict=True):
+            stage = y
+            for a, k in zip(row, ks):
+                stage = torch.add(stage, k, alpha=a * h)
+            if w or e:
+                stage = stage + diffuse(g0, w * W if H is None else w * W + e * H)
+            ks.append(sde.drift(t0 + c * h if c else t0, stage))
+        for b, k in zip(tab.b, ks, strict=True):
+            y = torch.add(y, k, alpha=b * h)
+        g1 = sde.diffusion(t1, y)
+        y = y + diffuse(g0, W)
+        return Step(y + diffuse(g1 - g0, 0.5 * W - H) if H is not None else y, g1)
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return snr_plan(type(self).__name__, self.tableau, self.card.levy, sigmas)
+
+
+def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
+    """The tableau as a sampler in the clock tau = 1/sigma^2; a last level of 0 is the denoiser's estimate."""
+    builder = PlanBuilder(name, sigmas, levy=levy)
+    letters = (1.0, 12.0)  # Var W = h, Var H = h/12: from unit normals to W and H
+    for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
+        tau = s**-2
+        if t == 0:
+            builder.advance(builder.evaluate(builder.x, s))
+            continue
+        h = t**-2 - tau
+        x, z, ks = builder.x, builder.noise(tau, t**-2), list[LinearExpr]()
+        for c, row, *we in zip(tableau.c, tableau.a, tableau.w, tableau.e, strict=True):
+            at = tau + c * h
+            stage = x * tau
+            for a, k in zip(row, ks):
+                stage = stage + a * h * k
+            for weight, normal, var in zip(we, z, letters):
+                stage = stage + weight * (h / var).sqrt() * normal
+            ks.append(builder.evaluate(stage / at, at**-0.5))
+        new = x * tau + h.sqrt() * z[0]
+        for b, k in zip(tableau.b, ks, strict=True):
+            new = new + b * h * k
+        builder.advance(new * t**2)
+    return builder.finish()

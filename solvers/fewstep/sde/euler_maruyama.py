@@ -1,0 +1,45 @@
+"""The Euler-Maruyama method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..brownian import Increment
+from ..plan import Plan
+from ..problem import SDE, diffuse
+from ..schedule import Schedule
+from ..solver import Card, DiffusionSolver, Step, StochasticSolver
+from .additive import Tableau, snr_plan
+
+TABLEAU = Tableau(c=(0.0,), a=((),), b=(1.0,), w=(0.0,), e=(0.0,))
+
+
+class EulerMaruyama(StochasticSolver, DiffusionSolver):
+    """y' = y + f h + g W.
+
+    Strong order 0.5 (1.0 for additive noise), one drift evaluation a step. For diagonal noise `Milstein`
+    costs one derivative more and has order 1.0. As a sampler (its plan in the clock tau = 1/sigma^2) it
+    is SDE-DPM-Solver++(1), which is DDPM's ancestral step; `ShARK` is closer to the path.
+    """
+
+    card: Card = Card(
+        summary="explicit Euler step of the Ito integral",
+        reference="Kloeden & Platen 1992, Eq. (10.2.4)",
+        levy="W",
+        sde_types=("ito",),
+        strong_order={"diagonal": 0.5, "scalar": 0.5, "commutative": 0.5, "general": 0.5, "additive": 1.0},
+        weak_order=dict.fromkeys(("diagonal", "scalar", "commutative", "general", "additive"), 1.0),
+        deterministic_order=1.0,
+        evaluations=1,
+    )
+
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        g = sde.diffusion(t0, y)
+        y = torch.add(y, sde.drift(t0, y), alpha=increment.h)
+        return Step(y.add_(diffuse(g, increment.W)))
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return snr_plan("EulerMaruyama", TABLEAU, "W", sigmas)

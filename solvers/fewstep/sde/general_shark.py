@@ -1,0 +1,44 @@
+"""ShARK for noise of any kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..brownian import Increment
+from ..problem import SDE, diffuse
+from ..solver import Card, Step, StochasticSolver
+from .spark import ORDERS, WEAK
+
+
+class GeneralShARK(StochasticSolver):
+    """ShARK with a diffusion that may depend on the state.
+
+    Strong order 1.5 for additive noise, 1.0 where noise commutes, 0.5 for general noise, in
+    Stratonovich's calculus; two drift and three diffusion evaluations a step. For additive noise
+    `ShARK` is the same with fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
+    """
+
+    card: Card = Card(
+        summary="two-stage Runge-Kutta, its start shifted by H, for state-dependent noise",
+        reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax",
+        levy="H",
+        sde_types=("stratonovich",),
+        strong_order=ORDERS,
+        weak_order=WEAK,
+        deterministic_order=2.0,
+        evaluations=2,
+    )
+
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
+        assert H is not None
+        shift = diffuse(g(t0, y), H)
+        z2 = y + shift
+        f2, g2 = f(t0, z2), g(t0, z2)
+        later = t0 + 5 / 6 * h
+        z3 = y + 5 / 6 * (h * f2 + diffuse(g2, W)) + shift
+        f3, g3 = f(later, z3), g(later, z3)
+        y = y + h * (0.4 * f2 + 0.6 * f3)
+        return Step(y + diffuse(0.4 * g2 + 0.6 * g3, W) + diffuse(1.2 * (g2 - g3), H))

@@ -1,0 +1,47 @@
+"""SlowRK, the Runge-Kutta method of order 1.5 for commutative noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..brownian import Increment
+from ..problem import SDE, diffuse
+from ..solver import Card, Step, StochasticSolver
+
+
+class SlowRK(StochasticSolver):
+    """Runge-Kutta 4 for the noise, a second-order rule for the drift, and a bracket [f, g] by H.
+
+    Strong order 1.5 wherever noise commutes, 0.5 for general noise, in Stratonovich's calculus; two
+    drift and six diffusion evaluations a step. `SRID2` is its counterpart for Itô's calculus; for
+    additive noise `ShARK` has the same order for far less.
+    """
+
+    card: Card = Card(
+        summary="seven-stage Runge-Kutta for commutative noise",
+        reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.2); diffrax",
+        levy="H",
+        sde_types=("stratonovich",),
+        strong_order={"diagonal": 1.5, "scalar": 1.5, "commutative": 1.5, "additive": 1.5, "general": 0.5},
+        weak_order={"diagonal": 2.0, "scalar": 2.0, "commutative": 2.0, "additive": 2.0, "general": 1.0},
+        deterministic_order=2.0,
+        evaluations=2,
+    )
+
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
+        assert H is not None
+        middle = t0 + 0.5 * h
+        f1 = f(t0, y)
+        z2 = y + 0.5 * h * f1
+        n2 = diffuse(g(middle, z2), W)
+        n3 = diffuse(g(middle, z2 + 0.5 * n2), W)
+        g4 = g(middle, z2 + 0.5 * n3)
+        n4 = diffuse(g4, W)
+        n5 = diffuse(g(middle, z2 + n4), W)
+        f6 = f(t0 + 0.75 * h, y + 0.75 * (h * f1 + n4) + 1.5 * diffuse(g4, H))
+        g7 = g(t1, y + h * f1 + 0.5 * n3)
+        y = y + h / 3 * (f1 + 2 * f6)
+        return Step(y + (n2 + 2 * n3 + 2 * n4 + n5) / 6 + diffuse(2 * (g4 - g7), H))

@@ -1,0 +1,49 @@
+"""SPaRK, the splitting path Runge-Kutta method."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+from torch import Tensor
+
+from ..brownian import Increment
+from ..problem import SDE, diffuse
+from ..solver import Card, Step, StochasticSolver
+
+# the ends and the middle of the three-piece path that has the W, H and mean square of a Brownian one
+X1, X2 = (3 - sqrt(3)) / 6, sqrt(3) / 3
+ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.5, "general": 0.5}
+WEAK = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 2.0, "general": 1.0}
+
+
+class SPaRK(StochasticSolver):
+    """Three evaluations of drift and diffusion a step along a three-piece path that matches W and H.
+
+    Strong order 1.5 for additive noise, 1.0 where noise commutes, 0.5 for general noise, in
+    Stratonovich's calculus. `GeneralShARK` has the same orders for two drift evaluations; `SlowRK` has
+    1.5 for commutative noise too.
+    """
+
+    card: Card = Card(
+        summary="Runge-Kutta along a splitting path of W and H",
+        reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6)",
+        levy="H",
+        sde_types=("stratonovich",),
+        strong_order=ORDERS,
+        weak_order=WEAK,
+        deterministic_order=2.0,
+        evaluations=3,
+    )
+
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
+        assert H is not None
+        middle = t0 + 0.5 * h
+        f1, g1 = f(t0, y), g(t0, y)
+        z2 = y + 0.5 * h * f1 + diffuse(g1, 0.5 * W + sqrt(3) * H)
+        f2, g2 = f(middle, z2), g(middle, z2)
+        z3 = y + h * f2 + diffuse(g2, W)
+        f3, g3 = f(t1, z3), g(t1, z3)
+        y = y + h * (X1 * (f1 + f3) + X2 * f2)
+        return Step(y + diffuse(X1 * (g1 + g3) + X2 * g2, W) + diffuse(g1 - g3, H))

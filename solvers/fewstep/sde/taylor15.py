@@ -1,0 +1,72 @@
+"""The strong Taylor scheme of order 1.5, by automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from ..brownian import Increment
+from ..problem import SDE, diffuse
+from ..solver import Card, Step, StochasticSolver
+from .iterated import channel
+
+
+class Taylor15(StochasticSolver):
+    """All terms of the Itô-Taylor expansion up to order 1.5, derivatives by forward mode.
+
+    Diagonal, scalar and additive noise with W and H. Drift is called three times a step, the last time
+    for its second derivatives along all channels at once, by vmap: dear where they are many, and
+    `SRID2` has the same order from seven plain evaluations. The scheme that others are derived from.
+    Components of elementwise noise stand on the last axis; those before it are batch.
+    """
+
+    card: Card = Card(
+        summary="strong Ito-Taylor scheme of order 1.5, derivatives by autograd",
+        reference="Kloeden & Platen 1992, Eqs. (10.4.1), (10.4.6)",
+        levy="H",
+        sde_types=("ito",),
+        strong_order={"diagonal": 1.5, "scalar": 1.5, "additive": 1.5},
+        weak_order={"diagonal": 2.0, "scalar": 2.0, "additive": 2.0},
+        deterministic_order=2.0,
+        evaluations=3,
+    )
+
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        h, W, Z = increment.h, increment.W, increment.U
+        one = torch.ones_like(t0)
+        f, g = sde.drift(t0, y), sde.diffusion(t0, y)
+        # h^2/2 (f_t + f_y f) + f_y g Z in one derivative; then h^2/4 sum_j f_yy [g_j, g_j]
+        direction = 0.5 * h * h * f + diffuse(g, Z).contiguous()
+        moved = jvp(sde.drift, (t0, y), (0.5 * h * h * one, direction))[1]
+        bent = vmap(lambda c: curvature(lambda x: sde.drift(t0, x), y, c)[1])(columns(sde, g, y)).sum(0)
+        g_t = jvp(lambda t: sde.diffusion(t, y), (t0,), (one,))[1]
+        new = y + f * h + diffuse(g, W) + moved + 0.25 * h * h * bent + diffuse(g_t, W * h - Z)
+        if sde.noise_type == "additive":
+            return Step(new)
+
+        def field(x: Tensor) -> Tensor:
+            return channel(sde.diffusion(t0, x), sde)
+
+        # with D = g_y and C = g_yy [g, g]: L1 g = D g, L1 L1 g = C + D D g, L0 g = g_t + D f + C/2
+        L1g, C = curvature(field, y, channel(g, sde))
+        I111, I01 = 0.5 * (W**2 / 3 - h) * W, W * h - Z
+        D = jvp(field, (y,), ((I111 * L1g + I01 * f).contiguous(),))[1]
+        return Step(new + 0.5 * L1g * (W**2 - h) + D + (I111 + 0.5 * I01) * C)
+
+
+def curvature(f: Callable[[Tensor], Tensor], y: Tensor, v: Tensor) -> Step:
+    """f_y v and f_yy [v, v]."""
+    both = jvp(lambda x: jvp(f, (x,), (v,))[1], (y,), (v,))
+    return both[0], both[1]
+
+
+def columns(sde: SDE, g: Tensor, y: Tensor) -> Tensor:
+    """(m, *y.shape): the vector fields of g; of elementwise noise, one for each entry of the last axis."""
+    if g.dim() == y.dim() + 1:
+        return g.expand(*y.shape, g.shape[-1]).movedim(-1, 0).contiguous()
+    units = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+    return units.reshape(-1, *(1,) * (y.dim() - 1), y.shape[-1]) * g

@@ -1,0 +1,146 @@
+"""The contract: a solver is a value with a card; state is returned, never kept.
+
+A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns a grid of noise levels into
+a plan. A solver may be both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import _validation
+from .brownian import Increment
+from .errors import InputError
+from .plan import Plan
+from .problem import NOISE_TYPES, SDE, SDE_TYPES
+from .schedule import Schedule
+
+LEVY = ("", "W", "H", "K", "A")
+ORDER = "a finite number of at least 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The facts of a solver, written once: loops refuse by them, tests check them, tables are made of them.
+
+    Args:
+        summary: what it is, in one line.
+        reference: the source with its equation number.
+        levy: the least its step can live with: "" (nothing), "W", "H" (W and H), "K" (W, H and K) or
+            "A" (W and the space-space area).
+        sde_types: the calculi it solves.
+        strong_order, weak_order: by noise type; the keys are the noise types it can solve.
+        deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).
+        evaluations: drift (or network) evaluations a step.
+
+    Raises:
+        InputError: a word or a number that no loop would understand.
+    """
+
+    summary: str
+    reference: str
+    levy: str = ""
+    sde_types: tuple[str, ...] = ()
+    strong_order: Mapping[str, float] = field(default_factory=dict)
+    weak_order: Mapping[str, float] = field(default_factory=dict)
+    deterministic_order: float | None = None
+    evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("summary", "reference"):
+            _validation.check_instance(name, getattr(self, name), str, "a line of text")
+        _validation.check_choice("levy", self.levy, LEVY)
+        _validation.check_instance("sde_types", self.sde_types, (tuple, list), "calculi such as ('ito',)")
+        for calculus in self.sde_types:
+            _validation.check_choice("sde_types", calculus, SDE_TYPES)
+        for name in ("strong_order", "weak_order"):
+            orders = getattr(self, name)
+            _validation.check_instance(
+                name, orders, Mapping, "orders by noise type such as {'diagonal': 0.5}"
+            )
+            for noise, order in orders.items():
+                _validation.check_choice(name, noise, NOISE_TYPES)
+                _validation.check_float(f"{name}[{noise!r}]", order, 0, expected=ORDER)
+        if self.deterministic_order is not None:
+            _validation.check_float("deterministic_order", self.deterministic_order, 0, expected=ORDER)
+        _validation.check_int("evaluations", self.evaluations, 1)
+
+
+class Solver(ABC):
+    """Anything with a card. It keeps the arguments of its constructor under their names."""
+
+    card: Card
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that are not at their defaults: `type(self)(**options)` is this solver again."""
+        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        parameters = [p for p in signature(type(self)).parameters.values() if p.kind in named]
+        kept = {p.name: getattr(self, p.name) for p in parameters}
+        return {p.name: kept[p.name] for p in parameters if kept[p.name] != p.default}
+
+    def __repr__(self) -> str:
+        try:
+            said = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
+        except AttributeError:  # a stranger's, which keeps its arguments under other names
+            said = "..."
+        return f"{type(self).__name__}({said})"
+
+
+class Step(NamedTuple):
+    """What one step of an SDE solver returns.
+
+    Attributes:
+        y: (*batch, *event) the state at the end of the step.
+        carry: what the next step needs from this one, None for most solvers.
+        error: (*batch, *event) an estimate of the local error, where the solver has one.
+    """
+
+    y: Tensor
+    carry: Any = None
+    error: Tensor | None = None
+
+
+class StochasticSolver(Solver):
+    """One step of dy = f dt + g dW at a time."""
+
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
+        """What the first step needs from before it (carry); nothing by default."""
+        return None
+
+    @abstractmethod
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        """From y at t0 to y at t1 (0-d tensors) along the increment of [t0, t1]."""
+
+
+class DiffusionSolver(Solver):
+    """A function from decreasing noise levels (n,) to a table of coefficients.
+
+    Where the estimate of x0 never changes a plan is exact: x - x0 shrinks with sigma, but for its own noise.
+    """
+
+    @abstractmethod
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        """The solver on this grid.
+
+        Args:
+            sigmas: (n,) float64, strictly decreasing, the last may be 0.
+            schedule: the forward process; needed only by solvers whose coefficients depend on the model's
+                own time.
+
+        Raises:
+            InputError: no schedule for a solver that needs one.
+        """
+
+
+def needs_schedule(solver: str, why: str, cure: str) -> InputError:
+    """The error of a solver that needs a schedule and was given none."""
+    return InputError(
+        f"schedule: got None; expected the schedule, because {solver} {why}. Call plan(sigmas, schedule), "
+        f"or sample(), which passes it; {cure}."
+    )

@@ -1,0 +1,70 @@
+"""Several processes, one result: started as torchrun starts them, on gloo."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import json, sys, torch, fewstep as fs
+from fewstep_analysis import problems
+from fewstep_analysis import strong_orders, weak_orders
+from fewstep_analysis.parallel import is_first, processes
+
+torch.set_num_threads(1)
+levels = dict(levels=range(2, 5))
+with processes("cpu") as device:
+    found = strong_orders([fs.EulerMaruyama(), fs.Milstein()], problems.sine(), paths=999, reference="levels",
+                          device=device, **levels)
+    found += strong_orders([fs.SRA1()], problems.additive_sine(), paths=9000, device=device, **levels)
+    found += strong_orders([fs.LogODE()], problems.noncommutative_pair(), paths=100, reference="levels",
+                           **levels)
+    found += weak_orders([fs.ShARK()], problems.additive_sine(), paths=2000, **levels)
+    if is_first():
+        numbers = [[e.order, e.low, e.high, *e.rmse, *e.mean, *e.median, *e.local] for e in found]
+        json.dump(numbers, open(sys.argv[1], "w"))
+"""
+
+
+def torchrun(world):
+    # standalone: the rendezvous finds its own port, which no other program can take in between
+    return [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+
+
+def run(words, folder):
+    """Run to success. A signal from gloo's threads (seen once) says nothing of the numbers,
+    so that such a start is made once more; a Python error is not forgiven."""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=folder, timeout=120
+        )
+        if "SIGABRT" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
+def launch(world, folder):
+    out = folder / f"{world}.json"
+    (folder / "code.py").write_text(CODE)
+    run([*torchrun(world), str(folder / "code.py"), str(out)], folder)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return launch(1, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_two_and_three_processes_give_what_one_gives(world, alone, tmp_path):
+    for a, b in zip(alone, launch(world, tmp_path), strict=True):
+        assert max(abs(x - y) / max(abs(x), 1e-3) for x, y in zip(a, b, strict=True)) < 1e-12
+
+
+def test_the_command_line_runs_under_torchrun(tmp_path):
+    words = "-m fewstep_analysis convergence --solver milstein --problem sine --reference levels --levels 2 5"
+    done = run([*torchrun(2), *words.split(), "--paths", "100", "--out", "o.svg"], tmp_path)
+    assert done.stdout.count("Milstein: order") == 1
+    assert json.loads((tmp_path / "o.json").read_text())["data"]["estimates"][0]["paths"] == 100

@@ -1,0 +1,142 @@
+"""Distances of images by their features: closed forms, torchmetrics where it is installed, refusals."""
+
+import math
+
+import pytest
+import torch
+
+from fewstep.errors import InputError
+from fewstep.learned.training import seeded
+from fewstep_analysis import images, mnist_teacher
+
+
+def same(x):
+    return x
+
+
+def normals(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whitened(n, d, seed):
+    """Mean exactly 0 and covariance exactly 1."""
+    x = normals(n, d, seed)
+    x = x - x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1))).T
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    a, b = whitened(200, 3, 0), whitened(300, 3, 1)
+    scale, shift = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([1.0, -2.0, 0.0]).double()
+    # for commuting covariances: |shift|^2 + the sum of (s - s')^2
+    assert images.frechet_distance(a, b * scale + shift, same) == pytest.approx(5 + 1 + 0.25, abs=1e-10)
+    # and for others: S = diag(4, 1), S' = R diag(4, 1) R', at 45 degrees: tr (S S')^(1/2) from trace and det
+    r = torch.tensor([[1.0, -1.0], [1.0, 1.0]]).double() / math.sqrt(2)
+    a, b = whitened(100, 2, 2), whitened(100, 2, 3)
+    stretch = torch.tensor([2.0, 1.0]).double()
+    s, t = torch.diag(stretch**2), r @ torch.diag(stretch**2) @ r.T
+    trace_root = math.sqrt(float((s @ t).trace()) + 2 * math.sqrt(float((s @ t).det())))
+    assert images.frechet_distance(a * stretch, (b * stretch) @ r.T, same) == pytest.approx(
+        10 - 2 * trace_root, abs=1e-10
+    )
+
+
+def test_equal_samples_are_at_distance_nought_and_nothing_is_random():
+    a, b = normals(64, 5, 0), normals(48, 5, 1)
+    degenerate = a[:3]  # a covariance of rank 2 in five dimensions
+    assert images.frechet_distance(a, a, same) == pytest.approx(0, abs=1e-12)
+    assert images.frechet_distance(degenerate, degenerate, same) == pytest.approx(0, abs=1e-6)
+    state = torch.random.get_rng_state()
+    for distance in (images.frechet_distance, images.kernel_distance):
+        assert distance(a, b, same) == distance(a, b, same)
+        assert distance(a, b, same) == pytest.approx(distance(b, a, same), abs=1e-12)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_kernel_distance_is_the_u_statistic_of_all_pairs(monkeypatch):
+    a, b = normals(7, 2, 0), normals(5, 2, 1) + 1
+
+    def k(x, y):
+        return float((x @ y / 2 + 1) ** 3)
+
+    def mean(x, y, pairs):
+        pairs = list(pairs)
+        return sum(k(x[i], y[j]) for i, j in pairs) / len(pairs)
+
+    expected = mean(a, a, ((i, j) for i in range(7) for j in range(7) if i != j))
+    expected += mean(b, b, ((i, j) for i in range(5) for j in range(5) if i != j))
+    expected -= 2 * mean(a, b, ((i, j) for i in range(7) for j in range(5)))
+    assert images.kernel_distance(a, b, same) == pytest.approx(expected, abs=1e-12)
+    monkeypatch.setattr(images, "BLOCK", 3)
+    assert images.kernel_distance(a, b, same) == pytest.approx(expected, abs=1e-12)
+
+
+def test_class_score_lies_between_one_and_the_number_of_classes():
+    sure = 1000 * torch.eye(10)[torch.arange(40) % 10]
+    assert images.class_score(sure, same) == pytest.approx(10)
+    assert images.class_score(torch.zeros(40, 10), same) == pytest.approx(1)
+    assert images.class_score(sure[:1].expand(40, -1), same) == pytest.approx(1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_the_figures_are_those_of_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    kid = pytest.importorskip("torchmetrics.image.kid")
+
+    class Same(torch.nn.Module):
+        num_features = 4
+        forward = staticmethod(same)
+
+    a, b = normals(300, 4, 0), 1.5 * normals(300, 4, 1) + 0.3
+    theirs = fid.FrechetInceptionDistance(Same())
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    assert images.frechet_distance(a, b, same) == pytest.approx(float(theirs.compute()), rel=1e-6)
+    assert images.kernel_distance(a, b, same) == pytest.approx(float(kid.poly_mmd(a, b)), rel=1e-9)
+
+
+BAD = {
+    "list": (([1.0], torch.zeros(3, 2), same), "a: got list"),
+    "one": ((torch.zeros(3, 2), torch.zeros(1, 2), same), "b: got torch.float32 of shape (1, 2)"),
+    "bytes": ((torch.zeros(3, 2).byte(), torch.zeros(3, 2), same), "a: got torch.uint8"),
+    "nan": ((torch.zeros(3, 2), torch.full((3, 2), math.nan), same), "b: got values that are not finite"),
+    "events": ((torch.zeros(3, 2), torch.zeros(3, 4), same), "b: got events (4,), expected those of a, (2,)"),
+    "features": ((torch.zeros(3, 2), torch.zeros(3, 2), lambda x: x.sum(1)), "expected (batch, d)"),
+    "size": ((torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)), "takes (1, 28, 28)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("distance", [images.frechet_distance, images.kernel_distance])
+def test_bad_input_is_told(case, distance):
+    arguments, message = BAD[case]
+    with pytest.raises(InputError) as caught:
+        distance(*arguments)
+    assert message in str(caught.value)
+
+
+def test_class_score_refuses_what_it_cannot_judge():
+    with pytest.raises(InputError, match="takes \\(1, 28, 28\\)"):
+        images.class_score(torch.zeros(3, 1, 8, 8))
+
+
+def test_the_shipped_features_are_small_deterministic_and_tell_noise_from_strokes():
+    assert mnist_teacher.FEATURES.stat().st_size < 600_000
+    x = torch.full((20, 1, 28, 28), -1.0)
+    for i in range(20):  # upright strokes: what a one looks like
+        x[i, :, 4:24, 12 + i % 3 : 15 + i % 3] = 1.0
+    noise = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    net = mnist_teacher.features()
+    assert net(x).shape == (20, 64)
+    assert (net.logits(x).argmax(1) == 1).float().mean() > 0.9
+    assert images.frechet_distance(x, noise) > 10 * images.frechet_distance(x[:10], x[10:])
+    assert images.frechet_distance(x, noise) == images.frechet_distance(x, noise)
+
+
+def test_normalised_features_have_mean_square_one_and_the_same_logits():
+    net = seeded(0, mnist_teacher.Features)
+    x = torch.randn(30, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    before = net.logits(x)
+    net.normalise(x)
+    assert net(x).square().mean().item() == pytest.approx(1, rel=1e-5)
+    assert torch.allclose(net.logits(x), before, atol=1e-5)

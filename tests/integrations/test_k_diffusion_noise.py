@@ -1,0 +1,186 @@
+"""Noise for k-diffusion's samplers: it belongs to a sample and its seed, and adds up."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_k_diffusion import BATCH, CHURNED, MIXTURE, PROBLEM, STOCHASTIC, X, bell, karras, model, name, start
+
+import fewstep as fs
+from fewstep.integrations import k_diffusion as kd
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC + CHURNED, ids=name)
+def test_a_sample_depends_on_its_seed_alone(solver):
+    """To the bit: alone, in a batch, in another order; sample j of seed s is sample 0 of seed s + j."""
+    f, sigmas, x = (
+        kd.sampler(solver),
+        karras(5, dtype=torch.float32),
+        start(7, dtype=torch.float32, event=(5,)),
+    )
+    batch = f(bell, x, sigmas, seed=11)
+    for j in (0, 3, 6):
+        assert torch.equal(f(bell, x[j : j + 1], sigmas, seed=11 + j)[0], batch[j])
+    order = torch.tensor([4, 0, 6, 2])
+    assert torch.equal(f(bell, x[order], sigmas, seed=(11 + order).tolist()), batch[order])
+    assert not torch.equal(f(bell, x, sigmas, seed=12), batch)
+
+
+def test_where_the_seed_comes_from():
+    x, sigmas, f = start(), karras(5), kd.sampler(fs.EulerMaruyama())
+    seen = []
+
+    def told(x, sigma, seed=None, **rest):
+        seen.append((seed, rest))
+        return MIXTURE.denoiser(x, sigma)
+
+    comfy = {"model_options": {}, "seed": 7, "denoise_mask": None}
+    a = f(told, x, sigmas, extra_args=comfy)
+    assert seen == [(7, {"model_options": {}, "denoise_mask": None})] * 5
+    assert comfy["seed"] == 7
+    assert torch.equal(a, f(model, x, sigmas, seed=7))
+    assert torch.equal(a, f(model, x, sigmas, extra_args={"seed": 8}, seed=range(7, 7 + BATCH)))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert torch.equal(f(model, x, sigmas), f(model, x, sigmas, {"seed": None}, seed=0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"), [(fs.EulerMaruyama(), 1), (fs.DPMSolverSDE(2), 1), (fs.ShARK(), 1.5)], ids=name
+)
+def test_one_seed_is_one_image_at_every_step_count(solver, order):
+    """The distance to a fine solution of another solver, on another kind of grid, falls."""
+    x, f = start(100), kd.sampler(solver)
+    even = torch.logspace(math.log10(15), math.log10(0.03), 201, dtype=torch.float64)
+    even[0], even[-1] = 15.0, 0.03
+    fine = kd.sampler(fs.ShARK())(model, x, even, seed=2)
+    errors = [(f(model, x, karras(n, False), seed=2) - fine).square().mean().sqrt() for n in (9, 17, 33, 65)]
+    slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    assert sum(slopes) / 3 > order - 0.3, (errors, slopes)
+    assert (f(model, x, karras(65, False), seed=3) - fine).square().mean().sqrt() > 5 * errors[-1]
+
+
+def test_img2img_rides_on_the_same_path():
+    """A grid that starts lower asks for the noise that a full run had there."""
+    x, sigmas, seen = start(), karras(9), []
+    f = kd.sampler(fs.EulerMaruyama())
+    whole = f(model, x, sigmas, callback=lambda d: seen.append(d["x"]), seed=5)
+    torch.testing.assert_close(f(model, seen[4], sigmas[4:], seed=5), whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    [(fs.EulerMaruyama(), 200), (fs.ShARK(), 40), (CHURNED[0], 200), (CHURNED[1], 40)],
+    ids=name,
+)
+def test_stochastic_samplers_have_the_right_law(solver, steps):
+    """Mean and variance of 10,000 samples of N(0, 1/4) within 5 standard errors and the step bias."""
+    x = start(10000, event=(1,), dtype=torch.float32)
+    got = kd.sampler(solver)(bell, x, karras(steps, dtype=torch.float32), seed=1)
+    assert abs(got.mean()) < 5 * 0.5 / math.sqrt(10000)
+    assert abs(got.var() / 0.25 - 1) < 5 * math.sqrt(2 / 10000) + 0.04
+
+
+# ---------------------------------------------------------------- the noise sampler
+
+CLOCKS = {
+    "sigma": lambda s: s, "snr": kd.snr, "log": lambda s: -s.log(), "negative": lambda s: -s,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_noises_of_parts_add_up(clock):
+    """sqrt-weighted sums of the parts' noises are the whole's; backwards is minus; any order."""
+    transform = CLOCKS[clock]
+    levels = karras(8, zero=False)
+    make = lambda: kd.BrownianNoiseSampler(start(), 0.03, 15.0, seed=4, transform=transform)  # noqa: E731
+    a, b = make(), make()
+    u = transform(levels)
+    root = u.diff().abs().sqrt()
+    parts = [a(s, t) for s, t in zip(levels[:-1], levels[1:], strict=True)]
+    whole = sum(r * z for r, z in zip(root, parts, strict=True)) / (u[-1] - u[0]).abs().sqrt()
+    torch.testing.assert_close(b(levels[0], levels[-1]), whole, rtol=1e-5, atol=1e-5)
+    backwards = [b(t, s) for s, t in zip(levels[:-1], levels[1:], strict=True)][::-1]
+    for z, minus in zip(parts, backwards[::-1], strict=True):
+        assert torch.equal(z, -minus)
+
+
+def test_noise_is_unit_normal_and_of_its_own_seed():
+    x = torch.zeros(64, 500)
+    noise = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=1)
+    z = torch.stack([noise(15.0, 4.0), noise(4.0, 1.0), noise(torch.tensor(1.0), torch.tensor(0.03))])
+    assert (z.flatten(1).mean(1).abs() < 5 / math.sqrt(32000)).all()
+    assert ((z.flatten(1).var(1) - 1).abs() < 5 * math.sqrt(2 / 32000)).all()
+    assert (torch.corrcoef(z.flatten(1)).triu(1).abs() < 5 / math.sqrt(32000)).all()
+    alone = kd.BrownianNoiseSampler(x[:1], 0.03, 15.0, seed=[3])
+    pair = kd.BrownianNoiseSampler(x[:2], 0.03, 15.0, seed=[9, 3])
+    assert torch.equal(alone(4.0, 1.0)[0], pair(4.0, 1.0)[1])
+    assert torch.equal(alone(4.0, 1.0)[0], noise(4.0, 1.0)[2])  # 1 + 2
+    assert kd.BrownianNoiseSampler(x.half(), 0.03, 15.0)(4.0, 1.0).dtype == torch.float16
+    # a rounding beyond the ends, as float32 logarithms give it
+    assert torch.equal(alone(15.000002, 1.0), alone(15.0, 1.0))
+
+
+NOISE_BAD = {
+    "x": (dict(x=torch.ones(2, dtype=torch.int64)), "x: got torch.int64"),
+    "range": (dict(sigma_min=15.0, sigma_max=0.03), "sigma_min, sigma_max: got 15, 0.03"),
+    "seeds": (dict(seed=[1]), "seed: got 1 of them"),
+    "levy": (dict(levy="A"), "levy"),
+    "outside": (dict(ask=(20.0, 1.0)), r"sigma: got 20; expected a level in \[0.03, 15\]"),
+    "equal": (dict(ask=(1.0, 1.0)), "no noise between equal ones"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOISE_BAD)
+def test_bad_noise_is_refused(case):
+    changes, words = NOISE_BAD[case]
+    ask = changes.get("ask", (4.0, 1.0))
+    given = dict(x=X, sigma_min=0.03, sigma_max=15.0) | {k: v for k, v in changes.items() if k != "ask"}
+    with pytest.raises(fs.InputError, match=words):
+        kd.BrownianNoiseSampler(**given)(*ask)
+
+
+def test_our_noise_sampler_serves_our_samplers():
+    """In the clock 1/sigma^2 it has W and H: one object, one path, for every solver, as fs.sample's path."""
+    x, sigmas = start(), karras(9)
+    noise = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=2, transform=lambda s: 1 / s**2)
+    for solver in (fs.ShARK(), fs.EulerMaruyama()):
+        mine = kd.sampler(solver)(model, x, sigmas, noise_sampler=noise)
+        theirs = fs.sample(PROBLEM, solver, noise=x, sigmas=sigmas, path=noise.path)
+        # the object moves levels by 1e-7, and with them the path by the root of that
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-2)
+    z = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=lambda s, t: noise(s, t))
+    mine = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=noise)
+    torch.testing.assert_close(z, mine, rtol=0, atol=2e-2)
+
+
+def test_flow_models_have_the_same_ode_and_another_sde():
+    """ComfyUI's flow models: x = (1 - sigma) x0 + sigma n. Exact for data N(0, 1/4)."""
+
+    def flow(x, sigma, **extra_args):
+        s = sigma[0]
+        return x * 0.25 * (1 - s) / (0.25 * (1 - s) ** 2 + s**2)
+
+    def spread(s):
+        return math.sqrt(0.25 * (1 - s) ** 2 + s**2)
+
+    x = start(sigma=spread(0.999))
+    exact = x / spread(0.999) * spread(0.2)
+    for solver, order in ((fs.DPMSolverPP(2), 2), (fs.UniPC(2), 3), (fs.EDMHeun(), 2)):
+        e = [(kd.sampler(solver)(flow, x, torch.linspace(0.999, 0.2, n + 1).double()) - exact).abs().max()
+             for n in (64, 128)]  # fmt: skip
+        assert abs(math.log2(e[0] / e[1]) - order) < 0.3
+
+    class CONST:
+        pass
+
+    class ModelSampling(CONST):
+        pass
+
+    flow.inner_model = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=ModelSampling()))
+    kd.sampler(fs.UniPC(2))(flow, x, karras(4))
+    for solver in (fs.EulerMaruyama(), *CHURNED):
+        with pytest.raises(fs.InputError, match="got a flow model"):
+            kd.sampler(solver)(flow, x, karras(4))

@@ -1,0 +1,243 @@
+"""SFDDM: the student's process, what the published loss can and cannot reach, files."""
+
+import copy
+import re
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fewstep as fs
+from fewstep.errors import InputError
+from fewstep.learned.sfddm.process import SPACINGS, subsequence
+from fewstep.learned.sigdeg.networks import DenoisingMLP
+from fewstep.learned.training import fit, seeded
+
+T = 64
+TABLE = fs.DiscreteVP.named(steps=T, beta_end=0.3)
+
+
+def data(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return (2.0 * torch.randint(2, (n, 2), generator=g) - 1) + 0.2 * torch.randn(n, 2, generator=g)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A network that has seen the mixture for a while."""
+    network, x0 = seeded(0, lambda: DenoisingMLP((2,), width=64, depth=2, data_std=1.0)), data(8192)
+
+    def loss(some):
+        s = TABLE.log_sigmas[torch.randint(T, (len(some.index),), generator=some.generator)].exp().float()
+        noise = torch.randn(len(some.index), 2, generator=some.generator)
+        x = x0[some.index]
+        weight = (s.square() + 1) / s.square().clamp(min=1e-2)
+        return (weight[:, None] * (network(x + s[:, None] * noise, s) - x).square()).mean()
+
+    fit(network, loss, len(x0), iterations=600, batch=256, rate=3e-3, seed=0, progress=False)
+    return network.requires_grad_(False)
+
+
+# ---------------------------------------------------------------- the process
+
+increasing = st.sets(st.integers(0, T - 1), min_size=1, max_size=T).map(lambda s: torch.tensor(sorted(s)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(increasing)
+def test_marginals_are_the_teachers_by_algebra(phi):
+    """The product of alpha' telescopes to abar at phi; the posterior agrees with Bayes' rule."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        process = fs.StudentProcess(TABLE, phi)
+    abar = 1 / (1 + torch.exp(2 * TABLE.log_sigmas))
+    torch.testing.assert_close(process.alphas.cumprod(0), abar[phi], rtol=1e-12, atol=0)
+    torch.testing.assert_close(process.sigma(torch.arange(len(phi)).double())[: len(phi)] if len(phi) > 1 else
+                               process.log_sigmas.exp(), TABLE.log_sigmas[phi].exp())  # fmt: skip
+    for k in range(1, len(phi)):
+        a, b, before = process.alphas[k], process.betas[k], process.abar[k - 1]
+        x0, x = torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
+        precision = a / b + 1 / (1 - before)  # of the product of two Gaussians in x'_(k-1)
+        want = (a.sqrt() * x / b + before.sqrt() * x0 / (1 - before)) / precision
+        mean, variance = process.posterior(k, x0, x)
+        torch.testing.assert_close(mean, want)
+        assert variance == pytest.approx(float(1 / precision))
+
+
+def test_marginals_are_the_teachers_by_simulation():
+    """10^5 chains of q' against the moments of q, each within 5 standard errors (level 2e-5 in all)."""
+    process, n = fs.StudentProcess(TABLE, torch.tensor([3, 20, 33, 63])), 100_000
+    g, x0 = torch.Generator().manual_seed(0), 0.7
+    x = torch.full((n,), x0, dtype=torch.float64)
+    for k in range(4):
+        z = torch.randn(n, generator=g, dtype=torch.float64)
+        x = process.alphas[k].sqrt() * x + process.betas[k].sqrt() * z
+        abar = process.abar[k]
+        spread = (1 - abar).sqrt()
+        assert abs(x.mean() - abar.sqrt() * x0) < 5 * spread / n**0.5
+        assert abs(x.var() / (1 - abar) - 1) < 5 * (2 / n) ** 0.5
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, T), st.sampled_from(SPACINGS))
+def test_subsequences_are_increasing_labels_of_the_right_number(steps, spacing):
+    phi = subsequence(TABLE, steps, spacing)
+    assert len(phi) == steps
+    assert (phi.diff() > 0).all()
+    assert 0 <= phi[0] <= phi[-1] < T
+    if spacing != "uniform":
+        assert phi[-1] == T - 1
+
+
+def test_a_last_level_with_signal_left_is_warned_of():
+    with pytest.warns(UserWarning, match="of x0 is left"):
+        fs.StudentProcess(TABLE, subsequence(TABLE, 4, "uniform"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fs.StudentProcess(TABLE, subsequence(TABLE, 4))
+
+
+@pytest.mark.parametrize("phi", [[3, 2], [0, 64], [-1, 3], [1.0, 2.0], []])
+def test_bad_subsequences(phi):
+    with pytest.raises(InputError, match="phi: got"):
+        fs.StudentProcess(TABLE, torch.tensor(phi))
+
+
+# ---------------------------------------------------------------- the fold
+
+
+def fold(teacher, **options):
+    options = {"steps": 8, "data": data(512), "iterations": 1, "rate": 1e-30} | options
+    return fs.distill_sfddm(teacher=teacher, schedule=TABLE, **options)
+
+
+def test_the_teacher_on_phi_is_a_student_without_loss_and_the_same_sampler(teacher):
+    student, report = fold(teacher)
+    assert report.losses == [0.0]
+    grid = student.process.grid()
+    a = fs.sample(fs.DiffusionModel(teacher, TABLE), fs.DDIM(), shape=(64, 2), sigmas=grid, seed=3)
+    b = fs.sample(fs.DiffusionModel(teacher, TABLE), student, shape=(64, 2), seed=3)
+    assert torch.equal(a, b)
+    assert report.student_rmse == report.parent_rmse
+
+
+@pytest.mark.parametrize("loss", ["l1", "mse", "kl", "end"])
+def test_a_random_student_comes_to_the_teacher_but_no_further(teacher, loss):
+    _, report = fold(teacher, start="random", iterations=400, rate=3e-3, loss=loss, batch=256, average=0.98)
+    assert report.losses[-1] < 0.3 * report.losses[0]
+    assert report.student_rmse > 0.8 * report.parent_rmse
+
+
+@pytest.mark.parametrize("loss", ["mse", "end"])
+def test_displacement_leads_nearer_than_the_teacher_on_phi(teacher, loss):
+    options = dict(loss=loss, iterations=400, rate=2e-3, batch=256, average=0.98)
+    _, report = fold(teacher, steps=4, target="displacement", substeps=8, **options)
+    assert report.student_rmse < report.parent_rmse / 1.5
+
+
+@pytest.mark.parametrize("loss", ["kl", "end"])
+def test_one_level_is_not_weighed(teacher, loss):
+    assert fold(teacher, steps=1, loss=loss)[1].losses == [0.0]
+
+
+def test_displacement_of_one_substep_is_the_teacher(teacher):
+    _, report = fold(teacher, target="displacement", substeps=1)
+    assert report.losses[0] < 1e-5
+
+
+def test_dropout_of_the_teacher_is_no_part_of_the_fold():
+    teacher = seeded(0, lambda: DenoisingMLP((2,), width=32, depth=2, data_std=1.0, dropout=0.5))
+    for block in teacher.blocks:
+        torch.nn.init.normal_(block.second.weight)  # at birth the blocks are nought, with and without
+    torch.nn.init.normal_(teacher.leave.weight)
+    assert fold(teacher, iterations=2)[1].losses == [0.0, 0.0]
+
+
+def test_a_checkpoint_of_other_levels_or_substeps_is_not_gone_on_from(teacher, tmp_path):
+    fold(teacher, target="displacement", substeps=2, folder=tmp_path)
+    with pytest.raises(InputError, match="checkpoint"):
+        fold(teacher, target="displacement", substeps=3, folder=tmp_path)
+    with pytest.raises(InputError, match="checkpoint"):
+        fold(teacher, target="displacement", substeps=2, folder=tmp_path, spacing="logsnr")
+    other = copy.deepcopy(teacher)
+    other.leave.bias.data += 1
+    with pytest.raises(InputError, match="checkpoint"):  # another to learn from
+        fold(other, target="displacement", substeps=2, folder=tmp_path)
+
+
+def test_a_student_survives_its_file_and_every_solver_takes_its_process(teacher, tmp_path):
+    student, _ = fold(teacher, iterations=5, rate=1e-3)
+    student.save(tmp_path / "s.safetensors")
+    back = fs.load(tmp_path / "s.safetensors")
+    assert re.fullmatch(r"<SFDDM\(DDIM\(eta=0\)\): \d+ evaluations, DenoisingMLP>", repr(back))
+    problem = fs.DiffusionModel(teacher, TABLE)
+    a, b = (fs.sample(problem, s, shape=(8, 2), seed=2) for s in (student, back))
+    assert torch.equal(a, b)
+    assert torch.equal(back.process.phi, student.process.phi)
+    for solver in (fs.DDIM(), fs.DPMSolverPP(2), fs.UniPC(3), fs.ShARK(), fs.DDPM()):
+        x = fs.sample(back.problem(), solver, shape=(8, 2), steps=8, seed=0)
+        assert x.isfinite().all()
+
+
+def test_without_data_it_learns_from_the_teachers_samples(teacher):
+    _, report = fold(teacher, data=None, event_shape=(2,), samples=128)
+    assert report.trajectories == 128
+
+
+class OneLevel(torch.nn.Linear):
+    """Written for a 0-d sigma; that of two samples is taken for one of two numbers."""
+
+    def forward(self, x, sigma):
+        return super().forward(x) / (1 + sigma)
+
+
+def test_another_network_has_no_hidden_variables_by_default():
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Linear(2, 2)
+
+        def forward(self, x, sigma):
+            return self.body(x)
+
+    assert fold(Plain())[1].losses == [0.0]
+    with pytest.raises(InputError, match="named_modules"):
+        fold(Plain(), features="head")
+
+
+BAD = {
+    "target": (dict(target="x"), "target: got 'x'"),
+    "loss": (dict(loss="x"), "loss: got 'x'"),
+    "start": (dict(start="x"), "start: got 'x'"),
+    "steps": (dict(steps=65), "steps: got 65"),
+    "both": (dict(phi=torch.arange(3)), "expected one"),
+    "data": (dict(data=torch.ones(3)), "data: got"),
+    "nan": (dict(data=torch.full((3, 2), float("nan"))), "data: got"),
+    "nothing": (dict(data=None), "event_shape"),
+    "loader": (dict(data=[]), "data: got list"),
+    "features": (dict(features="nowhere"), "features: got 'nowhere'"),
+    "typo": (dict(iteration=3), "Did you mean 'iterations'"),
+    "labels": (dict(labels=torch.ones(3)), "labels: got 3"),
+    "labels to make": (
+        dict(labels=torch.ones(3), data=None, event_shape=(2,), samples=8),
+        "labels: got 3 for 8",
+    ),
+    "substeps": (dict(target="displacement", substeps=0), "substeps: got 0"),
+    "idle substeps": (dict(target="published", substeps=4), "substeps: got 4 for the published"),
+    "function": (dict(teacher=lambda x, sigma: x), "teacher: got function"),
+    "one level": (dict(teacher=OneLevel(2, 2)), "each sample with a level of its own"),
+    "x0 of another shape": (dict(teacher=torch.nn.Bilinear(2, 1, 3)), r"teacher: fails for x \(2, 2\)"),
+}
+
+
+@pytest.mark.parametrize(("options", "match"), BAD.values(), ids=BAD)
+def test_bad_input(options, match, teacher):
+    with pytest.raises(InputError, match=match):
+        fold(**{"teacher": teacher, **options})
+
+
+def test_a_continuous_schedule_is_refused_with_the_cure(teacher):
+    with pytest.raises(InputError, match="DiscreteVP"):
+        fs.distill_sfddm(teacher=teacher, schedule=fs.VPLinear(), steps=4, data=data(16))

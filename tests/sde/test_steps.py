@@ -1,0 +1,152 @@
+"""Facts of the classical solvers that orders of the judging problems do not show."""
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep_analysis import problems, strong_order
+from fewstep_analysis import solver_table as cards
+
+SOLVERS = {n: c for n, c in fs.solvers().items() if cards.plain(c)}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_deterministic_orders(name):
+    """Without noise: the slope between 2^6 and 2^7 steps on a Riccati equation within 0.1 of the card."""
+    solver = SOLVERS[name]()
+    assert abs(cards.deterministic_order(solver) - solver.card.deterministic_order) < 0.1
+
+
+def test_shifted_ode_has_order_three_for_langevin_and_needs_k():
+    langevin = problems.underdamped_langevin()
+    options = dict(levels=range(3, 7), paths=400, reference="levels")
+    assert abs(strong_order(fs.ShiftedODE(), langevin, **options).order - 3.0) < 0.15
+
+    class WithoutK(fs.ShiftedODE):
+        def step(self, sde, t0, t1, y, increment, carry):
+            flat = fs.Increment(increment.h, increment.W, increment.H, torch.zeros_like(increment.K))
+            return super().step(sde, t0, t1, y, flat, carry)
+
+    assert abs(strong_order(WithoutK(), langevin, **options).order - 2.0) < 0.15
+
+
+TIMED = [n for n, c in fs.solvers("additive").items() if cards.plain(c) and n != "ShiftedODE"]
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_orders_where_the_noise_changes_in_time(name):
+    """g = 1 + t^2 and a drift of t: fitted order within 0.15 of the card (not `ShiftedODE`)."""
+    solver = SOLVERS[name]()
+    estimate = strong_order(
+        solver, problems.additive_in_time(), levels=range(4, 8), paths=1000, reference="levels"
+    )
+    assert abs(estimate.order - solver.card.strong_order["additive"]) < 0.15, estimate.local
+
+
+def test_matrix_additive_noise_is_many_channels():
+    """A rotation of the channels is the same equation along the rotated path."""
+    angle = torch.tensor(0.7, dtype=torch.float64)
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    path = fs.BrownianPath((50, 2), seed=3, levy="K", dtype=torch.float64)
+
+    class Turned:
+        levy = "K"
+
+        def increments(self, grid):
+            for i in path.increments(grid):
+                yield fs.Increment(i.h, i.W @ turn, i.H @ turn, i.K @ turn)
+
+    def drift(t, y):
+        return torch.sin(y.flip(-1))
+
+    y0, grid = torch.zeros(50, 2, dtype=torch.float64), torch.linspace(0, 1, 9, dtype=torch.float64)
+    plain = fs.SDE(drift, lambda t, y: torch.ones_like(y), "additive")
+    matrix = fs.SDE(drift, lambda t, y: turn.expand(*y.shape, 2), "additive")
+    for name in fs.solvers("additive"):
+        if cards.plain(fs.solvers()[name]):
+            solver = SOLVERS[name]()
+            a = fs.solve(plain, solver, y0, grid, path=path).y
+            b = fs.solve(matrix, solver, y0, grid, path=Turned()).y
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_reversible_heun_can_be_undone():
+    """One step back with -h and -W from (y', z') is (y, z) again, to rounding."""
+    sde = problems.in_calculus(problems.sine(), "stratonovich").sde
+    y, W = (
+        torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(9, 1),
+        torch.full((9, 1), 0.3, dtype=torch.float64),
+    )
+    t0, t1 = torch.zeros((), dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+    solver = fs.ReversibleHeun()
+    carry = solver.init(sde, t0, y)
+    after, carried, _ = solver.step(sde, t0, t1, y, fs.Increment(0.1, W), carry)
+    back, origin, _ = solver.step(sde, t1, t0, after, fs.Increment(-0.1, -W), carried)
+    torch.testing.assert_close(back, y, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(origin[0], y, rtol=1e-14, atol=1e-14)
+
+
+def test_milsteins_of_commuting_and_general_noise_agree_where_noise_commutes():
+    """Columns that commute: the area multiplies nought."""
+    commuting = problems.commutative_pair()
+    general = fs.SDE(commuting.sde.drift, commuting.sde.diffusion, "general")
+    path = fs.AreaPath(fs.BrownianPath((20, 2), seed=0, levy="H", dtype=torch.float64), 64)
+    y0, grid = commuting.y0.expand(20, 2), torch.linspace(0, 1, 17, dtype=torch.float64)
+    a = fs.solve(commuting.sde, fs.Milstein(), y0, grid, path=path).y
+    b = fs.solve(general, fs.GeneralMilstein(), y0, grid, path=path).y
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in problems.PROBLEMS if problems.by_name(n).exact])
+def test_closed_forms_solve_their_equations(name):
+    """Against a fine solve along the same path: a wrong closed form would leave an error of order one."""
+    problem = problems.by_name(name)
+    solver = fs.SRID2()
+    y0 = problem.y0.expand(200, *problem.y0.shape)
+    shape = problem.sde.noise_shape(y0, problem.sde.diffusion(torch.zeros(()).to(y0), y0))
+    path = fs.BrownianPath(shape, 0.0, problem.t1, seed=1, levy="H", dtype=torch.float64)
+    grid = torch.linspace(0, problem.t1, 257, dtype=torch.float64)
+    error = fs.solve(problem.sde, solver, y0, grid, path=path).y - problem.exact(
+        y0, problem.t1, path.increment(0.0, problem.t1).W
+    )
+    assert error.square().mean().sqrt() < 2e-3
+
+
+@pytest.mark.parametrize("name", [n for n in problems.PROBLEMS if problems.by_name(n).mean])
+def test_known_means(name):
+    """The mean over 20,000 paths within four standard errors of the formula."""
+    problem = problems.by_name(name)
+    y0 = problem.y0.expand(20000, *problem.y0.shape)
+    solver = fs.EulerMaruyama() if problem.sde.noise_type == "general" else fs.SRID2()
+    y = fs.solve(problem.sde, solver, y0, torch.linspace(0, problem.t1, 129, dtype=torch.float64), seed=2).y
+    error = 4 * y.std(0) / len(y) ** 0.5 + 2e-3
+    assert ((y.mean(0) - problem.mean(problem.y0, problem.t1)).abs() < error).all()
+
+
+@pytest.mark.parametrize("name", ["fitzhugh_nagumo", "heston", "igbm", "double_well", "neural_general"])
+def test_problems_can_be_measured(name):
+    problem = problems.by_name(name)
+    able = {"general": fs.LogODE(), "diagonal": fs.SRID2(), "additive": fs.ShARK()}[problem.sde.noise_type]
+    estimate = strong_order(able, problem, levels=range(4, 8), paths=400, reference="levels")
+    assert estimate.order > able.card.strong_order[problem.sde.noise_type] - 0.25
+
+
+@pytest.mark.parametrize("solver", [fs.SEA(), fs.SRA1(), fs.SOSRA(), fs.ShARK()])
+def test_additive_tableaus_sample_in_the_clock_of_the_noise(solver):
+    """The plan is the SDE step in tau = 1/sigma^2: the same states from the same path; and it beats Euler."""
+    s0, sigmas = 0.7, torch.logspace(1, -1, 9, dtype=torch.float64)
+    tau = sigmas**-2
+
+    def denoiser(x, sigma):  # two Gaussians at -2 and 2
+        v = s0**2 + sigma**2
+        m = 4 * torch.sigmoid(4 * x / v) - 2
+        return (s0**2 * x + sigma**2 * m) / v
+
+    path = fs.BrownianPath((300, 1), float(tau[0]), float(tau[-1]), seed=0, levy="H", dtype=torch.float64,
+                           clock="log", knots=tau)  # fmt: skip
+    sde = fs.SDE(lambda t, z: denoiser(z / t, t**-0.5), lambda t, z: torch.ones_like(z), "additive")
+    start = torch.randn(300, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * sigmas[0]
+    z = fs.solve(sde, solver, tau[0] * start, tau, path=path).y
+    problem = fs.DiffusionModel(denoiser, fs.VE(sigma_min=float(sigmas[-1]), sigma_max=float(sigmas[0])))
+    x = fs.sample(problem, solver.plan(sigmas), noise=start, path=path, dtype=torch.float64)
+    torch.testing.assert_close(x, z / tau[-1], rtol=1e-9, atol=1e-9)
