@@ -350,7 +350,7 @@ def _check_table(alphas_cumprod: Tensor) -> Tensor:
     good = abar.dim() == 1 and len(abar) > 1 and bool(((abar >= 0) & (abar < 1)).all())
     if not good or not bool((abar.diff() < 0).all()):
         raise InputError(
-            f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; expected (N,) strictly decreasing in "
-            "[0, 1), N > 1. Pass torch.cumprod(1 - betas, 0)."
+            f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; expected (N,) strictly decreasing "
+            "in [0, 1), N > 1. Pass torch.cumprod(1 - betas, 0)."
         )
     return abar

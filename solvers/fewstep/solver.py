@@ -77,7 +77,7 @@ class Card:
         _validation.check_instance("lower_bound", self.lower_bound, bool, "True or False")
 
 
-class Solver(ABC):
+class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
     """Anything with a card. It keeps the arguments of its constructor under their names.
 
     `card` is a class attribute where it holds for every configuration, else a cached property.
@@ -132,7 +132,7 @@ class StochasticSolver(Solver):
 class DiffusionSolver(Solver):
     """A function from decreasing noise levels (n,) to a table of coefficients.
 
-    Where the estimate of x0 never changes a plan is exact: apart from its own noise x - x0 shrinks with sigma.
+    Where the estimate of x0 never changes a plan is exact: apart from its noise x - x0 shrinks with sigma.
 
     Attributes:
         repeats_levels: whether its grids may contain the last level twice, as those of diffusers do.
