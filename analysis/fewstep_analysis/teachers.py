@@ -22,7 +22,6 @@ from fewstep import (
     classifier_free_guidance,
     from_epsilon,
 )
-from fewstep.learned import loading
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.unet_denoiser import unet_class
 
@@ -52,7 +51,7 @@ def load(path: str | Path) -> DenoisingMLP:
     """A denoiser written by `save`, as a float32 network for inference."""
     meta, weights = _read(path, DIGITS_FORMAT)
     try:
-        network = loading.build(str(path), "DenoisingMLP", meta.get("config"), weights)
+        network = _serialization.build_network(str(path), "DenoisingMLP", meta.get("config"), weights)
         network.load_state_dict(weights)
     except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
@@ -70,7 +69,7 @@ def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Pa
     from safetensors.torch import save_file
 
     weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
-    with _serialization.whole(path) as part:
+    with _serialization.atomic_write(path) as part:
         save_file(weights, str(part), {"fewstep": json.dumps(meta)})
     return Path(path)
 
@@ -78,7 +77,7 @@ def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Pa
 def _read(path: str | Path, expected: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and finite float32 weights of a file that `write_half` wrote."""
     meta, weights = _serialization.read(path, (expected,))
-    loading.finite(path, weights)
+    _serialization.check_weights(path, weights)
     return meta, {k: v.float() for k, v in weights.items()}
 
 
