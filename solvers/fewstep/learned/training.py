@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import _validation
 from .._distributed import barrier, from_first, part, rank_and_world, sum_over_processes
-from .._serialization import DAMAGE, read, whole
+from .._serialization import DAMAGE, atomic_write, read
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
 
@@ -271,7 +271,7 @@ class Training:
         meta = {"format": CHECKPOINT, "words": self.words, "looks": self.looks, "stale": self.stale}
         # a copy: safetensors refuses tensors that share memory, as best and mean do without a look
         tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
-        with whole(path) as place:
+        with atomic_write(path) as place:
             save_file(tensors, str(place), {"fewstep": json.dumps(meta)})
 
     def read(self, path: Path | None) -> None:

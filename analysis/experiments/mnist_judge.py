@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import datasets, images, mnist_teacher
+import images
+from fewstep_analysis import teachers
+from mnist_data import mnist
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Judge:
         test, classes: the test set.
     """
 
-    net: mnist_teacher.Features
+    net: teachers.MNISTFeatures
     real: Tensor
     test: Tensor
     classes: Tensor
@@ -30,8 +32,8 @@ class Judge:
     @torch.no_grad()
     def of(cls, data: Path | None = None) -> Judge:
         """Read MNIST from this folder; by default FEWSTEP_DATA."""
-        train, _, test, classes = datasets.mnist(data)
-        net = mnist_teacher.features()
+        train, _, test, classes = mnist(data)
+        net = teachers.mnist_features()
         return cls(net, torch.cat([net(x) for x in train.split(1000)]), test, classes)
 
     def digits(self, labels: Tensor, seed: int) -> Tensor:
