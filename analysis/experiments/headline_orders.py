@@ -1,9 +1,9 @@
 """Declared strong orders, measured along torchsde's paths: the figure at the top of the README.
 
 Euler-Maruyama (0.5), Milstein (1.0) and a learned step on diagonal noise, SRA1 and ShARK (1.5) on additive
-noise, each against torchsde's `srk` on the same BrownianInterval. LogODE (1.0) on general noise is measured by
-differences of consecutive levels, since torchsde's paths have no areas. The learned step is fitted to other
-paths.
+noise, each against torchsde's `srk` on the same BrownianInterval. LogODE (1.0) on general noise is measured
+by differences of consecutive levels, since torchsde's paths have no areas. The learned step is fitted to
+other paths.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The strong order of the learned SDE step, which never sees the derivative of the diffusion.
 
 For each problem a `SigStep` (Euler-Maruyama and five learned coefficients) is fitted, and measured next to
-Euler-Maruyama and Milstein against torchsde's `srk` on the same BrownianInterval, on [0, 1]. The criterion: the
-two finest local slopes at least 0.9, and at h = 2^-6 an RMSE of at most 1.3 times Milstein's. A second
+Euler-Maruyama and Milstein against torchsde's `srk` on the same BrownianInterval, on [0, 1]. The criterion:
+the two finest local slopes at least 0.9, and at h = 2^-6 an RMSE of at most 1.3 times Milstein's. A second
 measurement, by differences of levels, continues to finer steps, where the error of the coefficient c_1 shows.
 """
 

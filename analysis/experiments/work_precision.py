@@ -78,7 +78,7 @@ def spacings(series: dict[str, list[Row]], evaluations: int = 10) -> str:
 
 def draw(records: dict[str, Record], folder: Path) -> None:
     """One figure per record."""
-    for name, record in records.items():
+    for name, record in ((n, r) for n, r in records.items() if n in FILES):
         (work.work_figure if name == SDE else sampler_work.figure)(record, folder / f"{name}.svg")
 
 
