@@ -38,7 +38,12 @@ PEERS = {
     "DPM-Solver++": ("DPMSolverPP(2)", "DPMSolverPP(3)"), "UniPC": ("UniPC(2)", "UniPC(3)"),
     "DEIS": ("DEIS(2)", "DEIS(3)"), "iPNDM": ("IPNDM(2)", "IPNDM(3)", "IPNDM(4)"),
 }  # fmt: skip
-PEER_SHADES = {"DPM-Solver++": "DPMSolverPP", "UniPC": "UniPC", "DEIS": "LogODE", "iPNDM": "DerivativeFreeMilstein"}
+PEER_SHADES = {
+    "DPM-Solver++": "DPMSolverPP",
+    "UniPC": "UniPC",
+    "DEIS": "LogODE",
+    "iPNDM": "DerivativeFreeMilstein",
+}
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,9 @@ class Bench:
         return next(r for r in self.rows if (r["base"], r["kind"], r["budget"]) == (base, kind, n))
 
 
-def gains(rows: list[Row], counts: Sequence[int], kinds: Sequence[str] = (UNTRAINED, BEST)) -> dict[str, float]:
+def gains(
+    rows: list[Row], counts: Sequence[int], kinds: Sequence[str] = (UNTRAINED, BEST)
+) -> dict[str, float]:
     """Per count, the smallest error of these untrained kinds over the smallest of the learned ones."""
 
     def least(n: int, among: Sequence[str]) -> float:
@@ -237,6 +244,8 @@ def bases_table(rows: list[Row], counts: Sequence[int] = (5, 8, 10)) -> str:
     found = {(r["base"], r["kind"], r["budget"]): r for r in rows}
     lines = []
     for base in dict.fromkeys(r["base"] for r in rows if r["kind"] == GREEDY):
-        cells = [[cell(found, base, kind, n) for n in counts if (base, UNTRAINED, n) in found] for kind in KINDS]
+        cells = [
+            [cell(found, base, kind, n) for n in counts if (base, UNTRAINED, n) in found] for kind in KINDS
+        ]
         lines.append([base, *(" / ".join(c) if any(c) else None for c in cells)])
     return table(["base", *KINDS], lines)

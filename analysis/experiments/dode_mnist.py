@@ -198,7 +198,10 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     )
     distances = [[name, f"{value:.3f}"] for name, value in data["frechet"].items() if name != "samples"]
     head = ["solver", *map(str, counts)]
-    return {NAME: f"{table(head, rows)}\n\n{note}", "dode-frechet": table(["images", "Fréchet distance"], distances)}
+    return {
+        NAME: f"{table(head, rows)}\n\n{note}",
+        "dode-frechet": table(["images", "Fréchet distance"], distances),
+    }
 
 
 def draw(records: dict[str, Record], folder: Path) -> None:

@@ -98,7 +98,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     for n in (16, 8, 4):
         ends[PLAIN, n] = draw_from(training.on_phi(net, schedule, n))
         ends |= {key: draw_from(t.student) for key, t in made.items() if key[1] == n}
-    rows = judge(ends, made, labels, job.seed)
+    rows = judge_samples(ends, made, labels, job.seed)
     arc = partial(sample, noise=training.slerp(noise[0], noise[1], ARC), labels=torch.full((ARC,), ARC_CLASS),
                   device=job.device)  # fmt: skip
     arcs = {label(("fine", 0)): arc(every, fs.UniPC(3), steps=budget.fine_steps)}
@@ -131,7 +131,7 @@ def sample(
 
 
 @torch.no_grad()
-def judge(ends: dict[Key, Tensor], made: dict[Key, Trained], labels: Tensor, seed: int) -> list[Row]:
+def judge_samples(ends: dict[Key, Tensor], made: dict[Key, Trained], labels: Tensor, seed: int) -> list[Row]:
     """Distances to the training set, and to the fine ODE and teacher-DDIM from the same noise."""
     judge, fine = Judge.of(), ends["fine", 0]
     out: list[Row] = [{"way": "test digits", "steps": 0} | judge(judge.digits(labels, seed), labels)]
@@ -157,7 +157,9 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     data, rows = records[NAME].data, []
     for r in data["rows"]:
         distances = [f"{r[k]:.2g}" if r.get(k) else None for k in ("rmse", "to_plain", "feature_to_plain")]
-        spent = [f"{r['evaluations'] / 1e3:.3g}", f"{r['seconds']:.0f}"] if r.get("evaluations") else [None] * 2
+        spent = (
+            [f"{r['evaluations'] / 1e3:.3g}", f"{r['seconds']:.0f}"] if r.get("evaluations") else [None] * 2
+        )
         rows.append([SHORT["fine"] if r["way"] == "fine" else r["way"], r["steps"] or None, f"{r['frechet']:.3f}",
                      f"{r['kernel']:.2g}", f"{r['score']:.2f}", f"{r['right']:.1%}", *distances, *spent])  # fmt: skip
     head = ["sampler", "steps", "Fréchet", "kernel", "class score", "right class", "RMSE to ODE", "to DDIM",

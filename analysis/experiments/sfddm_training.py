@@ -148,7 +148,16 @@ def draw_ways(left: Any, right: Any, rows: list[Row], y: str) -> None:
     for axes, x in ((left, "steps"), (right, "evaluations")):
         for way, shade in SHADES.items():
             mine = sorted((r for r in rows if r["way"] == way and r[x]), key=lambda r: r["steps"])
-            curve(axes, [(r[x], r[y]) for r in mine], "-", color=colour(shade), marker="o", ms=4, lw=1.4, label=way)
+            curve(
+                axes,
+                [(r[x], r[y]) for r in mine],
+                "-",
+                color=colour(shade),
+                marker="o",
+                ms=4,
+                lw=1.4,
+                label=way,
+            )
         axes.grid(True, which="major", alpha=0.3)
     for r in rows:
         if r["evaluations"] and r["way"] in SHADES:
