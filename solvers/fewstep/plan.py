@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from ._serialization import whole
+from ._serialization import atomic_write
 from .errors import InputError
 from .grid import check_sigmas
 
@@ -166,7 +166,7 @@ class Plan:
         from safetensors.torch import save_file
 
         meta = {"format": FORMAT, "name": self.name, "prediction": self.prediction}
-        with whole(path) as part:
+        with atomic_write(path) as part:
             save_file(self.tensors(), str(part), {"fewstep": json.dumps(meta)})
 
     def tensors(self) -> dict[str, Tensor]:

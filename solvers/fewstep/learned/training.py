@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import _validation
 from .._distributed import barrier, from_first, is_first, part, rank_and_world, sum_over_processes
 from .._progress import progress as progress_bar
-from .._serialization import DAMAGE, read, whole
+from .._serialization import DAMAGE, atomic_write, read
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
 from ..grid import MOST
@@ -349,7 +349,7 @@ class _Run:
         }
         # a copy: safetensors refuses tensors that share memory, as best and average do at first
         tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
-        with whole(path) as place:
+        with atomic_write(path) as place:
             save_file(tensors, str(place), {"fewstep": json.dumps(meta)})
 
     def resume(self, path: Path | None) -> None:

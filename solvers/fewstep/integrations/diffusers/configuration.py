@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ...denoiser import threshold
 from ...errors import InputError, one_of
-from ...learned.dode.student import DODE, same_words
+from ...fingerprint import same_words
+from ...learned.dode.student import DODE
 from ...learned.sigdeg.student import SigSampler
 from ...plan import Plan
 from ...samplers.ddim import DDIM

@@ -20,9 +20,9 @@ except ImportError as _error:
         f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'"
     ) from _error
 
+from ..._serialization import load
 from ...errors import InputError, one_of
 from ...grid import check_sigmas
-from ...learned.loading import load
 from ...learned.sigdeg.student import SigSampler
 from ...plan import Plan
 from ...plan_noise import path_of

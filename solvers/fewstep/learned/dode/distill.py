@@ -13,17 +13,19 @@ from torch import Tensor
 
 from ... import _validation
 from ...errors import InputError, named, one_of
+from ...fingerprint import Fingerprint
 from ...grid import MOST, check_sigmas, sigma_grid
 from ...plan import Plan
 from ...problem import DiffusionModel
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...schedule import Schedule
 from ...solver import DiffusionSolver
+from ..labelled_model import Labelled, Model
 from ..training import check_options
-from .fitting_state import Labelled, Model, Teacher, Work
+from .fitting_state import Teacher, Work
 from .greedy import Fit, greedy
 from .refine import refine_plan
-from .student import DODE, Fingerprint
+from .student import DODE
 
 ALIGNMENTS = ("exact", "official")
 

@@ -13,8 +13,9 @@ from ...plan import Plan
 from ...problem import DiffusionModel
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...solver import DiffusionSolver
+from ..labelled_model import Labelled, Model
 from .distill import base_plan, check_kinds, distill_dode, why
-from .fitting_state import Labelled, Model, Teacher, Work, apply, in_state, rmse, widened
+from .fitting_state import Teacher, Work, apply, in_state, rmse, widened
 from .student import DODE
 
 
