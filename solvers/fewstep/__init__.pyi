@@ -31,6 +31,8 @@ from .learned.sigdeg.distill import distill_sigdeg as distill_sigdeg
 from .learned.sigdeg.student import SigSampler as SigSampler
 from .learned.sigdeg.student import SigStep as SigStep
 from .learned.sigdeg.unet import SigUNet as SigUNet
+from .learned.training import TeacherOptions as TeacherOptions
+from .learned.training import TrainingOptions as TrainingOptions
 from .learned.trajectories import Trajectories as Trajectories
 from .learned.trajectories import make_trajectories as make_trajectories
 from .plan import Plan as Plan
