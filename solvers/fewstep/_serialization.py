@@ -91,7 +91,7 @@ def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], d
         raise InputError(f"path: {path} {reason}; expected a file written by .save().") from error
     except (SafetensorError, *DAMAGE) as error:
         raise InputError(
-            f"path: {path} is damaged or not a file of this library ({error}); expected one written by .save()."
+            f"path: {path} is damaged or not a file of this library ({error}); expected a file of .save()."
         ) from error
     found = meta.get("format") if isinstance(meta, dict) else meta
     if not isinstance(meta, dict) or found not in expected:
@@ -134,7 +134,7 @@ def _read_json(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
 def write_student(
     path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None
 ) -> None:
-    """Write a student: its kind, its network's name, configuration and weights, and its plan if it has one."""
+    """Write a student: its kind, its network's name, configuration and weights, and its plan if any."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     meta = meta | {
         "format": STUDENT_FORMAT, "kind": kind, "network": type(network).__name__,

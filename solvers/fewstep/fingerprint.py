@@ -45,7 +45,7 @@ class Fingerprint:
 
     @classmethod
     def of_model(cls, model: Model, like: Tensor) -> Fingerprint:
-        """The fingerprint of a model that may have labels; like (batch, *event) gives shape, dtype, device."""
+        """The fingerprint of a model; `like` (batch, *event) gives shape, dtype and device."""
         if model.labels is None:
             return cls._of(model.at(torch.zeros(0)), like, False)
         distinct = torch.unique(model.labels, dim=0)
@@ -66,13 +66,13 @@ class Fingerprint:
         return cls(repr(problem.schedule), tuple(like.shape[1:]), answers, labelled)
 
     def check(self, problem: DiffusionModel, like: Tensor, name: str) -> None:
-        """Refuse a problem with another schedule, event shape or model than the one that `name` belongs to."""
+        """Refuse a problem with another schedule, event shape or model than the one of `name`."""
         other = self._of(problem, like, self.labelled)
         for what in ("schedule", "event"):
             if not same_words(getattr(self, what), getattr(other, what)):
                 raise InputError(
-                    f"{what}: got {getattr(other, what)}, but {name} was fitted to {getattr(self, what)}. Fit "
-                    "another one for this problem, for instance with fewstep.distill_dode."
+                    f"{what}: got {getattr(other, what)}, but {name} was fitted to {getattr(self, what)}. "
+                    "Fit another one for this problem, for instance with fewstep.distill_dode."
                 )
         difference = self.miss(other)
         if not difference <= TOLERANCE:
@@ -95,7 +95,9 @@ class Fingerprint:
 
 
 @torch.no_grad()
-def _answers(problem: DiffusionModel, like: Tensor, copies: int, probes: int) -> tuple[tuple[float, ...], ...]:
+def _answers(
+    problem: DiffusionModel, like: Tensor, copies: int, probes: int
+) -> tuple[tuple[float, ...], ...]:
     """One row of numbers for each copy of the fixed inputs."""
     event, low = tuple(like.shape[1:]), problem.schedule.sigma_min
     places = torch.linspace(0.25, 0.75, PROBES).double()
@@ -128,7 +130,7 @@ class Fit:
     kappa: Tensor | None = None
 
     def check(self, problem: DiffusionModel, like: Tensor, name: str) -> None:
-        """Refuse another model than the one fitted to; a problem that was checked before is not asked again."""
+        """Refuse another model than the one fitted to; a problem is evaluated for this only once."""
         labelled = self.fingerprint.labelled
         key = (tuple(like.shape[0 if labelled else 1 :]), like.dtype, like.device)
         known = _CHECKED.setdefault(self, {})
@@ -142,7 +144,7 @@ class Fit:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any], kappa: Tensor | None) -> Fit:
-        """The inverse of `meta`; version 0.1 wrote `words` for notes, and at first a single row of answers."""
+        """The inverse of `meta`; version 0.1 wrote `words` for notes, at first a single row of answers."""
         rows = meta["answers"] if isinstance(meta["answers"][0], list) else [meta["answers"]]
         answers = tuple(tuple(map(float, row)) for row in rows)
         labelled, spread = meta.get("labelled") is True, meta.get("spread") is True

@@ -138,7 +138,9 @@ class Plan:
             )
         kappa = self.fit.kappa if self.fit else None
         if kappa is not None and (kappa.dim() != 2 or len(kappa) != rows or bool(kappa.isinf().any())):
-            raise InputError(f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite.")
+            raise InputError(
+                f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite."
+            )
 
     @property
     def nfe(self) -> int:
@@ -215,7 +217,9 @@ class Plan:
             ("is not real", {k for k, v in tensors.items() if not v.is_floating_point()}),
         ):  # fmt: skip
             if names:
-                raise InputError(f"plan: column {min(names)!r} {what}; the file is damaged or of another version.")
+                raise InputError(
+                    f"plan: column {min(names)!r} {what}; the file is damaged or of another version."
+                )
         fitted = meta if meta.get("format") == DODE_FORMAT else meta.get("fit")
         fit = Fit.from_meta(fitted, kappa) if fitted is not None else None
         columns = {k: v.double() for k, v in tensors.items()}

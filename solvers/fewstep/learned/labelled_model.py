@@ -36,8 +36,8 @@ class Model:
             given = f"{noise.dtype} {tuple(noise.shape)}" if torch.is_tensor(noise) else type(noise).__name__
             raise InputError(f"noise: got {given}, expected a floating-point tensor (n, *event).")
         expected = (
-            "expected fewstep.DiffusionModel(denoiser, schedule), or a function labels -> DiffusionModel with "
-            "labels=(n, ...)."
+            "expected fewstep.DiffusionModel(denoiser, schedule), or a function labels -> DiffusionModel "
+            "with labels=(n, ...)."
         )
         if isinstance(problem, DiffusionModel):
             if labels is not None:

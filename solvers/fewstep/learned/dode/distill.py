@@ -33,7 +33,7 @@ class DODEReport:
     """How a fit went.
 
     Attributes:
-        r2: per row, the share of the squared distance to the teacher that the fit removed on its start states.
+        r2: per row, the share of the squared distance to the teacher that the fit removed.
         kept: per row, whether the fit also helped on the held-out start states; else kappa is 0 there.
         base_rmse, student_rmse: distance to the teacher's final state on the held-out start states.
         fallback: why the table is the base's, else "".
@@ -60,10 +60,10 @@ def distill_dode(
     training: TrainingOptions | None = None, seed: int = 0, progress: bool = False,
     notes: dict[str, Any] | None = None,
 ) -> tuple[Plan, DODEReport]:  # fmt: skip
-    r"""Fit a few numbers per row to the plan of a deterministic solver, by least squares and without training.
+    r"""Fit a few numbers per row of a deterministic solver's plan, by least squares and without training.
 
-    The newest evaluation $d_i$ becomes $d_i + \sum_j \kappa_{ij} (d_i - d_{i-j})$ (arXiv 2309.16421, equation 9,
-    where there is one term). Takes seconds; needs a teacher that is much finer than the plan.
+    The newest evaluation $d_i$ becomes $d_i + \sum_j \kappa_{ij} (d_i - d_{i-j})$ (arXiv 2309.16421, with one
+    term). Takes seconds; needs a teacher that is much finer than the plan.
 
     Args:
         problem: the model; with `labels` a function `labels -> DiffusionModel` whose denoiser holds one label
@@ -81,8 +81,8 @@ def distill_dode(
         batch: samples per network call; results do not depend on it. By default a quarter of the start states
             and at most 256. Under torch.distributed each process takes its share of the batches, and all
             return the same table.
-        refine: `"global"` continues from the greedy table by gradient descent on the error of the final state,
-            through all rows. Its memory is the graph of all evaluations of a minibatch.
+        refine: `"global"` continues from the greedy table by gradient descent on the error of the final
+            state, through all rows. Its memory is the graph of all evaluations of a minibatch.
         learn_grid: with refine, train the levels, the levels passed to the network, and all history weights
             together. Thousands of iterations and a learning rate of 0.03 pay off here.
         training: of refine; by default 600 iterations, batch_size 512, learning_rate 0.01.
@@ -94,8 +94,8 @@ def distill_dode(
         the table, a `Plan` with `fit`, and a report.
 
     Raises:
-        InputError: too few start states, labels that do not belong to them, a base that draws noise, a teacher
-            with several evaluations per step, an unknown word, or notes that JSON cannot hold.
+        InputError: too few start states, labels that do not belong to them, a base that draws noise, a
+            teacher with several evaluations per step, an unknown word, or notes that JSON cannot hold.
     """
     began = time.perf_counter()
     if refine not in (None, "global") or (refine is None and (learn_grid or training is not None)):
@@ -118,8 +118,8 @@ def distill_dode(
         words = json.loads(json.dumps(words | dict({} if notes is None else notes)))
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise InputError(
-            f"notes: got {_validation.describe(notes)}, which JSON cannot hold ({error}); expected a dictionary "
-            "of plain values."
+            f"notes: got {_validation.describe(notes)}, which JSON cannot hold ({error}); expected a "
+            "dictionary of plain values."
         ) from error
     found = greedy(work, plan, fine, terms, guard, progress)
     if refine:
@@ -159,7 +159,12 @@ def base_plan(schedule: Schedule, base: DiffusionSolver, **grid: Any) -> Plan:
 def facts(plan: Plan, noise: Tensor) -> dict[str, Any]:
     """The notes on the grid and the start states."""
     ends = [float(plan.sigmas[0]), float(plan.sigmas[-1])]
-    return {"evaluations": plan.nfe, "intervals": len(plan.sigmas) - 1, "sigma": ends, "start states": len(noise)}
+    return {
+        "evaluations": plan.nfe,
+        "intervals": len(plan.sigmas) - 1,
+        "sigma": ends,
+        "start states": len(noise),
+    }
 
 
 def why(student: float, base: float) -> str:

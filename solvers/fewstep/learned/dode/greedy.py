@@ -2,8 +2,8 @@
 
 Row i of a plan ends in an outcome, the input of row i + 1 or the final state. With the newest evaluation
 d_i replaced by d_i + sum_j kappa_j (d_i - d_{i-j}) the outcome moves by sum_j kappa_j g_j, where
-g_j = w (d_i - d_{i-j}) and w is the weight of d_i in it. Least squares against the teacher's state at the same
-level, over samples and elements, has the normal equations <g_a, g_b> kappa_b = <g_a, r>.
+g_j = w (d_i - d_{i-j}) and w is the weight of d_i in it. Least squares against the teacher's state at the
+same level, over samples and elements, has the normal equations <g_a, g_b> kappa_b = <g_a, r>.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from ..._distributed import sum_over_processes
+from ..._progress import progress as progress_bar
 from ...errors import InputError
 from ...executor import Evaluate, State, stage, update
 from ...plan import Plan
 from .correction import corrected, outcome_weights
 from .teacher import Teacher, Work, lookback, rmse
 
-CUT = 1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
+CUT = (
+    1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,6 @@ class _Batch:
 @torch.no_grad()
 def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, progress: bool) -> Candidate:
     """Fit row after row, each at the states that the fitted rows before it lead to."""
-    from tqdm import trange
-
     kappa = torch.zeros(base.nfe, terms, dtype=torch.float64)
     plan, weights, held_after = corrected(base, kappa), outcome_weights(base).tolist(), lookback(base, terms)
     fitted, held = ([
@@ -60,8 +61,7 @@ def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, pr
         for index in work.share(which)
     ] for which in (work.kept, work.held))  # fmt: skip
     r2, kept = [0.0] * plan.nfe, [False] * plan.nfe
-    # disable=None: a bar on a terminal only
-    for i in trange(plan.nfe, desc="fit", disable=None if progress else True, leave=False):
+    for i in progress_bar(range(plan.nfe), "row", show=progress):
         products, test = (_products(group, plan, i, min(terms, i), weights[i]) for group in (fitted, held))
         if not math.isfinite(rest := float(products[-1, -1])):
             raise InputError("problem: its model gives values that are not finite for these start states.")

@@ -36,17 +36,17 @@ class KappaTable(nn.Module):
 class GridTable(nn.Module):
     """A plan as a function of its levels and of all its history weights, whose rows sum to one.
 
-    The levels are a cumulative sum of a softmax in log sigma; the first and the last level are fixed. The level
-    passed to the network may differ from that of the state (as in LD3, arXiv 2405.15506), within the range of
-    the schedule.
+    The levels are a cumulative sum of a softmax in log sigma; the first and the last level are fixed. The
+    level passed to the network may differ from that of the state (as in LD3, arXiv 2405.15506), within the
+    range of the schedule.
     """
 
     def __init__(self, base: Plan, smallest: float) -> None:
         super().__init__()
         if not is_plain(base):
             raise InputError(
-                f"learn_grid: got {base.name!r}, expected a base of one evaluation per step made at its state, "
-                "such as DDIM() or DPMSolverPP(2)."
+                f"learn_grid: got {base.name!r}, expected a base of one evaluation per step made at its "
+                "state, such as DDIM() or DPMSolverPP(2)."
             )
         self.base = base
         self.smallest = smallest
@@ -79,8 +79,8 @@ class GridTable(nn.Module):
         weights = torch.cat([1 - older.sum(1, keepdim=True), older], 1)
         scale = sigmas[1:] / sigmas[:-1] if base.prediction == "data" else torch.ones_like(sigma)
         return replace(
-            base, sigmas=sigmas, sigma=sigma, update_x=scale, update_eval=weights * self._scale(sigmas)[:, None],
-            stage_x=torch.ones_like(base.stage_x), stage_eval=base.sigma.new_zeros(weights.shape),
+            base, sigmas=sigmas, sigma=sigma, update_x=scale,
+            update_eval=weights * self._scale(sigmas)[:, None], stage_eval=torch.zeros_like(weights),
         )  # fmt: skip
 
 
@@ -93,7 +93,9 @@ def refine_plan(
     Gradients go through all rows, so a minibatch takes the memory of `nfe` evaluations with their graphs.
     """
     kept = work.kept
-    table = GridTable(start.plan, work.model.schedule.sigma_min) if learn_grid else KappaTable(base, start.kappa)
+    table = (
+        GridTable(start.plan, work.model.schedule.sigma_min) if learn_grid else KappaTable(base, start.kappa)
+    )
     ends = _ends(work, teacher)
 
     def loss(batch: Minibatch) -> Tensor:
@@ -124,7 +126,9 @@ def refine_plan(
         refined = table.plan()
     after = rmse(work, refined, work.held, teacher)
     if not after < start.student_rmse:
-        how = f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
+        how = (
+            f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
+        )
         return replace(start, how=how)
     kappa = torch.full_like(start.kappa, float("nan")) if learn_grid else table.kappa.detach()
     how = "grid and weights" if learn_grid else "global"

@@ -52,8 +52,8 @@ def regrid(
 ) -> tuple[Plan, GridReport]:  # fmt: skip
     """A D-ODE table interpolated to another grid of its base solver, or the base where that is no better.
 
-    kappa_ij is interpolated over log sigma, after division by h_i / (lambda_i - lambda_{i-j}). For Adams weights
-    the quotient is smooth in sigma on every grid (1/2 for DPM-Solver++(2M)); on logSNR grids it is
+    kappa_ij is interpolated over log sigma, after division by h_i / (lambda_i - lambda_{i-j}). For Adams
+    weights the quotient is smooth in sigma on every grid (1/2 for DPM-Solver++(2M)); on logSNR grids it is
     proportional to kappa. Stages within a step are interpolated one by one, and so is the row that ends at 0.
 
     Args:
@@ -105,8 +105,8 @@ def _checked(table: Plan, model: Model, base: DiffusionSolver) -> tuple[Fit, Pla
     fit = table.fit if isinstance(table, Plan) else None
     if fit is None or fit.kappa is None or bool(fit.kappa.isnan().any()):
         raise InputError(
-            f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result of "
-            "fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
+            f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result "
+            "of fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
         )
     plan = base.plan(table.sigmas, model.schedule)
     if f"DODE({plan.name})" != table.name or plan.nfe != table.nfe:

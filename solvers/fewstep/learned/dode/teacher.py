@@ -123,7 +123,7 @@ class Teacher:
         levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
         nodes = levels[:1]
         self.stops: list[int] = [0] * base.nfe
-        misaligned = isinstance(solver, Misaligned)
+        misaligned = isinstance(solver, MisalignedTeacher)
         for k in sorted(range(1, len(levels)), key=lambda k: -levels[k]):
             start, end = nodes[-1], levels[k]
             first = len(nodes)
@@ -134,8 +134,8 @@ class Teacher:
         self.plan: Plan = solver.plan(torch.tensor(nodes, dtype=torch.float64), schedule)
         if not is_plain(self.plan) or self.plan.levy:
             raise InputError(
-                f"teacher: got {self.plan.name!r}, expected a deterministic solver of one evaluation per step "
-                "made at its state, such as DDIM() or DPMSolverPP(2)."
+                f"teacher: got {self.plan.name!r}, expected a deterministic solver of one evaluation per "
+                "step made at its state, such as DDIM() or DPMSolverPP(2)."
             )
         self.lookback: list[int] = lookback(self.plan)
 
@@ -156,7 +156,7 @@ class Teacher:
             yield x
 
 
-class Misaligned(DiffusionSolver):
+class MisalignedTeacher(DiffusionSolver):
     """A teacher whose targets are those of the authors' code: up to one student step too noisy.
 
     That code compares states at equal indices of two grids, not at equal levels. For reproduction only.
