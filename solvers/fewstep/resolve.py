@@ -66,7 +66,7 @@ def resolve(
         if steps is None or schedule is None:
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
-    sigmas = check_sigmas(sigmas, repeat=getattr(solver, "form", "") == "diffusers")
+    sigmas = check_sigmas(sigmas, repeat=solver.repeats_levels)
     made = solver.plan(sigmas, schedule)
     return made, made
 
