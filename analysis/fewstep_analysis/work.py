@@ -81,7 +81,7 @@ def work_precision(
     spacings: Sequence[str] = ..., samples: int = ..., seed: int = ..., diffusers: bool = ...,
 ) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
-    """Error against work: `sde_work_precision` for an SDE, `sampler_work.work_precision` for a diffusion problem.
+    """Error against work: `sde_work_precision` of SDE solvers or `sampler_work.work_precision` of samplers.
 
     Args:
         problem: a problem of `problems` or `diffusion_problems`, or its name.
@@ -149,9 +149,7 @@ def sde_work_precision(
         series = [_own(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
         series += peers(e, problem) if peers else []
         errors = _errors(e, series)
-        seconds = [
-            [_seconds(one.run, n, repeats) for n in levels] for one in progress(series, "solver")
-        ]
+        seconds = [[_seconds(one.run, n, repeats) for n in levels] for one in progress(series, "solver")]
     data = {
         "problem": problem.name, "levels": levels, "paths": paths, "t1": problem.t1,
         "truth": truth if isinstance(truth, str) else type(truth).__name__,
