@@ -19,7 +19,6 @@ from torch import Tensor
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...fingerprint import same_words
-from ...learned.dode.student import DODE
 from ...learned.sigdeg.student import SigSampler
 from ...plan import Plan
 from ...samplers.ddim import DDIM
@@ -37,7 +36,7 @@ from .walk import Walk
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
-Learned: tuple[type[Plan | DODE | SigSampler], ...] = (Plan, DODE, SigSampler)
+Learned: tuple[type[Plan | SigSampler], ...] = (Plan, SigSampler)
 # what a configuration says of its own solver
 OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
 FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
@@ -122,7 +121,7 @@ def check_words(words: Mapping[str, Any], config: Mapping[str, Any], solver: Any
             warn(f"{said} {name}, which the solver stands for, has no such option.", stacklevel=4)
 
 
-def table_of(solver: Plan | DODE | SigSampler) -> Plan:
+def table_of(solver: Plan | SigSampler) -> Plan:
     return solver if isinstance(solver, Plan) else solver.plan
 
 
@@ -184,9 +183,9 @@ def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
             f"{count}, or fit a table for another number."
         )
     schedule = repr(process.schedule)
-    if isinstance(solver, DODE) and not same_words(solver.fitted_to.schedule, schedule):
+    if plan.fit and not same_words(plan.fit.fingerprint.schedule, schedule):
         raise InputError(
-            f"solver: {plan.name} was fitted to {solver.fitted_to.schedule}, and the configuration says "
+            f"solver: {plan.name} was fitted to {plan.fit.fingerprint.schedule}, and the configuration says "
             f"{schedule}. Fit a table for this pipeline."
         )
     labels = process.label(plan.sigmas[:-1])
@@ -195,10 +194,11 @@ def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
 
 def check_event(solver: Any, sample: Tensor) -> None:
     """Refuse samples of another shape than a table was fitted to; the network itself is not asked here."""
-    if isinstance(solver, DODE) and tuple(sample.shape[1:]) != tuple(solver.fitted_to.event):
+    fit = getattr(solver, "fit", None)
+    if fit and tuple(sample.shape[1:]) != fit.fingerprint.event:
         raise InputError(
-            f"sample: got {tuple(sample.shape)}, and {solver.plan.name} was fitted to "
-            f"{solver.fitted_to.event}. Fit a table for this pipeline."
+            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. "
+            "Fit a table for this pipeline."
         )
 
 

@@ -12,6 +12,7 @@ from ...denoiser import Converted, PostprocessedDenoiser
 from ...errors import InputError
 from ...learned.dode.distill import DODEReport
 from ...learned.dode.distill import distill_dode as fit_dode
+from ...learned.training import TrainingOptions
 from ...problem import DiffusionModel
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...schedule import EDM
@@ -117,16 +118,15 @@ def distill_dode(
     negative: Condition | None = None, guidance_scale: float = 1.0, steps: int | None = None,
     sigmas: Tensor | None = None, spacing: str | None = None, final: str | None = None,
     terms: int | None = None, teacher: DiffusionSolver | None = None, teacher_substeps: int | None = None,
-    alignment: str | None = None, guard: bool | None = None, refine: str | None = None,
-    iterations: int | None = None, rate: float | None = None, minibatch: int | None = None,
-    learn_grid: bool | None = None, progress: bool | None = None, note: dict[str, Any] | None = None,
+    guard: bool | None = None, refine: str | None = None, learn_grid: bool | None = None,
+    training: TrainingOptions | None = None, progress: bool | None = None, notes: dict[str, Any] | None = None,
 ) -> tuple[FewStepScheduler, DODEReport]:  # fmt: skip
     """Fit a table to a pipeline, ready to be its scheduler.
 
     `pipe.scheduler, report = distill_dode(pipe, fewstep.DDIM(), steps=8)`
 
     Args:
-        base: as of `fewstep.distill_dode`, and so are steps to note; None for what they are by default there.
+        base: as of `fewstep.distill_dode`, and so are steps to notes; None for what they are by default there.
         samples: start states, one in eight held out (the report's distances are theirs, who also choose what
             is kept: of few states they flatter); seed: of these.
         shape: of one state, by default what the network's configuration says.
@@ -137,9 +137,8 @@ def distill_dode(
     """
     options: dict[str, Any] = {
         "steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final, "terms": terms,
-        "teacher": teacher, "teacher_substeps": teacher_substeps, "alignment": alignment, "guard": guard,
-        "refine": refine, "iterations": iterations, "rate": rate, "minibatch": minibatch,
-        "learn_grid": learn_grid, "progress": progress, "note": note,
+        "teacher": teacher, "teacher_substeps": teacher_substeps, "guard": guard, "refine": refine,
+        "learn_grid": learn_grid, "training": training, "progress": progress, "notes": notes,
     }  # fmt: skip
     options = {name: value for name, value in options.items() if value is not None}
     problem = denoising(pipe, condition, negative, guidance_scale)
