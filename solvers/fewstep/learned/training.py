@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,10 @@ from .._progress import progress as progress_bar
 from .._serialization import DAMAGE, atomic_write, read
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
-from ..grid import MOST
+from ..solver import Solver
 
 HELD_OUT = 8  # one trajectory in eight is not trained on
+LEAST = 16  # trajectories: two are held out
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-2"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state
@@ -33,17 +34,18 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a network is trained. None stands for the default of the method that gets the options.
+    """How a network is trained. None stands for the default of the function that gets the options.
 
     Args:
         iterations: number of optimiser steps.
         batch_size: samples per iteration, over all processes together.
         learning_rate: the largest one, reached after a linear warm-up; it then falls to zero as a cosine.
         ema_decay: the largest decay of the moving average of the weights, which is the result; in [0, 1).
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; by default 0.
         early_stopping_patience: number of held-out evaluations in a row without an improvement after which
-            training stops; the result is then the average at the best one. 0 never stops.
-        checkpoint_every: iterations between checkpoints, and between held-out evaluations.
+            training stops; the result is then the average at the best one. 0, the default, never stops.
+        checkpoint_every: iterations between checkpoints, and between held-out evaluations; by default 250.
+        autocast: compute the loss in bfloat16 where torch's autocast does; by default False.
 
     Raises:
         InputError: a value out of its range.
@@ -53,55 +55,54 @@ class TrainingOptions:
     batch_size: int | None = None
     learning_rate: float | None = None
     ema_decay: float | None = None
-    weight_decay: float = 0.0
-    early_stopping_patience: int = 0
-    checkpoint_every: int = 250
+    weight_decay: float | None = None
+    early_stopping_patience: int | None = None
+    checkpoint_every: int | None = None
+    autocast: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("batch_size", 1), ("checkpoint_every", 1),
-                            ("early_stopping_patience", 0)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None or name not in UNSET:
-                _validation.check_int(name, value, least)
+        _check_range(self, iterations=1, batch_size=1, early_stopping_patience=0, checkpoint_every=1)
         for name, high in (("learning_rate", math.inf), ("weight_decay", math.inf), ("ema_decay", 1.0)):
-            value = getattr(self, name)
-            if value is not None or name not in UNSET:
-                expected = f"a number of at least 0, below {high:g}"
-                if _validation.check_float(name, value, 0, expected=expected) >= high:
-                    raise InputError(f"{name}: got {value!r}, expected {expected}.")
-
-    def or_else(self, defaults: TrainingOptions) -> TrainingOptions:
-        """These options, with those of `defaults` in place of None."""
-        missing = {f.name for f in fields(self) if getattr(self, f.name) is None}
-        return replace(self, **{name: getattr(defaults, name) for name in missing})
-
-
-UNSET = ("iterations", "batch_size", "learning_rate", "ema_decay")  # options that may be None
-DEFAULTS = TrainingOptions(iterations=2500, batch_size=256, learning_rate=1e-3, ema_decay=0.99)
+            value, expected = getattr(self, name), f"a number of at least 0, below {high:g}"
+            if value is not None and _validation.check_float(name, value, 0, expected=expected) >= high:
+                raise InputError(f"{name}: got {value!r}, expected {expected}.")
 
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """What a teacher's data are made of. None stands for the default of the method that gets the options.
+    """How a teacher's data are made. None stands for the default of the function that gets the options.
 
     Args:
-        solver: the teacher's own solver, with fine steps.
+        solver: the solver that the teacher runs.
         substeps: its steps per step of the student.
-        trajectories: how many trajectories (or, for SFDDM, samples) to make.
+        trajectories: number of trajectories; for SFDDM without data, of samples.
 
     Raises:
         InputError: a number out of its range.
     """
 
-    solver: Any = None
+    solver: Solver | None = None
     substeps: int | None = None
     trajectories: int | None = None
 
     def __post_init__(self) -> None:
-        if self.substeps is not None:
-            _validation.check_int("substeps", self.substeps, 1, MOST)
-        if self.trajectories is not None:
-            _validation.check_int("trajectories", self.trajectories)
+        _check_range(self, substeps=1, trajectories=1)
+
+
+def _check_range(options: Any, **least: int) -> None:
+    for name, low in least.items():
+        if getattr(options, name) is not None:
+            _validation.check_int(name, getattr(options, name), low)
+
+
+def merged(options: O, defaults: O) -> Any:
+    """The options, with those of `defaults` in place of None."""
+    given = {f.name: getattr(options, f.name) for f in fields(options)}  # type: ignore[arg-type]
+    return replace(defaults, **{k: v for k, v in given.items() if v is not None})  # type: ignore[type-var]
+
+
+O = TypeVar("O", TrainingOptions, TeacherOptions)
+DEFAULTS = TrainingOptions(2500, 256, 1e-3, 0.99, 0.0, 0, 250, False)
 
 
 @dataclass(frozen=True)
@@ -192,15 +193,9 @@ def fit(
     Returns:
         the loss averaged over tenths of the run, and (iteration, held-out distance) pairs.
     """
-    options = options.or_else(DEFAULTS)
-    assert options.iterations is not None
-    assert options.batch_size is not None
-    iterations, patience, every = (
-        options.iterations,
-        options.early_stopping_patience,
-        options.checkpoint_every,
-    )
-    run = _Run(network, options, asdict(options) | {"seed": seed, "count": count} | (metadata or {}))
+    o = merged(options, DEFAULTS)
+    iterations, patience = o.iterations, o.early_stopping_patience
+    run = _Run(network, o, asdict(o) | {"seed": seed, "count": count} | (metadata or {}))
     run.resume(checkpoint)
     rank, world = rank_and_world()
     key, own = key_of(seed), key_of(seed + (1 + rank) * APART)
@@ -211,12 +206,12 @@ def fit(
         if 0 < patience <= run.stale:
             break
         common, generator = (torch.Generator().manual_seed(node_seed(k, i)) for k in (key, own))
-        index = torch.randint(count, (options.batch_size,), generator=common)
+        index = torch.randint(count, (o.batch_size,), generator=common)
         mine = index[part()] if split else index
         with seeded_everywhere(node_seed(own, i), run.device):
             value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
         run.step(value)
-        if run.done % every == 0 or run.done == iterations:
+        if run.done % o.checkpoint_every == 0 or run.done == iterations:
             run.check_finite()
             if judged is not None:
                 run.evaluate(judged)
@@ -226,10 +221,31 @@ def fit(
     return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.held_out
 
 
+class Task(Protocol):
+    """What a student is trained on: the arguments of `fit` that depend on the method."""
+
+    def loss(self, batch: Minibatch) -> Tensor: ...
+    def held_out_loss(self) -> float: ...
+    def metadata(self) -> dict[str, Any]: ...
+
+
+def train(
+    task: Task, network: nn.Module, count: int, options: TrainingOptions, *, seed: int, progress: bool,
+    folder: str | Path | None, name: str,
+) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
+    """Fit a student's network to its task, with a checkpoint `name` in the folder, and freeze it."""
+    out = fit(
+        network, task.loss, count, options, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
+        checkpoint=None if folder is None else Path(folder) / f"{name}.training", metadata=task.metadata(),
+    )  # fmt: skip
+    network.eval().requires_grad_(False)  # training it further needs requires_grad_(True)
+    return out
+
+
 class _Run:
     """Network, averaged weights, optimiser and history of a training: all that a checkpoint holds."""
 
-    def __init__(self, network: nn.Module, options: TrainingOptions, metadata: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, options: Any, metadata: dict[str, Any]) -> None:
         trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
         if not trained:
             raise InputError(
@@ -254,14 +270,13 @@ class _Run:
 
     def _set_optimiser(self) -> None:
         """An optimiser and a schedule that stand after the iterations done."""
-        rate, iterations, done = self.options.learning_rate, self.options.iterations, self.done
-        assert rate is not None
-        assert iterations is not None
-        group = {"params": list(self.parameters.values()), "initial_lr": rate}
-        decay = self.options.weight_decay
-        self.optimiser: torch.optim.AdamW = torch.optim.AdamW([group], rate, (0.9, 0.99), weight_decay=decay)
+        o, done = self.options, len(self.history)
+        group = {"params": list(self.parameters.values()), "initial_lr": o.learning_rate}
+        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
+            [group], o.learning_rate, (0.9, 0.99), weight_decay=o.weight_decay
+        )
         self.schedule: LambdaLR = LambdaLR(
-            self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=done - 1
+            self.optimiser, lambda i: warmup_cosine(i, o.iterations), last_epoch=done - 1
         )
 
     @property
@@ -276,7 +291,8 @@ class _Run:
         found: tuple[Tensor | None, ...]
         if len(batch.index):
             with torch.enable_grad():
-                value = loss(batch)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
+                    value = loss(batch)
                 # of these parameters only: a user's denoiser may have parameters of its own
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
         else:  # more processes than samples
@@ -298,7 +314,6 @@ class _Run:
         self.optimiser.step()
         self.schedule.step()
         # a small decay at first, so that the initial weights are soon forgotten
-        assert self.options.ema_decay is not None
         decay = min(self.options.ema_decay, (self.done + 1) / (self.done + 10))
         get_ema_multi_avg_fn(decay)(list(self.average.values()), parameters, self.done)  # type: ignore[no-untyped-call]
         self.history.append(value)
@@ -306,11 +321,12 @@ class _Run:
     def evaluate(self, held_out_loss: Callable[[], float]) -> None:
         """Call the held-out distance at the averaged weights, and keep them if it is the smallest so far."""
         now = {k: p.detach().clone() for k, p in self.parameters.items()}
-        training = self.network.training
+        modes = [(m, m.training) for m in self.network.modules()]
         self.set_weights(self.average)
         self.network.eval()
         value = float(from_first(torch.tensor(held_out_loss(), dtype=torch.float64)))
-        self.network.train(training)
+        for module, training in modes:  # not all are in the same mode
+            module.training = training
         self.set_weights(now)
         better = value < min((v for _, v in self.held_out if v == v), default=math.inf)
         self.stale = 0 if better else self.stale + 1
