@@ -23,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep._distributed import is_first
+from fewstep._progress import progress
 from fewstep.errors import one_of
 from fewstep_analysis.figures import canvas, colour, image_rows, write
-from fewstep_analysis.parallel import is_first, processes, progress
+from fewstep_analysis.parallel import processes
 from fewstep_analysis.records import Record
 
 __all__ = [

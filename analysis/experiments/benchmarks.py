@@ -1,8 +1,8 @@
 """Every ratio to a peer that the pages publish: torchsde, diffusers, diffrax, k-diffusion, where installed.
 
 Runs `brownian_speed`, `sampler_overhead` and `work_precision`, reads their records, and then times the two
-drop-in interfaces next to what they replace. A ratio is the peer's time (or error) over this library's, for the
-same work in the same run: above 1 this library is faster (or closer to the exact solution).
+drop-in interfaces next to what they replace. A ratio is the peer's time (or error) over this library's, for
+the same work in the same run: above 1 this library is faster (or closer to the exact solution).
 """
 
 from __future__ import annotations
@@ -107,8 +107,11 @@ def solves(record: Record) -> list[Row]:
     for s in record.data["series"]:
         if s["package"] != "fewstep":
             twin = own[TWINS[s["name"]]]
-            rows.append(row("solve", f"{twin['name']}, {steps} steps, additive noise", f"{s['package']} {s['name']}",
-                            1e3 * twin["seconds"][-1], 1e3 * s["seconds"][-1], "ms"))  # fmt: skip
+            what, ms = (
+                f"{twin['name']}, {steps} steps, additive noise",
+                [1e3 * x["seconds"][-1] for x in (twin, s)],
+            )
+            rows.append(row("solve", what, f"{s['package']} {s['name']}", *ms, "ms"))
     return rows
 
 
@@ -150,7 +153,7 @@ class GeometricBrownianMotion(torch.nn.Module):
 
 
 def drop_in_sdeint(rounds: int, seed: int) -> list[Row]:
-    """`sdeint` on an SDE object of torchsde: this library's with its path; torchsde's, whose path knows dt."""
+    """`sdeint` on an SDE object of torchsde: this library's with its path, torchsde's with dt as a hint."""
     sde, y0, ts, h = GeometricBrownianMotion(), torch.ones(4096, 16), torch.tensor([0.0, 1.0]), 2.0**-8
     rows = []
     for method, area in SDE_METHODS.items():

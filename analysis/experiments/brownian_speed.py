@@ -1,7 +1,7 @@
 """The cost of Brownian increments, as ratios to a bare torch loop of the same run.
 
-The batch is 4096 x 16 in float32, 256 steps, one thread. All series take turns and the fastest turn of each is
-kept, so other work on the machine affects all of them alike.
+The batch is 4096 x 16 in float32, 256 steps, one thread. All series take turns and the fastest turn of each
+is kept, so other work on the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def series(shape: tuple[int, ...], seed: int) -> dict[str, Callable[[], None]]:
 
     def torchsde_queries(levy: str, hint: bool) -> Iterator[object]:
         """BrownianInterval asked for each step in turn; `dt` is its hint for the tree."""
-        bm = torchsde.BrownianInterval(0.0, 1.0, size=shape, dtype=float32, entropy=seed,
-                                       levy_area_approximation=levy, dt=1 / STEPS if hint else None)  # fmt: skip
+        options = {"levy_area_approximation": levy, "dt": 1 / STEPS if hint else None}
+        bm = torchsde.BrownianInterval(0.0, 1.0, size=shape, dtype=float32, entropy=seed, **options)
         for k in range(STEPS):
             yield bm(k / STEPS, (k + 1) / STEPS, return_U=levy != "none")
 
@@ -234,10 +234,10 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     access = ", ".join(f"{r['ms']:.1f} ms at $2^{{{r['log2_steps']}}}$" for r in data["random_access"])
     note = (
         f"torchsde {data['torchsde']}, diffrax {data['diffrax']}; jax and diffrax are compared with the bare "
-        f"scan of jax. A walk over {memory['steps']} steps of a batch of {memory['batch_bytes'] / 1024:.0f} KiB "
-        f"added {memory['grown_bytes'] / 2**20:.0f} MiB, 8 of them the grid's; its increments together would "
-        f"take {memory['all_increments_bytes'] / 2**30:.0f} GiB. One random query, without the cache: {access} "
-        "steps."
+        f"scan of jax. A walk over {memory['steps']} steps of a batch of {memory['batch_bytes'] / 1024:.0f} "
+        f"KiB added {memory['grown_bytes'] / 2**20:.0f} MiB, 8 of them the grid's; its increments together "
+        f"would take {memory['all_increments_bytes'] / 2**30:.0f} GiB. One random query, without the cache: "
+        f"{access} steps."
     )
     head = ["series", "time to bare loop", "target", "time to the normals alone"]
     return {NAME: f"{table(head, rows)}\n\n{note}"}

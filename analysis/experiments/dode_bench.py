@@ -1,4 +1,4 @@
-"""Shared by the D-ODE experiments: models, bases, ways of fitting, and a bench that judges them on held-out noise."""
+"""Shared by the D-ODE experiments: bases, ways of fitting, and a bench that judges them on held-out noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from base import F64, Row, table
-from fewstep_analysis import diffusion_problems, teachers
-from memory import PeakMemory
+from base import Row, table
+from fewstep_analysis.distillation import Task
+from fewstep_analysis.sampler_work import SOLVERS as NAMED
 from fewstep_analysis.sampler_work import plan_of
+from memory import PeakMemory
 
 UNTRAINED, GREEDY, TERMS, GLOBAL, GRID = (
     "untrained", "greedy, 1 term", "greedy, 3 terms", "global, 3 terms", "grid and weights",
@@ -26,13 +27,7 @@ STYLES = {
 }  # fmt: skip
 BEST = "best untrained"
 SPACINGS = ("logsnr", "karras", "uniform")
-SOLVERS: dict[str, fs.DiffusionSolver] = {
-    "DDIM": fs.DDIM(), "PNDM(plms)": fs.PNDM("plms"), "IPNDM(2)": fs.IPNDM(2), "IPNDM(3)": fs.IPNDM(3),
-    "IPNDM(4)": fs.IPNDM(4), "DPMSolver(1)": fs.DPMSolver(1), "DPMSolver(2)": fs.DPMSolver(2),
-    "DPMSolver(3)": fs.DPMSolver(3), "DPMSolver(2M)": fs.DPMSolver(2, multistep=True),
-    "DPMSolverPP(2)": fs.DPMSolverPP(2), "DPMSolverPP(3)": fs.DPMSolverPP(3), "DEIS(2)": fs.DEIS(2),
-    "DEIS(3)": fs.DEIS(3), "EDMHeun": fs.EDMHeun(), "UniPC(2)": fs.UniPC(2), "UniPC(3)": fs.UniPC(3),
-}  # fmt: skip
+SOLVERS = NAMED | {"DPMSolver(1)": fs.DPMSolver(1), "DPMSolver(2M)": fs.DPMSolver(2, multistep=True)}
 # families of untrained samplers, and the solver whose colour each has in the figures
 PEERS = {
     "DPM-Solver++": ("DPMSolverPP(2)", "DPMSolverPP(3)"), "UniPC": ("UniPC(2)", "UniPC(3)"),
@@ -46,70 +41,15 @@ PEER_SHADES = {
 }
 
 
-@dataclass(frozen=True)
-class Task:
-    """A model to fit samplers to.
-
-    Attributes:
-        problem: a model, or a function of one label per sample that returns it.
-        event: shape of one sample.
-        classes: number of labels, 0 without.
-    """
-
-    problem: fs.DiffusionModel | Callable[[Tensor], fs.DiffusionModel]
-    schedule: Any
-    event: tuple[int, ...]
-    classes: int = 0
-    dtype: torch.dtype = F64
-
-    def noise(self, n: int, seed: int) -> Tensor:
-        """(n, *event) initial states at the schedule's largest noise level."""
-        generator = torch.Generator().manual_seed(seed)
-        first = torch.tensor(self.schedule.sigma_max, dtype=F64)
-        size = float(first * self.schedule.alpha(first))
-        return size * torch.randn((n, *self.event), generator=generator, dtype=self.dtype)
-
-    def labels(self, n: int, seed: int) -> Tensor | None:
-        """(n,) labels in equal shares and random order; None without classes."""
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7))
-        return order % self.classes if self.classes else None
-
-    def at(self, labels: Tensor | None) -> fs.DiffusionModel:
-        """The model with these labels."""
-        return self.problem if isinstance(self.problem, fs.DiffusionModel) else self.problem(labels)
-
-
-def mixture(name: str) -> Task:
-    """A mixture of Gaussians of `diffusion_problems`: "ring" or "smooth"."""
-    found = diffusion_problems.by_name(name)
-    return Task(found.problem, found.schedule, (found.mixture.means.shape[1],))
-
-
-def digits() -> Task:
-    """The shipped denoiser of 8x8 digits."""
-    problem = teachers.digits()
-    return Task(problem, problem.schedule, (1, 8, 8), dtype=torch.float32)
-
-
-def mnist(guidance: float = 1.0) -> Task:
-    """The shipped U-Net of MNIST with one class per sample; without classes it is weak."""
-    net = teachers.mnist_network()
-
-    def problem(labels: Tensor) -> fs.DiffusionModel:
-        return teachers.mnist(labels, guidance, net)
-
-    return Task(problem, teachers.mnist_schedule(), (1, 28, 28), classes=10, dtype=torch.float32)
-
-
 def ways(
-    base: str, trained: Sequence[str], iterations: int, descents: int, start: int = 1, **more: Any
-) -> dict[str, Row]:
+    base: str, trained: Sequence[str], iterations: int, descents: int, start: int = 1,
+    batch_size: int | None = None,
+) -> dict[str, Row]:  # fmt: skip
     """The options of each way of fitting a base; grid and weights start from a fit of `start` terms."""
-    refine = {"terms": 3, "refine": "global", "iterations": descents} | more
-    found: dict[str, Row] = {GREEDY: {}, TERMS: {"terms": 3}, GLOBAL: refine}
-    if base in trained:
-        found[GRID] = refine | {"terms": start, "learn_grid": True, "iterations": iterations, "rate": 0.03}
-    return found
+    weights = {"refine": "global", "training": fs.TrainingOptions(descents, batch_size)}
+    grid = weights | {"learn_grid": True, "training": fs.TrainingOptions(iterations, batch_size, 0.03)}
+    found: dict[str, Row] = {GREEDY: {}, TERMS: {"terms": 3}, GLOBAL: weights | {"terms": 3}}
+    return found | ({GRID: grid | {"terms": start}} if base in trained else {})
 
 
 @dataclass
@@ -157,8 +97,7 @@ class Bench:
 
     def plan(self, name: str, n: int, spacing: str) -> fs.Plan | None:
         """A solver's plan of n evaluations or of the most below it, where there is one."""
-        solver = SOLVERS[name]
-        return plan_of(solver, n, solver.card.evaluations, spacing, self.task.schedule)
+        return plan_of(SOLVERS[name], n, spacing, self.task.schedule)
 
     def fit(self, base: str, n: int, spacing: str = "logsnr", **options: Any) -> Any:
         """The table of `n` evaluations fitted to a base, and its report."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import fewstep as fs
-from base import (
+from base import (  # fmt: skip
     Experiment,
     Job,
     Record,
@@ -26,7 +26,7 @@ from base import (
     ticks,
     write,
 )
-from dode_bench import (
+from dode_bench import (  # fmt: skip
     BEST,
     GREEDY,
     GRID,
@@ -36,12 +36,11 @@ from dode_bench import (
     TERMS,
     UNTRAINED,
     Bench,
-    Task,
     cell,
     gains,
-    mnist,
     peak_bytes,
 )
+from fewstep_analysis.distillation import Task, mnist
 from mnist_judge import Judge
 
 NAME = "dode-mnist"
@@ -107,7 +106,7 @@ def ways(base: str, n: int, iterations: int) -> dict[str, Row]:
     if base != MAIN:
         return {GREEDY: quick}
     rate = 0.03 if n == 5 else 0.008  # at 8 and 10 a learning rate of 0.03 gained nothing
-    grid = {"refine": "global", "learn_grid": True, "iterations": iterations, "rate": rate, "minibatch": 8}
+    grid = {"refine": "global", "learn_grid": True, "training": fs.TrainingOptions(iterations, 8, rate)}
     return {GREEDY: quick, TERMS: quick | {"terms": 3}, GRID: quick | {"terms": 3} | grid}
 
 
@@ -158,7 +157,9 @@ def pictures(bench: Bench, counts: tuple[int, ...]) -> dict[str, torch.Tensor]:
 
 def guided(budget: Budget, seed: int) -> list[Row]:
     """The model with classifier-free guidance, fitted by the closed form alone."""
-    bench = Bench.of(mnist(GUIDANCE), budget.fit, budget.test // 4, seed, budget.reference_steps // 2)
+    bench = Bench.of(
+        mnist(guidance=GUIDANCE), budget.fit, budget.test // 4, seed, budget.reference_steps // 2
+    )
     bench.learned(MAIN, 5, {TERMS: {"terms": 3, "teacher": fs.IPNDM(4), "teacher_substeps": 6}}, SPACING)
     return bench.rows
 
@@ -167,8 +168,8 @@ def cost(task: Task, samples: int) -> Row:
     """Peak memory of a three-step fit, and of sampling the same initial states in the fit's batches."""
     noise, labels = task.noise(samples, 3), task.labels(samples, 3)
     assert labels is not None
-    fitting = peak_bytes(partial(fs.distill_dode, task.problem, fs.DDIM(), noise=noise, labels=labels, steps=3,
-                                 teacher_substeps=2))  # fmt: skip
+    fit = partial(fs.distill_dode, task.problem, fs.DDIM(), steps=3, teacher_substeps=2)
+    fitting = peak_bytes(lambda: fit(noise=noise, labels=labels))
     parts = list(zip(noise.split(samples // 4), labels.split(samples // 4)))
     sampling = peak_bytes(
         lambda: torch.cat([fs.sample(task.at(y), fs.DDIM(), noise=x, steps=3) for x, y in parts])
@@ -192,9 +193,9 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     spent = [" / ".join(f"{found[MAIN, kind, n]['seconds']:.0f}" for n in counts) for kind in (GREEDY, GRID)]
     used = data["cost"]
     note = (
-        f"One number per step took {spent[0]} CPU seconds to fit, grid and weights {spent[1]}. A three-step fit "
-        f"with {used['start_states']} initial states takes {used['fit_bytes'] / 1e6:.1f} MB of tensors, sampling "
-        f"them in the same batches {used['sampling_bytes'] / 1e6:.1f} MB: the activations outweigh the images."
+        f"One number per step took {spent[0]} CPU seconds to fit, grid and weights {spent[1]}. A three-step "
+        f"fit with {used['start_states']} initial states takes {used['fit_bytes'] / 1e6:.1f} MB of tensors, "
+        f"sampling them in the same batches {used['sampling_bytes'] / 1e6:.1f} MB, most of it activations."
     )
     distances = [[name, f"{value:.3f}"] for name, value in data["frechet"].items() if name != "samples"]
     head = ["solver", *map(str, counts)]

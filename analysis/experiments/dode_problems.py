@@ -6,7 +6,6 @@ Errors are distances to the exact ODE, next to those of the best untrained sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from base import (
+from base import (  # fmt: skip
     F64,
     Experiment,
     Job,
@@ -30,7 +29,7 @@ from base import (
     ticks,
     write,
 )
-from dode_bench import (
+from dode_bench import (  # fmt: skip
     BEST,
     GREEDY,
     GRID,
@@ -38,16 +37,15 @@ from dode_bench import (
     STYLES,
     UNTRAINED,
     Bench,
-    Task,
     bases_table,
-    digits,
     gains,
-    mixture,
     peak_bytes,
     ways,
 )
 from fewstep.learned.training import held_out
+from fewstep_analysis.distillation import Task, task
 
+PROBLEMS = ("gaussian", "smooth", "digits")
 BASES = ("DDIM", "DPMSolverPP(2)")
 SHOWN = 5  # evaluations of the pictures
 
@@ -73,7 +71,7 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(dict.fromkeys(("gaussian", "smooth", "digits"), Size(64, 64, 5, 5)), (3, 5), 50, 64),
+    "smoke": Budget(dict.fromkeys(PROBLEMS, Size(64, 64, 5, 5)), (3, 5), 50, 64),
     "paper": Budget(
         {"gaussian": Size(1024, 1024, 1000, 400), "smooth": Size(1024, 1024, 2000, 400),
          "digits": Size(1024, 512, 500, 150)},
@@ -83,7 +81,7 @@ BUDGETS = {
 
 
 def gaussian() -> Task:
-    """64 independent Gaussian modes of variance 0.01 to 1: a linear flow, so kappa has a population optimum."""
+    """64 independent Gaussian modes of variance 0.01 to 1: a linear flow, whose best kappa is known."""
     variance = torch.logspace(-2, 0, 64, dtype=F64)
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
@@ -91,12 +89,7 @@ def gaussian() -> Task:
         return x * v / (v + sigma.to(x) ** 2)
 
     schedule = fs.EDM(0.02, 40.0)
-    return Task(fs.DiffusionModel(denoiser, schedule), schedule, (64,))
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "gaussian": gaussian, "smooth": lambda: mixture("smooth"), "digits": digits
-}  # fmt: skip
+    return Task("gaussian", fs.DiffusionModel(denoiser, schedule), schedule, (64,))
 
 
 def measure(budget: Budget, job: Job) -> dict[str, Record]:
@@ -106,52 +99,52 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
 
 def measure_problem(name: str, budget: Budget, seed: int) -> Record:
     """Untrained families and fitted tables for each number of evaluations."""
-    size, task = budget.sizes[name], TASKS[name]()
-    bench = Bench.of(task, size.fit, size.test, seed, steps=budget.reference_steps)
+    size, model = budget.sizes[name], gaussian() if name == "gaussian" else task(name)
+    bench = Bench.of(model, size.fit, size.test, seed, steps=budget.reference_steps)
     data: Row = {"problem": name, "samples": size.fit, "held_out": size.test, "counts": list(budget.counts)}
     for n in progress(budget.counts, "evaluations"):
         bench.peers(n)
         for base in BASES:
-            kinds = ways(base, BASES[1:], size.grid_iterations, size.kappa_iterations, 3, minibatch=128)
+            kinds = ways(base, BASES[1:], size.grid_iterations, size.kappa_iterations, 3, batch_size=128)
             ends = bench.learned(base, n, kinds)
-        if n == SHOWN and len(task.event) > 1:
+        if n == SHOWN and len(model.event) > 1:
             shown = {f"{base}, {n} evaluations": UNTRAINED, f"one number per step, {n}": GREEDY,
                      f"grid and weights, {n}": GRID}  # fmt: skip
             images = {label: ends[kind][:14] for label, kind in shown.items()}
             data["pictures"] = packed(images | {"the exact ODE": bench.exact[:14]})
     data |= {"rows": bench.rows, "gains": gains(bench.rows, budget.counts)}
     if name == "gaussian":
-        data["population"] = population(task, budget.population)
+        data["population"] = population(model, budget.population)
     if name == "digits":
-        data["cost"] = cost(task, 256)
+        data["cost"] = cost(model, 256)
     return Record(f"dode-{name}", data, seed)
 
 
-def population(task: Task, most: int) -> list[Row]:
+def population(model: Task, most: int) -> list[Row]:
     """The fitted kappa of DDIM at 10 evaluations against the population's, by number of initial states.
 
     On Gaussian data of mean 0 each mode of a state is a number times that of the initial state, so the
     expectations in the normal equations are sums over modes. One initial state per mode gives them exactly,
     among those that are fitted to and among those held out.
     """
-    modes, problem = task.event[0], task.at(None)
+    modes, problem = model.event[0], model.at(None)
 
     def kappa(noise: Tensor) -> Tensor:
-        return fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10, guard=False)[0].kappa[1:]
+        return fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10, guard=False)[0].fit.kappa[1:]
 
-    each, one = torch.zeros(8 * modes, modes, dtype=task.dtype), torch.eye(modes, dtype=task.dtype)
+    each, one = torch.zeros(8 * modes, modes, dtype=model.dtype), torch.eye(modes, dtype=model.dtype)
     for part in held_out(len(each)):
-        each[part] = task.schedule.sigma_max * one.repeat(len(part) // modes, 1)
+        each[part] = model.schedule.sigma_max * one.repeat(len(part) // modes, 1)
     exact, out = kappa(each), []
     for n in (16, 64, 256, 1024, most):
-        gap = (kappa(task.noise(n, 5)) - exact).abs() / exact.abs()
+        gap = (kappa(model.noise(n, 5)) - exact).abs() / exact.abs()
         out.append({"start_states": n, "median": float(gap.median()), "largest": float(gap.max())})
     return out
 
 
-def cost(task: Task, samples: int) -> Row:
+def cost(model: Task, samples: int) -> Row:
     """Seconds and peak memory of a ten-step table's fit, and memory of sampling as many initial states."""
-    noise, problem = task.noise(samples, 3), task.at(None)
+    noise, problem = model.noise(samples, 3), model.at(None)
     start = time.perf_counter()
     fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10)
     seconds = round(time.perf_counter() - start, 2)
@@ -161,8 +154,9 @@ def cost(task: Task, samples: int) -> Row:
         return peak_bytes(lambda: torch.cat(
             [fs.sample(problem, fs.DDIM(), noise=x, steps=10) for x in noise.split(batch)]))  # fmt: skip
 
-    return {"start_states": samples, "seconds": seconds, "threads": torch.get_num_threads(), "fit_bytes": fitting,
-            "sampling_bytes_by_batch": {str(b): sampling(b) for b in (samples // 4, samples)}}  # fmt: skip
+    peaks = {str(batch): sampling(batch) for batch in (samples // 4, samples)}
+    return {"start_states": samples, "seconds": seconds, "threads": torch.get_num_threads(),
+            "fit_bytes": fitting, "sampling_bytes_by_batch": peaks}  # fmt: skip
 
 
 def tables(records: dict[str, Record]) -> dict[str, str]:
@@ -185,8 +179,8 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
         found = records["dode-gaussian"].data["population"]
         gaps = ", ".join(f"{100 * r['median']:.2g} % ({r['start_states']} initial states)" for r in found)
         made["dode-population"] = (
-            f"The fitted $\\kappa$ of DDIM at 10 evaluations lies {gaps} from the population's optimum, in the "
-            "median over rows."
+            f"The fitted $\\kappa$ of DDIM at 10 evaluations lies {gaps} from the population's optimum, in "
+            "the median over rows."
         )
     if "dode-digits" in records:
         spent = records["dode-digits"].data["cost"]
@@ -195,9 +189,9 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
             for b in sorted(spent["sampling_bytes_by_batch"], key=int)
         )
         made["dode-cost"] = (
-            f"For 10 steps on the digits teacher, a small network, with {spent['start_states']} initial states: "
-            f"{spent['seconds']:.1f} s; at most {spent['fit_bytes'] / 1e6:.2f} MB of tensors, where sampling them "
-            f"takes {many:.2f} MB at once and {few:.2f} MB in these batches."
+            f"For 10 steps on the digits teacher, a small network, with {spent['start_states']} initial "
+            f"states: {spent['seconds']:.1f} s; at most {spent['fit_bytes'] / 1e6:.2f} MB of tensors, where "
+            f"sampling them takes {many:.2f} MB at once and {few:.2f} MB in these batches."
         )
     return made
 
@@ -232,7 +226,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
 
 EXPERIMENT = Experiment(
     "dode-problems", __doc__, 10, BUDGETS, measure, tables, draw,
-    records=tuple(f"dode-{name}" for name in TASKS), figures=("dode-problems.svg", "dode-digits.png"),
+    records=tuple(f"dode-{name}" for name in PROBLEMS), figures=("dode-problems.svg", "dode-digits.png"),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from base import Experiment, Job, Record, canvas, curve, progress, ticks, write
-from dode_bench import GRID, STYLES, Bench, bases_table, mixture, ways
+from dode_bench import GRID, STYLES, Bench, bases_table, ways
+from fewstep_analysis.distillation import task
 
 NAME = "dode-ring"
 BASES = (
@@ -37,7 +38,7 @@ BUDGETS = {
 
 def measure(budget: Budget, job: Job) -> dict[str, Record]:
     """Fit on one set of initial states, judge on 2,048 others."""
-    bench = Bench.of(mixture("ring"), budget.samples, HELD_OUT, job.seed, steps=budget.reference_steps)
+    bench = Bench.of(task("ring"), budget.samples, HELD_OUT, job.seed, steps=budget.reference_steps)
     for n in progress(budget.counts, "evaluations"):
         for base in budget.bases:
             bench.learned(base, n, ways(base, TRAINED, budget.grid_iterations, budget.weight_iterations))

@@ -1,11 +1,11 @@
 """The cost of sampling beyond its arithmetic, as ratios to a bare loop of the same run.
 
 The network is eps = 0.1 x_t. The bare loop has the plan's own numbers as Python floats and nothing but `mul`,
-`add` and `add_`: scale the input, take eps, form x0 (or keep eps), combine. It is compared with `fewstep.sample`
-with a ready plan and, where diffusers is installed, with its schedulers and this library's for it. All series
-take turns on one thread; the median of their CPU times is kept, which other work affects least. The C allocator
-keeps its memory, as torch's does on a GPU: otherwise page faults, which strike either loop at random, cost more
-than the arithmetic.
+`add` and `add_`: scale the input, take eps, form x0 (or keep eps), combine. It is compared with
+`fewstep.sample` with a ready plan and, where diffusers is installed, with its schedulers and this library's
+for it. All series take turns on one thread; the median of their CPU times is kept, which other work affects
+least. The C allocator keeps its memory, as torch's does on a GPU: otherwise page faults, which strike either
+loop at random, cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from base import Experiment, Job, Record, Row, canvas, progress, single_threaded, table, write
+from base import Experiment, Job, Record, canvas, progress, single_threaded, table, write
 
 NAME = "sampler-overhead"
 STEPS = (10, 50)

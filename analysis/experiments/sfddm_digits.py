@@ -164,7 +164,7 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
          *([f"{r['evaluations'] / 1e6:.3g}", f"{r['seconds']:.3g}"] if r["evaluations"] else [None, None])]
         for r in data["rows"] if r["steps"] in data["counts"]
     ]  # fmt: skip
-    note = f"Sliced W2 of training digits to held-out ones {data['floor']:.3f}, of the fine ODE's {data['fine']:.3f}."
+    note = f"Sliced W2 to held-out digits: training digits {data['floor']:.3f}, fine ODE {data['fine']:.3f}."
     columns = {
         "one fold's evaluations over halving's": "evaluations", "CPU seconds": "seconds",
         "RMSE": "rmse, over halving", "sliced W2": "sliced_w2, over halving",

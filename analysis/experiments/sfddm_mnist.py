@@ -156,12 +156,11 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     """One row per sampler, and the criteria."""
     data, rows = records[NAME].data, []
     for r in data["rows"]:
-        distances = [f"{r[k]:.2g}" if r.get(k) else None for k in ("rmse", "to_plain", "feature_to_plain")]
-        spent = (
-            [f"{r['evaluations'] / 1e3:.3g}", f"{r['seconds']:.0f}"] if r.get("evaluations") else [None] * 2
-        )
-        rows.append([SHORT["fine"] if r["way"] == "fine" else r["way"], r["steps"] or None, f"{r['frechet']:.3f}",
-                     f"{r['kernel']:.2g}", f"{r['score']:.2f}", f"{r['right']:.1%}", *distances, *spent])  # fmt: skip
+        row = [SHORT["fine"] if r["way"] == "fine" else r["way"], r["steps"] or None, f"{r['frechet']:.3f}"]
+        row += [f"{r['kernel']:.2g}", f"{r['score']:.2f}", f"{r['right']:.1%}"]
+        row += [f"{r[k]:.2g}" if r.get(k) else None for k in ("rmse", "to_plain", "feature_to_plain")]
+        spent = r.get("evaluations")
+        rows.append(row + ([f"{spent / 1e3:.3g}", f"{r['seconds']:.0f}"] if spent else [None, None]))
     head = ["sampler", "steps", "Fréchet", "kernel", "class score", "right class", "RMSE to ODE", "to DDIM",
             "of features", "trained, thousands", "CPU s"]  # fmt: skip
     gains = ", ".join(f"{v:.2f} at {n} steps" for n, v in data["gains"].items())
@@ -176,7 +175,7 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
 
 
 def draw(records: dict[str, Record], folder: Path) -> None:
-    """Fréchet distance against steps and training cost; digits of the same noise, and along an arc of noise."""
+    """Fréchet distance against steps and training cost; digits of the same noise, and of an arc of noise."""
     figure, (left, right) = canvas(9.0, 4.2, ncols=2, sharey=True)
     rows = [r | {"evaluations": r.get("evaluations", 0)} for r in records[NAME].data["rows"]]
     training.draw_ways(left, right, rows, "frechet")

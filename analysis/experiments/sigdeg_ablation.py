@@ -1,7 +1,7 @@
 """Sig-DEG by number of steps, depth of the signature and head, and where its errors accumulate.
 
-On the mixture of `sigdeg_mixture` and on the shipped teacher of 8x8 digits. Each student is judged at every knot
-of its grid: along the teacher's noise, step by step, and as a law on fresh noise.
+On the mixture of `sigdeg_mixture` and on the shipped teacher of 8x8 digits. Each student is judged at every
+knot of its grid: along the teacher's noise, step by step, and as a law on fresh noise.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def measure_students(task: Task, size: Size, seed: int) -> list[Row]:
     for steps, levy, head in progress(kinds, "student"):
         mine = task.coarse(steps)
         student, report = fs.distill_sigdeg(
-            mine.problem, data=mine.train, levy=levy, head=head, iterations=size.iterations, batch=size.batch,
-            rate=size.rate, seed=seed,
+            mine.problem, data=mine.train, levy=levy, head=head, seed=seed,
+            training=fs.TrainingOptions(size.iterations, size.batch, size.rate),
         )  # fmt: skip
         judge(
             mine, student, {"steps": steps, "levy": levy, "head": head, "seconds": report.seconds["training"]}

@@ -1,4 +1,4 @@
-"""A student's features (W, H) made from fine increments: exactly, and by a left Riemann sum. Used by the mixture."""
+"""A student's features (W, H) made from fine increments: exactly, and by a left Riemann sum."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def compare_features(problem: fs.DiffusionModel, student: Any, count: int, seed:
 def features_table(record: Record) -> str:
     """What features made in other ways do to a student's samples."""
     head = ["features from", "fine steps", "correlation of W and H", "expected", "KS distance", "p"]
-    return table(head, [
-        [r["kind"], r["parts"], *(f"{r[k]:.4f}" for k in ("correlation", "expected", "distance")), f"{r['p']:.2g}"]
+    numbers = ("correlation", "expected", "distance")
+    rows = [
+        [r["kind"], r["parts"], *(f"{r[k]:.4f}" for k in numbers), f"{r['p']:.2g}"]
         for r in record.data["features"]["rows"]
-    ])  # fmt: skip
+    ]
+    return table(head, rows)

@@ -134,8 +134,8 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     data = {
         "levels": levels(STEPS).tolist(), "rows": rows, "samples": budget.samples * budget.blocks,
         "floor": distances(reals[: budget.blocks], seed),
-        "floor_two_samples": float((one - other).abs().mean()), "features": {"level": LEVEL, "rows": features},
-        "seconds": "CPU seconds, 8,192 samples", "cpu_seconds": round(time.process_time() - start),
+        "floor_two_samples": float((one - other).abs().mean()),
+        "features": {"level": LEVEL, "rows": features}, "seconds": "CPU seconds, 8,192 samples", "cpu_seconds": round(time.process_time() - start),
     }  # fmt: skip
     return {NAME: Record(NAME, data, seed)}
 
@@ -167,15 +167,8 @@ def distil(
     problem: fs.DiffusionModel, data: Trajectories, levy: str, budget: Budget, seed: int
 ) -> tuple[Any, Row]:
     """One student, and what the record says of its training."""
-    student, report = fs.distill_sigdeg(
-        problem,
-        data=data,
-        seed=seed,
-        batch=budget.batch,
-        iterations=budget.distillation,
-        rate=2e-3,
-        levy=levy,
-    )
+    training = fs.TrainingOptions(budget.distillation, budget.batch, learning_rate=2e-3)
+    student, report = fs.distill_sigdeg(problem, data=data, levy=levy, training=training, seed=seed)
     return student, {
         "levy": levy,
         "seed": seed,

@@ -29,19 +29,20 @@ from base import (
     ticks,
     write,
 )
-from fewstep.learned.sigdeg.sampler_training import along
+from fewstep.learned.sigdeg.distill import along
 from fewstep.learned.training import held_out
 from fewstep.learned.trajectories import Trajectories, make_trajectories
 from fewstep_analysis import teachers
 from mnist_judge import Judge
 
 NAME = "sigdeg-mnist"
-# Nine of the noise levels of ten steps that each take away the same share of the teacher's root mean squared error
-# (0.5 at the largest level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; the other levels of 20 steps
-# lie between them.
+# Nine of the noise levels of ten steps that each take away the same share of the teacher's root mean squared
+# error (0.5 at the largest level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; the other levels
+# of 20 steps lie between them.
 TEN = (9.0, 4.5, 2.8, 1.8, 1.2, 0.8, 0.5, 0.28, 0.1)
-# The levels of a student. The teacher's x0 has an error of 2 at the largest, which a first step down to 9 carries
-# on: half of what ten untrained steps lose. Hence one more level there, and one less where little is decided.
+# The levels of a student. The teacher's x0 has an error of 2 at the largest, which a first step down to 9
+# carries on: half of what ten untrained steps lose. Hence one more level there, and one less where little is
+# decided.
 KEPT = {20: tuple(range(21)), 10: (0, 1, 2, 4, 6, 8, 10, 12, 14, 17, 20), 5: (0, 2, 6, 10, 14, 20)}
 PRECISE = (
     0.1  # below this level the teacher computes in float32, above in bfloat16, which takes half the time
@@ -54,8 +55,8 @@ class Training:
     """Of one student."""
 
     iterations: int
-    batch: int
-    rate: float
+    batch_size: int
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     for n, training in trainings.items():
         start = time.perf_counter()
         students[n], reports[n] = fs.distill_sigdeg(
-            problem, data=data.coarsen(KEPT[n]), network=network, forcing=1.0, autocast=True,
-            iterations=training.iterations, batch=training.batch, rate=training.rate, every=100,
-            folder=job.work, device=job.device, progress=True,
+            problem, data=data.coarsen(KEPT[n]), network=network, forcing=1.0, folder=job.work,
+            device=job.device, progress=True,
+            training=fs.TrainingOptions(**vars(training), checkpoint_every=100, autocast=True),
         )  # fmt: skip
         seconds[f"student of {n}"] = time.perf_counter() - start
         network = fs.SigUNet(**students[10].network.config)  # the students of 20 and 5 start from that of 10

@@ -117,9 +117,10 @@ def measure_case(case: Case, budget: Budget, job: Job) -> Row:
 
 def learned(case: Case, budget: Budget, seed: int) -> tuple[fs.SigStep, fs.Report]:
     """The fitted step of a problem, and the report of its training."""
-    return fs.distill_sigdeg(
-        case.problem.sde, steps=STEPS, y0=case.y0, trajectories=budget.trajectories,
-        iterations=budget.iterations, seed=seed,
+    return fs.distill_sigdeg_step(
+        case.problem.sde, steps=STEPS, y0=case.y0, seed=seed,
+        teacher=fs.TeacherOptions(trajectories=budget.trajectories),
+        training=fs.TrainingOptions(iterations=budget.iterations),
     )  # fmt: skip
 
 

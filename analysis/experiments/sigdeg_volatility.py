@@ -1,4 +1,4 @@
-"""Sig-DEG on rough volatility: a teacher of 200 steps and a student of 10, judged by statistics of their paths.
+"""Sig-DEG on rough volatility: a teacher of 200 steps, a student of 10, judged by statistics of their paths.
 
 Events are paths of rough Bergomi on 32 trading days. After the third experiment of arXiv 2508.16939, whose
 parameters are not available to us: parameter sets, teacher and coding are our own.
@@ -211,9 +211,9 @@ def distil(problem: fs.DiffusionModel, budget: Budget, seed: int) -> tuple[Any, 
     assert isinstance(denoiser, DenoisingMLP)
     network = seeded(seed, lambda: Stepwise(denoiser, 1 + "WHK".index(LEVY), levels[:-1]))
     return fs.distill_sigdeg(
-        problem, event_shape=EVENT, sigmas=levels, teacher_steps=budget.substeps * STEPS, levy=LEVY,
-        network=network, trajectories=budget.trajectories, iterations=budget.distillation, batch=budget.batch,
-        seed=seed,
+        problem, event_shape=EVENT, sigmas=levels, levy=LEVY, network=network, seed=seed,
+        teacher=fs.TeacherOptions(substeps=budget.substeps, trajectories=budget.trajectories),
+        training=fs.TrainingOptions(budget.distillation, budget.batch),
     )  # fmt: skip
 
 

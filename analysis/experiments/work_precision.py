@@ -6,6 +6,7 @@ SRA1 and ShARK along one path each, next to torchsde's methods and, where it is 
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     single_threaded()
     solvers = [fs.EulerMaruyama(), fs.SRA1(), fs.ShARK()]
     options = {"levels": budget.levels, "paths": budget.paths, "seed": job.seed}
-    made = {SDE: work.sde_work_precision(problems.additive_sine(), solvers, **options)}
+    peers = None
+    if importlib.util.find_spec("diffrax"):
+        from peers_diffrax import diffrax_series as peers
+    made = {SDE: work.sde_work_precision(problems.additive_sine(), solvers, peers=peers, **options)}
     for name in budget.problems:
         made[f"work-precision-{name}"] = sampler_work.work_precision(name, budget.evaluations, seed=job.seed)
     return made
