@@ -44,7 +44,7 @@ napoleon_use_rtype = False
 
 
 def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape what reStructuredText would read as markup: docstrings are plain text with `code` in backticks."""
+    """Escape what reStructuredText would read as markup: docstrings are plain text with `code`."""
     for i, line in enumerate(lines):
         parts = line.split("`")
         if len(parts) % 2:  # outside backticks: the even ones

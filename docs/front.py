@@ -11,11 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tables  # noqa: E402
-from base import table  # noqa: E402
+import tables
 
-import fewstep as fs  # noqa: E402
-from fewstep_analysis import solver_table  # noqa: E402
+import fewstep as fs
+from base import table
+from fewstep_analysis import solver_table
 
 README, REPRODUCE = tables.ROOT / "README.md", tables.DOCS / "reproduce.md"
 MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
