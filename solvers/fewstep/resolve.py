@@ -100,8 +100,8 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
             torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
         ):
             raise InputError(
-                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape {tuple(x.shape)}. "
-                "Return the estimate of x0 in x's shape, dtype and device."
+                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape "
+                f"{tuple(x.shape)}. Return the estimate of x0 in x's shape, dtype and device."
             )
         return out
 
