@@ -80,7 +80,7 @@ def resolve(
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
     assert isinstance(solver, DiffusionSolver)
-    plan = solver.plan(check_sigmas(sigmas, repeat or getattr(solver, "repeats_levels", False)), schedule)
+    plan = solver.plan(check_sigmas(sigmas, repeat or solver.repeats_levels), schedule)
     return plan, plan
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import copy
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from math import isfinite
@@ -15,6 +15,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...executor import State
@@ -24,6 +25,7 @@ from ...resolve import carried_plan, resolve
 from ...samplers.ddim import DDIM
 from ...samplers.ddpm import DDPM, VARIANCES
 from ...samplers.deis import DEIS
+from ...samplers.dpm import DPMFamily
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...samplers.dpm_solver_sde import DPMSolverSDE
 from ...samplers.edm import EDMEuler
@@ -38,6 +40,8 @@ HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
 # what a configuration says about its own solver
 OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
+COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersPNDM, OfficialDPM)
+DDIM_FORMS = (DDIM, DiffusersDDIM)
 FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
@@ -67,20 +71,23 @@ class Setup(NamedTuple):
 
     def plan_from(self, row: int, eta: float) -> Plan:
         """The plan of the rows from this one on; with eta for a DDIM that has none."""
-        plan, used, table = self.plan, self.used, carried_plan(self.used) is not None
-        if eta and isinstance(used, DDIM):
-            plan = self._plan_of(type(used)(**(used.options() | {"eta": eta})), self.grid.sigmas)
+        plan, used = self.plan, self.used
+        if eta and isinstance(used, DDIM_FORMS):
+            plan = self._plan_of(type(used)(eta), self.grid.sigmas)
         if not row:
             return plan
         if row >= plan.nfe:
             raise InputError(f"begin index: got {row}, after the last step. Choose a larger strength.")
-        if table or isinstance(used, (DDIM, DDPM)):
+        if carried_plan(used) is not None or isinstance(used, (*DDIM_FORMS, DDPM)):
             return plan.tail(row)
         levels = self.grid.sigmas[int((self.grid.sigmas > plan.sigma[row]).sum()) :]
-        # a run that begins inside PNDM's warm-up continues with one evaluation per entry
-        tails = [PNDM("plms"), IPNDM(4)] if isinstance(used, PNDM) else [used]
-        for solver in tails:
-            made = self._plan_of(ending_at(solver, total=len(self.grid.sigmas) - 1), levels)
+        tails: list[Any] = [used]
+        if isinstance(used, (PNDM, DiffusersPNDM)):  # one evaluation per entry after the warm-up
+            tails = [PNDM("plms"), IPNDM(4)]
+        elif isinstance(used, DiffusersDPM):
+            ending = replace(used.ending, total=len(self.grid.sigmas) - 1)
+            tails = [DiffusersDPM(used.solver, ending)]
+        for made in (self._plan_of(solver, levels) for solver in tails):
             if made.nfe == plan.nfe - row:
                 return made
         raise InputError(
@@ -115,7 +122,7 @@ def prepare(
         plan, _ = resolve(used, process.schedule, sigmas=grid.sigmas, repeat=True)
     plan = replace(plan, sigma=grid.snapped(plan.sigma))
     labels = grid.label_of(process, plan.sigma, config["exact"])
-    order = grid.rows_per_step(plan.sigma)
+    order = used.card.evaluations if isinstance(used, DiffusionSolver) else grid.rows_per_step(plan.sigma)
     return Setup(asked, process, grid, used, plan, labels, order, postprocessing(reference.config))
 
 
@@ -139,16 +146,21 @@ def solver_of(solver: Any) -> Any:
 
 
 def _built(options: dict[str, Any]) -> DiffusionSolver:
-    """A solver from its name and options."""
+    """The inverse of `described`; names may be spelt as on the command line."""
     import fewstep
 
-    known = {n: type(s) for n, s in fewstep.solvers().items() if isinstance(s, DiffusionSolver)}
+    solvers = {n: type(s) for n, s in fewstep.solvers().items() if isinstance(s, DiffusionSolver)}
+    known = solvers | {kind.__name__: kind for kind in COMPAT}
     name = options.pop("name", None)
-    if isinstance(name, str):  # other spellings, as on the command line
+    if isinstance(name, str):
         name = {n.lower(): n for n in known}.get(name.replace("_", "").lower(), name)
     if not isinstance(name, str) or name not in known:
-        raise one_of("solver", name, known)
+        raise one_of("solver", name, solvers)
     try:
+        if isinstance(options.get("solver"), Mapping):
+            options["solver"] = _built(dict(options["solver"]))
+        if isinstance(options.get("ending"), Mapping):
+            options["ending"] = Ending(**options["ending"])
         solver = known[name](**options)
         # making a plan finds options that a constructor has accepted
         solver.plan(torch.tensor([9.0, 3.0, 1.0, 0.3]).double(), DiscreteVP.named("linear", 10))
@@ -162,8 +174,15 @@ def described(solver: Any) -> dict[str, Any]:
     plan = carried_plan(solver)
     if plan is not None:
         return {"file": FILE, "plan": plan.name}
-    listed = {k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in solver.options().items()}
-    return {"name": type(solver).__name__} | listed
+    return {"name": type(solver).__name__} | {k: _json_value(v) for k, v in solver.options().items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, DiffusionSolver):
+        return described(value)
+    if isinstance(value, Ending):
+        return asdict(value)
+    return sorted(value) if isinstance(value, (set, frozenset)) else value
 
 
 def options_of(cls: Any) -> frozenset[str]:
@@ -268,39 +287,19 @@ def conform(
     Args:
         own_levels: the grid is diffusers' own, as its DDIM and PNDM, which count in labels, need.
     """
-    options = dict(solver.options())
+    made: DiffusionSolver = solver
     if isinstance(solver, DDPM) and config.get("variance_type") in VARIANCES:
-        return DDPM(**({"variance": config["variance_type"]} | options))
-    if getattr(solver, "form", None) != "consistent":
-        return solver
-    if isinstance(solver, (DDIM, PNDM)):
-        if not own_levels or process.kind != "vp":
-            return solver
+        return DDPM(**({"variance": config["variance_type"]} | solver.options()))
+    if isinstance(solver, (DDIM, PNDM)) and own_levels and process.kind == "vp":
         if isinstance(solver, DDIM) or len(grid.sigmas) == 2:  # one step of PNDM is one of DDIM
-            return DDIM(getattr(solver, "eta", 0.0), "diffusers")
-        more = {"warm_up": "plms"} if config["skip_prk_steps"] else {}
-        more |= {"combine": "v_prediction"} if process.prediction == "v_prediction" else {}
-        return PNDM(**(options | more | {"form": "diffusers"}))
-    if getattr(solver, "nodes", None) == "own" and not solver.multistep:
-        options["nodes"] = "grid"
-    try:
-        made = type(solver)(**(options | {"form": "diffusers"}))
-    except InputError:  # an option that diffusers does not have
-        return solver
-    return ending_at(
-        made, lower=config.get("lower_order_final", True), euler=config.get("euler_at_final", False)
-    )
-
-
-def ending_at(solver: Any, **how: Any) -> Any:
-    """The solver with other entries in its `Ending`, where it has one."""
-    if not hasattr(solver, "ending") and not hasattr(solver, "family"):
-        return solver
-    made = copy(solver)
-    if hasattr(made, "family"):
-        made.family = replace(made.family, ending=replace(made.family.ending, **how))
-    else:
-        made.ending = replace(made.ending, **how)
+            return DiffusersDDIM(getattr(solver, "eta", 0.0))
+        velocities = process.prediction == "v_prediction"
+        warm_up = "plms" if config["skip_prk_steps"] else solver.warm_up
+        return DiffusersPNDM(warm_up, "v_prediction" if velocities else "epsilon")
+    if isinstance(solver, (DPMFamily, DEIS, UniPC)):
+        lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
+        with suppress(InputError):  # an option that diffusers does not have
+            made = DiffusersDPM(solver, Ending(lower=lower, euler=euler))
     return made
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...compat import DiffusersDDIM, DiffusersPNDM
 from ...denoiser import coefficients
 from ...errors import InputError, one_of
 from ...samplers.ddim import DDIM
@@ -175,6 +176,7 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
         return "EDMEulerScheduler", {}
     if "shift" in config and "solver_order" not in config:
         return "FlowMatchEulerDiscreteScheduler", {}
+    solver = getattr(solver, "solver", solver)  # the inner one of fewstep.compat
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
     if isinstance(solver, UniPC):
         return "UniPCMultistepScheduler", flow
@@ -190,7 +192,8 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
 
 
 LABELLED: tuple[tuple[Any, str], ...] = (
-    (DDIM, "DDIMScheduler"), (DDPM, "DDPMScheduler"), (PNDM, "PNDMScheduler"),
+    ((DDIM, DiffusersDDIM), "DDIMScheduler"), (DDPM, "DDPMScheduler"),
+    ((PNDM, DiffusersPNDM), "PNDMScheduler"),
     (EDMEuler, "EulerDiscreteScheduler"), (EDMHeun, "HeunDiscreteScheduler"), (SASolver, "SASolverScheduler"),
 )  # fmt: skip
 

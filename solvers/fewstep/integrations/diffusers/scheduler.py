@@ -30,7 +30,6 @@ from ...plan import Plan, Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
 from ...problem import DiffusionModel
 from ...resolve import carried_plan
-from ...samplers.ddim import DDIM
 from . import configuration
 from .grid import FORWARD, Noising, Process, check_count, process_of, reference_of
 
@@ -399,7 +398,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         if self._setup.postprocess is None:
             return x0, state, evaluation
         fixed = self._setup.postprocess(x0)
-        if isinstance(self._setup.used, DDIM) and not clipped:
+        if isinstance(self._setup.used, configuration.DDIM_FORMS) and not clipped:
             return fixed, *configuration.along_raw_noise(row, state, x0, fixed)
         return fixed, state, fixed if data else (x - fixed).div_(row.sigma)
 
