@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
+from fewstep import _serialization
 from fewstep.learned.sfddm.process import subsequence
 from fewstep.learned.training import CHECKPOINT
 from fewstep_analysis.figures import colour
@@ -77,7 +78,7 @@ def distil(
         student.save(file)
         passes = 1 + (int(asked["substeps"]) if "target" in asked else 1)
         body = {"evaluations": iterations * batch * passes, "seconds": seconds, "losses": report.losses}
-        with _serialization.whole(facts) as part:  # last: where it is, all is done
+        with _serialization.atomic_write(facts) as part:  # last: where it is, all is done
             part.write_text(json.dumps(body))
     loaded = fs.load(file)
     assert isinstance(loaded, fs.SFDDM)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from fewstep import (
     DiffusionModel,
     DiscreteVP,
+    _serialization,
     _validation,
     classifier_free_guidance,
     from_epsilon,
 )
 from fewstep.errors import InputError
-from fewstep.learned import loading, training
+from fewstep.learned import training
 from fewstep.learned.training import Minibatch, learning_rate, seeded
 from fewstep.learned.unet_denoiser import unet_class
 
@@ -110,12 +111,12 @@ def network(path: str | Path | None = None) -> UNet2DModel:
     """
     path = WEIGHTS if path is None else path
     meta, weights = _serialization.read(path, (FORMAT,))
-    loading.finite(path, weights)
+    _serialization.check_weights(path, weights)
     try:
         net = _build(path, meta, {k: v.float() for k, v in weights.items()})
     except InputError:
         raise
-    except (RuntimeError, ArithmeticError, *files.DAMAGE) as error:
+    except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
     return net.eval().requires_grad_(False)
 

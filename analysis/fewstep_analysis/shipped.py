@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fewstep._serialization import whole
+from fewstep._serialization import atomic_write
 
 
 def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Path:
@@ -17,6 +17,6 @@ def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Pa
 
     weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
     # of an editable install the shipped files are links
-    with whole(Path(path).resolve()) as part:
+    with atomic_write(Path(path).resolve()) as part:
         save_file(weights, str(part), {"fewstep": json.dumps(meta)})
     return Path(path)

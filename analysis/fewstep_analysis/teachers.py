@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import EDM, DiffusionModel, _validation
+from fewstep import EDM, DiffusionModel, _serialization, _validation
 from fewstep.errors import InputError
-from fewstep.learned import loading, training
+from fewstep.learned import training
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.training import Minibatch, seeded
 
@@ -36,12 +36,12 @@ def digits(device: torch.device | str = "cpu") -> DiffusionModel:
 def load(path: str | Path) -> DenoisingMLP:
     """A teacher from its file."""
     meta, weights = _serialization.read(path, (FORMAT,))
-    loading.finite(path, weights)
+    _serialization.check_weights(path, weights)
     weights = {k: v.float() for k, v in weights.items()}
     try:
-        network = loading.build(str(path), "DenoisingMLP", meta.get("config"), weights)
+        network = _serialization.build_network(str(path), "DenoisingMLP", meta.get("config"), weights)
         network.load_state_dict(weights)
-    except (RuntimeError, ArithmeticError, *files.DAMAGE) as error:
+    except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
     assert isinstance(network, DenoisingMLP)
     return network.eval().requires_grad_(False)

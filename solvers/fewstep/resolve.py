@@ -89,9 +89,14 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
 
     Args:
         like: (*batch, *event) a tensor like the samples.
+
+    Raises:
+        InputError: a plan that was fitted to another model.
     """
     if not isinstance(source, Plan):
         return source.evaluator(problem, like)
+    if source.fit is not None:
+        source.fit.check(problem, like, source.name)
     predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:

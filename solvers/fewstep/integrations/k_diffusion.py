@@ -93,7 +93,7 @@ class Sampler:
     def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
         """The model on the given schedule, else on EDM between its own levels or those of the grid."""
         schedule = self.schedule or _schedule_of(wrapped.model) or _spanned(plan.sigmas)
-        fitted = getattr(getattr(self.solver, "fitted_to", None), "schedule", None)
+        fitted = plan.fit and plan.fit.fingerprint.schedule
         if self.schedule is None and fitted not in (None, repr(schedule)):
             raise InputError(
                 f"schedule: got None, and {schedule!r} from the model; {plan.name} was fitted to {fitted}. "

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from .. import _validation
 from .._distributed import barrier, rank_and_world
-from .._serialization import DAMAGE, whole
+from .._serialization import DAMAGE, atomic_write
 from ..brownian import FreshIncrements, Increment
 from ..brownian.increment import LEVY_ORDER
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
 from ..executor import run
+from ..fingerprint import TOLERANCE, Fingerprint
 from ..grid import MOST, check_sigmas, refined
 from ..plan import Plan
 from ..plan_noise import generators, unit_normals
@@ -28,8 +29,7 @@ from ..problem import DiffusionModel
 from ..resolve import evaluator_of
 from ..sde.euler_maruyama import EulerMaruyama
 from ..solver import DiffusionSolver
-from .dode.fitting_state import Labelled, Model
-from .dode.student import TOLERANCE, Fingerprint
+from .labelled_model import Labelled, Model
 from .training import digest, short
 
 FORMAT = "fewstep-trajectories-1"
@@ -334,7 +334,7 @@ def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) 
     todo = missing[rank::world]
     for i in _shown(todo, progress):
         block = {k: v.contiguous() for k, v in maker.block(ranges[i]).items()}
-        with whole(files[i]) as part:
+        with atomic_write(files[i]) as part:
             save_file(block, str(part))
     barrier()
     return [_mapped(f, len(r), maker) for f, r in zip(files, ranges, strict=True)]
@@ -353,7 +353,7 @@ def _claim(folder: Path, words: dict[str, Any]) -> None:
                          "take an empty folder.")  # fmt: skip
     barrier()
     if held is None and rank_and_world()[0] == 0:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(words, indent=1))
     barrier()
     if held is None:

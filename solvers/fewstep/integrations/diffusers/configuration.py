@@ -19,7 +19,7 @@ from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, Offici
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...executor import State
-from ...learned.dode.student import DODE, same_words
+from ...fingerprint import same_words
 from ...plan import Plan, Row
 from ...resolve import carried_plan, resolve
 from ...samplers.ddim import DDIM
@@ -111,7 +111,7 @@ def prepare(
         check_flow(solver)
     used, plan = solver, carried_plan(solver)
     if plan is not None:
-        grid = own_grid(solver, plan, process, steps)
+        grid = own_grid(plan, process, steps)
     elif steps is None:
         raise InputError("num_inference_steps: got None, expected an integer of at least 1.")
     else:
@@ -248,7 +248,7 @@ def listed(name: str, values: Any) -> tuple[float, ...] | None:
     return numbers
 
 
-def own_grid(solver: Any, plan: Plan, process: Process, steps: int | None) -> Grid:
+def own_grid(plan: Plan, process: Process, steps: int | None) -> Grid:
     """The levels that a plan or a student carries."""
     count, schedule = len(plan.sigmas) - 1, repr(process.schedule)
     if steps not in (None, count, plan.nfe):
@@ -256,9 +256,9 @@ def own_grid(solver: Any, plan: Plan, process: Process, steps: int | None) -> Gr
             f"num_inference_steps: got {steps}; {plan.name} has {count} steps of its own. Ask for "
             f"{count}, or fit a table for another number."
         )
-    if isinstance(solver, DODE) and not same_words(solver.fitted_to.schedule, schedule):
+    if plan.fit and not same_words(plan.fit.fingerprint.schedule, schedule):
         raise InputError(
-            f"solver: {plan.name} was fitted to {solver.fitted_to.schedule}, and the configuration has "
+            f"solver: {plan.name} was fitted to {plan.fit.fingerprint.schedule}, and the configuration has "
             f"{schedule}. Fit a table for this pipeline."
         )
     labels = process.label(plan.sigmas[:-1])
@@ -267,16 +267,17 @@ def own_grid(solver: Any, plan: Plan, process: Process, steps: int | None) -> Gr
 
 def check_event(solver: Any, sample: Tensor) -> None:
     """Reject samples of another shape than a table was fitted to; the network itself is not checked."""
-    if isinstance(solver, DODE) and tuple(sample.shape[1:]) != tuple(solver.fitted_to.event):
+    fit = getattr(carried_plan(solver), "fit", None)
+    if fit and tuple(sample.shape[1:]) != fit.fingerprint.event:
         raise InputError(
-            f"sample: got {tuple(sample.shape)}, and {solver.plan.name} was fitted to "
-            f"{solver.fitted_to.event}. Fit a table for this pipeline."
+            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. Fit "
+            "a table for this pipeline."
         )
 
 
 def brings_network(solver: Any) -> bool:
     """Whether it is a student that evaluates a network of its own."""
-    return not isinstance(solver, (DiffusionSolver, Plan, DODE))
+    return not isinstance(solver, (DiffusionSolver, Plan))
 
 
 def conform(

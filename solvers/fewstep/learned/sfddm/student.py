@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ... import _validation
+from ..._serialization import write_student
 from ...executor import Evaluate
 from ...plan import Plan
 from ...problem import DiffusionModel
 from ...samplers.ddim import DDIM
-from .. import store
 from ..labels import told, with_labels
 from ..sigdeg.student import fits
 from .process import StudentProcess
@@ -74,7 +74,7 @@ class SFDDM:
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it. Labels are not part of it."""
         meta = {"phi": self.process.phi.tolist(), "log_sigmas": self.process.log_sigmas.tolist()}
-        store.write(path, "SFDDM", self.network, meta, self.plan)
+        write_student(path, "SFDDM", self.network, meta, self.plan)
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SFDDM:

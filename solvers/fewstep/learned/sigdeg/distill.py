@@ -16,7 +16,7 @@ from ...errors import InputError, named, one_of
 from ...grid import MOST
 from ...problem import SDE, DiffusionModel
 from ...solver import DiffusionSolver, StochasticSolver
-from ..dode.fitting_state import Labelled
+from ..labelled_model import Labelled
 from ..training import AVERAGE, EVERY, PATIENCE, Report, check_options
 from ..trajectories import Trajectories
 from .networks import HEADS

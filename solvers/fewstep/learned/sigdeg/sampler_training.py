@@ -20,7 +20,7 @@ from ...problem import DiffusionModel
 from ...resolve import evaluator_of
 from ...sde.euler_maruyama import EulerMaruyama
 from ...solver import DiffusionSolver
-from ..dode.fitting_state import Labelled
+from ..labelled_model import Labelled
 from ..loss_weighting import left_at_end
 from ..training import Minibatch, Report, Stopwatch, fit, held_out, seeded
 from ..trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _validation
+from ..._serialization import write_student
 from ...brownian import Increment
 from ...brownian.increment import LEVY_ORDER
 from ...errors import InputError, one_of
@@ -24,7 +25,6 @@ from ...plan import Plan
 from ...problem import SDE, DiffusionModel
 from ...sde.euler_maruyama import EulerMaruyama
 from ...solver import Card, Step, StochasticSolver
-from .. import store
 from ..labels import told, with_labels
 
 PARENTS: dict[str, type[StochasticSolver]] = {"EulerMaruyama": EulerMaruyama}
@@ -74,7 +74,7 @@ class SigStep(StochasticSolver):
 
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it."""
-        store.write(path, "SigStep", self.network, {"parent": type(self.parent).__name__}, None)
+        write_student(path, "SigStep", self.network, {"parent": type(self.parent).__name__}, None)
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigStep:
@@ -200,7 +200,7 @@ class SigSampler:
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it. Labels are not part of it."""
         meta = {"levy": self.levy, "residual": self.residual}
-        store.write(path, "SigSampler", self.network, meta, self.plan)
+        write_student(path, "SigSampler", self.network, meta, self.plan)
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigSampler:
