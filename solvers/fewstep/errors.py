@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class InputError(ValueError):
-    """Invalid input, raised before work starts: names the argument, what it got and expected, and the cure."""
+    """Invalid input: the message names the argument, what it got, what it expected, and the cure."""
 
 
 class NonFiniteError(ArithmeticError):

@@ -80,7 +80,7 @@ def additive_card(summary: str, reference: str, strong: float, weak: float, eval
 
 
 def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
-    """The plan of a tableau in the clock tau = 1/sigma^2; at a last level of 0 it returns the estimate of x0."""
+    """The plan of a tableau in the clock tau = 1/sigma^2; at a last level of 0 it returns x0."""
     builder = PlanBuilder(name, sigmas, levy=levy)
     letters = (1.0, 12.0)  # Var W = h, Var H = h/12
     for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):

@@ -1,9 +1,3 @@
-"""The derivative-free Milstein method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,10 +18,8 @@ class DerivativeFreeMilstein(StochasticSolver):
     - Strong order: 1.0 for diagonal, scalar, commutative and additive noise.
     - Cost per step: 1 drift and 2 diffusion evaluations (commutative noise: 1 + m). Lévy data: W.
       Calculus: both.
-
-    For diffusions that autograd cannot differentiate; `Milstein` has the smaller error constant.
-
-    Reference: Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich: after (4.9.15).
+    - For diffusions that autograd cannot differentiate; `Milstein` has the smaller error constant.
+    - Source: Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich: after (4.9.15).
     """
 
     card: Card = Card(
@@ -41,7 +33,7 @@ class DerivativeFreeMilstein(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         root = increment.h**0.5
         g = sde.diffusion(t0, y)
         drifted = torch.add(y, sde.drift(t0, y), alpha=increment.h)

@@ -1,9 +1,3 @@
-"""The Euler-Heun method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -23,11 +17,9 @@ class EulerHeun(StochasticSolver):
 
     - Strong order: 1.0; 0.5 for general noise.
     - Cost per step: 1 drift and 2 diffusion evaluations. Lévy data: W. Calculus: Stratonovich.
-
-    The cheapest Stratonovich solver; `Heun` has a second drift evaluation and a smaller error where the
-    drift matters.
-
-    Reference: Kloeden & Platen 1992, Eq. (4.9.15) for the noise, Section 11.1.
+    - The cheapest Stratonovich solver; `Heun` has a second drift evaluation and a smaller error where the
+      drift matters.
+    - Source: Kloeden & Platen 1992, Eq. (4.9.15) for the noise, Section 11.1.
     """
 
     card: Card = Card(
@@ -41,7 +33,7 @@ class EulerHeun(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         noise = diffuse(sde.diffusion(t0, y), increment.W)
         after = diffuse(sde.diffusion(t1, y + noise), increment.W)
         return Step(torch.add(y, sde.drift(t0, y), alpha=increment.h) + 0.5 * (noise + after))

@@ -1,9 +1,3 @@
-"""The Milstein method for general noise."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,7 +8,7 @@ from .iterated import along_channels, pairs
 
 
 class GeneralMilstein(StochasticSolver):
-    r"""The Milstein step for noise that does not commute.
+    r"""The Milstein step for noise that does not commute (Kloeden & Platen 1992, Eq. (10.3.3)).
 
     .. math:: y_{n+1} = y_n + h f + g W + \sum_{i,j} (D g_j\, g_i) I_{ij}, \quad
               I_{ij} = \tfrac12 W_i W_j + A_{ij} - \tfrac12 h \delta_{ij},
@@ -25,10 +19,7 @@ class GeneralMilstein(StochasticSolver):
       that only has the right law.
     - Cost per step: 1 drift and 1 + m diffusion evaluations, one forward-mode derivative per channel.
       Lévy data: W, A. Calculus: both.
-
-    `LogODE` has the same order with a second-order drift.
-
-    Reference: Kloeden & Platen 1992, Eq. (10.3.3).
+    - `LogODE` has the same order with a second-order drift.
     """
 
     card: Card = Card(
@@ -42,7 +33,7 @@ class GeneralMilstein(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         assert increment.A is not None
         g = sde.diffusion(t0, y)
         new = torch.add(y, sde.drift(t0, y), alpha=increment.h) + diffuse(g, increment.W)

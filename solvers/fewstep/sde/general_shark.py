@@ -1,9 +1,3 @@
-"""ShARK for noise of any type."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -23,10 +17,8 @@ class GeneralShARK(StochasticSolver):
     - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
       general noise.
     - Cost per step: 2 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
-
-    For additive noise `ShARK` needs fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
-
-    Reference: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax.
+    - For additive noise `ShARK` needs fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax.
     """
 
     card: Card = Card(
@@ -40,7 +32,7 @@ class GeneralShARK(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         shift = diffuse(g(t0, y), H)

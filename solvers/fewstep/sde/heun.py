@@ -1,9 +1,3 @@
-"""Heun's method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -20,10 +14,8 @@ class Heun(StochasticSolver):
 
     - Strong order: 1.0; 0.5 for general noise. Deterministic order: 2.
     - Cost per step: 2 drift and 2 diffusion evaluations. Lévy data: W. Calculus: Stratonovich.
-
-    `Midpoint` has the same cost; for additive noise `ShARK` has order 1.5 at this cost.
-
-    Reference: Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (3.5).
+    - `Midpoint` has the same cost; for additive noise `ShARK` has order 1.5 at this cost.
+    - Source: Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (3.5).
     """
 
     card: Card = Card(
@@ -37,7 +29,7 @@ class Heun(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W = increment.h, increment.W
         now = h * sde.drift(t0, y) + diffuse(sde.diffusion(t0, y), W)
         z = y + now

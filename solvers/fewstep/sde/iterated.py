@@ -30,7 +30,7 @@ def pairs(increment: Increment, sde: SDE) -> Tensor:
 
 
 def along_channels(sde: SDE, t: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """Return sum_j D g_j(y) directions_j by one forward-mode derivative per channel; directions (*y.shape, m)."""
+    """Return sum_j D g_j(y) d_j, one forward-mode derivative per channel, for directions d (*y.shape, m)."""
     total = torch.zeros_like(y)
     for j in range(directions.shape[-1]):
 

@@ -1,9 +1,3 @@
-"""The explicit order 1.5 strong scheme of Kloeden and Platen."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -22,10 +16,8 @@ class KloedenPlaten15(StochasticSolver):
 
     - Strong order: 1.5 for scalar noise.
     - Cost per step: 3 drift and 5 diffusion evaluations. Lévy data: W, H. Calculus: Itô.
-
-    `SRID2` has this order with fewer evaluations of g, for diagonal noise too; `Taylor15` differentiates.
-
-    Reference: Kloeden & Platen 1992, Eq. (11.2.1), with time as a component of the state.
+    - `SRID2` has this order with fewer evaluations of g, for diagonal noise too; `Taylor15` differentiates.
+    - Source: Kloeden & Platen 1992, Eq. (11.2.1), with time as a component of the state.
     """
 
     card: Card = Card(
@@ -39,7 +31,7 @@ class KloedenPlaten15(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, root, W, Z = increment.h, increment.h**0.5, increment.W, increment.U
         f = sde.drift(t0, y)
 

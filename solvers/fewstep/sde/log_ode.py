@@ -1,9 +1,3 @@
-"""The log-ODE method of order 1 for general noise."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -22,8 +16,7 @@ class LogODE(StochasticSolver):
       that only has the right law, which `EulerMaruyama` has for a third of the cost.
     - Cost per step: 2 drift and 2 + m diffusion evaluations, one forward-mode derivative per channel.
       Lévy data: W, A. Calculus: both; the drift of Itô equations is corrected.
-
-    Reference: Castell & Gaines 1996, Eq. (4); brackets as in arXiv 1902.09425.
+    - Source: Castell & Gaines 1996, Eq. (4); brackets as in arXiv 1902.09425.
     """
 
     card: Card = Card(
@@ -37,7 +30,7 @@ class LogODE(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W, A = increment.h, increment.W.unsqueeze(-1), increment.A
         assert A is not None
         g = sde.diffusion(t0, y)

@@ -1,9 +1,3 @@
-"""The Milstein method, by automatic differentiation."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -25,11 +19,9 @@ class Milstein(StochasticSolver):
     - Strong order: 1.0 for diagonal, scalar, commutative and additive noise.
     - Cost per step: 1 drift and 1 diffusion evaluation with its forward-mode derivative (scalar noise:
       2 diffusion evaluations; commutative noise: 1 + m). Lévy data: W. Calculus: both.
-
-    `DerivativeFreeMilstein` needs no derivative, `GeneralMilstein` solves general noise given the area.
-    For additive noise `EulerMaruyama` is the same step at lower cost.
-
-    Reference: Kloeden & Platen 1992, Eqs. (10.3.1), (10.3.16).
+    - `DerivativeFreeMilstein` needs no derivative, `GeneralMilstein` solves general noise given the area.
+      For additive noise `EulerMaruyama` is the same step at lower cost.
+    - Source: Kloeden & Platen 1992, Eqs. (10.3.1), (10.3.16).
     """
 
     card: Card = Card(
@@ -43,7 +35,7 @@ class Milstein(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         if sde.noise_type == "diagonal":
             # the Jacobian is diagonal: one derivative along ones gives g and all of its derivatives
             both = torch.func.jvp(lambda x: sde.diffusion(t0, x), (y,), (torch.ones_like(y),))

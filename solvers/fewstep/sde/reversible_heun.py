@@ -1,7 +1,3 @@
-"""The reversible Heun method."""
-
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -22,10 +18,8 @@ class ReversibleHeun(StochasticSolver):
     - Strong order: 1.0; 0.5 for general noise. Deterministic order: 2.
     - Cost per step: 1 drift and 1 diffusion evaluation, and one more of each at the start; z, f(z) and
       g(z) are carried from step to step. Lévy data: W. Calculus: Stratonovich.
-
-    The parasitic state z is not damped: use it for problems that are not stiff. `Heun` is more stable.
-
-    Reference: Kidger, Foster, Li & Lyons 2021 (arXiv 2105.13493), Algorithm 1.
+    - The parasitic state z is not damped: use it for problems that are not stiff. `Heun` is more stable.
+    - Source: Kidger, Foster, Li & Lyons 2021 (arXiv 2105.13493), Algorithm 1.
     """
 
     card: Card = Card(

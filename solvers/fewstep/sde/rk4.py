@@ -1,9 +1,3 @@
-"""The classical Runge-Kutta method along the chord of the path."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -21,10 +15,8 @@ class RK4(StochasticSolver):
 
     - Strong order: 1.0; 0.5 for general noise. Deterministic order: 4.
     - Cost per step: 4 drift and 4 diffusion evaluations. Lévy data: W. Calculus: Stratonovich.
-
-    The reference among ODE solvers. With noise, `Heun` has the same order for half the cost.
-
-    Reference: Kutta 1901; Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (2.4).
+    - The reference among ODE solvers. With noise, `Heun` has the same order for half the cost.
+    - Source: Kutta 1901; Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (2.4).
     """
 
     card: Card = Card(
@@ -38,7 +30,7 @@ class RK4(StochasticSolver):
         evaluations=4,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         return Step(y + runge_kutta(sde, t0, t1, y, increment.h, increment.W))
 
 

@@ -1,7 +1,3 @@
-"""SEA, the shifted Euler method for additive noise."""
-
-from __future__ import annotations
-
 from ..solver import Card
 from .additive import AdditiveRungeKutta, Tableau, additive_card
 
@@ -13,11 +9,9 @@ class SEA(AdditiveRungeKutta):
 
     - Strong order: 1.0 for additive noise, with a third of the error of `EulerMaruyama`.
     - Cost per step: 1 drift evaluation. Lévy data: W, H. Calculus: both.
-
-    `ShARK` has order 1.5 for 2 evaluations. As a sampler the denoiser is evaluated at the start of the
-    step in tau: halfway (c = 1/2) has 2.4 to 10 times the error, measured at 8 to 128 steps.
-
-    Reference: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (5.8).
+    - `ShARK` has order 1.5 for 2 evaluations. As a sampler the denoiser is evaluated at the start of the
+      step in tau: halfway (c = 1/2) has 2.4 to 10 times the error, measured at 8 to 128 steps.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (5.8).
     """
 
     card: Card = additive_card(

@@ -1,7 +1,3 @@
-"""ShARK, the shifted additive-noise Runge-Kutta method."""
-
-from __future__ import annotations
-
 from ..solver import Card
 from .additive import AdditiveRungeKutta, Tableau, additive_card
 
@@ -14,12 +10,10 @@ class ShARK(AdditiveRungeKutta):
 
     - Strong order: 1.5 for additive noise.
     - Cost per step: 2 drift evaluations. Lévy data: W, H. Calculus: both.
-
-    The default for additive noise; `EulerMaruyama` has order 1.0 for half the cost. As a sampler in the
-    clock tau = 1/sigma^2 it is much closer to its path than samplers with one evaluation; its marginals
-    are not necessarily better.
-
-    Reference: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.1).
+    - The default for additive noise; `EulerMaruyama` has order 1.0 for half the cost. As a sampler in the
+      clock tau = 1/sigma^2 it is much closer to its path than samplers with one evaluation; its marginals
+      are not necessarily better.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.1).
     """
 
     card: Card = additive_card(

@@ -1,9 +1,3 @@
-"""The shifted ODE method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -23,10 +17,8 @@ class ShiftedODE(StochasticSolver):
     - Strong order: 1.0 for additive noise; 3.0 if noise enters the momenta alone, as in underdamped
       Langevin dynamics dq = p dt, dp = (F(q) - gamma p) dt + sigma dW.
     - Cost per step: 4 drift evaluations. Lévy data: W, H, K. Calculus: both. g must not depend on time.
-
-    For other additive noise `ShARK` has order 1.5 for half the evaluations.
-
-    Reference: Foster, Lyons & Oberhauser 2021 (arXiv 2101.03446), Definition 1.1, Eq. (2).
+    - For other additive noise `ShARK` has order 1.5 for half the evaluations.
+    - Source: Foster, Lyons & Oberhauser 2021 (arXiv 2101.03446), Definition 1.1, Eq. (2).
     """
 
     card: Card = Card(
@@ -40,7 +32,7 @@ class ShiftedODE(StochasticSolver):
         evaluations=4,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         W, H, K = increment.W, increment.H, increment.K
         assert H is not None
         assert K is not None

@@ -1,9 +1,3 @@
-"""SlowRK, the Runge-Kutta method of order 1.5 for commutative noise."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -19,10 +13,8 @@ class SlowRK(StochasticSolver):
 
     - Strong order: 1.5 for diagonal, scalar, commutative and additive noise; 0.5 for general noise.
     - Cost per step: 2 drift and 6 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
-
-    `SRID2` is the counterpart in Itô's calculus; for additive noise `ShARK` has this order at lower cost.
-
-    Reference: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.2); diffrax.
+    - `SRID2` is the counterpart in Itô's calculus; for additive noise `ShARK` has this order at lower cost.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.2); diffrax.
     """
 
     card: Card = Card(
@@ -36,7 +28,7 @@ class SlowRK(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         middle = t0 + 0.5 * h

@@ -1,7 +1,3 @@
-"""SOSRA, the stability-optimised stochastic Runge-Kutta method for additive noise."""
-
-from __future__ import annotations
-
 from ..solver import Card
 from .additive import AdditiveRungeKutta, Tableau, additive_card
 
@@ -18,12 +14,10 @@ class SOSRA(AdditiveRungeKutta):
 
     - Strong order: 1.5 for additive noise, with a large region of stability.
     - Cost per step: 3 drift evaluations. Lévy data: W, H. Calculus: both.
-
-    For problems that are not stiff `ShARK` has as small an error for 2 evaluations. If g depends on time,
-    its integral is that of the line through both ends, where the original combines three values of g with
-    weights near 17 that cancel: the same order, no loss of digits.
-
-    Reference: Rackauckas & Nie 2020 (arXiv 1804.04344), Eqs. of SOSRA; coefficients of SciML.
+    - For problems that are not stiff `ShARK` has as small an error for 2 evaluations. If g depends on time,
+      its integral is that of the line through both ends, where the original combines three values of g with
+      weights near 17 that cancel: the same order, no loss of digits.
+    - Source: Rackauckas & Nie 2020 (arXiv 1804.04344), Eqs. of SOSRA; coefficients of SciML.
     """
 
     card: Card = additive_card(

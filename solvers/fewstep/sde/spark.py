@@ -1,9 +1,4 @@
-"""SPaRK, the splitting path Runge-Kutta method."""
-
-from __future__ import annotations
-
 from math import sqrt
-from typing import Any
 
 from torch import Tensor
 
@@ -28,10 +23,8 @@ class SPaRK(StochasticSolver):
     - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
       general noise.
     - Cost per step: 3 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
-
-    `GeneralShARK` has the same orders for 2 drift evaluations; `SlowRK` has 1.5 for commutative noise.
-
-    Reference: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6).
+    - `GeneralShARK` has the same orders for 2 drift evaluations; `SlowRK` has 1.5 for commutative noise.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6).
     """
 
     card: Card = Card(
@@ -45,7 +38,7 @@ class SPaRK(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         middle = t0 + 0.5 * h

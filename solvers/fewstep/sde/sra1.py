@@ -1,7 +1,3 @@
-"""SRA1, Rößler's stochastic Runge-Kutta method for additive noise."""
-
-from __future__ import annotations
-
 from ..solver import Card
 from .additive import AdditiveRungeKutta, Tableau, additive_card
 
@@ -14,10 +10,8 @@ class SRA1(AdditiveRungeKutta):
 
     - Strong order: 1.5 for additive noise.
     - Cost per step: 2 drift evaluations. Lévy data: W, H. Calculus: both.
-
-    `ShARK` has the same cost and order and usually the smaller error.
-
-    Reference: Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1).
+    - `ShARK` has the same cost and order and usually the smaller error.
+    - Source: Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1).
     """
 
     card: Card = additive_card(

@@ -1,9 +1,3 @@
-"""SRID2, Rößler's stochastic Runge-Kutta method of order 1.5."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -25,12 +19,9 @@ class SRID2(StochasticSolver):
 
     - Strong order: 1.5 for diagonal, scalar and additive noise.
     - Cost per step: 3 drift and 4 diffusion evaluations. Lévy data: W, H. Calculus: Itô.
-
-    For additive noise `ShARK` has this order for 2 evaluations; `SlowRK` is the counterpart in
-    Stratonovich's calculus.
-
-    Reference: Rößler 2010 (SIAM J. Numer. Anal. 48), Eqs. (6.6)-(6.7), Table 6.2; stages with weight
-    zero are left out.
+    - For additive noise `ShARK` has this order for 2 evaluations; `SlowRK` is the counterpart in
+      Stratonovich's calculus.
+    - Source: Rößler 2010 (SIAM J. Numer. Anal. 48), Eqs. (6.6)-(6.7), Table 6.2 (SRI2).
     """
 
     card: Card = Card(
@@ -44,7 +35,7 @@ class SRID2(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W = sde.drift, sde.diffusion, increment.h, increment.W
         root = h**0.5
         I10, I11, I111 = increment.U / h, (W**2 - h) / (2 * root), (W**3 - 3 * h * W) / (6 * h)

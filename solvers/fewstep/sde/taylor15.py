@@ -1,9 +1,4 @@
-"""The strong Taylor scheme of order 1.5, by automatic differentiation."""
-
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +21,9 @@ class Taylor15(StochasticSolver):
     - Strong order: 1.5 for diagonal, scalar and additive noise.
     - Cost per step: 3 drift evaluations, the last with second derivatives along all channels by vmap,
       which is expensive for many channels. Lévy data: W, H. Calculus: Itô.
-
-    The scheme that others are derived from; `SRID2` has its order without derivatives. Components of
-    elementwise noise are on the last axis; the axes before it are batch.
-
-    Reference: Kloeden & Platen 1992, Eqs. (10.4.1), (10.4.6).
+    - The scheme that others are derived from; `SRID2` has its order without derivatives. Components of
+      elementwise noise are on the last axis; the axes before it are batch.
+    - Source: Kloeden & Platen 1992, Eqs. (10.4.1), (10.4.6).
     """
 
     card: Card = Card(
@@ -44,7 +37,7 @@ class Taylor15(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W, Z = increment.h, increment.W, increment.U
         one = torch.ones_like(t0)
         f, g = sde.drift(t0, y), sde.diffusion(t0, y)
