@@ -205,15 +205,26 @@ def _run_diffusers(scheduler: Any, steps: int, problem: DiffusionProblem, noise:
     return x
 
 
+def summary(
+    record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of RMSEs by solver and spacing; a count that differs from the column's in brackets."""
+    rows = [
+        [
+            s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)",
+            s["spacing"],
+            *(_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe),
+        ]
+        for s in record.data["series"]
+        if spacing in (None, s["spacing"]) and s["nfe"]
+    ]
+    return ["solver", "spacing", *map(str, nfe)], rows
+
+
 def table(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None) -> str:
-    """A Markdown table of RMSE by solver and spacing; a count that differs from the column's in brackets."""
-    lines = ["| solver | spacing | " + " | ".join(map(str, nfe)) + " |", "|---" * (len(nfe) + 2) + "|"]
-    for s in record.data["series"]:
-        if spacing in (None, s["spacing"]) and s["nfe"]:
-            cells = [_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe]
-            name = s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)"
-            lines.append(f"| {name} | {s['spacing']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """The summary in Markdown, for the documentation."""
+    columns, rows = summary(record, nfe, spacing)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
 
 
 def _cell(known: dict[int, float], n: int) -> str:
