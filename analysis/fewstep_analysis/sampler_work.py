@@ -108,22 +108,24 @@ def work_precision(
         _validation.check_int("nfe", n, 2, MOST)
     _validation.check_int("samples", samples, 2)
     _validation.check_seed(seed)
+    plans: dict[tuple[str, str], dict[int, fs.Plan]] = {}
+    for name, solver in chosen:
+        for spacing in spacings:
+            found = [plan_of(solver, n, spacing, problem.schedule) for n in nfe]
+            plans[name, spacing] = {plan.nfe: plan for plan in found if plan is not None}
+            if any(plan.levy for plan in plans[name, spacing].values()):
+                raise InputError(f"solvers: got {name}, which adds noise; expected ODE solvers.")
     noise = problem.noise(samples, seed)
     start = _alpha(problem) * noise
     truth, data = exact(problem, noise), problem.mixture.sample(samples, seed + 1)
     series = []
     with torch.no_grad():
-        for name, solver in progress(chosen, "solver"):
-            for spacing in spacings:
-                found = [plan_of(solver, n, spacing, problem.schedule) for n in nfe]
-                plans = {plan.nfe: plan for plan in found if plan is not None}
-                if any(plan.levy for plan in plans.values()):
-                    raise InputError(f"solvers: got {name}, which adds noise; expected ODE solvers.")
-                points = [
-                    (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
-                    for n, p in plans.items()
-                ]
-                series.append(_series(name, spacing, "fewstep", points))
+        for (name, spacing), by_nfe in progress(list(plans.items()), "series"):
+            points = [
+                (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
+                for n, p in by_nfe.items()
+            ]
+            series.append(_series(name, spacing, "fewstep", points))
         if diffusers:
             series += _diffusers_series(problem, nfe, noise, truth, data)
     fresh = problem.mixture.sample(samples, seed + 2)

@@ -164,7 +164,7 @@ RESULTS = {
         ["dode.safetensors"],
     ),
     "refined dode": (
-        "distill dode --problem gaussian --steps 2 --samples 16 --learn-grid --iterations 2 --base unipc:2",
+        "distill dode --problem gaussian --steps 2 --samples 16 --learn-grid --iterations 2 --base dpm_solver_pp:2",
         "held-out RMSE",
         ["dode.safetensors"],
     ),
@@ -207,7 +207,7 @@ def test_tables_are_drawn_on_a_terminal(monkeypatch):
     rows = [["Milstein", "1"]]
     assert common.table(["solver", "order"], rows) == "solver    order\nMilstein  1"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert "┃ solver" in common.table(["solver", "order"], rows)
+    assert "│ Milstein │ 1" in common.table(["solver", "order"], rows)
 
 
 @pytest.fixture
