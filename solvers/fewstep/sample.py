@@ -91,7 +91,5 @@ def _start(
         return unit * plan.sigmas[0].item()
     _validation.check_state("noise", noise, "finite floating point (batch, ...)")
     if shape is not None and _validation.check_shape(shape) != tuple(noise.shape):
-        raise InputError(
-            f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one."
-        )
+        raise InputError(f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one.")
     return at_least_float32(noise) / problem.schedule.alpha(plan.sigmas[:1]).item()

@@ -184,7 +184,8 @@ def as_denoiser(
     if low is None or high is None or not 0 < low < high < math.inf:
         raise InputError(
             f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); "
-            "expected 0 < sigma_min < sigma_max < inf. Give as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
+            "expected 0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., "
+            "sigma_max=...)."
         )
     return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
 
