@@ -8,9 +8,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,29 @@ HELD_OUT = 8  # one trajectory in eight is not trained on
 LEAST = 16  # trajectories: two are held out
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-2"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state
+
+
+class _Options:
+    """Options where None stands for a default."""
+
+    def or_else(self, defaults: Any) -> Any:
+        """These options, with those of `defaults` in place of None."""
+        return defaults.updated("options", self)
+
+    def updated(self, argument: str, options: Any) -> Any:
+        """These options, replaced by those of a user's argument that are not None."""
+        kind = type(self)
+        _validation.check_instance(argument, options, kind, f"fewstep.{kind.__name__}(...)")
+        return replace(self, **{k: v for k, v in vars(options).items() if v is not None})  # type: ignore[type-var]
+
+    def _check_integers(self, **least: int) -> None:
+        for name, low in least.items():
+            if getattr(self, name) is not None:
+                _validation.check_int(name, getattr(self, name), low)
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(_Options):
     """How a network is trained. None stands for the default of the function that gets the options.
 
     Args:
@@ -61,7 +79,7 @@ class TrainingOptions:
     autocast: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self, iterations=1, batch_size=1, early_stopping_patience=0, checkpoint_every=1)
+        self._check_integers(iterations=1, batch_size=1, early_stopping_patience=0, checkpoint_every=1)
         for name, high in (("learning_rate", math.inf), ("weight_decay", math.inf), ("ema_decay", 1.0)):
             value, expected = getattr(self, name), f"a number of at least 0, below {high:g}"
             if value is not None and _validation.check_float(name, value, 0, expected=expected) >= high:
@@ -69,7 +87,7 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
-class TeacherOptions:
+class TeacherOptions(_Options):
     """How a teacher's data are made. None stands for the default of the function that gets the options.
 
     Args:
@@ -86,22 +104,9 @@ class TeacherOptions:
     trajectories: int | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self, substeps=1, trajectories=1)
+        self._check_integers(substeps=1, trajectories=1)
 
 
-def _check_range(options: Any, **least: int) -> None:
-    for name, low in least.items():
-        if getattr(options, name) is not None:
-            _validation.check_int(name, getattr(options, name), low)
-
-
-def merged(options: O, defaults: O) -> Any:
-    """The options, with those of `defaults` in place of None."""
-    given = {f.name: getattr(options, f.name) for f in fields(options)}  # type: ignore[arg-type]
-    return replace(defaults, **{k: v for k, v in given.items() if v is not None})  # type: ignore[type-var]
-
-
-O = TypeVar("O", TrainingOptions, TeacherOptions)
 DEFAULTS = TrainingOptions(2500, 256, 1e-3, 0.99, 0.0, 0, 250, False)
 
 
@@ -193,7 +198,7 @@ def fit(
     Returns:
         the loss averaged over tenths of the run, and (iteration, held-out distance) pairs.
     """
-    o = merged(options, DEFAULTS)
+    o = options.or_else(DEFAULTS)
     iterations, patience = o.iterations, o.early_stopping_patience
     run = _Run(network, o, asdict(o) | {"seed": seed, "count": count} | (metadata or {}))
     run.resume(checkpoint)
@@ -243,55 +248,57 @@ def train(
 
 
 class _Run:
-    """Network, averaged weights, optimiser and history of a training: all that a checkpoint holds."""
+    """Network, averaged weights, optimiser and history of a training: all that a checkpoint contains."""
 
     def __init__(self, network: nn.Module, options: Any, metadata: dict[str, Any]) -> None:
-        trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
-        if not trained:
+        self.network = network
+        self.options = options
+        self.parameters: dict[str, Any] = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        if not self.parameters:
             raise InputError(
                 "network: got one without trainable parameters; a student is frozen after training. Call "
                 "network.requires_grad_(True) to train it further."
             )
-        self.network = network
-        self.options = options
-        self.parameters: dict[str, nn.Parameter] = trained
-        self.device: torch.device = next(iter(trained.values())).device
-        self.buffers: dict[str, Tensor] = dict(network.named_buffers())
         with torch.no_grad():
-            for t in (*trained.values(), *self.buffers.values()):
+            for t in (*self.parameters.values(), *network.buffers()):
                 t.copy_(from_first(t))
+        self.device: torch.device = next(iter(self.parameters.values())).device
         self.metadata: dict[str, Any] = metadata | {"initial weights": digest(network.state_dict())}
-        self.average: dict[str, Tensor] = {k: p.detach().clone() for k, p in trained.items()}
-        self.best: dict[str, Tensor] = self.average
+        self.average, self.best = self.weights(), self.weights()
         self.history: list[Tensor] = []
         self.held_out: list[tuple[int, float]] = []
         self.stale: int = 0
-        self._set_optimiser()
-
-    def _set_optimiser(self) -> None:
-        """An optimiser and a schedule that stand after the iterations done."""
-        o, done = self.options, len(self.history)
-        group = {"params": list(self.parameters.values()), "initial_lr": o.learning_rate}
+        group = {"params": [*self.parameters.values()], "initial_lr": options.learning_rate}
         self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
-            [group], o.learning_rate, (0.9, 0.99), weight_decay=o.weight_decay
+            [group], options.learning_rate, (0.9, 0.99), weight_decay=options.weight_decay
         )
-        self.schedule: LambdaLR = LambdaLR(
-            self.optimiser, lambda i: warmup_cosine(i, o.iterations), last_epoch=done - 1
-        )
+        for p in self.parameters.values():  # as AdamW's first step does, for a checkpoint to be copied in
+            moments = {m: torch.zeros_like(p) for m in ("exp_avg", "exp_avg_sq")}
+            self.optimiser.state[p] = {"step": torch.tensor(0.0)} | moments
 
     @property
     def done(self) -> int:
         return len(self.history)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the current weights."""
+        return {k: p.detach().clone() for k, p in self.parameters.items()}
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for k, p in self.parameters.items():
+                p.copy_(weights[k])
+
     def gradients(
-        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, whole: int, split: bool
+        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int, split: bool
     ) -> Tensor:
-        """Fill the gradients, those of all processes together; returns the loss."""
-        parameters = list(self.parameters.values())
+        """Set the gradients, of all processes together; returns the loss. size: of the minibatch of all."""
+        parameters = [*self.parameters.values()]
         found: tuple[Tensor | None, ...]
         if len(batch.index):
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast)
             with torch.enable_grad():
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
+                with autocast:
                     value = loss(batch)
                 # of these parameters only: a user's denoiser may have parameters of its own
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
@@ -301,7 +308,7 @@ class _Run:
         value = value.detach()
         if split and rank_and_world()[1] > 1:
             flat = torch.cat([value[None], *(g.flatten() for g in grads)])
-            flat = sum_over_processes(flat * (len(batch.index) / whole))
+            flat = sum_over_processes(flat * (len(batch.index) / size))
             value, *grads = torch.split(flat, [1, *(p.numel() for p in parameters)])
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g.reshape(p.shape)
@@ -309,35 +316,29 @@ class _Run:
 
     def step(self, value: Tensor) -> None:
         """Update the weights and their average; `value` is the loss."""
-        parameters: list[Any] = list(self.parameters.values())
+        parameters = [*self.parameters.values()]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
         self.schedule.step()
-        # a small decay at first, so that the initial weights are soon forgotten
+        # a small decay at first, because the initial weights are far from the result
         decay = min(self.options.ema_decay, (self.done + 1) / (self.done + 10))
-        get_ema_multi_avg_fn(decay)(list(self.average.values()), parameters, self.done)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(decay)([*self.average.values()], parameters, self.done)  # type: ignore[no-untyped-call]
         self.history.append(value)
 
     def evaluate(self, held_out_loss: Callable[[], float]) -> None:
         """Call the held-out distance at the averaged weights, and keep them if it is the smallest so far."""
-        now = {k: p.detach().clone() for k, p in self.parameters.items()}
-        modes = [(m, m.training) for m in self.network.modules()]
+        now, modes = self.weights(), [(m, m.training) for m in self.network.modules()]
         self.set_weights(self.average)
         self.network.eval()
         value = float(from_first(torch.tensor(held_out_loss(), dtype=torch.float64)))
         for module, training in modes:  # not all are in the same mode
             module.training = training
-        self.set_weights(now)
         better = value < min((v for _, v in self.held_out if v == v), default=math.inf)
         self.stale = 0 if better else self.stale + 1
         self.held_out.append((self.done, value))
         if better:
-            self.best = {k: v.clone() for k, v in self.average.items()}
-
-    def set_weights(self, weights: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for k, p in self.parameters.items():
-                p.copy_(weights[k])
+            self.best = self.weights()
+        self.set_weights(now)
 
     def check_finite(self) -> None:
         if not bool(self.history[-1].isfinite()):
@@ -346,27 +347,30 @@ class _Run:
                 step=self.done - 1, paths=0,
             )  # fmt: skip
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the state by name, except for the history."""
+        out = {f"buffer.{k}": v for k, v in self.network.named_buffers()}
+        for k, p in self.parameters.items():
+            out |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
+            out |= {f"{name}.{k}": v for name, v in self.optimiser.state[p].items()}
+        return out
+
     def save(self, path: Path | None) -> None:
         """Write a checkpoint atomically, on rank 0."""
         if path is None or not is_first():
             return
         from safetensors.torch import save_file
 
-        tensors = {"history": torch.stack(self.history).cpu()}
-        tensors |= {f"buffer.{k}": v for k, v in self.buffers.items()}
-        for k, p in self.parameters.items():
-            tensors |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
-            tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
+        tensors = self.tensors() | {"history": torch.stack(self.history)}
         meta = {
             "format": CHECKPOINT,
             "metadata": self.metadata,
             "held_out": self.held_out,
             "stale": self.stale,
         }
-        # a copy: safetensors refuses tensors that share memory, as best and average do at first
-        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
         with atomic_write(path) as place:
-            save_file(tensors, str(place), {"fewstep": json.dumps(meta)})
+            # clones, since a network's own tensors may share memory
+            save_file({k: v.clone() for k, v in tensors.items()}, str(place), {"fewstep": json.dumps(meta)})
 
     def resume(self, path: Path | None) -> None:
         """Continue from a checkpoint, where there is one."""
@@ -376,7 +380,7 @@ class _Run:
                 meta, tensors = read(path, (CHECKPOINT,))
             except InputError as error:
                 raise InputError(f"{error} Delete it to start again.") from error
-            self._check_metadata(path, meta.get("metadata"))
+            check_same(f"checkpoint: {path} is of a training", meta.get("metadata"), self.metadata)
             try:
                 self._load(meta, tensors)
             except (RuntimeError, *DAMAGE) as error:
@@ -385,44 +389,40 @@ class _Run:
             raise InputError(
                 f"checkpoint: {path} differs between processes; expected one folder that all of them share."
             )
-
-    def _check_metadata(self, path: Path, held: Any) -> None:
-        mine, theirs = json.loads(json.dumps(self.metadata)), held if isinstance(held, dict) else {}
-        other = [
-            f"{k} ({short(theirs.get(k))}, this call's is {short(mine.get(k))})"
-            for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)
-        ]  # fmt: skip
-        if other:
-            raise InputError(
-                f"checkpoint: {path} is of a training with another {', '.join(other)}. Repeat the call that "
-                "made it, or use another folder."
-            )
+        iterations = self.options.iterations
+        self.schedule: LambdaLR = LambdaLR(
+            self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=self.done - 1
+        )
 
     def _load(self, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        kinds = ("weight", "average", "best", *MOMENTS[1:])
-        expected = {f"{kind}.{k}": p for k, p in self.parameters.items() for kind in kinds}
-        for name, p in (expected | {f"buffer.{k}": b for k, b in self.buffers.items()}).items():
-            # copying would broadcast a smaller tensor
-            if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
-                raise ValueError(f"{name} has another shape or dtype")
-            if not bool(tensors[name].isfinite().all()):
-                raise ValueError(f"{name} has non-finite values")
-        # clones: sums over memory mapped from a file may be rounded differently
-        states = [{m: tensors[f"{m}.{k}"].clone() for m in MOMENTS} for k in self.parameters]
-        self.set_weights({k: tensors[f"weight.{k}"] for k in self.parameters})
-        with torch.no_grad():
-            for k, b in self.buffers.items():
-                b.copy_(tensors[f"buffer.{k}"])
-        self.average, self.best = (
-            {k: tensors[f"{kind}.{k}"].clone().to(p.device) for k, p in self.parameters.items()}
-            for kind in ("average", "best")
-        )
+        for name, mine in self.tensors().items():
+            theirs = tensors[name]
+            if (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype) or not bool(theirs.isfinite().all()):
+                raise ValueError(f"{name} has another shape or dtype, or non-finite values")
+            mine.copy_(theirs)
         self.history = list(tensors["history"].to(self.device).unbind())
         self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
-        self._set_optimiser()
-        # places the moments on the parameters' devices, the step on the CPU
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": dict(enumerate(states)), "param_groups": groups})
+
+
+def check_same(
+    what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None
+) -> None:
+    """Reject metadata of a file that differ from this call's; `same(key, held, mine)` replaces equality."""
+    theirs, mine = held if isinstance(held, dict) else {}, json.loads(json.dumps(mine))
+    equal = same or (lambda key, a, b: bool(a == b))
+    other = [
+        f"{k} ({_short(theirs.get(k))}, this call's is {_short(mine.get(k))})"
+        for k in {**theirs, **mine} if not equal(k, theirs.get(k), mine.get(k))
+    ]  # fmt: skip
+    if other:
+        raise InputError(
+            f"{what} of another {', '.join(other)}. Repeat the call that made it, or use another folder."
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def warmup_cosine(i: int, iterations: int) -> float:
@@ -446,12 +446,6 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     """A network with initial weights of a seed; the global generator is left unchanged."""
     with seeded_everywhere(seed, torch.device("cpu")):
         return build()
-
-
-def short(value: Any) -> str:
-    """The value as text, cut at 60 characters."""
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

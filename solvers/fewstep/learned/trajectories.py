@@ -30,7 +30,7 @@ from ..resolve import evaluator_of
 from ..sde.euler_maruyama import EulerMaruyama
 from ..solver import DiffusionSolver
 from .labelled_model import Labelled, Model
-from .training import digest, short
+from .training import check_same, digest
 
 FORMAT = "fewstep-trajectories-1"
 BLOCK = 256  # trajectories made and written at a time; part of their identity, since draws are per block
@@ -316,7 +316,7 @@ class _Maker:
             "format": FORMAT, "count": count, "levy": self.levy, "sigmas": self.sigmas.tolist(),
             "teacher": self.plan.name, "evaluations": self.plan.nfe, "seed": self.seed,
             "labels": None if self.model.labels is None else digest({"labels": self.model.labels}),
-            "model": json.loads(json.dumps(vars(asked))),
+            "model": vars(asked),
         }  # fmt: skip
 
 
@@ -354,18 +354,13 @@ def _claim(folder: Path, metadata: dict[str, Any]) -> None:
         with atomic_write(path) as part:
             part.write_text(json.dumps(metadata, indent=1))
     barrier()
-    if held is None:
-        return
-    for key, mine in metadata.items():
-        theirs = held.get(key) if isinstance(held, dict) else None
-        if not (_same_model(theirs, mine) if key == "model" else theirs == mine):
-            raise InputError(
-                f"folder: {folder} holds trajectories of another {key} ({short(theirs)}, this call's is "
-                f"{short(mine)}). Use an empty folder, or repeat the call that made this one."
-            )
+    if held is not None:
+        check_same(f"folder: {folder} holds trajectories", held, metadata, _same)
 
 
-def _same_model(held: Any, mine: dict[str, Any]) -> bool:
+def _same(key: str, held: Any, mine: Any) -> bool:
+    if key != "model":
+        return bool(held == mine)
     try:
         return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
     except (*DAMAGE, RuntimeError):

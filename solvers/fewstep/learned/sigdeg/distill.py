@@ -31,7 +31,6 @@ from ..training import (
     TeacherOptions,
     TrainingOptions,
     held_out,
-    merged,
     seeded,
     train,
 )
@@ -52,7 +51,7 @@ def distill_sigdeg(
     event_shape: tuple[int, ...] | None = None, levy: str | None = None, sigmas: Tensor | None = None,
     spacing: str = "logsnr", labels: Tensor | None = None, data: Trajectories | None = None,
     network: nn.Module | None = None, head: str | None = None, parent: DiffusionSolver | None = None,
-    forcing: float | None = None, teacher: TeacherOptions = TEACHER,
+    forcing: float | None = None, teacher_options: TeacherOptions = TEACHER,
     training: TrainingOptions = TRAINING, folder: str | Path | None = None,
     device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
 ) -> tuple[SigSampler, Report]:  # fmt: skip
@@ -66,7 +65,7 @@ def distill_sigdeg(
     Args:
         problem: the model or, with labels, a function `labels -> DiffusionModel`.
         steps: number of coarse intervals; not needed with sigmas or data.
-        teacher_steps: number of fine steps, a multiple of steps; by default 300, or `teacher.substeps` each.
+        teacher_steps: number of fine steps, a multiple of steps; by default 300.
         event_shape: shape of one sample.
         levy: the signature that the network receives: "W", "H" (default) or "K"; with data, by default all
             that the data contain.
@@ -82,7 +81,8 @@ def distill_sigdeg(
         forcing: the share of iterations, at the beginning, that start each step from the teacher's knot. Such
             an iteration costs a `steps`-th of an unrolled one. By default 1 for images (events of three
             axes), whose final state is decided along the way, and 0 for others.
-        teacher: solver (default `EulerMaruyama()` in tau = 1/sigma^2), substeps and trajectories (8192).
+        teacher_options: solver (default `EulerMaruyama()` in tau = 1/sigma^2), substeps in place of
+            teacher_steps, and trajectories (8192).
         training: by default 2500 iterations of 256 trajectories, learning rate 1e-3, EMA decay 0.99.
         folder: for teacher data and checkpoints. The same call resumes an interrupted one, bitwise.
         device: where teacher and training run.
@@ -103,10 +103,11 @@ def distill_sigdeg(
         _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
     if network is not None and head is not None:
         raise InputError(f"head: got {head!r} in addition to network=, which has its own; drop one.")
+    made = TEACHER.updated("teacher_options", teacher_options)
+    training = TRAINING.updated("training", training)
     make_folder(folder)
     watch = Stopwatch()
     if data is None:
-        made = merged(teacher, TEACHER)
         _validation.check_int("trajectories", made.trajectories, LEAST)
         grid = _coarse_grid(problem, labels, steps, spacing, sigmas)
         if event_shape is None:
@@ -121,7 +122,7 @@ def distill_sigdeg(
     else:
         _check_data(problem, data, event_shape=event_shape, labels=labels, steps=steps, sigmas=sigmas,
                     spacing=None if spacing == "logsnr" else spacing, teacher_steps=teacher_steps,
-                    teacher=None if teacher == TEACHER else teacher)  # fmt: skip
+                    teacher_options=None if teacher_options == TEACHER else teacher_options)  # fmt: skip
     levy = _letters(levy, data)
     network, residual = _network(problem, data, levy, network, head or "direct", seed)
     student = SigSampler(_plan(parent, data.sigmas), network.to(device), levy, residual)
@@ -132,7 +133,7 @@ def distill_sigdeg(
     parents = task.knots(parent=True)
     network.train()
     losses, history = train(
-        task, network, len(kept), merged(training, TRAINING), seed=seed, progress=progress, folder=folder,
+        task, network, len(kept), training, seed=seed, progress=progress, folder=folder,
         name=f"student-{len(data.sigmas) - 1}",
     )  # fmt: skip
     watch.lap("training")

@@ -35,7 +35,6 @@ from ..training import (
     TrainingOptions,
     digest,
     held_out,
-    merged,
     seeded,
     train,
 )
@@ -54,7 +53,7 @@ FRESH = 1 << 33  # nodes of the seed that gradient descent has not drawn from
 @named
 def distill_sigdeg_step(
     sde: SDE, *, steps: int, y0: Tensor, t0: float = 0.0, t1: float = 1.0, network: nn.Module | None = None,
-    teacher: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
+    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
     folder: str | Path | None = None, seed: int = 0, progress: bool = False,
 ) -> tuple[SigStep, Report]:  # fmt: skip
     """Fit a step with learned iterated integrals to an SDE, from evaluations of its drift and diffusion.
@@ -67,8 +66,8 @@ def distill_sigdeg_step(
             float32 rounding limits the order at fine steps.
         network: `(t, y) -> (*y.shape, 5)`, trained in place and owned by the student; by default a small
             `Coefficients`, whose last layer is solved for by least squares.
-        teacher: an SDE solver (default `SRID2()`; its own order limits that of the student), its substeps
-            per coarse step (16) and the trajectories (4096).
+        teacher_options: an SDE solver (default `SRID2()`; its order limits that of the student), its
+            substeps per coarse step (16) and the trajectories (4096).
         training: by default 300 iterations (1500 with a network) of 512 states, learning rate 3e-3.
         folder: for checkpoints. The same call resumes an interrupted one, bitwise.
         seed: of the teacher's noise and of training.
@@ -81,7 +80,10 @@ def distill_sigdeg_step(
         InputError: another noise type or calculus, or arguments out of range.
     """
     defaults = replace(TRAINING, iterations=300 if network is None else 1500)
-    made, options = merged(teacher, TEACHER), merged(training, defaults)
+    made, options = (
+        TEACHER.updated("teacher_options", teacher_options),
+        defaults.updated("training", training),
+    )
     _check(sde, y0, t0, t1, steps, made)
     _validation.check_seed(seed)
     make_folder(folder)
@@ -101,7 +103,7 @@ def distill_sigdeg_step(
     before = task.held_out_loss()
     student.network.train()
     losses, history = train(
-        task, student.network, len(kept), options, seed=seed, progress=progress, folder=folder, name="step"
+        task, student.network, len(kept), training, seed=seed, progress=progress, folder=folder, name="step"
     )
     watch.lap("training")
     if isinstance(student.network, Coefficients):
@@ -125,7 +127,7 @@ def _check(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, teacher: TeacherOpti
     if not _validation.check_float("t0", t0) < _validation.check_float("t1", t1):
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected t0 < t1.")
     _validation.check_instance(
-        "teacher.solver", teacher.solver, StochasticSolver, "an SDE solver such as fs.SRID2()"
+        "teacher_options.solver", teacher.solver, StochasticSolver, "an SDE solver such as fs.SRID2()"
     )
     _validation.check_int("trajectories", teacher.trajectories, LEAST)
 
@@ -201,7 +203,7 @@ class _Task:
         """Of one step of `size` coarse steps from the fine time of that place, on fresh noise."""
         times, y, h = self.paths.times, self.paths.states[place, index], size * self.coarse
         t = min(float(times[place]), float(times[-1]) - h)  # the SDE may be undefined after t1
-        source = _Keeping(FreshIncrements(tuple(y.shape), "H", seed, dtype=y.dtype), LOCAL)
+        source = _Keeping(y, LOCAL, seed)
         fine = torch.linspace(t, t + h, LOCAL + 1, dtype=torch.float64)
         with torch.no_grad():
             target = solve(self.sde, self.teacher, y, fine, path=source).y
@@ -260,23 +262,24 @@ def _paths(
     u = torch.arange(substeps, dtype=torch.float64) / substeps
     fine = torch.lerp(times[:-1, None], times[1:, None], u).flatten()
     fine = torch.cat([fine, times[-1:]])
-    source = _Keeping(FreshIncrements(tuple(start.shape), levy="H", seed=seed, dtype=start.dtype), substeps)
+    source = _Keeping(start, substeps, seed)
     with torch.no_grad():
         ys = solve(sde, teacher, start, fine, path=source, save="all").ys
     assert ys is not None
     return _Paths(fine, ys, source.coarse)
 
 
-class _Keeping:
-    """A source of increments that keeps their joins over blocks of `substeps`."""
+class _Keeping(FreshIncrements):
+    """Fresh increments that keep their joins over blocks of `substeps`."""
 
-    def __init__(self, source: FreshIncrements, substeps: int) -> None:
-        self.source, self.substeps, self.levy = source, substeps, source.levy
+    def __init__(self, like: Tensor, substeps: int, seed: int) -> None:
+        super().__init__(tuple(like.shape), "H", seed, dtype=like.dtype)
+        self.substeps = substeps
         self.coarse: list[Increment] = []
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         self.coarse.clear()
-        for k, increment in enumerate(self.source.increments(grid)):
+        for k, increment in enumerate(super().increments(grid)):
             if k % self.substeps:
                 self.coarse.append(self.coarse.pop().join(increment))
             else:
