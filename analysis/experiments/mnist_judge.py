@@ -46,13 +46,17 @@ class Judge:
         return self.test[chosen]
 
     @torch.no_grad()
+    def frechet(self, x: Tensor) -> float:
+        """Fréchet distance of the features to those of the training set."""
+        return images.frechet_distance(self.net(x), self.real, features=lambda f: f)
+
+    @torch.no_grad()
     def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         """Fréchet and kernel distance to the training set, class score, and the share of right classes."""
-        found, logits = self.net(x), self.net.logits(x)
         few = self.real[:: max(1, len(self.real) // 10000)]
         return {
-            "frechet": images.frechet_distance(found, self.real, features=lambda f: f),
-            "kernel": images.kernel_distance(found, few, features=lambda f: f),
+            "frechet": self.frechet(x),
+            "kernel": images.kernel_distance(self.net(x), few, features=lambda f: f),
             "score": images.class_score(x, logits=self.net.logits),
-            "right": float((logits.argmax(1) == labels).double().mean()),
+            "right": float((self.net.logits(x).argmax(1) == labels).double().mean()),
         }

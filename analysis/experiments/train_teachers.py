@@ -18,7 +18,7 @@ from torch import Tensor
 from fewstep import EDM, InputError
 from fewstep.learned import training
 from fewstep.learned.sigdeg.networks import DenoisingMLP
-from fewstep.learned.training import Minibatch, learning_rate, seeded
+from fewstep.learned.training import Minibatch, TrainingOptions, seeded, warmup_cosine
 from fewstep_analysis import datasets, teachers
 from mnist_data import mnist
 
@@ -65,10 +65,8 @@ def fit_denoiser(
         weight = (s.square() + network.data_std**2) / (s * network.data_std) ** 2
         return (weight * (network(x, sigma) - x0).square()).mean()
 
-    training.fit(
-        network, loss, len(data), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=True,
-        average=0.999, weight_decay=0.01,
-    )  # fmt: skip
+    options = TrainingOptions(iterations, batch, rate, ema_decay=0.999, weight_decay=0.01)
+    training.fit(network, loss, len(data), options, seed=seed, progress=True)
     return network.eval()
 
 
@@ -110,10 +108,8 @@ def fit_mnist(
         index, fast = some.index.to(labels.device), some.share < 1 - FULL_PRECISION_SHARE
         return _mnist_loss(net, images[index], labels[index], abar, some.generator, fast)
 
-    training.fit(
-        net, loss, len(images), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=True,
-        average=0.999, weight_decay=0.01, every=every, checkpoint=checkpoint,
-    )  # fmt: skip
+    options = TrainingOptions(iterations, batch, rate, 0.999, 0.01, checkpoint_every=every)
+    training.fit(net, loss, len(images), options, seed=seed, progress=True, checkpoint=checkpoint)
 
 
 def _mnist_loss(
@@ -155,7 +151,7 @@ def train_features(
         shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
         out = net.logits(images[which].roll(shift, (2, 3)))
         loss = torch.nn.functional.cross_entropy(out, labels[which])
-        optimiser.param_groups[0]["lr"] = 2e-3 * learning_rate(i, iterations)
+        optimiser.param_groups[0]["lr"] = 2e-3 * warmup_cosine(i, iterations)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
