@@ -96,7 +96,7 @@ def task(name: str, device: str = "cpu") -> Task:
 
 def distill_dode(
     problem: str, base: str, out: Path, *, samples: int, seed: int, device: str = "cpu", **options: Any
-) -> tuple[fs.DODE, DODEReport]:
+) -> tuple[fs.Plan, DODEReport]:
     """Fit a D-ODE student to a named model and save it.
 
     Args:
@@ -109,14 +109,14 @@ def distill_dode(
     device = str(_validation.check_device(device))
     solver, model = solver_named(base, "base"), task(problem, device)
     noise, labels = model.noise(samples, seed), model.labels(samples, seed)
-    options |= {"seed": seed} if options.get("refine") else {}
     student, report = fs.distill_dode(
         model.problem,
         solver,
         noise=noise.to(device),
-        progress=True,
         labels=None if labels is None else labels.to(device),
-        note={"problem": problem, "seed": seed},
+        seed=seed,
+        progress=True,
+        notes={"problem": problem, "seed": seed},
         **options,
     )
     student.save(out)
@@ -134,7 +134,9 @@ def report_lines(report: DODEReport) -> list[str]:
     return [*out, f"fallback to the base: {report.fallback}"] if report.fallback else out
 
 
-def report_document(student: fs.DODE, report: DODEReport) -> dict[str, Any]:
+def report_document(student: fs.Plan, report: DODEReport) -> dict[str, Any]:
     """A report as a JSON document."""
-    kappa = [[None if k != k else k for k in row] for row in student.kappa.tolist()]
-    return {**vars(report), "words": student.words, "kappa": kappa}
+    assert student.fit is not None
+    assert student.fit.kappa is not None
+    kappa = [[None if k != k else k for k in row] for row in student.fit.kappa.tolist()]
+    return {**vars(report), "notes": student.fit.notes, "kappa": kappa}

@@ -128,7 +128,7 @@ def own_noise(e: Experiment, first: int, count: int) -> Stored:
 
 
 def own_ends(e: Experiment, first: int, count: int, mirror: bool) -> tuple[list[dict[int, Tensor]], Any]:
-    """The final states of each solver by refinement, and the reference (at two resolutions if it is a solver)."""
+    """The final states of each solver by refinement, and the reference (a solver's at two resolutions)."""
     noise, start = own_noise(e, first, count), e.start(count)
     if mirror:
         noise = noise.mirrored()

@@ -105,7 +105,7 @@ def _standard_error(influence: Tensor) -> Tensor:
 
 
 def _bent_fit(logs: Logs, x: Tensor, first: int, last: int) -> tuple[float, float, bool]:
-    """The slope where a bend like sqrt(h) has vanished, its half-width, and whether the bend is significant."""
+    """The slope without a bend like sqrt(h), its half-width, and whether the bend is significant."""
     if last - first < 2:
         return float("nan"), float("nan"), False
     levels = x[first : last + 1]

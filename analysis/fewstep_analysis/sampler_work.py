@@ -108,22 +108,24 @@ def work_precision(
         _validation.check_int("nfe", n, 2, MOST)
     _validation.check_int("samples", samples, 2)
     _validation.check_seed(seed)
+    plans: dict[tuple[str, str], dict[int, fs.Plan]] = {}
+    for name, solver in chosen:
+        for spacing in spacings:
+            found = [plan_of(solver, n, spacing, problem.schedule) for n in nfe]
+            plans[name, spacing] = {plan.nfe: plan for plan in found if plan is not None}
+            if any(plan.levy for plan in plans[name, spacing].values()):
+                raise InputError(f"solvers: got {name}, which adds noise; expected ODE solvers.")
     noise = problem.noise(samples, seed)
     start = _alpha(problem) * noise
     truth, data = exact(problem, noise), problem.mixture.sample(samples, seed + 1)
     series = []
     with torch.no_grad():
-        for name, solver in progress(chosen, "solver"):
-            for spacing in spacings:
-                found = [plan_of(solver, n, spacing, problem.schedule) for n in nfe]
-                plans = {plan.nfe: plan for plan in found if plan is not None}
-                if any(plan.levy for plan in plans.values()):
-                    raise InputError(f"solvers: got {name}, which adds noise; expected ODE solvers.")
-                points = [
-                    (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
-                    for n, p in plans.items()
-                ]
-                series.append(_series(name, spacing, "fewstep", points))
+        for (name, spacing), by_nfe in progress(list(plans.items()), "series"):
+            points = [
+                (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
+                for n, p in by_nfe.items()
+            ]
+            series.append(_series(name, spacing, "fewstep", points))
         if diffusers:
             series += _diffusers_series(problem, nfe, noise, truth, data)
     fresh = problem.mixture.sample(samples, seed + 2)
@@ -205,15 +207,26 @@ def _run_diffusers(scheduler: Any, steps: int, problem: DiffusionProblem, noise:
     return x
 
 
+def summary(
+    record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of RMSEs by solver and spacing; a count that differs from the column's in brackets."""
+    rows = [
+        [
+            s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)",
+            s["spacing"],
+            *(_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe),
+        ]
+        for s in record.data["series"]
+        if spacing in (None, s["spacing"]) and s["nfe"]
+    ]
+    return ["solver", "spacing", *map(str, nfe)], rows
+
+
 def table(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None) -> str:
-    """A Markdown table of RMSE by solver and spacing; a count that differs from the column's in brackets."""
-    lines = ["| solver | spacing | " + " | ".join(map(str, nfe)) + " |", "|---" * (len(nfe) + 2) + "|"]
-    for s in record.data["series"]:
-        if spacing in (None, s["spacing"]) and s["nfe"]:
-            cells = [_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe]
-            name = s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)"
-            lines.append(f"| {name} | {s['spacing']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """The summary in Markdown, for the documentation."""
+    columns, rows = summary(record, nfe, spacing)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
 
 
 def _cell(known: dict[int, float], n: int) -> str:

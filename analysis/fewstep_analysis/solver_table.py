@@ -133,13 +133,6 @@ def _furthest(by_calculus: dict[str, list[float]], declared: float) -> str:
     return f"{max((v[0] for v in by_calculus.values()), key=lambda v: abs(v - declared)):.2f}"
 
 
-def text(table: Iterable[tuple[str, ...]]) -> str:
-    """The table with aligned columns."""
-    lines = [COLUMNS, *table]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(COLUMNS))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)
-
-
 def markdown(table: Iterable[tuple[str, ...]]) -> str:
     """The table in Markdown, for the documentation."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *table]

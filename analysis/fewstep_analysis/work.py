@@ -279,6 +279,16 @@ def _seconds(run: Callable[[int], Any], level: int, repeats: int) -> float:
     return statistics.median(times)
 
 
+def summary(record: Record) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table: one row per series, at its finest refinement."""
+    rows = [
+        [one["package"], one["name"], f"{one['error'][-1]:.2e}", str(one["evaluations"][-1]),
+         f"{one['seconds'][-1]:.3f}"]
+        for one in record.data["series"]
+    ]  # fmt: skip
+    return ["package", "solver", "error", "evaluations", "seconds"], rows
+
+
 def work_figure(record: Record, path: str | Path) -> Path:
     """Error against evaluations and against seconds; torchsde's methods dashed, diffrax's dotted."""
     figure, axes = canvas(9.6, 4.4, ncols=2, sharey=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from . import _validation
 from .errors import InputError, one_of
 from .problem import NOISE_TYPES
 from .solver import Solver
-
-PACKAGES = ("sde", "samplers")
 
 
 def solvers(noise_type: str | None = None) -> dict[str, Solver]:
@@ -27,14 +27,18 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
 
     if noise_type is not None:
         _validation.check_choice("noise_type", noise_type, NOISE_TYPES)
-    classes = {name: getattr(fewstep, name) for name in fewstep.__all__}
     # learned solvers are made by their fits: they have no default
+    modules = [
+        import_module(f"fewstep.{package}.{module.name}")
+        for package in ("sde", "samplers")
+        for module in iter_modules(import_module(f"fewstep.{package}").__path__)
+    ]
+    classes = {n: c for module in modules for n, c in vars(module).items() if n in fewstep.__all__}
     found = {
         name: kind()
         for name, kind in sorted(classes.items())
         if isinstance(kind, type)
         and issubclass(kind, Solver)
-        and kind.__module__.split(".")[1] in PACKAGES
         and not getattr(kind, "__abstractmethods__", None)
     }
     return {k: v for k, v in found.items() if noise_type in (None, *v.card.strong_order)}
