@@ -27,7 +27,8 @@ def test_untrained_student_reproduces_its_parent():
     student, _ = fs.distill_sigdeg(
         problem, event_shape=experiment.EVENT, sigmas=levels, levy=experiment.LEVY,
         network=experiment.Stepwise(teacher, 3, levels[:-1]),
-        training=fs.TrainingOptions(1, learning_rate=0.0), teacher=fs.TeacherOptions(substeps=1, trajectories=16),
+        training=fs.TrainingOptions(1, learning_rate=0.0),
+        teacher_options=fs.TeacherOptions(substeps=1, trajectories=16),
     )  # fmt: skip
     ours, parent = (
         experiment.draw_samples(problem, s, 8, 1) for s in (student, fs.EulerMaruyama().plan(levels))
