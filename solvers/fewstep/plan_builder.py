@@ -17,7 +17,7 @@ from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
 Key = tuple[Any, ...]
-"""What a term multiplies: the state ("x", generation), an evaluation ("D", row), a normal ("z", row, letter)."""
+"""What a term multiplies: a state ("x", generation), an evaluation ("D", row) or a normal ("z", row, letter)."""
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 OFF_PATH = (0.0, 0.0)
@@ -48,8 +48,8 @@ class LinearExpr:
 class PlanBuilder:
     """Records the formulas of one solver on one grid.
 
-    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)` for
-    each pair (s, t) of adjacent levels.
+    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)`
+    for each pair (s, t) of adjacent levels.
 
     Args:
         name: of the plan.
@@ -115,12 +115,13 @@ class PlanBuilder:
     def finish(self) -> Plan:
         """The table."""
         rows = len(self._levels)
-        cells = [*self._cells("stage", self._stages, newest=1), *self._cells("update", self._updates, newest=0)]
+        cells = [*self._cells("stage", self._stages, newest=1)]
+        cells += self._cells("update", self._updates, newest=0)
         window = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_eval"))])
         slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])
         shapes = {"x": (rows,), "eval": (rows, window), "noise": (rows, slots, self.letters)}
         # numpy: setting an entry is ten times faster than in torch
-        out = {name: np.zeros(shapes[name.partition("_")[2]]) for name in WEIGHTS}
+        out: dict[str, Any] = {name: np.zeros(shapes[name.partition("_")[2]]) for name in WEIGHTS}
         for name, at, value in cells:
             out[name][at] = value
         noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
@@ -134,7 +135,7 @@ class PlanBuilder:
     def _cells(
         self, part: str, exprs: list[LinearExpr], newest: int
     ) -> Iterator[tuple[str, tuple[int, ...], float]]:
-        """(column, index, weight) of each term; `newest` is 1 where the row's own evaluation is not known yet."""
+        """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""
         opened = sorted(self._noise)
         for i, expr in enumerate(exprs):
             so_far = sum(row <= i for row in opened)

@@ -306,7 +306,9 @@ class TestRegrid:
     def test_bad_input_is_refused(self):
         table = self.fit(fs.DDIM())
         other = fs.DiffusionModel(lambda x, s: 0.5 * bumps(x, s), VP)
-        refined = self.fit(fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False)
+        refined = self.fit(
+            fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False
+        )
         for case in (
             (table, other, fs.DDIM(), "answers differently"), (table, BUMPS, fs.UniPC(2), "base: got"),
             (refined, BUMPS, fs.DDIM(), "no kappa"), (fs.DDIM().plan(table.sigmas), BUMPS, fs.DDIM(), "no kappa"),
