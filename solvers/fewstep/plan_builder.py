@@ -17,7 +17,7 @@ from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
 Key = tuple[Any, ...]
-"""What a term multiplies: a state ("x", generation), an evaluation ("D", row) or a normal ("z", row, letter)."""
+"""What a term multiplies: a state ("x", generation), an evaluation ("D", row), a normal ("z", row, letter)."""
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 OFF_PATH = (0.0, 0.0)
@@ -121,15 +121,16 @@ class PlanBuilder:
         slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])
         shapes = {"x": (rows,), "eval": (rows, window), "noise": (rows, slots, self.letters)}
         # numpy: setting an entry is ten times faster than in torch
-        out: dict[str, Any] = {name: np.zeros(shapes[name.partition("_")[2]]) for name in WEIGHTS}
+        out = {name: np.zeros(shapes[name.partition("_")[2]]) for name in WEIGHTS}
         for name, at, value in cells:
             out[name][at] = value
         noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
+        columns: dict[str, Any] = {k: torch.from_numpy(v) for k, v in out.items()}
         return Plan(
             name=self.name, prediction=self.prediction, sigmas=self.sigmas,
             sigma=torch.tensor(self._levels, dtype=torch.float64),
             noise=torch.tensor(noise, dtype=torch.float64),
-            **{k: torch.from_numpy(v) for k, v in out.items()},
+            **columns,
         )  # fmt: skip
 
     def _cells(
