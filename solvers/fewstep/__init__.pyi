@@ -22,7 +22,6 @@ from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
 from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
-from .learned.dode.student import DODE as DODE
 from .learned.sfddm.distill import distill_sfddm as distill_sfddm
 from .learned.sfddm.process import StudentProcess as StudentProcess
 from .learned.sfddm.process import subsequence as subsequence

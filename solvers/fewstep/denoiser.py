@@ -36,16 +36,16 @@ AFFINE: dict[str, Conversion] = {
 
 
 def coefficients(
-    kind: str, sigma: Tensor, alpha: Tensor, prediction: str = "data"
+    kind: str | Conversion, sigma: Tensor, alpha: Tensor, prediction: str = "data"
 ) -> tuple[Tensor, Tensor]:
     """(p, q) such that p x + q output is x0, or the noise (x - x0) / sigma.
 
     Args:
-        kind: what the network predicts, a key of AFFINE.
-        sigma, alpha: of any one shape, float64.
+        kind: what the network predicts, a key of AFFINE or a function like its values.
+        sigma, alpha: of one shape, float64.
         prediction: "data" for x0, "noise" for the noise.
     """
-    p, q = AFFINE[kind](sigma, alpha)
+    p, q = (AFFINE[kind] if isinstance(kind, str) else kind)(sigma, alpha)
     return (p, q) if prediction == "data" else ((1 - p) / sigma, -q / sigma)
 
 
@@ -61,7 +61,7 @@ class Converted:
     Attributes:
         model: `(x_t, t) -> output`, t of shape (batch,).
         schedule: gives alpha and the label of a level; None for networks called with (x, sigma) itself.
-        kind: what the output is, a key of AFFINE.
+        kind: what the output is, see `coefficients`.
         rounding: of labels: None; "nearest" or "down", as diffusers does on Karras and logSNR or on
             exponential grids (an error floor of about 3e-4, and what embeddings by table need).
         dtype: what the network computes in; x and the result stay in the trajectory's precision.
@@ -69,7 +69,7 @@ class Converted:
 
     model: Model
     schedule: Schedule | None
-    kind: str
+    kind: str | Conversion
     rounding: str | None = None
     dtype: torch.dtype | None = None
 
@@ -111,8 +111,8 @@ def check_output(name: str, out: Any, x: Tensor) -> Tensor:
     """The output of a network, which must be a tensor of x's shape on its device."""
     if not torch.is_tensor(out) or out.shape != x.shape or out.device != x.device:
         raise InputError(
-            f"{name}: got {_validation.describe(out)}, expected a tensor of x's shape {tuple(x.shape)} on its "
-            "device. Wrap a network that returns more, for diffusers as lambda x, t: net(x, t).sample."
+            f"{name}: got {_validation.describe(out)}, expected a tensor of x's shape {tuple(x.shape)} "
+            "on its device. Wrap a network that returns more, for diffusers as lambda x, t: net(x, t).sample."
         )
     return out
 
@@ -297,8 +297,8 @@ def classifier_free_guidance(
     for name, given in (("condition", condition), ("unconditional", unconditional)):
         if not torch.is_tensor(given) or given.shape != condition.shape or given.dim() == 0:
             raise InputError(
-                f"{name}: got {_validation.describe(given)}, expected a tensor (batch, ...), both halves of one "
-                "shape."
+                f"{name}: got {_validation.describe(given)}, expected a tensor (batch, ...), both halves "
+                "of one shape."
             )
 
     def guided(x: Tensor, t: Tensor) -> Tensor:

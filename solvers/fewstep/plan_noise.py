@@ -56,7 +56,7 @@ def seeded_normals(
     Args:
         sigma_min: the smallest level of the schedule, to which the path of the seed reaches.
     """
-    if path is None and plan.levy:
+    if path is None and uses_path(plan):
         path = path_of(plan, x, sigma_min, seed + 1 if isinstance(seed, int) else [s + 1 for s in seed])
     if isinstance(seed, int):
         apart: int | list[int] = _off_path(seed)
@@ -69,6 +69,11 @@ def seeded_normals(
 def _off_path(seed: int) -> int:
     """Hashed: torch's CPU generator keeps 32 bits of a seed, and a distant seed may be that of the start."""
     return key_of(seed + OFF_PATH) >> 1
+
+
+def uses_path(plan: Plan) -> bool:
+    """Whether some row needs normals of a path, not only fresh ones for churn."""
+    return bool((plan.noise[:, 1] > plan.noise[:, 0]).any())
 
 
 def fresh_normals(x: Tensor, source: Generators, letters: int) -> Normals:

@@ -80,7 +80,7 @@ def resolve(
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
     assert isinstance(solver, DiffusionSolver)
-    plan = solver.plan(check_sigmas(sigmas, repeat or getattr(solver, "repeats_levels", False)), schedule)
+    plan = solver.plan(check_sigmas(sigmas, repeat or solver.repeats_levels), schedule)
     return plan, plan
 
 
@@ -89,9 +89,14 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
 
     Args:
         like: (*batch, *event) a tensor like the samples.
+
+    Raises:
+        InputError: a plan that was fitted to another model.
     """
     if not isinstance(source, Plan):
         return source.evaluator(problem, like)
+    if source.fit is not None:
+        source.fit.check(problem, like, source.name)
     predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
@@ -100,8 +105,8 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
             torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
         ):
             raise InputError(
-                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape {tuple(x.shape)}. "
-                "Return the estimate of x0 in x's shape, dtype and device."
+                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape "
+                f"{tuple(x.shape)}. Return the estimate of x0 in x's shape, dtype and device."
             )
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def sample(
             "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for "
             "diffusers. Call a function of labels with the labels first."
         )
-    grid = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
+    grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
     plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
     own = _validation.check_seed(seed) if seeds is None else each_seed(seeds)
     x = _start(problem, plan, shape, own, noise, dtype, device)
@@ -91,7 +92,5 @@ def _start(
         return unit * plan.sigmas[0].item()
     _validation.check_state("noise", noise, "finite floating point (batch, ...)")
     if shape is not None and _validation.check_shape(shape) != tuple(noise.shape):
-        raise InputError(
-            f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one."
-        )
+        raise InputError(f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one.")
     return at_least_float32(noise) / problem.schedule.alpha(plan.sigmas[:1]).item()

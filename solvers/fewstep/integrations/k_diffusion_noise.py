@@ -17,7 +17,7 @@ from ..brownian.random_normals import HashedNormals
 from ..errors import InputError
 from ..executor import Draw
 from ..plan import Plan
-from ..plan_noise import OFF_PATH, plan_normals
+from ..plan_noise import OFF_PATH, plan_normals, uses_path
 
 # A cut of the tree costs normals for the whole batch, and a level takes as many cuts as it has bits. Moving
 # levels by 2^-24 of the clock changes no law: noise is scaled by the moved interval.
@@ -70,19 +70,13 @@ class BrownianNoiseSampler:
                 f"sigma_min, sigma_max: got {self.sigma_min:g}, {self.sigma_max:g}; expected "
                 "0 <= sigma_min < sigma_max. Take sigmas[sigmas > 0].min() and sigmas.max()."
             )
+        self.levy: str = levy
+        self.shape: tuple[int, ...] = tuple(x.shape)
         low, high = sorted((self._time(self.sigma_min), self._time(self.sigma_max)))
         self.path: BrownianPath = BrownianPath(
-            tuple(x.shape), low, high, levy=levy, dtype=torch.promote_types(x.dtype, torch.float32),
+            self.shape, low, high, levy=levy, dtype=torch.promote_types(x.dtype, torch.float32),
             device=x.device, seeds=seeds(seed, len(x)), clock="log" if low > 0 else "linear",
         )  # fmt: skip
-
-    @property
-    def levy(self) -> str:
-        return self.path.levy
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.path.shape
 
     @property
     def in_snr(self) -> bool:
@@ -119,8 +113,8 @@ class BrownianNoiseSampler:
         # k-diffusion passes exp(log(sigma)) in float32, which may miss the ends by some roundings
         if abs(level - inside) > 1e-5 * inside:
             raise InputError(
-                f"sigma: got {level:g}; expected a level in [{self.sigma_min:g}, {self.sigma_max:g}]. Make the "
-                "noise sampler with a sigma_min and sigma_max that cover the grid."
+                f"sigma: got {level:g}; expected a level in [{self.sigma_min:g}, {self.sigma_max:g}]. Make "
+                "the noise sampler with a sigma_min and sigma_max that cover the grid."
             )
         return float(self.transform(torch.tensor(inside, dtype=torch.float64)))
 
@@ -140,13 +134,13 @@ def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any)
     letters = plan.stage_noise.shape[-1]
     hashed = HashedNormals(tuple(x.shape), [s + OFF_PATH for s in seeds], x.device).begin(letters)
     calls = count()
-    used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
     path: Path | None = None
-    if len(used) and noise_sampler is None:
-        reach = max(REACH, math.ceil(used.log2().abs().max().item() / 2))
+    if uses_path(plan) and noise_sampler is None:
+        on_path = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
+        reach = max(REACH, math.ceil(on_path.log2().abs().max().item() / 2))
         levy = "K" if plan.levy == "K" else "H"  # one path for all solvers of a seed except those that need K
         path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
-    elif len(used):
+    elif uses_path(plan):
         path = _as_path(noise_sampler, plan, x)
     fresh = lambda _: tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))  # noqa: E731
     return plan_normals(plan, x, path, fresh, "noise_sampler")
