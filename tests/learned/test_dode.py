@@ -45,7 +45,8 @@ def bumps(x, s):
 BUMPS = fs.DiffusionModel(bumps, VP)
 BASES = [
     fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.DPMSolver(3), fs.EDMHeun(),
-    fs.UniPC(2), fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3), fs.UniPC(2, prediction="noise"),
+    fs.UniPC(2), fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3),
+    fs.UniPC(2, prediction="noise"),
 ]  # fmt: skip
 
 
