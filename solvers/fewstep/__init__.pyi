@@ -27,6 +27,7 @@ from .learned.sfddm.process import StudentProcess as StudentProcess
 from .learned.sfddm.process import subsequence as subsequence
 from .learned.sfddm.student import SFDDM as SFDDM
 from .learned.sigdeg.distill import distill_sigdeg as distill_sigdeg
+from .learned.sigdeg.distill_step import distill_sigdeg_step as distill_sigdeg_step
 from .learned.sigdeg.student import SigSampler as SigSampler
 from .learned.sigdeg.student import SigStep as SigStep
 from .learned.sigdeg.unet import SigUNet as SigUNet

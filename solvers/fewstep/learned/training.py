@@ -8,9 +8,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +23,47 @@ from .._progress import progress as progress_bar
 from .._serialization import DAMAGE, atomic_write, read
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
-from ..grid import MOST
+from ..solver import Solver
 
 HELD_OUT = 8  # one trajectory in eight is not trained on
+LEAST = 16  # trajectories: two are held out
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-2"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state
+
+
+class _Options:
+    """Options where None stands for a default."""
+
+    def or_else(self, defaults: Any) -> Any:
+        """These options, with those of `defaults` in place of None."""
+        return defaults.updated("options", self)
+
+    def updated(self, argument: str, options: Any) -> Any:
+        """These options, replaced by those of a user's argument that are not None."""
+        kind = type(self)
+        _validation.check_instance(argument, options, kind, f"fewstep.{kind.__name__}(...)")
+        return replace(self, **{k: v for k, v in vars(options).items() if v is not None})  # type: ignore[type-var]
+
+    def _check_integers(self, **least: int) -> None:
+        for name, low in least.items():
+            if getattr(self, name) is not None:
+                _validation.check_int(name, getattr(self, name), low)
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """How a network is trained. None stands for the default of the method that gets the options.
+class TrainingOptions(_Options):
+    """How a network is trained. None stands for the default of the function that gets the options.
 
     Args:
         iterations: number of optimiser steps.
         batch_size: samples per iteration, over all processes together.
         learning_rate: the largest one, reached after a linear warm-up; it then falls to zero as a cosine.
         ema_decay: the largest decay of the moving average of the weights, which is the result; in [0, 1).
-        weight_decay: of AdamW.
+        weight_decay: of AdamW; by default 0.
         early_stopping_patience: number of held-out evaluations in a row without an improvement after which
-            training stops; the result is then the average at the best one. 0 never stops.
-        checkpoint_every: iterations between checkpoints, and between held-out evaluations.
+            training stops; the result is then the average at the best one. 0, the default, never stops.
+        checkpoint_every: iterations between checkpoints, and between held-out evaluations; by default 250.
+        autocast: compute the loss in bfloat16 where torch's autocast does; by default False.
 
     Raises:
         InputError: a value out of its range.
@@ -53,55 +73,41 @@ class TrainingOptions:
     batch_size: int | None = None
     learning_rate: float | None = None
     ema_decay: float | None = None
-    weight_decay: float = 0.0
-    early_stopping_patience: int = 0
-    checkpoint_every: int = 250
+    weight_decay: float | None = None
+    early_stopping_patience: int | None = None
+    checkpoint_every: int | None = None
+    autocast: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("batch_size", 1), ("checkpoint_every", 1),
-                            ("early_stopping_patience", 0)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None or name not in UNSET:
-                _validation.check_int(name, value, least)
+        self._check_integers(iterations=1, batch_size=1, early_stopping_patience=0, checkpoint_every=1)
         for name, high in (("learning_rate", math.inf), ("weight_decay", math.inf), ("ema_decay", 1.0)):
-            value = getattr(self, name)
-            if value is not None or name not in UNSET:
-                expected = f"a number of at least 0, below {high:g}"
-                if _validation.check_float(name, value, 0, expected=expected) >= high:
-                    raise InputError(f"{name}: got {value!r}, expected {expected}.")
-
-    def or_else(self, defaults: TrainingOptions) -> TrainingOptions:
-        """These options, with those of `defaults` in place of None."""
-        missing = {f.name for f in fields(self) if getattr(self, f.name) is None}
-        return replace(self, **{name: getattr(defaults, name) for name in missing})
-
-
-UNSET = ("iterations", "batch_size", "learning_rate", "ema_decay")  # options that may be None
-DEFAULTS = TrainingOptions(iterations=2500, batch_size=256, learning_rate=1e-3, ema_decay=0.99)
+            value, expected = getattr(self, name), f"a number of at least 0, below {high:g}"
+            if value is not None and _validation.check_float(name, value, 0, expected=expected) >= high:
+                raise InputError(f"{name}: got {value!r}, expected {expected}.")
 
 
 @dataclass(frozen=True)
-class TeacherOptions:
-    """What a teacher's data are made of. None stands for the default of the method that gets the options.
+class TeacherOptions(_Options):
+    """How a teacher's data are made. None stands for the default of the function that gets the options.
 
     Args:
-        solver: the teacher's own solver, with fine steps.
+        solver: the solver that the teacher runs.
         substeps: its steps per step of the student.
-        trajectories: how many trajectories (or, for SFDDM, samples) to make.
+        trajectories: number of trajectories; for SFDDM without data, of samples.
 
     Raises:
         InputError: a number out of its range.
     """
 
-    solver: Any = None
+    solver: Solver | None = None
     substeps: int | None = None
     trajectories: int | None = None
 
     def __post_init__(self) -> None:
-        if self.substeps is not None:
-            _validation.check_int("substeps", self.substeps, 1, MOST)
-        if self.trajectories is not None:
-            _validation.check_int("trajectories", self.trajectories)
+        self._check_integers(substeps=1, trajectories=1)
+
+
+DEFAULTS = TrainingOptions(2500, 256, 1e-3, 0.99, 0.0, 0, 250, False)
 
 
 @dataclass(frozen=True)
@@ -192,15 +198,9 @@ def fit(
     Returns:
         the loss averaged over tenths of the run, and (iteration, held-out distance) pairs.
     """
-    options = options.or_else(DEFAULTS)
-    assert options.iterations is not None
-    assert options.batch_size is not None
-    iterations, patience, every = (
-        options.iterations,
-        options.early_stopping_patience,
-        options.checkpoint_every,
-    )
-    run = _Run(network, options, asdict(options) | {"seed": seed, "count": count} | (metadata or {}))
+    o = options.or_else(DEFAULTS)
+    iterations, patience = o.iterations, o.early_stopping_patience
+    run = _Run(network, o, asdict(o) | {"seed": seed, "count": count} | (metadata or {}))
     run.resume(checkpoint)
     rank, world = rank_and_world()
     key, own = key_of(seed), key_of(seed + (1 + rank) * APART)
@@ -211,12 +211,12 @@ def fit(
         if 0 < patience <= run.stale:
             break
         common, generator = (torch.Generator().manual_seed(node_seed(k, i)) for k in (key, own))
-        index = torch.randint(count, (options.batch_size,), generator=common)
+        index = torch.randint(count, (o.batch_size,), generator=common)
         mine = index[part()] if split else index
         with seeded_everywhere(node_seed(own, i), run.device):
             value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
         run.step(value)
-        if run.done % every == 0 or run.done == iterations:
+        if run.done % o.checkpoint_every == 0 or run.done == iterations:
             run.check_finite()
             if judged is not None:
                 run.evaluate(judged)
@@ -226,57 +226,80 @@ def fit(
     return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.held_out
 
 
-class _Run:
-    """Network, averaged weights, optimiser and history of a training: all that a checkpoint holds."""
+class Task(Protocol):
+    """What a student is trained on: the arguments of `fit` that depend on the method."""
 
-    def __init__(self, network: nn.Module, options: TrainingOptions, metadata: dict[str, Any]) -> None:
-        trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
-        if not trained:
+    def loss(self, batch: Minibatch) -> Tensor: ...
+    def held_out_loss(self) -> float: ...
+    def metadata(self) -> dict[str, Any]: ...
+
+
+def train(
+    task: Task, network: nn.Module, count: int, options: TrainingOptions, *, seed: int, progress: bool,
+    folder: str | Path | None, name: str,
+) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
+    """Fit a student's network to its task, with a checkpoint `name` in the folder, and freeze it."""
+    out = fit(
+        network, task.loss, count, options, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
+        checkpoint=None if folder is None else Path(folder) / f"{name}.training", metadata=task.metadata(),
+    )  # fmt: skip
+    network.eval().requires_grad_(False)  # training it further needs requires_grad_(True)
+    return out
+
+
+class _Run:
+    """Network, averaged weights, optimiser and history of a training: all that a checkpoint contains."""
+
+    def __init__(self, network: nn.Module, options: Any, metadata: dict[str, Any]) -> None:
+        self.network = network
+        self.options = options
+        self.parameters: dict[str, Any] = {k: p for k, p in network.named_parameters() if p.requires_grad}
+        if not self.parameters:
             raise InputError(
                 "network: got one without trainable parameters; a student is frozen after training. Call "
                 "network.requires_grad_(True) to train it further."
             )
-        self.network = network
-        self.options = options
-        self.parameters: dict[str, nn.Parameter] = trained
-        self.device: torch.device = next(iter(trained.values())).device
-        self.buffers: dict[str, Tensor] = dict(network.named_buffers())
         with torch.no_grad():
-            for t in (*trained.values(), *self.buffers.values()):
+            for t in (*self.parameters.values(), *network.buffers()):
                 t.copy_(from_first(t))
+        self.device: torch.device = next(iter(self.parameters.values())).device
         self.metadata: dict[str, Any] = metadata | {"initial weights": digest(network.state_dict())}
-        self.average: dict[str, Tensor] = {k: p.detach().clone() for k, p in trained.items()}
-        self.best: dict[str, Tensor] = self.average
+        self.average, self.best = self.weights(), self.weights()
         self.history: list[Tensor] = []
         self.held_out: list[tuple[int, float]] = []
         self.stale: int = 0
-        self._set_optimiser()
-
-    def _set_optimiser(self) -> None:
-        """An optimiser and a schedule that stand after the iterations done."""
-        rate, iterations, done = self.options.learning_rate, self.options.iterations, self.done
-        assert rate is not None
-        assert iterations is not None
-        group = {"params": list(self.parameters.values()), "initial_lr": rate}
-        decay = self.options.weight_decay
-        self.optimiser: torch.optim.AdamW = torch.optim.AdamW([group], rate, (0.9, 0.99), weight_decay=decay)
-        self.schedule: LambdaLR = LambdaLR(
-            self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=done - 1
+        group = {"params": [*self.parameters.values()], "initial_lr": options.learning_rate}
+        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
+            [group], options.learning_rate, (0.9, 0.99), weight_decay=options.weight_decay
         )
+        for p in self.parameters.values():  # as AdamW's first step does, for a checkpoint to be copied in
+            moments = {m: torch.zeros_like(p) for m in ("exp_avg", "exp_avg_sq")}
+            self.optimiser.state[p] = {"step": torch.tensor(0.0)} | moments
 
     @property
     def done(self) -> int:
         return len(self.history)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the current weights."""
+        return {k: p.detach().clone() for k, p in self.parameters.items()}
+
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for k, p in self.parameters.items():
+                p.copy_(weights[k])
+
     def gradients(
-        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, whole: int, split: bool
+        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int, split: bool
     ) -> Tensor:
-        """Fill the gradients, those of all processes together; returns the loss."""
-        parameters = list(self.parameters.values())
+        """Set the gradients, of all processes together; returns the loss. size: of the minibatch of all."""
+        parameters = [*self.parameters.values()]
         found: tuple[Tensor | None, ...]
         if len(batch.index):
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast)
             with torch.enable_grad():
-                value = loss(batch)
+                with autocast:
+                    value = loss(batch)
                 # of these parameters only: a user's denoiser may have parameters of its own
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
         else:  # more processes than samples
@@ -285,7 +308,7 @@ class _Run:
         value = value.detach()
         if split and rank_and_world()[1] > 1:
             flat = torch.cat([value[None], *(g.flatten() for g in grads)])
-            flat = sum_over_processes(flat * (len(batch.index) / whole))
+            flat = sum_over_processes(flat * (len(batch.index) / size))
             value, *grads = torch.split(flat, [1, *(p.numel() for p in parameters)])
         for p, g in zip(parameters, grads, strict=True):
             p.grad = g.reshape(p.shape)
@@ -293,35 +316,29 @@ class _Run:
 
     def step(self, value: Tensor) -> None:
         """Update the weights and their average; `value` is the loss."""
-        parameters: list[Any] = list(self.parameters.values())
+        parameters = [*self.parameters.values()]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimiser.step()
         self.schedule.step()
-        # a small decay at first, so that the initial weights are soon forgotten
-        assert self.options.ema_decay is not None
+        # a small decay at first, because the initial weights are far from the result
         decay = min(self.options.ema_decay, (self.done + 1) / (self.done + 10))
-        get_ema_multi_avg_fn(decay)(list(self.average.values()), parameters, self.done)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(decay)([*self.average.values()], parameters, self.done)  # type: ignore[no-untyped-call]
         self.history.append(value)
 
     def evaluate(self, held_out_loss: Callable[[], float]) -> None:
         """Call the held-out distance at the averaged weights, and keep them if it is the smallest so far."""
-        now = {k: p.detach().clone() for k, p in self.parameters.items()}
-        training = self.network.training
+        now, modes = self.weights(), [(m, m.training) for m in self.network.modules()]
         self.set_weights(self.average)
         self.network.eval()
         value = float(from_first(torch.tensor(held_out_loss(), dtype=torch.float64)))
-        self.network.train(training)
-        self.set_weights(now)
+        for module, training in modes:  # not all are in the same mode
+            module.training = training
         better = value < min((v for _, v in self.held_out if v == v), default=math.inf)
         self.stale = 0 if better else self.stale + 1
         self.held_out.append((self.done, value))
         if better:
-            self.best = {k: v.clone() for k, v in self.average.items()}
-
-    def set_weights(self, weights: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for k, p in self.parameters.items():
-                p.copy_(weights[k])
+            self.best = self.weights()
+        self.set_weights(now)
 
     def check_finite(self) -> None:
         if not bool(self.history[-1].isfinite()):
@@ -330,27 +347,30 @@ class _Run:
                 step=self.done - 1, paths=0,
             )  # fmt: skip
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the state by name, except for the history."""
+        out = {f"buffer.{k}": v for k, v in self.network.named_buffers()}
+        for k, p in self.parameters.items():
+            out |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
+            out |= {f"{name}.{k}": v for name, v in self.optimiser.state[p].items()}
+        return out
+
     def save(self, path: Path | None) -> None:
         """Write a checkpoint atomically, on rank 0."""
         if path is None or not is_first():
             return
         from safetensors.torch import save_file
 
-        tensors = {"history": torch.stack(self.history).cpu()}
-        tensors |= {f"buffer.{k}": v for k, v in self.buffers.items()}
-        for k, p in self.parameters.items():
-            tensors |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
-            tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
+        tensors = self.tensors() | {"history": torch.stack(self.history)}
         meta = {
             "format": CHECKPOINT,
             "metadata": self.metadata,
             "held_out": self.held_out,
             "stale": self.stale,
         }
-        # a copy: safetensors refuses tensors that share memory, as best and average do at first
-        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
         with atomic_write(path) as place:
-            save_file(tensors, str(place), {"fewstep": json.dumps(meta)})
+            # clones, since a network's own tensors may share memory
+            save_file({k: v.clone() for k, v in tensors.items()}, str(place), {"fewstep": json.dumps(meta)})
 
     def resume(self, path: Path | None) -> None:
         """Continue from a checkpoint, where there is one."""
@@ -360,7 +380,7 @@ class _Run:
                 meta, tensors = read(path, (CHECKPOINT,))
             except InputError as error:
                 raise InputError(f"{error} Delete it to start again.") from error
-            self._check_metadata(path, meta.get("metadata"))
+            check_same(f"checkpoint: {path} is of a training", meta.get("metadata"), self.metadata)
             try:
                 self._load(meta, tensors)
             except (RuntimeError, *DAMAGE) as error:
@@ -369,44 +389,40 @@ class _Run:
             raise InputError(
                 f"checkpoint: {path} differs between processes; expected one folder that all of them share."
             )
-
-    def _check_metadata(self, path: Path, held: Any) -> None:
-        mine, theirs = json.loads(json.dumps(self.metadata)), held if isinstance(held, dict) else {}
-        other = [
-            f"{k} ({short(theirs.get(k))}, this call's is {short(mine.get(k))})"
-            for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)
-        ]  # fmt: skip
-        if other:
-            raise InputError(
-                f"checkpoint: {path} is of a training with another {', '.join(other)}. Repeat the call that "
-                "made it, or use another folder."
-            )
+        iterations = self.options.iterations
+        self.schedule: LambdaLR = LambdaLR(
+            self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=self.done - 1
+        )
 
     def _load(self, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        kinds = ("weight", "average", "best", *MOMENTS[1:])
-        expected = {f"{kind}.{k}": p for k, p in self.parameters.items() for kind in kinds}
-        for name, p in (expected | {f"buffer.{k}": b for k, b in self.buffers.items()}).items():
-            # copying would broadcast a smaller tensor
-            if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
-                raise ValueError(f"{name} has another shape or dtype")
-            if not bool(tensors[name].isfinite().all()):
-                raise ValueError(f"{name} has non-finite values")
-        # clones: sums over memory mapped from a file may be rounded differently
-        states = [{m: tensors[f"{m}.{k}"].clone() for m in MOMENTS} for k in self.parameters]
-        self.set_weights({k: tensors[f"weight.{k}"] for k in self.parameters})
-        with torch.no_grad():
-            for k, b in self.buffers.items():
-                b.copy_(tensors[f"buffer.{k}"])
-        self.average, self.best = (
-            {k: tensors[f"{kind}.{k}"].clone().to(p.device) for k, p in self.parameters.items()}
-            for kind in ("average", "best")
-        )
+        for name, mine in self.tensors().items():
+            theirs = tensors[name]
+            if (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype) or not bool(theirs.isfinite().all()):
+                raise ValueError(f"{name} has another shape or dtype, or non-finite values")
+            mine.copy_(theirs)
         self.history = list(tensors["history"].to(self.device).unbind())
         self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
-        self._set_optimiser()
-        # places the moments on the parameters' devices, the step on the CPU
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": dict(enumerate(states)), "param_groups": groups})
+
+
+def check_same(
+    what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None
+) -> None:
+    """Reject metadata of a file that differ from this call's; `same(key, held, mine)` replaces equality."""
+    theirs, mine = held if isinstance(held, dict) else {}, json.loads(json.dumps(mine))
+    equal = same or (lambda key, a, b: bool(a == b))
+    other = [
+        f"{k} ({_short(theirs.get(k))}, this call's is {_short(mine.get(k))})"
+        for k in {**theirs, **mine} if not equal(k, theirs.get(k), mine.get(k))
+    ]  # fmt: skip
+    if other:
+        raise InputError(
+            f"{what} of another {', '.join(other)}. Repeat the call that made it, or use another folder."
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def warmup_cosine(i: int, iterations: int) -> float:
@@ -430,12 +446,6 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
     """A network with initial weights of a seed; the global generator is left unchanged."""
     with seeded_everywhere(seed, torch.device("cpu")):
         return build()
-
-
-def short(value: Any) -> str:
-    """The value as text, cut at 60 characters."""
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
