@@ -102,7 +102,8 @@ def distill_dode(
         given = [name for name, value in (("learn_grid", learn_grid), ("training", training)) if value]
         raise one_of("refine" + (f" (with {', '.join(given)})" if given else ""), refine, ("global",))
     _validation.check_seed(seed)
-    check_arguments(base, teacher, terms=terms, batch=batch or 1, teacher_substeps=teacher_substeps)
+    numbers = {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps}
+    check_arguments(base, teacher, **numbers)
     model = Model.of(problem, labels, noise)
     plan = base_plan(model.schedule, base, steps=steps, sigmas=sigmas, spacing=spacing, final=final)
     work = Work.of(model, noise, float(plan.sigmas[0]), batch)

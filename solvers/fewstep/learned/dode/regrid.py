@@ -72,7 +72,7 @@ def regrid(
         InputError: another model or base, or a table without kappa.
     """
     began = time.perf_counter()
-    check_arguments(base, teacher, teacher_substeps=teacher_substeps, batch=batch or 1)
+    check_arguments(base, teacher, teacher_substeps=teacher_substeps, batch=1 if batch is None else batch)
     model = Model.of(problem, labels, noise)
     fit, old = _checked(table, model, base)
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final}
