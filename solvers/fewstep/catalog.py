@@ -13,8 +13,6 @@ from .errors import InputError, one_of
 from .problem import NOISE_TYPES
 from .solver import Solver
 
-PACKAGES = ("sde", "samplers")  # learned solvers have no default: their fits make them
-
 
 def solvers(noise_type: str | None = None) -> dict[str, Solver]:
     """Every solver of this library with its default options, keyed by name.
@@ -29,7 +27,6 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
 
     if noise_type is not None:
         _validation.check_choice("noise_type", noise_type, NOISE_TYPES)
-<<<<<<< HEAD
     # learned solvers are made by their fits: they have no default
     modules = [
         import_module(f"fewstep.{package}.{module.name}")
@@ -44,7 +41,7 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
         and issubclass(kind, Solver)
         and not getattr(kind, "__abstractmethods__", None)
     }
-    return {k: v for k, v in found.items() if noise_type in (None, *v.card.strong_order)}
+    return {k: v for k, v in found.items() if noise_type in (None, *v.card.noise_types)}
 
 
 def solver_named(text: str, argument: str = "solver") -> Solver:
@@ -110,11 +107,3 @@ def _value(word: str) -> Any:
         except ValueError:
             continue
     return word.strip("'\"")
-=======
-    kinds = (getattr(fewstep, name) for name in sorted(dir(fewstep)))
-    found = (
-        kind() for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, Solver) and kind.__module__.split(".")[1] in PACKAGES
-    )  # fmt: skip
-    return {type(s).__name__: s for s in found if noise_type in (None, *s.card.strong_order)}
->>>>>>> h4
