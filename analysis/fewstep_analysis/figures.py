@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fewstep import _validation
-from fewstep._serialization import whole
+from fewstep._serialization import atomic_write
 
 from .records import Record
 
@@ -55,7 +55,7 @@ def write(figure: Figure, path: str | Path) -> Path:
     _validation.check_choice("path: the ending", path.suffix.lower(), FORMATS)
     path.parent.mkdir(parents=True, exist_ok=True)
     rc = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"})
-    with rc, whole(path) as part:
+    with rc, atomic_write(path) as part:
         meta = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(part, dpi=150, metadata=meta, format=path.suffix[1:].lower())
     return path

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fewstep import _validation
-from fewstep._serialization import whole
+from fewstep._serialization import atomic_write
 from fewstep.errors import InputError
 
 FORMAT = "fewstep-record-1"
@@ -49,7 +49,7 @@ class Record:
             text = json.dumps(self.body(), indent=1) + "\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"data: got what JSON cannot hold ({error}); expected plain numbers.") from error
-        with whole(path) as part:
+        with atomic_write(path) as part:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(text)
         return path

@@ -7,10 +7,11 @@ a plan. A solver may be both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from .plan import Plan
 from .problem import NOISE_TYPES, SDE, SDE_TYPES
 from .schedule import Schedule
 
+P = ParamSpec("P")
 LEVY = ("", "W", "H", "K", "A")
 ORDER = "a finite number of at least 0"
 
@@ -36,8 +38,11 @@ class Card:
             "A" (W and the space-space area).
         sde_types: the calculi it solves.
         strong_order, weak_order: by noise type; the keys are the noise types it can solve.
-        deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).
-        evaluations: drift (or network) evaluations a step.
+        deterministic_order: without noise (for a diffusion solver: of the ODE that is left then), with
+            exact starting values.
+        evaluations: drift (or network) evaluations per step; extra ones of the first steps are not counted,
+            nor that a last step to sigma = 0 may need fewer.
+        lower_bound: the orders are lower bounds, as those of learned steps.
 
     Raises:
         InputError: a word or a number that no loop would understand.
@@ -51,6 +56,7 @@ class Card:
     weak_order: Mapping[str, float] = field(default_factory=dict)
     deterministic_order: float | None = None
     evaluations: int = 1
+    lower_bound: bool = False
 
     def __post_init__(self) -> None:
         for name in ("summary", "reference"):
@@ -122,7 +128,12 @@ class DiffusionSolver(Solver):
     """A function from decreasing noise levels (n,) to a table of coefficients.
 
     Where the estimate of x0 never changes a plan is exact: x - x0 shrinks with sigma, but for its own noise.
+
+    Attributes:
+        repeats_levels: whether its grids may contain the last level twice, as those of diffusers do.
     """
+
+    repeats_levels: bool = False
 
     @abstractmethod
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
@@ -144,3 +155,22 @@ def needs_schedule(solver: str, why: str, cure: str) -> InputError:
         f"schedule: got None; expected the schedule, because {solver} {why}. Call plan(sigmas, schedule), "
         f"or sample(), which passes it; {cure}."
     )
+
+
+def moved(**cures: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorate a constructor so that options of version 0.1 raise an error that names their successor."""
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @wraps(init)
+        def checked(*args: P.args, **options: P.kwargs) -> None:
+            for name, cure in cures.items():
+                if name in options:
+                    raise InputError(
+                        f"{name}: got {options[name]!r}, but this option has moved to fewstep.compat. "
+                        f"Use {cure}."
+                    )
+            init(*args, **options)
+
+        return checked
+
+    return decorate

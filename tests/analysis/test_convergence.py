@@ -236,7 +236,7 @@ def test_a_reference_floor_is_found_and_left_out():
 def test_too_few_paths_and_few_that_count_are_said():
     noise = torch.randn(6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     s = made_up(noise.abs() * H)
-    assert "too few paths to tell: about" in verdict(s, 1.0, 1.0, 6, 40.0)
+    assert "too few paths: about" in verdict(s, 1.0, 1.0, 6, 40.0)
     heavy = verdict(made_up(lognormal(4000) * H), 1.0, 1.0, 4000, 7.0)
     assert heavy == "consistent with order 1.0; 7 of 4000 paths carry the RMSE, read the median"
 

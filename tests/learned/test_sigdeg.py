@@ -372,7 +372,7 @@ def dies_at(event, folder):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    block, step, whole = trajectories._Maker.block, training.Training.step, training.whole
+    block, step, whole = trajectories._Maker.block, training.Training.step, training.atomic_write
 
     def counted(function):
         def wrapped(*args):
@@ -389,7 +389,7 @@ def dies_at(event, folder):
         happens()
 
     trajectories._Maker.block, training.Training.step = counted(block), counted(step)
-    training.whole = trajectories.whole = placed
+    training.atomic_write = trajectories.atomic_write = placed
     distil(folder)
 
 

@@ -1,1 +1,1 @@
-"""Solvers for diffusion models, one file a family: each turns a grid of noise levels into a plan."""
+"""Solvers for diffusion models, one file per family: each turns a grid of noise levels into a plan."""

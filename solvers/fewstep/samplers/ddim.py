@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from .. import _validation
 from ..plan import Plan
 from ..plan_builder import PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver
-from . import diffusers_compat
+from ..solver import Card, DiffusionSolver, moved
 
 
 class DDIM(DiffusionSolver):
-    """x' = (t/s) x + (1 - t/s) D for eta = 0; eta = 1 is DDPM's ancestral sampler.
+    r"""The exponential Euler step, deterministic to ancestral.
 
-    Order 1, one evaluation a step; DPM-Solver and DPM-Solver++ of order 1 are the same step.
-    `DPMSolverPP(order=2)` costs no more and has order 2. With eta > 0 noise of the interval's own
-    Brownian increment is put back in; eta = 1 equals `EulerMaruyama` as a sampler.
+    .. math:: x_t = \kappa\,x_s + (1-\kappa)\,D + v\,z, \qquad
+        v = \eta\,\frac ts\sqrt{s^2-t^2},\ \kappa = \frac{\sqrt{t^2-v^2}}{s}
+
+    Order 1, one evaluation per step; DPM-Solver and DPM-Solver++ of order 1 are the same step.
+    `DPMSolverPP(order=2)` costs no more and has order 2. The normal z is that of the path in 1/sigma^2;
+    eta = 1 is DDPM's ancestral sampler and equals `EulerMaruyama` as a sampler.
 
     Args:
         eta: the share of the ancestral noise, in [0, 1].
-        form: "consistent", or "diffusers", which steps by N // n labels whatever the grid and so
-            differs on "linspace" grids; its plan needs the schedule.
     """
 
-    card: Card = Card(
-        summary="the exponential Euler step of the probability-flow ODE, eta of its noise put back",
-        reference="Song, Meng & Ermon 2021 (arXiv 2010.02502), Eqs. (12), (16)",
-        deterministic_order=1.0,
-    )
-
-    def __init__(self, eta: float = 0.0, form: str = "consistent") -> None:
+    @moved(form="compat.DiffusersDDIM(eta)")
+    def __init__(self, eta: float = 0.0) -> None:
         self.eta: float = _validation.check_float("eta", eta, 0, 1, "a number in [0, 1]")
-        self.form: str = _validation.check_choice("form", form, ("consistent", "diffusers"))
+
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="exponential Euler step of the probability-flow ODE, plus eta of the ancestral noise",
+            reference="Song, Meng & Ermon 2021 (arXiv 2010.02502), Eqs. (12), (16)",
+            levy="W" if self.eta else "",
+            deterministic_order=1,
+        )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        if self.form == "diffusers":
-            return diffusers_compat.ddim(self.eta, sigmas, schedule)
         builder = PlanBuilder(f"DDIM(eta={self.eta:g})", sigmas)
         for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
-            # Eq. (16) in x = x0 + sigma n; the noise is that of the path over [1/s^2, 1/t^2]
             v = self.eta * t / s * (s**2 - t**2).sqrt()
-            random = v > 0
-            (z,) = builder.noise(s**-2, t**-2) if random else (None,)
+            z = builder.noise(s**-2, t**-2)[0] if v > 0 else None
             D = builder.evaluate(builder.x, s)
             keep = (t**2 - v**2).clamp(min=0).sqrt() / s
             x = keep * builder.x + (1 - keep) * D

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -16,20 +17,24 @@ VARIANCES = ("fixed_small", "fixed_large")
 
 
 class DDPM(DiffusionSolver):
-    """Draws from the posterior q(x_t | x_s, x0 = D): the same as `DDIM(eta=1)` with the small variance.
+    r"""Ancestral sampling from the posterior $q(x_t \mid x_s, x_0 = D)$.
 
-    Order 1, one evaluation a step. `DPMSolverSDE(order=2)` solves the same SDE to second order.
+    .. math:: x_t = \Big(\frac ts\Big)^2 x_s + \Big(1 - \frac{t^2}{s^2}\Big) D + v\,z, \qquad
+        v = \frac ts\sqrt{s^2 - t^2}
+
+    Order 1, one evaluation per step; the small variance is `DDIM(eta=1)`. `DPMSolverSDE(order=2)` solves
+    the same SDE to second order.
 
     Args:
-        variance: "fixed_small" (the posterior's) or "fixed_large" (that of the forward step, which
-            takes a variance-preserving process).
+        variance: "fixed_small", the posterior's, as above; or "fixed_large", that of the forward step,
+            $v^2 = (s^2-t^2)(1+t^2)/(1+s^2)$, which assumes a variance-preserving process.
     """
 
     card: Card = Card(
         summary="ancestral sampling from the posterior of the forward process",
         reference="Ho, Jain & Abbeel 2020 (arXiv 2006.11239), Eqs. (6), (7), Algorithm 2",
         levy="W",
-        deterministic_order=1.0,
+        deterministic_order=1,
     )
 
     def __init__(self, variance: str = "fixed_small") -> None:
@@ -37,8 +42,7 @@ class DDPM(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"DDPM({self.variance})", sigmas)
-        levels = sigmas.tolist()
-        for s, t in zip(levels[:-1], levels[1:]):
+        for s, t in pairwise(sigmas.tolist()):
             z = builder.noise(s**-2, t**-2)[0] if t > 0 else None
             D = builder.evaluate(builder.x, s)
             keep = (t / s) ** 2
@@ -46,6 +50,6 @@ class DDPM(DiffusionSolver):
             # beta of the step is (s^2 - t^2)/(1 + s^2) and the state is x_t / alpha_t
             large = math.sqrt((s * s - t * t) * (1 + t * t) / (1 + s * s))
             small = t / s * math.sqrt(s * s - t * t)
-            std = small if self.variance == "fixed_small" else large
-            builder.advance(x + std * z if z is not None else x)
+            v = small if self.variance == "fixed_small" else large
+            builder.advance(x + v * z if z is not None else x)
         return builder.finish()

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from functools import cached_property
 
-from .. import _validation
-from ..plan import Plan
-from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver
-from .dpm_core import Family
+from ..solver import Card, moved
+from .dpm import DPMFamily
 
 
-class DPMSolver(DiffusionSolver):
-    """Exponential integration of the noise prediction in lambda = -log sigma, singlestep by default.
+class DPMSolver(DPMFamily):
+    r"""Exponential integrators of the noise prediction in $\lambda = -\log\sigma$, singlestep by default.
 
-    Order 1 to 3 at as many evaluations a step; multistep at one. `DPMSolverPP` extrapolates the data
-    instead, which is more robust at few steps and under guidance; order 1 is `DDIM`.
+    .. math:: x_t = x_s - s\int_0^h e^{-u}\,\varepsilon(\lambda_s + u)\,du, \qquad h = \log(s/t)
+
+    with $\varepsilon$ a polynomial through evaluations inside the step or at earlier levels.
+
+    Order 1 to 3 at as many evaluations per step, or at one with `multistep`. `DPMSolverPP` extrapolates the
+    data instead, which is more robust at few steps and under guidance; order 1 is `DDIM`.
 
     Args:
         order: 1, 2 or 3.
-        multistep: one evaluation a step from the last ones, or `order` evaluations in the step.
-        solver_type: "midpoint", or "heun", which is the paper's Taylor variant.
-        form, nodes: as for `DPMSolverPP`.
+        multistep: True takes one evaluation per step and reuses earlier ones; False takes `order`
+            evaluations inside each step, at nodes even in lambda.
+        solver_type: "midpoint", or "heun", the paper's Taylor form.
     """
 
-    card: Card = Card(
-        summary="exponential Runge-Kutta of the noise prediction in log sigma",
-        reference="Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)",
-        deterministic_order=2.0,
-        evaluations=2,
-    )
+    prediction = "noise"
 
-    def __init__(
-        self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint",
-        form: str = "consistent", nodes: str = "own",
-    ) -> None:  # fmt: skip
-        _validation.check_instance("multistep", multistep, bool, "True or False")
-        name = f"DPMSolver({order}{'M' if multistep else 'S'})"
-        self.family: Family = Family(name, "noise", order, solver_type, form, 0.0, nodes)
-        self.order = order
-        self.multistep = multistep
-        self.form = form
-        self.solver_type = solver_type
-        self.nodes = nodes
+    @moved(form="compat.DiffusersDPM(DPMSolver(...))", nodes="compat.DiffusersDPM(DPMSolver(...))")
+    def __init__(self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint") -> None:
+        super().__init__(order, multistep, solver_type)
 
-    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        return self.family.multistep(sigmas) if self.multistep else self.family.singlestep(sigmas)
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="exponential Runge-Kutta or Adams-Bashforth of the noise prediction in log sigma",
+            reference="Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)",
+            deterministic_order=self.order,
+            evaluations=1 if self.multistep else self.order,
+        )

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from functools import cached_property
 
-from .. import _validation
-from ..plan import Plan
-from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver
-from .dpm_core import Family
+from ..solver import Card, moved
+from .dpm import DPMFamily
 
 
-class DPMSolverPP(DiffusionSolver):
-    """Exponential multistep (2M, 3M) or singlestep (2S, 3S) integration in lambda = -log sigma.
+class DPMSolverPP(DPMFamily):
+    r"""Exponential integrators of the denoiser in $\lambda = -\log\sigma$: 2M, 3M, or 2S, 3S.
 
-    Order 1 to 3. Multistep costs one evaluation a step and starts with a step of order 1; singlestep
+    .. math:: x_t = \frac ts\,x_s + \int_0^h e^{u-h}\,D(\lambda_s + u)\,du, \qquad h = \log(s/t)
+
+    with D a polynomial through evaluations at earlier levels (M) or inside the step (S).
+
+    Order 1 to 3. Multistep costs one evaluation per step and starts with a step of order 1; singlestep
     costs `order` and needs no start. `UniPC(order=2)` corrects each step with the evaluation it has
-    anyway and is more accurate at the same cost; `DDIM` is the order-1 member.
+    anyway and is more accurate at the same cost; `DDIM` is the member of order 1.
 
     Args:
-        order: 1, 2 or 3.
-        multistep: one evaluation a step from the last ones, or `order` evaluations in the step.
+        order: 1, 2 or 3. Released codes drop a factor 2 in 3M, which leaves order 2: `compat.OfficialDPM`.
+        multistep: True takes one evaluation per step and reuses earlier ones; False takes `order`
+            evaluations inside each step, at nodes even in lambda.
         solver_type: "midpoint" or "heun" (the Taylor form) of the second-order term.
-        form: of the third-order multistep. "consistent" has order 3. "official" drops a factor 2 of the
-            second derivative, as every released code does, and has order 2, sometimes with the smaller
-            error at few steps. "diffusers" is official and lowers the order of the last two of fewer
-            than 15 steps, whatever the last sigma; it gives the numbers of diffusers' schedulers.
-        nodes: of singlestep. "own" puts the inner nodes into each interval of the grid (`order`
-            evaluations an interval); "grid" takes the grid's own levels as nodes (one an interval, as
-            diffusers does).
     """
 
-    card: Card = Card(
-        summary="exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma",
-        reference="Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code",
-        deterministic_order=2.0,
+    prediction = "data"
+
+    @moved(
+        form="compat.DiffusersDPM(DPMSolverPP(...)) or compat.OfficialDPM(DPMSolverPP(...))",
+        nodes="compat.DiffusersDPM(DPMSolverPP(...))",
     )
+    def __init__(self, order: int = 2, multistep: bool = True, solver_type: str = "midpoint") -> None:
+        super().__init__(order, multistep, solver_type)
 
-    def __init__(
-        self, order: int = 2, multistep: bool = True, solver_type: str = "midpoint",
-        form: str = "consistent", nodes: str = "own",
-    ) -> None:  # fmt: skip
-        _validation.check_instance("multistep", multistep, bool, "True or False")
-        name = f"DPMSolverPP({order}{'M' if multistep else 'S'})"
-        self.family: Family = Family(name, "data", order, solver_type, form, 0.0, nodes)
-        self.order = order
-        self.multistep = multistep
-        self.form = form
-        self.solver_type = solver_type
-        self.nodes = nodes
-
-    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        return self.family.multistep(sigmas) if self.multistep else self.family.singlestep(sigmas)
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma",
+            reference="Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code",
+            deterministic_order=self.order,
+            evaluations=1 if self.multistep else self.order,
+        )

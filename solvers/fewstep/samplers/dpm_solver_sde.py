@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from functools import cached_property
 
 from .. import _validation
-from ..plan import Plan
-from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver
-from .dpm_core import Family
+from ..solver import Card, moved
+from .dpm import DPMFamily
 
 
-class DPMSolverSDE(DiffusionSolver):
-    """Exponential multistep steps of the denoiser under the exact noise of the clock tau = 1/sigma^2.
+class DPMSolverSDE(DPMFamily):
+    r"""Exponential multistep integration of the denoiser under exact noise.
 
-    One evaluation a step. Order 1 is DDIM(eta=1) and Euler-Maruyama in that clock. Orders 2 and 3 are
-    those of the drift; along a path the strong order stays 1, since only W is seen (`ShARK` sees H).
+    .. math:: x_t = \Big(\frac ts\Big)^{1+\eta} x_s + \int_0^q e^{u-q}\,D\,du + t\sqrt{1-e^{-2\eta h}}\,z,
+        \qquad q = (1+\eta)\,h,\ h = \log(s/t)
+
+    with D a polynomial through evaluations at earlier levels and z the normal of the path in 1/sigma^2.
+
+    One evaluation per step. Order 1 with eta = 1 is `DDIM(eta=1)` and `EulerMaruyama`. Orders 2 and 3 are
+    those of the drift; along a path the strong order stays 1, because only W is used (`ShARK` uses H).
 
     Args:
         order: 1, 2 or 3.
-        eta: the share of the noise, tau^2 of SA-Solver: 0 is DPMSolverPP, 1 the reverse SDE.
+        eta: the share of the noise, tau^2 of SA-Solver: 0 is `DPMSolverPP`, 1 the reverse SDE.
         solver_type: "midpoint" or "heun" of the second-order term.
-        form: as for `DPMSolverPP`; "diffusers" also has its wrong sign in the third-order term, which
-            leaves order 1.
     """
 
-    card: Card = Card(
-        summary="exponential Adams-Bashforth of the denoiser for the reverse SDE",
-        reference="Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B",
-        levy="W",
-        deterministic_order=2.0,
-    )
+    prediction = "data"
 
-    def __init__(
-        self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint", form: str = "consistent"
-    ) -> None:
+    @moved(form="compat.DiffusersDPM(DPMSolverSDE(...)) or compat.OfficialDPM(DPMSolverSDE(...))")
+    def __init__(self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint") -> None:
+        super().__init__(order, True, solver_type)
         self.eta: float = _validation.check_float("eta", eta, 0, expected="a number of at least 0")
-        self.family: Family = Family(f"DPMSolverSDE({order}M)", "data", order, solver_type, form, eta)
-        self.order = order
-        self.form = form
-        self.solver_type = solver_type
 
-    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        return self.family.multistep(sigmas)
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="exponential Adams-Bashforth of the denoiser for the reverse SDE",
+            reference="Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B",
+            levy="W" if self.eta else "",
+            deterministic_order=self.order,
+        )

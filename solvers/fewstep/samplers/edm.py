@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from functools import cached_property
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -36,7 +39,7 @@ class _Churned(DiffusionSolver):
         name = type(self).__name__ + (f"(churn={self.churn:g})" if self.churn else "")
         builder = PlanBuilder(name, sigmas)
         gamma = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-        for s, t in zip(sigmas.tolist()[:-1], sigmas.tolist()[1:]):
+        for s, t in pairwise(sigmas.tolist()):
             x = builder.x
             if gamma > 0 and self.churn_min <= s <= self.churn_max:
                 (z,) = builder.noise(0, 0)
@@ -45,57 +48,66 @@ class _Churned(DiffusionSolver):
             builder.advance(self._step(builder, x, s, t))
         return builder.finish()
 
+    @abstractmethod
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
-        raise NotImplementedError
+        """The state at level t from x at level s."""
 
 
 class EDMEuler(_Churned):
-    """Euler's method for dx/dsigma = (x - D)/sigma: DDIM's step, with churn on request.
+    r"""Euler's method for $dx/d\sigma = (x - D)/\sigma$, with optional churn: DDIM's step without it.
 
-    Order 1, one evaluation a step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
-    raises the noise level before each step by fresh noise, which belongs to no path.
+    .. math:: x_t = x_s + (t - s)\,\frac{x_s - D}{s} = \frac ts\,x_s + \Big(1 - \frac ts\Big) D
+
+    Order 1 without churn, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
+    raises the noise level before each step to $(1+\gamma)s$, $\gamma = \min(\text{churn}/n, \sqrt2-1)$, by
+    fresh noise, which belongs to no path.
 
     Args:
-        churn: S_churn, shared among the steps; 0 is deterministic.
+        churn: S_churn, divided among the n steps; 0 is deterministic.
         churn_min, churn_max: the levels between which it acts.
         noise: S_noise, the size of the fresh noise.
     """
 
-    card: Card = Card(
-        summary="Euler's method in sigma with churn",
-        reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction",
-        deterministic_order=1.0,
-    )
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="Euler's method in sigma with churn",
+            reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction",
+            levy="W" if self.churn else "",
+            deterministic_order=None if self.churn else 1,
+        )
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
         return t / s * x + (1 - t / s) * builder.evaluate(x, s)
 
 
 class EDMHeun(_Churned):
-    """Heun's method for dx/dsigma = (x - D)/sigma, an Euler step to sigma = 0.
+    r"""Heun's method for $dx/d\sigma = (x - D)/\sigma$, with optional churn and an Euler step to 0.
 
-    Order 2, two evaluations a step (2n - 1 in all when the grid ends in 0). At few evaluations the
-    one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better. Churn raises the noise level before
-    each step by fresh noise, which belongs to no path.
+    .. math:: x_t = x_s + \frac{t-s}2\Big(\frac{x_s - D(x_s, s)}s + \frac{x_E - D(x_E, t)}t\Big)
+
+    with $x_E$ the result of `EDMEuler`.
+
+    Order 2 without churn, two evaluations per step (2n - 1 in all when the grid ends in 0). At few evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
 
     Args:
-        churn: S_churn, shared among the steps; 0 is deterministic.
-        churn_min, churn_max: the levels between which it acts.
-        noise: S_noise, the size of the fresh noise.
+        churn, churn_min, churn_max, noise: as for `EDMEuler`.
     """
 
-    card: Card = Card(
-        summary="Heun's method in sigma with churn",
-        reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2",
-        deterministic_order=2.0,
-        evaluations=2,
-    )
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="Heun's method in sigma with churn",
+            reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2",
+            levy="W" if self.churn else "",
+            deterministic_order=None if self.churn else 2,
+            evaluations=2,
+        )
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
         D = builder.evaluate(x, s)
-        d = (x - D) / s
-        euler = x + (t - s) * d
         if t == 0:
             return D
-        d_next = (euler - builder.evaluate(euler, t)) / t
-        return x + (t - s) * 0.5 * (d + d_next)
+        slope = (x - D) / s
+        euler = x + (t - s) * slope
+        return x + (t - s) * 0.5 * (slope + (euler - builder.evaluate(euler, t)) / t)

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import _validation
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver, needs_schedule
-from . import diffusers_compat
-from .ipndm import EVEN, composite
+from ..solver import Card, DiffusionSolver, moved, needs_schedule
+from .exponential import weighted_sum
+from .ipndm import EVEN
 
 WARM_UPS = ("runge_kutta", "plms")
 
 
 class PNDM(DiffusionSolver):
-    """Four-step Adams-Bashforth in DDIM steps, started by three pseudo Runge-Kutta steps.
+    r"""Four-step Adams-Bashforth in DDIM steps, started by pseudo Runge-Kutta steps.
 
-    n + 9 evaluations for n steps ("runge_kutta"), n + 1 with the lighter start ("plms", a Heun step and
-    rising orders: Stable Diffusion's). Order 2. `IPNDM` needs no warm-up and no schedule, and is the
-    better buy below 20 evaluations.
+    .. math:: x_t = x_s + (t-s)\,\tfrac1{24}(55\varepsilon_0 - 59\varepsilon_1 + 37\varepsilon_2 - 9\varepsilon_3)
+
+    after three steps of the classical Runge-Kutta tableau with DDIM steps for its stages.
+
+    Order 2. n + 9 evaluations for n steps, or n + 1 with the lighter start of Stable Diffusion. `IPNDM`
+    needs neither warm-up nor schedule and is better below 20 evaluations.
 
     Args:
-        warm_up: "runge_kutta" or "plms". The Runge-Kutta steps look half way in the model's own time,
-            so that their plan needs the schedule.
-        form: "consistent", or "diffusers", which steps by N // n labels whatever the grid; it differs
-            where the grid has another stride, and it too needs the schedule.
-        combine: of form "diffusers": "epsilon", or "v_prediction", for networks of v it combines v.
+        warm_up: "runge_kutta", whose stages are half way in the model's own time: the plan needs the
+            schedule; or "plms", a Heun step followed by rising orders.
     """
 
     card: Card = Card(
         summary="pseudo linear multistep of the noise prediction, pseudo Runge-Kutta at the start",
         reference="Liu et al. 2022 (arXiv 2202.09778), Algorithm 2, Eqs. (12), (13)",
-        deterministic_order=2.0,
+        deterministic_order=2,
     )
 
-    def __init__(
-        self, warm_up: str = "runge_kutta", form: str = "consistent", combine: str = "epsilon"
-    ) -> None:
+    @moved(form="compat.DiffusersPNDM(warm_up)", combine="compat.DiffusersPNDM(warm_up, combine)")
+    def __init__(self, warm_up: str = "runge_kutta") -> None:
         self.warm_up: str = _validation.check_choice("warm_up", warm_up, WARM_UPS)
-        self.form: str = _validation.check_choice("form", form, ("consistent", "diffusers"))
-        self.combine: str = _validation.check_choice("combine", combine, ("epsilon", "v_prediction"))
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        if self.form == "diffusers":
-            return diffusers_compat.pndm(self.warm_up, sigmas, schedule, self.combine)
         if self.warm_up == "runge_kutta" and schedule is None:
-            raise needs_schedule("PNDM", "looks half way in model time", "PNDM('plms') needs none")
+            raise needs_schedule("PNDM", "has stages half way in model time", "PNDM('plms') needs none")
         builder = PlanBuilder(f"PNDM({self.warm_up})", sigmas, "noise")
         past: list[LinearExpr] = []
         for i, (s, t) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
@@ -60,7 +54,7 @@ class PNDM(DiffusionSolver):
             elif i == 0 and t > 0:
                 direction = (e1 + builder.evaluate(builder.x + (t - s) * e1, t)) / 2
             else:
-                direction = composite(EVEN[len(past) - 1], past)
+                direction = weighted_sum(EVEN[len(past) - 1], past)
             builder.advance(builder.x + float(t - s) * direction)
         return builder.finish()
 
@@ -68,7 +62,6 @@ class PNDM(DiffusionSolver):
 def _runge_kutta(builder: PlanBuilder, e1: LinearExpr, s: Tensor, m: Tensor, t: Tensor) -> LinearExpr:
     """Eq. (13): the classical tableau with DDIM steps for its stages."""
     x = builder.x
-    m = torch.as_tensor(m)
     e2 = builder.evaluate(x + (m - s) * e1, m)
     e3 = builder.evaluate(x + (m - s) * e2, m)
     e4 = builder.evaluate(x + (t - s) * e3, t)

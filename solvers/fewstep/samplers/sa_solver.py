@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,82 +15,82 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep, adams_weights
+from .exponential import ExponentialStep, History, adams_weights, order_before_zero, weighted_sum
 
 
 class SASolver(DiffusionSolver):
-    """Exponential Adams-Bashforth predictor and Adams-Moulton corrector of the reverse SDE of size tau.
+    r"""Exponential Adams-Bashforth predictor and Adams-Moulton corrector of the reverse SDE of size tau.
 
-    One evaluation a step, made at the predicted point and reused. tau = 0 is the flow, tau = 1 the
-    reverse SDE; there order 2 without corrector is `DPMSolverSDE(2, solver_type="heun")`. Orders are
-    those of the drift; along a path the strong order is 1.
+    .. math:: x_t = \Big(\frac ts\Big)^r x_s
+        + \sum_j D_j \int_{\lambda_s}^{\lambda_t} r\,e^{r(l-\lambda_t)}\,\ell_j(l)\,dl
+        + t\sqrt{1-e^{-2\tau^2h}}\,z, \qquad r = 1+\tau^2
+
+    with $\ell_j$ Lagrange's polynomials in lambda and z the normal of the path in 1/sigma^2.
+
+    One evaluation per step, made at the predicted point and reused by the corrector. tau = 0 is the
+    probability-flow ODE, tau = 1 the reverse SDE, where order 2 without corrector is
+    `DPMSolverSDE(2, solver_type="heun")`. The order of the drift is min(order + 1, corrector), or `order`
+    without corrector; along a path the strong order is 1.
 
     Args:
         order: 1 to 4, evaluations used by the predictor; the paper: 3 unconditional, 2 under guidance.
-        corrector: 0 (none) to 4, evaluations used by the corrector, the predicted one among them.
-        tau: the size of the noise where sigma is in `between`, 0 elsewhere.
+        corrector: 0 (none) to 4, evaluations used by the corrector, the one at the predicted point included.
+        tau: the size of the noise in steps whose first level is in `between`; 0 in others.
         between: (low, high) levels with noise.
     """
-
-    card: Card = Card(
-        summary="exponential Adams predictor and corrector for the reverse SDE of any size",
-        reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1, Eqs. (14), (17)",
-        levy="W",
-        deterministic_order=3.0,
-    )
 
     def __init__(
         self, order: int = 3, corrector: int = 3, tau: float = 1.0,
         between: tuple[float, float] = (0.05, 1.0),
     ) -> None:  # fmt: skip
-        if len(_validation.check_sequence("between", between, "two levels (low, high)")) != 2:
-            raise InputError(f"between: got {between!r}, expected two levels (low, high).")
-        low, high = between
-        if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low <= high):
+        pair = _validation.check_sequence("between", between, "two levels (low, high)")
+        if len(pair) != 2 or not all(isinstance(v, (int, float)) for v in pair) or not pair[0] <= pair[1]:
             raise InputError(f"between: got {between!r}, expected two levels (low, high).")
         self.order: int = _validation.check_int("order", order, 1, 4)
         self.corrector: int = _validation.check_int("corrector", corrector, 0, 4)
         self.tau: float = _validation.check_float("tau", tau, 0, expected="a number of at least 0")
         self.between = between
 
+    @cached_property
+    def card(self) -> Card:
+        return Card(
+            summary="exponential Adams predictor and corrector for the reverse SDE of any size",
+            reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1, Eqs. (14), (17)",
+            levy="W" if self.tau else "",
+            deterministic_order=min(self.order + 1, self.corrector) if self.corrector else self.order,
+        )
+
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})", sigmas)
-        past: list[tuple[LinearExpr, float]] = []  # evaluations with their lambda, newest first
-        predicted, move, levels = builder.x, None, sigmas.tolist()
-        for i, (s, t) in enumerate(zip(levels[:-1], levels[1:])):
-            low, high = self.between
-            tau = self.tau if low <= s <= high and t > 0 else 0.0
+        past: History = []
+        predicted, step, n = builder.x, None, len(sigmas) - 1
+        for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
+            tau = self.tau if self.between[0] <= s <= self.between[1] and t > 0 else 0.0
             z = builder.noise(s**-2, t**-2)[0] if tau > 0 else None
             D = builder.evaluate(predicted, s)
             past = [(D, -math.log(s)), *past[:3]]
             # the corrector repeats the last step with one evaluation more and the same noise
-            x = builder.advance(move(past[: self.corrector]) if move and self.corrector else predicted)
+            x = builder.advance(step(past[: self.corrector]) if step and self.corrector else predicted)
             if t == 0:
                 builder.advance(D)
                 break
-            move = _Move(x, ExponentialStep(s, t, "data", tau**2), z)
-            # before a last level of 0 the order falls to 2: the step is long and nothing damps it
-            predicted = move(past[: min(self.order, 2) if levels[i + 2 :] == [0.0] else self.order])
+            step = _Step(x, ExponentialStep(s, t, "data", tau**2), z)
+            predicted = step(past[: order_before_zero(self.order, n - i, sigmas)])
         else:
             builder.advance(predicted)
         return builder.finish()
 
 
-class _Move:
-    """A step whose evaluations are still to be chosen: past ones predict, the next one corrects."""
+class _Step:
+    """A step to be taken through any evaluations: past ones predict, the next one corrects."""
 
     def __init__(self, x: LinearExpr, step: ExponentialStep, z: LinearExpr | None) -> None:
         self.step = step
-        self.base = (step.t / step.s) ** (1 + step.eta) * x
-        if z is not None:
-            self.base = self.base + step.noise * z
+        self.base: LinearExpr = step.scale * x if z is None else step.scale * x + step.noise * z
 
-    def __call__(self, used: list[tuple[LinearExpr, float]]) -> LinearExpr:
-        rate, end = 1 + self.step.eta, -math.log(self.step.t)
+    def __call__(self, used: History) -> LinearExpr:
+        rate, start, end = 1 + self.step.eta, -math.log(self.step.s), -math.log(self.step.t)
         weights = adams_weights(
-            [l for _, l in used], -math.log(self.step.s), end, lambda l: rate * torch.exp(rate * (l - end))
+            [l for _, l in used], start, end, lambda l: rate * torch.exp(rate * (l - end))
         )
-        out: LinearExpr = self.base
-        for w, (D, _) in zip(weights, used, strict=True):
-            out = out + w * D
-        return out
+        return self.base + weighted_sum(weights, [D for D, _ in used])

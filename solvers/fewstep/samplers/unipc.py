@@ -3,78 +3,84 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from .. import _validation
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver
-from .dpm_core import Ending
-from .exponential import ExponentialStep, Through
+from ..solver import Card, DiffusionSolver, moved
+from .exponential import ExponentialStep, History, order_before_zero
 
 
 class UniPC(DiffusionSolver):
-    """UniP-p predicts; UniC-p corrects with the next step's evaluation, made at the predicted point.
+    r"""UniP-p predicts; UniC-p corrects with the next step's evaluation, made at the predicted point.
 
-    Order p + 1 with exact starting values (p without corrector), one evaluation a step. At very few
+    .. math:: x_t = \frac ts\,x_s + (1-e^{-h})\,D_0 - B(-h)\sum_m \frac{a_m}{r_m}\,(D_m - D_0)
+
+    with $r_m$ the distance of level m from s in lambda over h, and a the solution of the order conditions.
+
+    Order p + 1 with exact starting values (p without corrector), one evaluation per step. At very few
     evaluations the order should stay 2; `DPMSolverPP(order=2)` is its predictor alone. The last step is
-    not corrected: it would cost an evaluation.
+    not corrected, which would cost an evaluation.
 
     Args:
-        order: p, 1 to 3; lower at the start, where there is less history, and before a last level of 0.
-        variant: B(h) of the paper, "bh1" (h) or "bh2" (e^h - 1). A last step to 0 is the estimate of x0
-            for both; diffusers' bh1 is nan there.
-        corrector: False for UniP alone; True, or a collection of the steps (0-based) to be corrected.
-        predictor: False predicts by DDIM, so that UniC-p corrects a first-order step.
+        order: p, 1 to 3; lower in the first steps, which have less history, and before a last level of 0.
+        variant: B(-h) is -h ("bh1") or e^-h - 1 ("bh2"). A last step to 0 is the estimate of x0 for both.
+        corrector: False for UniP alone; True, or a collection of the steps (0-based) to correct.
+        predictor: False predicts by DDIM, so that UniC-p corrects a first-order step: order 2.
         prediction: "data" or "noise".
-        form: "consistent"; "diffusers" lowers the order of the last steps whatever the last sigma.
     """
 
-    card: Card = Card(
-        summary="exponential Adams predictor and corrector, one evaluation a step",
-        reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
-        deterministic_order=3.0,
-    )
-
+    @moved(form="compat.DiffusersDPM(UniPC(...))")
     def __init__(
         self, order: int = 2, variant: str = "bh2", corrector: bool | frozenset[int] | set[int] = True,
-        predictor: bool = True, prediction: str = "data", form: str = "consistent",
+        predictor: bool = True, prediction: str = "data",
     ) -> None:  # fmt: skip
-        _validation.check_int("order", order, 1, 3)
+        self.order: int = _validation.check_int("order", order, 1, 3)
+        self.variant: str = _validation.check_choice("variant", variant, ("bh1", "bh2"))
         kinds = (bool, set, frozenset, list, tuple)  # lists come from JSON
         _validation.check_instance("corrector", corrector, kinds, "True, False or a set of steps")
-        _validation.check_instance("predictor", predictor, bool, "True or False")
-        for argument, value, expected in (
-            ("variant", variant, ("bh1", "bh2")), ("prediction", prediction, ("data", "noise")),
-            ("form", form, ("consistent", "diffusers")),
-        ):  # fmt: skip
-            _validation.check_choice(argument, value, expected)
-        self.order = order
-        self.variant = variant
         self.corrector = corrector
+        _validation.check_instance("predictor", predictor, bool, "True or False")
         self.predictor = predictor
-        self.prediction = prediction
-        self.form = form
-        self.ending: Ending = Ending()
+        self.prediction: str = _validation.check_choice("prediction", prediction, ("data", "noise"))
+
+    @cached_property
+    def card(self) -> Card:
+        predicted = self.order if self.predictor else 1
+        always = self.corrector is True  # a few corrected steps do not change the order
+        return Card(
+            summary="exponential Adams predictor and corrector, one evaluation per step",
+            reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
+            deterministic_order=predicted + 1 if always else predicted,
+        )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return self.plan_by(order_before_zero, sigmas)
+
+    def plan_by(self, order_at: Callable[[int, int, Tensor], int], sigmas: Tensor) -> Plan:
+        """The plan with (order, steps left, sigmas) -> order of the step in place of the solver's rule."""
         builder = PlanBuilder(f"UniPC({self.order})", sigmas, self.prediction)
-        past: list[tuple[LinearExpr, float]] = []  # evaluations with their lambda, newest first
-        predicted, move, levels = builder.x, None, sigmas.tolist()
-        for i, (s, t) in enumerate(zip(levels[:-1], levels[1:])):
+        past: History = []
+        predicted, step, n = builder.x, None, len(sigmas) - 1
+        for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
             F = builder.evaluate(predicted, s)
-            x = builder.advance(move.correct(F) if move and self._corrects(i - 1) else predicted)
+            x = builder.advance(step.correct(F) if step and self._corrects(i - 1) else predicted)
             past = [(F, -math.log(s)), *past[: self.order - 1]]
             if t == 0:  # first order: no logarithm of 0
                 builder.advance(F if self.prediction == "data" else x - s * F)
                 break
-            if t == s:  # diffusers' grids may say sigma_min twice: the state is where it should be
+            if t == s:
                 break
-            p = min(len(past), self._order_at(i, sigmas))
-            move = Through(x, past[:p], ExponentialStep(s, t, self.prediction), self.variant)
-            predicted = move.predict() if self.predictor else move.base
+            p = min(len(past), order_at(self.order, n - i, sigmas))
+            step = _Step(x, past[:p], ExponentialStep(s, t, self.prediction), self.variant)
+            predicted = step.predict() if self.predictor else step.base
         else:
             builder.advance(predicted)
         return builder.finish()
@@ -82,9 +88,39 @@ class UniPC(DiffusionSolver):
     def _corrects(self, step: int) -> bool:
         return self.corrector if isinstance(self.corrector, bool) else step in self.corrector
 
-    def _order_at(self, i: int, sigmas: Tensor) -> int:
-        left = len(sigmas) - 1 - i
-        if self.form == "diffusers":
-            return min(self.order, left) if self.ending.lower else self.order
-        # before a last level of 0 the order falls to 2: the step is long and nothing damps it
-        return min(self.order, 2) if sigmas[-1] == 0 and left == 2 else self.order
+
+class _Step:
+    """A step from s to t through past evaluations, the newest at s (Theorem 3.1)."""
+
+    def __init__(self, x: LinearExpr, past: History, step: ExponentialStep, variant: str) -> None:
+        self.F0, lam0 = past[0]
+        self.nodes: list[tuple[float, LinearExpr]] = [((l - lam0) / step.h, F) for F, l in past[1:]]
+        self.base: LinearExpr = step(x, self.F0)
+        self.hh: float = -step.q
+        self.B: float = self.hh if variant == "bh1" else math.expm1(self.hh)
+        self.gain: float = step.gain
+
+    def predict(self) -> LinearExpr:
+        """UniP: the nodes are the past ones."""
+        return self._through(self.nodes)
+
+    def correct(self, F: LinearExpr) -> LinearExpr:
+        """UniC: the evaluation at t is one node more."""
+        return self._through([*self.nodes, (1.0, F)])
+
+    def _through(self, nodes: list[tuple[float, LinearExpr]]) -> LinearExpr:
+        p, hh, x = len(nodes), self.hh, self.base
+        if p == 0:
+            return x
+        # R a = b with R_jk = r_k^(j-1), b_j = j! phi_{j+1}(hh) hh / B(hh)
+        k, b = math.expm1(hh) / hh - 1, []
+        for j in range(1, p + 1):
+            b.append(math.factorial(j) * k / self.B)
+            k = k / hh - 1 / math.factorial(j + 1)
+        r = torch.tensor([r for r, _ in nodes], dtype=torch.float64)
+        R = r.repeat(p, 1) ** torch.arange(p, dtype=torch.float64)[:, None]
+        # UniP-2 and UniC-1 have one node: the paper sets its weight to 1/2, which keeps the order
+        a = [0.5] if p == 1 else torch.linalg.solve(R, torch.tensor(b, dtype=torch.float64)).tolist()
+        for weight, (ratio, F) in zip(a, nodes, strict=True):
+            x = x - self.gain * self.B * weight / ratio * (F - self.F0)
+        return x

@@ -11,9 +11,9 @@ import scipy.stats
 import torch
 from scipy.integrate import quad
 
-from fewstep.errors import InputError
-from fewstep_analysis import volatility
-from fewstep_analysis.volatility import (  # fmt: skip
+import volatility
+from fewstep import InputError
+from volatility import (  # fmt: skip
     Statistic,
     brownian_covariance,
     compare,

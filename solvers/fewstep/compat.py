@@ -1,0 +1,312 @@
+"""Solvers that reproduce the numbers of other codes where these depart from the papers.
+
+Nothing here is needed for sampling well: each class repeats a departure so that results of another code
+can be reproduced or compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _validation
+from .errors import InputError
+from .plan import Plan
+from .plan_builder import LinearExpr, PlanBuilder
+from .samplers.ddim import DDIM
+from .samplers.deis import DEIS
+from .samplers.dpm import DPMFamily, Group, Rules
+from .samplers.exponential import weighted_sum
+from .samplers.ipndm import EVEN
+from .samplers.pndm import PNDM
+from .samplers.unipc import UniPC
+from .schedule import Schedule
+from .solver import Card, DiffusionSolver, needs_schedule
+
+SHORT = 15  # below this many steps diffusers lowers the order of the last two
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run of diffusers ends.
+
+    Args:
+        total: the number of steps of the whole run, where a grid is only its end.
+        lower: diffusers' `lower_order_final`: the order of the last steps falls to 1.
+        euler: diffusers' `euler_at_final`: the last step has order 1.
+    """
+
+    total: int | None = None
+    lower: bool = True
+    euler: bool = False
+
+    def steps(self, sigmas: Tensor) -> int:
+        """The number of steps of the whole run."""
+        return self.total or len(sigmas) - 1
+
+    def order(self, order: int, left: int, sigmas: Tensor) -> int:
+        """The order of a multistep step when `left` steps are left."""
+        if left == 1 and self.euler:
+            return 1
+        return min(order, left) if self.lower and self.steps(sigmas) < SHORT else order
+
+    def groups(self, order: int, sigmas: Tensor) -> list[Group]:
+        """The steps of a singlestep solver whose inner nodes are levels of the grid."""
+        levels, n, total = sigmas.tolist(), len(sigmas) - 1, self.steps(sigmas)
+        if not self.lower and levels[-1] > 0 and total % order == 0:
+            orders = [order] * (total // order)
+        else:
+            orders = _orders(order, total, levels[-1] == 0)
+        ends = [0, *(e for e in (v - total + n for v in accumulate(orders)) if e > 0)]
+        groups = [levels[a : b + 1] for a, b in zip(ends[:-1], ends[1:])]
+        logs = [np.log(group[0] / np.array(group[1:-1])) / np.log(group[0] / group[-1]) if len(group) > 2 else []
+                for group in groups]  # fmt: skip
+        return [(group, list(map(float, r))) for group, r in zip(groups, logs)]
+
+
+def _orders(order: int, n: int, to_zero: bool) -> list[int]:
+    """Steps of `order` grid intervals and fewer at the end, n intervals in all (arXiv 2206.00927, App. C)."""
+    if order == 3:
+        tail = {0: [2, 1], 1: [1], 2: [2]}[n % 3]
+    else:
+        tail = [1] * (1 if n % order else order) if order > 1 else []
+    orders = [order] * ((n - sum(tail)) // order) + tail
+    return [*orders[:-1], *[1] * orders[-1]] if to_zero else orders
+
+
+class DiffusersDPM(DiffusionSolver):
+    """DPMSolver, DPMSolverPP, DPMSolverSDE, DEIS or UniPC with the choices of diffusers' schedulers.
+
+    - The order of the last steps falls as `ending` has it, whatever the last level.
+    - Third-order multistep drops a factor 2 of the second derivative: order 2. With noise the weight of
+      that term has the wrong sign: order 1.
+    - Singlestep takes the grid's own levels as inner nodes, one evaluation per interval of the grid.
+    - DEIS integrates its polynomials by closed forms in float32, where they cancel.
+
+    Args:
+        solver: the solver; DEIS in "log_rho" and of order 3 at most.
+        ending: how a run ends.
+    """
+
+    repeats_levels = True
+
+    def __init__(self, solver: DPMFamily | DEIS | UniPC, ending: Ending = Ending()) -> None:
+        kinds = "a DPMSolver, DPMSolverPP, DPMSolverSDE, DEIS or UniPC"
+        _validation.check_instance("solver", solver, (DPMFamily, DEIS, UniPC), kinds)
+        _validation.check_instance("ending", ending, Ending, "an Ending")
+        if isinstance(solver, DEIS) and (solver.variable != "log_rho" or solver.order > 3):
+            raise InputError(f"solver: got {solver!r}; diffusers has DEIS in 'log_rho' and up to order 3.")
+        self.solver = solver
+        self.ending = ending
+
+    @cached_property
+    def card(self) -> Card:
+        card, solver = self.solver.card, self.solver
+        order: float | None = card.deterministic_order or 1
+        if isinstance(solver, DPMFamily) and solver.order == 3:
+            order = 1 if solver.eta > 0 else 2
+        elif self.ending.euler or (self.ending.lower and isinstance(solver, UniPC)):
+            order = min(order or 1, 2)
+        if isinstance(solver, DEIS):
+            order = None  # rounding in float32 hides it
+        return replace(card, summary=f"{card.summary}, as in diffusers", deterministic_order=order, evaluations=1)
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        solver, ending = self.solver, self.ending
+        if isinstance(solver, UniPC):
+            return solver.plan_by(lambda order, left, _: min(order, left) if ending.lower else order, sigmas)
+        if isinstance(solver, DEIS):
+            return solver.plan_by(_float32_deis, ending.order, sigmas, schedule)
+        halved = solver.solver_type == "midpoint"
+        shift = -1.0 if solver.eta > 0 else 0.0  # `- 0.5` where the integral has `+ 0.5`
+        return solver.plan_by(Rules(ending.order, ending.groups, 1.0, shift, halved), sigmas)
+
+
+class OfficialDPM(DiffusionSolver):
+    """Third-order multistep of DPMSolver, DPMSolverPP or DPMSolverSDE as in the authors' code and k-diffusion.
+
+    The second derivative lacks a factor 2, which leaves order 2, sometimes with the smaller error at few
+    steps.
+
+    Args:
+        solver: the solver; other orders are returned as they are.
+    """
+
+    def __init__(self, solver: DPMFamily) -> None:
+        _validation.check_instance("solver", solver, DPMFamily, "a DPMSolver, DPMSolverPP or DPMSolverSDE")
+        self.solver = solver
+
+    @cached_property
+    def card(self) -> Card:
+        card = self.solver.card
+        third = self.solver.order == 3 and self.solver.multistep
+        summary = f"{card.summary}, as released"
+        return replace(card, summary=summary, deterministic_order=2 if third else card.deterministic_order)
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return self.solver.plan_by(Rules(curvature=1.0), sigmas)
+
+
+def _float32_deis(nodes: list[float], t: float, schedule: Schedule | None) -> list[float]:
+    """int l_j(log rho) d rho for 2 or 3 nodes by its antiderivative, in float32 as diffusers' DEIS has it."""
+    sigma = np.array([t, *nodes], dtype=np.float32)
+    alpha = 1 / np.sqrt(sigma**2 + np.float32(1))
+    rho = (sigma * alpha) / alpha  # rounds as theirs does; what cancels below multiplies it
+    log, ends, out = np.log(rho), rho[:2], []
+    l, count = log[:2], len(nodes)
+    for j in range(count):
+        b, c, d = (log[1 + (j + k) % count] for k in range(3))
+        if count == 2:
+            F = ends * (-c + l - 1) / (b - c)
+        else:  # (l - c)(l - d) e^l integrates to e^l (l^2 - (c + d + 2) l + cd + c + d + 2)
+            F = ends * (c * (d - l + 1) - d * l + d + l**2 - 2 * l + 2) / ((b - c) * (b - d))
+        out.append(float(F[0] - F[1]))
+    return out
+
+
+class DiffusersDDIM(DiffusionSolver):
+    """DDIM from label t to t - N // n, whatever the grid's next label is; the plan needs a DiscreteVP.
+
+    On "linspace" grids, or where n does not divide N, the state is then not at the level that the network
+    receives. On grids of that stride it equals `DDIM`.
+
+    Args:
+        eta: the share of the ancestral noise, in [0, 1].
+    """
+
+    repeats_levels = True
+
+    def __init__(self, eta: float = 0.0) -> None:
+        self.eta: float = DDIM(eta).eta
+
+    @cached_property
+    def card(self) -> Card:
+        card = DDIM(self.eta).card
+        summary = f"{card.summary}, in strides of labels as in diffusers"
+        return replace(card, summary=summary, deterministic_order=None)  # it depends on the grid
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        walk = _Strides("DDIM", sigmas, schedule, "data")
+        for label in walk.labels:  # Eq. (12) of arXiv 2010.02502
+            s, t = walk.level(label), walk.level(label - walk.stride)
+            v = self.eta * t / s * max(s * s - t * t, 0.0) ** 0.5
+            z = walk.builder.noise(s**-2, t**-2)[0] if v > 0 else None
+            D = walk.evaluate(walk.X, label)
+            keep = (t * t - v * v) ** 0.5 / s
+            x = keep / walk.alpha(s) * walk.X + (1 - keep) * D
+            walk.advance(walk.alpha(t) * (x + v * z if z is not None else x))
+        return walk.builder.finish()
+
+
+class DiffusersPNDM(DiffusionSolver):
+    """PNDM in strides of N // n labels, whatever the grid; the plan needs a DiscreteVP.
+
+    Args:
+        warm_up: "runge_kutta" or "plms", as for `PNDM`.
+        combine: "epsilon", or "v_prediction", which combines v for networks of v.
+    """
+
+    repeats_levels = True
+
+    def __init__(self, warm_up: str = "runge_kutta", combine: str = "epsilon") -> None:
+        self.warm_up: str = PNDM(warm_up).warm_up
+        self.combine: str = _validation.check_choice("combine", combine, ("epsilon", "v_prediction"))
+
+    @cached_property
+    def card(self) -> Card:
+        summary = f"{PNDM.card.summary}, in strides of labels as in diffusers"
+        return replace(PNDM.card, summary=summary, deterministic_order=None)
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        kind = _Velocities if self.combine == "v_prediction" else _Strides
+        walk = kind("PNDM", sigmas, schedule, "noise")
+        labels, stride, half = walk.labels, walk.stride, walk.stride // 2
+        for i, (label, ahead) in enumerate(zip(labels, [*labels[1:], -1], strict=True)):
+            X, e1 = walk.X, walk.evaluate(walk.X, label)
+            walk.past = [e1, *walk.past[:3]]
+            if i < 3 and self.warm_up == "runge_kutta":  # stages half a stride from the labels
+                e2 = walk.evaluate(walk.transfer(X, e1, label, label - half), ahead + half)
+                e3 = walk.evaluate(walk.transfer(X, e2, label, ahead + half), ahead + half)
+                e4 = walk.evaluate(walk.transfer(X, e3, label, ahead), ahead)
+                X = walk.transfer(X, (e1 + 2 * e2 + 2 * e3 + e4) / 6, label, ahead)
+            elif i == 0:
+                e2 = walk.evaluate(walk.transfer(X, e1, label, label - stride), ahead)
+                X = walk.transfer(X, (e1 + e2) / 2, ahead + stride, ahead)
+            else:
+                X = walk.transfer(X, weighted_sum(EVEN[len(walk.past) - 1], walk.past), label, label - stride)
+            walk.advance(X)
+        return walk.builder.finish()
+
+
+class _Strides:
+    """A builder in the model's own coordinates X = alpha x, where levels are named by labels."""
+
+    def __init__(self, solver: str, sigmas: Tensor, schedule: Schedule | None, prediction: str) -> None:
+        if schedule is None:
+            raise needs_schedule(f"Diffusers{solver}", "counts in labels", f"{solver}() needs none")
+        if schedule.labels is None:
+            raise InputError(
+                f"schedule: got {type(schedule).__name__} without labels, expected a DiscreteVP."
+            )
+        self.builder: PlanBuilder = PlanBuilder(f"{solver}(diffusers)", sigmas, prediction)
+        self.schedule = schedule
+        self.labels: list[int] = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]
+        self.stride: int = schedule.labels // len(self.labels)
+        self.last: float = float(sigmas[-1])
+        self.steps: int = 0
+        self.X: LinearExpr = self.alpha(self.level(self.labels[0])) * self.builder.x
+        self.past: Sequence[LinearExpr] = []  # what is combined, newest first, in terms of the present state
+
+    def level(self, label: int) -> float:
+        """sigma at a label; below 0 the grid's last level."""
+        at = torch.tensor(float(label), dtype=torch.float64)
+        return self.last if label < 0 else float(self.schedule.sigma(at))
+
+    def alpha(self, sigma: float) -> float:
+        return float(self.schedule.alpha(self.builder.sigmas.new_tensor(sigma)))
+
+    def evaluate(self, X: LinearExpr, label: int) -> LinearExpr:
+        s = self.level(label)
+        return self.builder.evaluate(X / self.alpha(s), s)
+
+    def transfer(self, X: LinearExpr, eps: LinearExpr, start: int, end: int) -> LinearExpr:
+        """DDIM's step along eps from the level of one label to that of another."""
+        s, t = self.level(start), self.level(end)
+        return self.alpha(t) * (X / self.alpha(s) + (t - s) * eps)
+
+    def advance(self, X: LinearExpr) -> None:
+        """Let X be the state; past terms that contain the old state are written in the new one.
+
+        The last state leaves in variance-exploding coordinates.
+        """
+        self.steps += 1
+        if self.steps == len(self.labels):
+            self.builder.advance(X / self.alpha(self.last))
+            return
+        ((old, _),) = self.builder.x.terms.items()
+        a = X.terms[old]
+        rest = LinearExpr({k: w for k, w in X.terms.items() if k != old})
+        self.X = self.builder.advance(X)
+        before = (self.X - rest) / a
+        self.past = [
+            LinearExpr({k: w for k, w in p.terms.items() if k != old}) + p.terms.get(old, 0.0) * before
+            for p in self.past
+        ]
+
+
+class _Velocities(_Strides):
+    """For networks of v: diffusers combines the v of several levels and then takes the noise from them."""
+
+    def evaluate(self, X: LinearExpr, label: int) -> LinearExpr:
+        s = self.level(label)
+        return super().evaluate(X, label) / self.alpha(s) - s * X  # v = (eps - sigma_t X) / alpha
+
+    def transfer(self, X: LinearExpr, eps: LinearExpr, start: int, end: int) -> LinearExpr:
+        s = self.level(start)
+        return super().transfer(X, self.alpha(s) * (eps + s * X), start, end)
