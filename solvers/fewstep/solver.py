@@ -77,6 +77,12 @@ class Card:
             _validation.check_float("deterministic_order", self.deterministic_order, 0, expected=ORDER)
         _validation.check_int("evaluations", self.evaluations, 1)
 
+    @property
+    def noise_types(self) -> tuple[str, ...]:
+        """The noise types that an SDE solver solves; "none" (ODEs) if it has a deterministic order."""
+        ode = self.strong_order and self.deterministic_order is not None
+        return (*self.strong_order, *(["none"] if ode else []))
+
 
 class Solver(ABC):
     """Anything with a card. It keeps the arguments of its constructor under their names."""
