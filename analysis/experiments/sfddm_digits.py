@@ -6,7 +6,7 @@ Finished students stay in the work folder; the same command resumes. They are sm
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import fewstep as fs
-import sfddm_training as training
+import sfddm_training as tools
 from base import F64, Experiment, Job, Record, Row, canvas, images_figure, packed, rms, table, ticks, write
+from fewstep import TrainingOptions
 from fewstep.distances import sliced_w2
 from fewstep_analysis import datasets, teachers
-from sfddm_training import COPIED, DISPLACED, HALVED, PLAIN, PUBLISHED, SHORT, Fold, Trained, distil
+from sfddm_training import COPIED, DISPLACED, HALVED, PLAIN, PUBLISHED, SHORT, Trained, distil, short
 
 NAME = "sfddm-digits"
 LABELS = 1024  # of the teacher's table
@@ -33,7 +34,6 @@ class Budget:
     Attributes:
         counts: steps of the students.
         samples: to judge by.
-        batch: of each training.
         halve_from: steps of the teacher where halving starts.
         published, displaced, halved: trainings with the published loss, with displacement in one fold, and of
             each fold of halving.
@@ -42,20 +42,23 @@ class Budget:
 
     counts: tuple[int, ...]
     samples: int
-    batch: int
     halve_from: int
-    published: Fold
-    displaced: Fold
-    halved: Fold
+    published: TrainingOptions
+    displaced: TrainingOptions
+    halved: TrainingOptions
     data: int | None = None
 
 
 BUDGETS = {
-    "smoke": Budget((16, 4), 64, 16, 64, Fold(3, 2e-3), Fold(2, 1e-3), Fold(2, 1e-3), 8),
-    "paper": Budget(
-        (128, 64, 16, 8, 4), 1000, 128, LABELS, Fold(2500, 2e-3), Fold(1400, 1e-3), Fold(1000, 1e-3)
+    "smoke": Budget(
+        (16, 4), 64, 64, TrainingOptions(3, 16, 2e-3), TrainingOptions(2, 16, 1e-3),
+        TrainingOptions(2, 16, 1e-3), data=8,
     ),
-}
+    "paper": Budget(
+        (128, 64, 16, 8, 4), 1000, LABELS, TrainingOptions(2500, 128, 2e-3), TrainingOptions(1400, 128, 1e-3),
+        TrainingOptions(1000, 128, 1e-3),
+    ),
+}  # fmt: skip
 
 
 def schedule() -> fs.DiscreteVP:
@@ -73,7 +76,7 @@ def train(budget: Budget, job: Job) -> dict[tuple[str, int], Trained]:
     """All students by way and number of steps; finished ones of the work folder are not trained again."""
     teacher, levels = teachers.digits().denoiser, schedule()
     assert isinstance(teacher, nn.Module)
-    common = {"data": datasets.digits()[0][: budget.data], "batch": budget.batch, "seed": job.seed}
+    common = {"data": datasets.digits()[0][: budget.data], "seed": job.seed}
     made = {}
     for steps in budget.counts:
         made[DISPLACED, steps] = distil(
@@ -83,10 +86,10 @@ def train(budget: Budget, job: Job) -> dict[tuple[str, int], Trained]:
         made[PUBLISHED, steps] = distil(
             PUBLISHED, teacher, levels, steps, job.work / f"published-{steps}", budget.published, **common
         )
-    few = Fold(20, budget.published.rate)
+    few = replace(budget.published, iterations=20)
     made[COPIED, COPIED_AT] = distil(COPIED, teacher, levels, COPIED_AT, job.work / "copied", few, **common)
     first, last = budget.halve_from, budget.counts[-1]
-    halved = training.halvings(teacher, levels, first, last, job.work, budget.halved, **common)
+    halved = tools.halvings(teacher, levels, first, last, job.work, budget.halved, **common)
     return made | {(HALVED, n): t for n, t in halved}
 
 
@@ -102,7 +105,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     judge = partial(judge_samples, fine=fine, held_out=held_out)
     rows, ends = [], {}
     for steps in sorted({n for _, n in made}, reverse=True):
-        plain = ends[PLAIN, steps] = sample(training.on_phi(denoiser, levels, steps), noise)
+        plain = ends[PLAIN, steps] = sample(tools.on_phi(denoiser, levels, steps), noise)
         rows.append(judge(PLAIN, steps, plain, None))
         for (way, n), t in made.items():
             if n == steps:
@@ -110,13 +113,14 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
                 rows.append(judge(way, n, ends[way, n], t) | {"to_plain": rms(ends[way, n] - plain)})
     images = {f"{SHORT[way]}, {n}": x[:COLUMNS] for (way, n), x in ends.items() if n == SHOWN}
     data = {
-        "labels": LABELS, "counts": list(budget.counts), "samples": budget.samples, "batch": budget.batch,
-        **{k: list(vars(getattr(budget, k)).values()) for k in ("published", "displaced")},
-        "fold": list(vars(budget.halved).values()), "substeps": {str(n): substeps(n) for n in budget.counts},
+        "labels": LABELS, "counts": list(budget.counts), "samples": budget.samples,
+        "batch": budget.halved.batch_size,
+        **{k: short(getattr(budget, k)) for k in ("published", "displaced")}, "fold": short(budget.halved),
+        "substeps": {str(n): substeps(n) for n in budget.counts},
         "floor": distance(real[: len(real) // 500 * 500], held_out), "fine": distance(fine, held_out),
         "fine_against_UniPC(3)": rms(fine - check), "apart": rms(fine - fine.roll(1, 0)), "rows": rows,
         "copied_loss": max(made[COPIED, COPIED_AT].losses),
-        "folds": training.compare_folds(rows, "rmse", "sliced_w2"),
+        "folds": tools.compare_folds(rows, "rmse", "sliced_w2"),
         "pictures": packed({"teacher, 200 steps": fine[:COLUMNS]} | images),
     }  # fmt: skip
     return {NAME: Record(NAME, data, job.seed)}
@@ -133,7 +137,7 @@ def judge_samples(
     """Distances of one sampler, and what its training cost."""
     return {
         "way": way, "steps": steps, "sliced_w2": distance(x, held_out), "rmse": rms(x - fine),
-        "same_class": agreement(x, fine), **training.cost(t),
+        "same_class": agreement(x, fine), **tools.cost(t),
     }  # fmt: skip
 
 
@@ -178,7 +182,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
     """Distance to the fine ODE, and digits of the same noise."""
     figure, (left, right) = canvas(9.0, 4.2, ncols=2, sharey=True)
     data = records[NAME].data
-    training.draw_ways(left, right, [r for r in data["rows"] if r["steps"] in data["counts"]], "rmse")
+    tools.draw_ways(left, right, [r for r in data["rows"] if r["steps"] in data["counts"]], "rmse")
     left.set_ylabel("RMSE to the teacher's fine ODE, same noise")
     ticks(left, data["counts"])
     right.set_xlabel("samples through networks in training; labels: steps")

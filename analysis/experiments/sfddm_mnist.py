@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-import sfddm_training as training
+import sfddm_training as tools
 from base import Experiment, Job, Record, Row, canvas, images_figure, packed, rms, table, ticks, write
+from fewstep import TrainingOptions
 from fewstep.learned.unet_denoiser import UNetDenoiser
 from fewstep_analysis import teachers
 from mnist_data import mnist
 from mnist_judge import Judge
-from sfddm_training import DISPLACED, HALVED, PLAIN, PUBLISHED, SHORT, Fold, Trained, distil
+from sfddm_training import DISPLACED, HALVED, PLAIN, PUBLISHED, SHORT, Trained, distil
 
 NAME = "sfddm-mnist"
 Key = tuple[str, int]  # way and number of steps
@@ -40,7 +41,6 @@ class Budget:
     Attributes:
         images: to judge by.
         fine_steps: of the ODE that is taken as exact.
-        batch: of each training.
         published, displaced: trainings with the published loss, and of each fold of displacement.
         data: training images at most; the distances of a report are of as many samples, 64 at most.
         students: which are trained.
@@ -48,16 +48,19 @@ class Budget:
 
     images: int
     fine_steps: int
-    batch: int
-    published: Fold
-    displaced: Fold
+    published: TrainingOptions
+    displaced: TrainingOptions
     data: int | None = None
     students: tuple[str, ...] = field(default=tuple(STUDENTS))
 
 
+def training_options(iterations: int, batch_size: int, learning_rate: float) -> TrainingOptions:
+    return TrainingOptions(iterations, batch_size, learning_rate, checkpoint_every=100, autocast=True)
+
+
 BUDGETS = {
-    "smoke": Budget(20, 3, 2, Fold(1, 1e-3), Fold(1, 3e-4), 8),
-    "paper": Budget(2000, 40, 32, Fold(2000, 1e-3), Fold(800, 3e-4)),
+    "smoke": Budget(20, 3, training_options(1, 2, 1e-3), training_options(1, 2, 3e-4), data=8),
+    "paper": Budget(2000, 40, training_options(2000, 32, 1e-3), training_options(800, 32, 3e-4)),
 }
 
 
@@ -69,8 +72,8 @@ def teacher() -> UNetDenoiser:
 def train(budget: Budget, job: Job) -> dict[Key, Trained]:
     """All students by way and number of steps; the cost of a fold of halving includes those before it."""
     digits, classes, _, _ = mnist()
-    options: Row = {"batch": budget.batch, "data": digits[: budget.data], "labels": classes[: budget.data],
-                    "seed": job.seed, "device": job.device, "autocast": True, "every": 100}  # fmt: skip
+    options: Row = {"data": digits[: budget.data], "labels": classes[: budget.data], "seed": job.seed,
+                    "device": job.device}  # fmt: skip
     made: dict[Key, Trained] = {}
     for name in budget.students:
         way, steps = STUDENTS[name]
@@ -78,9 +81,9 @@ def train(budget: Budget, job: Job) -> dict[Key, Trained]:
         before = made.get((HALVED, 2 * steps)) if way == HALVED else None
         if before is not None:
             network, schedule = before.student.network, before.student.process  # type: ignore[assignment]
-        fold = budget.published if way == PUBLISHED else budget.displaced
-        more = {"substeps": SUBSTEPS[steps]} if way == DISPLACED else {}
-        t = distil(way, network, schedule, steps, job.work / name, fold, **options, **more)
+        training = budget.published if way == PUBLISHED else budget.displaced
+        substeps = SUBSTEPS[steps] if way == DISPLACED else 2
+        t = distil(way, network, schedule, steps, job.work / name, training, substeps, **options)
         if before is not None:
             t = Trained(t.student, t.evaluations + before.evaluations, t.seconds + before.seconds, t.losses)
         made[way, steps] = t
@@ -96,19 +99,19 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     draw_from = partial(sample, noise=noise, labels=labels, device=job.device)
     ends = {("fine", 0): draw_from(every, fs.UniPC(3), steps=budget.fine_steps)}
     for n in (16, 8, 4):
-        ends[PLAIN, n] = draw_from(training.on_phi(net, schedule, n))
+        ends[PLAIN, n] = draw_from(tools.on_phi(net, schedule, n))
         ends |= {key: draw_from(t.student) for key, t in made.items() if key[1] == n}
     rows = judge_samples(ends, made, labels, job.seed)
-    arc = partial(sample, noise=training.slerp(noise[0], noise[1], ARC), labels=torch.full((ARC,), ARC_CLASS),
+    arc = partial(sample, noise=tools.slerp(noise[0], noise[1], ARC), labels=torch.full((ARC,), ARC_CLASS),
                   device=job.device)  # fmt: skip
     arcs = {label(("fine", 0)): arc(every, fs.UniPC(3), steps=budget.fine_steps)}
     arcs |= {label(key): arc(t.student) for key, t in made.items() if key[1] <= 16}
     data = {
-        "images": many, "fine_steps": budget.fine_steps, "batch": budget.batch,
-        **{k: list(vars(getattr(budget, k)).values()) for k in ("published", "displaced")},
+        "images": many, "fine_steps": budget.fine_steps, "batch": budget.published.batch_size,
+        **{k: tools.short(getattr(budget, k)) for k in ("published", "displaced")},
         "substeps": {str(n): s for n, s in SUBSTEPS.items()}, "halving_from": 64,
         "losses": {f"{way}, {n}": t.losses for (way, n), t in made.items()}, "rows": rows, **criteria(rows),
-        "folds": training.compare_folds(rows, "frechet", "rmse"),
+        "folds": tools.compare_folds(rows, "frechet", "rmse"),
         "pictures": packed({label(key): x[:10] for key, x in ends.items()}), "arc": packed(arcs),
     }  # fmt: skip
     return {NAME: Record(NAME, data, job.seed)}
@@ -136,7 +139,7 @@ def judge_samples(ends: dict[Key, Tensor], made: dict[Key, Trained], labels: Ten
     judge, fine = Judge.of(), ends["fine", 0]
     out: list[Row] = [{"way": "test digits", "steps": 0} | judge(judge.digits(labels, seed), labels)]
     for (way, n), x in ends.items():
-        row = {"way": way, "steps": n, **judge(x, labels), **training.cost(made.get((way, n)))}
+        row = {"way": way, "steps": n, **judge(x, labels), **tools.cost(made.get((way, n)))}
         for suffix, other in (("rmse", fine), ("to_plain", ends.get((PLAIN, n)))):
             if other is not None:
                 row |= {suffix: rms(x - other), f"feature_{suffix}": rms(judge.net(x) - judge.net(other))}
@@ -178,7 +181,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
     """Fréchet distance against steps and training cost; digits of the same noise, and of an arc of noise."""
     figure, (left, right) = canvas(9.0, 4.2, ncols=2, sharey=True)
     rows = [r | {"evaluations": r.get("evaluations", 0)} for r in records[NAME].data["rows"]]
-    training.draw_ways(left, right, rows, "frechet")
+    tools.draw_ways(left, right, rows, "frechet")
     for way, style, words in (("fine", "--", "fine ODE"), ("test digits", ":", "test digits")):
         value = next(r["frechet"] for r in rows if r["way"] == way)
         left.axhline(value, color="0.3", ls=style, lw=1, label=words)

@@ -26,21 +26,13 @@ HALVED = "displacement, halving"
 # Each with the loss that suits it better: "end" lets the smallest of many levels drift, and the first folds
 # of halving have many.
 OPTIONS: dict[str, Row] = {
-    PUBLISHED: {"start": "random", "loss": "l1"},
-    COPIED: {"start": "teacher", "loss": "l1"},
+    PUBLISHED: {"target": "published", "start": "random", "loss": "l1"},
+    COPIED: {"target": "published", "start": "teacher", "loss": "l1"},
     DISPLACED: {"target": "displacement", "loss": "end"},
-    HALVED: {"target": "displacement", "loss": "mse", "substeps": 2},
+    HALVED: {"target": "displacement", "loss": "mse"},
 }
 SHADES = {PLAIN: "DDIM", PUBLISHED: "DerivativeFreeMilstein", DISPLACED: "SigStep", HALVED: "ShARK"}
 SHORT = {PLAIN: "DDIM", PUBLISHED: "published", DISPLACED: "one fold", HALVED: "halving", "fine": "fine ODE"}
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Iterations and learning rate of one training."""
-
-    iterations: int
-    rate: float
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,8 @@ class Trained:
 
 
 def distil(
-    way: str, teacher: nn.Module, schedule: Any, steps: int, folder: Path, fold: Fold, *, batch: int,
-    **options: Any,
+    way: str, teacher: nn.Module, schedule: Any, steps: int, folder: Path, training: fs.TrainingOptions,
+    substeps: int = 2, **options: Any,
 ) -> Trained:  # fmt: skip
     """A student of so many steps, or the finished one of the folder.
 
@@ -70,27 +62,34 @@ def distil(
         way: a key of OPTIONS.
         schedule: the teacher's levels; where the teacher is a student, its process.
         folder: holds checkpoint, student and costs; an interrupted call resumes from it.
-        options: of `fewstep.distill_sfddm`; `substeps` counts in the cost.
+        substeps: of the teacher per step of the student, for displacement.
+        options: of `fewstep.distill_sfddm`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file, facts = folder / "student.safetensors", folder / "training.json"
-    chosen = OPTIONS[way] | {"batch": batch} | options
     if not facts.exists():
-        left = fold.iterations - finished(folder / f"sfddm-{steps}.training")
+        iterations = training.iterations or 0
+        left = iterations - finished(folder / f"sfddm-{steps}.training")
         start = time.process_time()
         student, report = fs.distill_sfddm(
-            teacher=teacher, schedule=schedule, steps=steps, folder=folder, progress=True,
-            iterations=fold.iterations, rate=fold.rate, **chosen,
+            teacher=teacher, schedule=schedule, steps=steps, folder=folder, progress=True, training=training,
+            teacher_options=fs.TeacherOptions(substeps=substeps), **OPTIONS[way], **options,
         )  # fmt: skip
-        seconds = (time.process_time() - start) * fold.iterations / max(left, 1)
+        seconds = (time.process_time() - start) * iterations / max(left, 1)
         student.save(file)
-        passes = 1 + (int(chosen["substeps"]) if "target" in chosen else 1)
-        body = {"evaluations": fold.iterations * batch * passes, "seconds": seconds, "losses": report.losses}
+        passes = 1 + (substeps if OPTIONS[way]["target"] == "displacement" else 1)
+        evaluations = iterations * (training.batch_size or 0) * passes
+        body = {"evaluations": evaluations, "seconds": seconds, "losses": report.losses}
         with _serialization.atomic_write(facts) as part:  # last: its presence says that all is done
             part.write_text(json.dumps(body))
     loaded = fs.load(file)
     assert isinstance(loaded, fs.SFDDM)
     return Trained(loaded, **json.loads(facts.read_text()))
+
+
+def short(training: fs.TrainingOptions) -> list[Any]:
+    """Iterations and learning rate."""
+    return [training.iterations, training.learning_rate]
 
 
 def finished(checkpoint: Path) -> int:
@@ -99,7 +98,13 @@ def finished(checkpoint: Path) -> int:
 
 
 def halvings(
-    teacher: nn.Module, schedule: Any, first: int, last: int, folder: Path, fold: Fold, **options: Any
+    teacher: nn.Module,
+    schedule: Any,
+    first: int,
+    last: int,
+    folder: Path,
+    training: fs.TrainingOptions,
+    **options: Any,
 ) -> Iterator[tuple[int, Trained]]:
     """Students of first/2, first/4, ... last steps; each learns two steps of the one before as one.
 
@@ -107,7 +112,7 @@ def halvings(
     """
     spent, steps = (0, 0.0), first // 2
     while steps >= last:
-        made = distil(HALVED, teacher, schedule, steps, folder / f"halving-{steps}", fold, **options)
+        made = distil(HALVED, teacher, schedule, steps, folder / f"halving-{steps}", training, **options)
         spent = spent[0] + made.evaluations, spent[1] + made.seconds
         yield steps, Trained(made.student, *spent, made.losses)
         teacher, schedule, steps = made.student.network, made.student.process, steps // 2

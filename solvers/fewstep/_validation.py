@@ -132,6 +132,8 @@ def check_numbers(argument: str, value: Any) -> Tensor:
         found = torch.as_tensor(value).detach()
         if found.is_complex() or found.is_meta or found.dtype == torch.bool:
             raise TypeError("not real numbers")
+        # torch would round a list of floats to its default dtype
+        found = found if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
         return found.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{argument}: got {describe(value)}, expected a 1-D tensor of numbers.") from error

@@ -41,7 +41,7 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
         and issubclass(kind, Solver)
         and not getattr(kind, "__abstractmethods__", None)
     }
-    return {k: v for k, v in found.items() if noise_type in (None, *v.card.strong_order)}
+    return {k: v for k, v in found.items() if noise_type in (None, *v.card.noise_types)}
 
 
 def solver_named(text: str, argument: str = "solver") -> Solver:

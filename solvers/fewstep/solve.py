@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _validation
+from . import _progress, _validation
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
 from .errors import InputError, NonFiniteError
@@ -94,14 +94,11 @@ def solve(
         calls += 1
         return sde.drift(t, y)
 
-    states: Iterable[Tensor] = _states(replace(sde, drift=counted), solver, y0, times, path)
-    if progress:
-        from tqdm import tqdm
-
-        states = tqdm(states, total=len(times) - 1, unit="step", leave=False)
+    states = _states(replace(sde, drift=counted), solver, y0, times, path)
+    bar = _progress.progress(states, "step", show=progress, total=len(times) - 1)
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
         y, ys = y0, [y0] if 0 in kept else []
-        for i, y in enumerate(states, 1):
+        for i, y in enumerate(bar, 1):
             if i in kept:
                 ys.append(y)
         # one check at the end is cheap; only a failed solve is repeated, to find the step
@@ -175,10 +172,9 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
 def check_solves(sde: SDE, solver: StochasticSolver) -> None:
     """Raise an `InputError` if the solver's card does not list the problem's noise type or calculus."""
     name, card = type(solver).__name__, solver.card
-    able = [*card.strong_order, *["none"] * (card.deterministic_order is not None)]
-    if sde.noise_type not in able:
+    if sde.noise_type not in card.noise_types:
         raise InputError(
-            f"solver: got {name} for {sde.noise_type!r} noise; it solves {', '.join(able)}. "
+            f"solver: got {name} for {sde.noise_type!r} noise; it solves {', '.join(card.noise_types)}. "
             f"fewstep.solvers({sde.noise_type!r}) lists the solvers for this problem."
         )
     if sde.sde_type not in card.sde_types and sde.noise_type not in CONSTANT:

@@ -182,6 +182,7 @@ def check_path(
     ends: tuple[float, float],
     dtype: torch.dtype | None = None,
     method: str = "increments",
+    argument: str = "path",
     cure: str = "Make the path over at least this interval.",
 ) -> None:
     """Raise an `InputError` unless a path gives the increments that a solver or a plan needs.
@@ -192,31 +193,32 @@ def check_path(
         shape: of W.
         ends: the times between which increments are needed. Paths without t0 and t1 are not checked.
         dtype: of W, if it matters.
-        method: which of a path's methods is called, `"increments"` or `"increment"`.
+        method: the method of the path that is called, `"increments"` or `"increment"`.
+        argument: the name of the caller's argument.
         cure: what to do about a path that is too short.
     """
     if not hasattr(path, method) or getattr(path, "levy", None) not in LEVY_ORDER:
         raise InputError(
-            f"path: got {_validation.describe(path)}, expected a BrownianPath, AreaPath or FreshIncrements. "
-            "Wrap a torchsde path: fewstep.integrations.torchsde.TorchsdePath(bm)."
+            f"{argument}: got {_validation.describe(path)}, expected a BrownianPath, AreaPath or "
+            "FreshIncrements. Wrap a torchsde path: fewstep.integrations.torchsde.TorchsdePath(bm)."
         )
     if levy == "A" and not getattr(path, "area", False):
         raise InputError(
-            f"path: got a {type(path).__name__} without space-space area; {who} needs A. Wrap the path: "
+            f"{argument}: got a {type(path).__name__} without space-space area; {who} needs A. Wrap it: "
             "AreaPath(path, cells=...), or give none, and areas with the right law are drawn."
         )
     if levy in LEVY_ORDER and LEVY_ORDER[path.levy] < LEVY_ORDER[levy]:
         raise InputError(
-            f"path: got levy={path.levy!r}; {who} needs {levy!r}. Make the path with levy={levy!r}."
+            f"{argument}: got levy={path.levy!r}; {who} needs {levy!r}. Make the path with levy={levy!r}."
         )
     got = tuple(getattr(path, "shape", shape))
     if got != shape:
-        raise InputError(f"path: got shape {got}, expected {shape}. Make the path with this shape.")
+        raise InputError(f"{argument}: got shape {got}, expected {shape}. Make the path with this shape.")
     t0, t1 = getattr(path, "t0", ends[0]), getattr(path, "t1", ends[1])
     slack = 1e-6  # times may have been rounded to float32
     if t0 > ends[0] + slack * abs(ends[0]) or t1 < ends[1] - slack * abs(ends[1]):
         raise InputError(
-            f"path: got [{t0:g}, {t1:g}], expected a path over [{ends[0]:g}, {ends[1]:g}]. {cure}"
+            f"{argument}: got [{t0:g}, {t1:g}], expected a path over [{ends[0]:g}, {ends[1]:g}]. {cure}"
         )
     if dtype is not None and getattr(path, "dtype", dtype) != dtype:
-        raise InputError(f"path: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")
+        raise InputError(f"{argument}: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor
 from .. import _validation
 from ..brownian import AreaPath, BrownianPath, Increment
 from ..brownian.increment import letters_for
-from ..catalog import solvers
+from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of
 from ..problem import SDE
 from ..solve import solve
@@ -51,8 +52,7 @@ class TorchsdePath:
         """Return the increment over [t0, t1]."""
         if self.levy == "W":
             return Increment(t1 - t0, self.interval(t0, t1))
-        W, U = self.interval(t0, t1, return_U=True)
-        return Increment.from_U(t1 - t0, W, U)
+        return Increment.from_U(t1 - t0, *self.interval(t0, t1, return_U=True))
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         """Return the increments over the intervals of a grid (n,)."""
@@ -110,13 +110,13 @@ class BrownianView:
         first, last = (self.path.t0, ta) if tb is None else (ta, tb)
         start, end = self._clamped(float(first)), self._clamped(float(last))
         if start == end:
-            W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            found: list[Any] = [W, W, W.unsqueeze(-1) * W.unsqueeze(-2)]
+            W = U = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            A: Tensor | None = W.unsqueeze(-1) * W.unsqueeze(-2)
         else:
             increment = self.path.increment(start, end)
-            found = [increment.W, increment.U if return_U else None, increment.A]
-        asked = [found[0], *found[1:2] * return_U, *found[2:] * return_A]
-        return asked[0] if len(asked) == 1 else tuple(asked)
+            W, U, A = increment.W, increment.U if return_U else increment.W, increment.A
+        found: list[Any] = [W, *[U] * return_U, *[A] * return_A]
+        return tuple(found) if len(found) > 1 else W
 
     def _clamped(self, t: float) -> float:
         """Clamp times that float32 rounding moved just outside the path."""
@@ -128,19 +128,14 @@ class BrownianView:
         return f"BrownianView({self.path!r})"
 
 
-# torchsde's method names that differ from the names here
-SOLVERS = {"euler": "EulerMaruyama", "srk": "SRID2"}
-METHODS = ("euler", "milstein", "srk", "euler_heun", "heun", "midpoint", "reversible_heun", "log_ode")
+# torchsde's method names that are not names of solvers here
+METHODS = {"euler": "euler_maruyama", "srk": "srid2"}
 
 # torchsde's keys of `names`, and the methods that they rename
 THEIR_METHODS = {
-    "drift": "f",
-    "diffusion": "g",
-    "prior_drift": "h",
-    "diffusion_prod": "g_prod",
-    "drift_and_diffusion": "f_and_g",
-    "drift_and_diffusion_prod": "f_and_g_prod",
-}
+    "drift": "f", "diffusion": "g", "prior_drift": "h", "diffusion_prod": "g_prod",
+    "drift_and_diffusion": "f_and_g", "drift_and_diffusion_prod": "f_and_g_prod",
+}  # fmt: skip
 
 CURES = {
     "adaptive": "Choose a fixed dt.",
@@ -256,18 +251,19 @@ def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolv
     )
     few = sde.noise_type in ("diagonal", "additive", "scalar")
     name = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
-    known = SOLVERS.get(name, name)
+    ours = METHODS.get(name, name)
     if name == "srk" and sde.noise_type == "additive":
-        known = "SRA1"
+        ours = "sra1"
     elif name == "milstein" and options.get("grad_free"):
-        known = "DerivativeFreeMilstein"
+        ours = "derivative_free_milstein"
     elif name == "log_ode" and few:
-        known = "Midpoint"  # the log-ODE step without brackets
-    able = {n.lower(): s for n, s in solvers().items() if isinstance(s, StochasticSolver)}
-    found = able.get(known.replace("_", "").lower())
-    if found is None:
-        raise one_of("method", name, [*METHODS, *able])
-    return found
+        ours = "midpoint"  # the log-ODE step without brackets
+    with contextlib.suppress(InputError):
+        solver = solver_named(ours)
+        if isinstance(solver, StochasticSolver):
+            return solver
+    able = [spelling(n) for n, s in solvers().items() if isinstance(s, StochasticSolver)]
+    raise one_of("method", name, [*METHODS, *able])
 
 
 def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
@@ -295,8 +291,8 @@ def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
     if f is None or g is None or attributes:
         raise InputError(
             f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with "
-            "methods f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from "
-            "torchsde.SDEIto or torchsde.SDEStratonovich, or pass its own names as names={'drift': ...}."
+            "methods f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. "
+            "Derive it from torchsde.SDEIto or torchsde.SDEStratonovich, or pass names={'drift': ...}."
         )
     return SDE(f, g, sde.noise_type, sde.sde_type)
 
