@@ -1,5 +1,6 @@
 """The public surface of fewstep, on one screen."""
 
+from ._serialization import load as load
 from .brownian import AreaPath as AreaPath
 from .brownian import BrownianPath as BrownianPath
 from .brownian import FreshIncrements as FreshIncrements
@@ -21,16 +22,17 @@ from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
 from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
-from .learned.dode.student import DODE as DODE
-from .learned.loading import load as load
 from .learned.sfddm.distill import distill_sfddm as distill_sfddm
 from .learned.sfddm.process import StudentProcess as StudentProcess
 from .learned.sfddm.process import subsequence as subsequence
 from .learned.sfddm.student import SFDDM as SFDDM
 from .learned.sigdeg.distill import distill_sigdeg as distill_sigdeg
+from .learned.sigdeg.distill_step import distill_sigdeg_step as distill_sigdeg_step
 from .learned.sigdeg.student import SigSampler as SigSampler
 from .learned.sigdeg.student import SigStep as SigStep
 from .learned.sigdeg.unet import SigUNet as SigUNet
+from .learned.training import TeacherOptions as TeacherOptions
+from .learned.training import TrainingOptions as TrainingOptions
 from .learned.trajectories import Trajectories as Trajectories
 from .learned.trajectories import make_trajectories as make_trajectories
 from .plan import Plan as Plan

@@ -1,7 +1,7 @@
-"""The border: whatever a network predicts becomes `denoiser(x, sigma) -> x0`, once.
+"""Conversion of a network's output to `denoiser(x, sigma) -> x0`, whatever the network predicts.
 
 With x in variance-exploding coordinates (x_t = alpha x, sigma = sigma_t / alpha) every prediction gives
-x0 = p x + q output; the table of (p, q) is all there is to a conversion.
+x0 = p x + q output. `coefficients` is the table of (p, q) and `to_x0` applies it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from . import _validation
 from .errors import InputError
+from .executor import State, combine
+from .plan import Combination, Weight
 from .problem import Denoiser
 from .schedule import Schedule
 
@@ -33,14 +35,33 @@ AFFINE: dict[str, Conversion] = {
 }
 
 
+def coefficients(
+    kind: str | Conversion, sigma: Tensor, alpha: Tensor, prediction: str = "data"
+) -> tuple[Tensor, Tensor]:
+    """(p, q) such that p x + q output is x0, or the noise (x - x0) / sigma.
+
+    Args:
+        kind: what the network predicts, a key of AFFINE or a function like its values.
+        sigma, alpha: of one shape, float64.
+        prediction: "data" for x0, "noise" for the noise.
+    """
+    p, q = (AFFINE[kind] if isinstance(kind, str) else kind)(sigma, alpha)
+    return (p, q) if prediction == "data" else ((1 - p) / sigma, -q / sigma)
+
+
+def to_x0(x: Tensor, output: Tensor, p: Weight, q: Weight) -> Tensor:
+    """p x + q output, with (p, q) of `coefficients` as floats or as tensors that broadcast."""
+    return combine(Combination(p, ((q, 0),), ()), State(x, (output,)))
+
+
 @dataclass(frozen=True)
 class Converted:
-    """A network as a denoiser. Made by `from_epsilon` and its kin.
+    """A network as a denoiser. Made by `from_epsilon`, `from_v`, and so on.
 
     Attributes:
         model: `(x_t, t) -> output`, t of shape (batch,).
-        schedule: says alpha and the label of a level; None for networks told (x, sigma) itself.
-        kind: what the output is, a key of AFFINE.
+        schedule: gives alpha and the label of a level; None for networks called with (x, sigma) itself.
+        kind: what the output is, see `coefficients`.
         rounding: of labels: None; "nearest" or "down", as diffusers does on Karras and logSNR or on
             exponential grids (an error floor of about 3e-4, and what embeddings by table need).
         dtype: what the network computes in; x and the result stay in the trajectory's precision.
@@ -48,62 +69,50 @@ class Converted:
 
     model: Model
     schedule: Schedule | None
-    kind: str
+    kind: str | Conversion
     rounding: str | None = None
     dtype: torch.dtype | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x: (batch, *event); sigma: 0-d or (batch,)."""
-        level = sigma.double()
-        alpha, label, p, q = self._table(level)
-        shape = (-1,) + (1,) * (x.dim() - 1) if level.dim() else ()
+        """x0 from x (batch, *event); sigma: 0-d or (batch,)."""
+        shape = (-1,) + (1,) * (x.dim() - 1) if sigma.dim() else ()
+        alpha, label, p, q = self._numbers(sigma.double(), "data")
         alpha, p, q = (v.to(x.dtype).reshape(shape) for v in (alpha, p, q))
-        return p * x + q * self._call(alpha * x, label.to(x.dtype).expand(len(x)))
+        return self._apply(x, alpha, label.to(x.dtype).expand(len(x)), p, q)
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-        """The same for a list of levels (R,) known beforehand: `(i, x) -> x0`, or the noise.
+        """The same for levels (R,) known beforehand: `(i, x) -> x0`, or the noise.
 
-        All numbers of the border are made here, so that a step reads nothing and computes none.
+        All numbers are computed here: a step computes none and reads nothing back from a device.
         """
-        alpha, label, p, q = self._table(levels.double().cpu())
-        if prediction == "noise":  # (x - D) / sigma
-            p, q = (1 - p) / levels, -q / levels
+        alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
         labels = label.to(like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
         rows = list(zip(alpha.tolist(), labels, p.tolist(), q.tolist()))
+        return lambda i, x: self._apply(x, *rows[i])
 
-        def predict(i: int, x: Tensor) -> Tensor:
-            a, t, p, q = rows[i]
-            out = self._call(x if a == 1 else x * a, t)
-            if p == 1:
-                return torch.add(x, out, alpha=q)
-            if p == 0:
-                return out if q == 1 else out * q
-            return torch.mul(x, p).add_(out, alpha=q)
-
-        return predict
-
-    def _table(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _numbers(self, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.schedule is None:
             alpha, label = torch.ones_like(sigma), sigma
         else:
             alpha, label = self.schedule.alpha(sigma), self.schedule.label(sigma)
         if self.rounding is not None:
-            # a level that was a label before it was rounded to float32 shall be that label
+            # tolerate the float32 rounding of integer labels before rounding down
             label = label.round() if self.rounding == "nearest" else torch.floor(label + 1e-3)
-        return alpha, label, *AFFINE[self.kind](sigma, alpha)
+        return alpha, label, *coefficients(self.kind, sigma, alpha, prediction)
 
-    def _call(self, x: Tensor, t: Tensor) -> Tensor:
-        if self.dtype is None or self.dtype == x.dtype:
-            return _like("model", self.model(x, t), x)
-        return _like("model", self.model(x.to(self.dtype), t), x).to(x.dtype)
+    def _apply(self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight) -> Tensor:
+        x_t = x if isinstance(alpha, float) and alpha == 1 else x * alpha
+        out = self.model(x_t if self.dtype is None else x_t.to(self.dtype), label)
+        out = check_output("model", out, x)
+        return to_x0(x, out if self.dtype is None else out.to(x.dtype), p, q)
 
 
-def _like(name: str, out: Any, x: Tensor) -> Tensor:
-    """What a network said, if it is a tensor of x's shape."""
+def check_output(name: str, out: Any, x: Tensor) -> Tensor:
+    """The output of a network, which must be a tensor of x's shape on its device."""
     if not torch.is_tensor(out) or out.shape != x.shape or out.device != x.device:
         raise InputError(
-            f"{name}: got {_validation.describe(out)}, expected one of x's shape {tuple(x.shape)} on its device. Wrap a "
-            "network that returns more, as lambda x, t: net(x, t).sample for one of diffusers."
+            f"{name}: got {_validation.describe(out)}, expected a tensor of x's shape {tuple(x.shape)} "
+            "on its device. Wrap a network that returns more, for diffusers as lambda x, t: net(x, t).sample."
         )
     return out
 
@@ -111,12 +120,12 @@ def _like(name: str, out: Any, x: Tensor) -> Tensor:
 def from_epsilon(
     model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
 ) -> Converted:
-    """A network trained to predict the noise, `model(x_t, t) -> eps` with t of shape (batch,).
+    """A denoiser from a network of the noise, `model(x_t, t) -> eps` with t of shape (batch,).
 
     x_t = alpha_t x0 + sigma_t eps, hence x0 = x - sigma eps in variance-exploding coordinates.
 
     Args:
-        rounding: round t to whole labels: "nearest" or "down".
+        rounding: round t to integer labels: "nearest" or "down".
         dtype: what the network computes in; by default its parameters' dtype, where it has any.
     """
     return _convert(model, schedule, "epsilon", rounding, dtype)
@@ -125,28 +134,34 @@ def from_epsilon(
 def from_v(
     model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
 ) -> Converted:
-    """`model(x_t, t) -> v = alpha_t eps - sigma_t x0` (arXiv 2202.00512). Options as in `from_epsilon`."""
+    """A denoiser from `model(x_t, t) -> v = alpha_t eps - sigma_t x0` (arXiv 2202.00512).
+
+    Options as in `from_epsilon`.
+    """
     return _convert(model, schedule, "v_prediction", rounding, dtype)
 
 
 def from_score(
     model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
 ) -> Converted:
-    """`model(x_t, t) -> grad log p_t(x_t) = -eps / sigma_t`. Options as in `from_epsilon`."""
+    """A denoiser from `model(x_t, t) -> grad log p_t(x_t) = -eps / sigma_t`. Options as in `from_epsilon`."""
     return _convert(model, schedule, "score", rounding, dtype)
 
 
 def from_sample(
     model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
 ) -> Converted:
-    """`model(x_t, t) -> x0`. Options as in `from_epsilon`."""
+    """A denoiser from a network of the data, `model(x_t, t) -> x0`. Options as in `from_epsilon`."""
     return _convert(model, schedule, "sample", rounding, dtype)
 
 
 def from_flow(
     model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
 ) -> Converted:
-    """`model(x_t, t) -> eps - x0`, the velocity of x_t = (1 - t) x0 + t eps. Options as in `from_epsilon`."""
+    """A denoiser from `model(x_t, t) -> eps - x0`, the velocity of x_t = (1 - t) x0 + t eps.
+
+    Options as in `from_epsilon`.
+    """
     return _convert(model, schedule, "flow", rounding, dtype)
 
 
@@ -154,48 +169,46 @@ def from_edm(
     net: Callable[..., Tensor], *, class_labels: Tensor | None = None, force_fp32: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Converted:  # fmt: skip
-    """EDM's preconditioned network `net(x, sigma[, class_labels]) -> x0`, sigma of shape (batch,).
+    """A denoiser from EDM's preconditioned network `net(x, sigma[, class_labels]) -> x0`, sigma (batch,).
 
-    Its schedule is `EDM(max(0.002, net.sigma_min), min(80.0, net.sigma_max))`, as EDM's own sampler has it.
-    Networks made from a table of levels round sigma by themselves; to put the grid on their levels, sample
-    with `sigmas=torch.cat([net.round_sigma(grid[:-1]), grid[-1:]])`, grid from `sigma_grid`.
+    Its schedule is `EDM(max(0.002, net.sigma_min), min(80.0, net.sigma_max))`, as in EDM's own sampler.
+    Networks with a table of levels round sigma themselves; to put the grid on their levels, sample with
+    `sigmas=torch.cat([net.round_sigma(grid[:-1]), grid[-1:]])`, grid from `sigma_grid`.
 
     Args:
         class_labels: (batch, label_dim), or one row (label_dim,) for all; passed as the third argument.
-        force_fp32: passed on where it is True.
-        dtype: what the network computes in; x0 comes back in x's.
+        force_fp32: passed to the network where it is True.
+        dtype: what the network computes in; x0 is returned in x's dtype.
 
     Raises:
-        InputError: labels that are not rows; as many as there are samples, when called.
+        InputError: labels that are not rows; when called, another number of rows than samples.
     """
     _validation.check_callable("net", net, "a network called as net(x, sigma)")
-    told: dict[str, bool] = {"force_fp32": True} if force_fp32 else {}
+    keywords: dict[str, bool] = {"force_fp32": True} if force_fp32 else {}
     labels = None if class_labels is None else _label_rows(class_labels, getattr(net, "label_dim", None))
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
-        if labels is None:
-            return _like("net", net(x, sigma, **told), x).to(x.dtype)
-        if len(labels) not in (1, len(x)):
+        if labels is not None and len(labels) not in (1, len(x)):
             raise InputError(
                 f"class_labels: got {len(labels)} rows for a batch of {len(x)}; expected a row for each "
                 "sample, or one for all. Convert the network anew with the labels of this batch."
             )
-        out = net(x, sigma, labels.to(x.device).expand(len(x), -1), **told)
-        return _like("net", out, x).to(x.dtype)
+        rows = () if labels is None else (labels.to(x.device).expand(len(x), -1),)
+        return check_output("net", net(x, sigma, *rows, **keywords), x).to(x.dtype)
 
     return _convert(model, None, "sample", None, _half(net) if dtype is None else dtype)
 
 
 def _label_rows(labels: Any, width: int | None) -> Tensor:
-    """(1 or batch, label_dim) rows; class numbers, which EDM would take for one long row, are refused."""
+    """(1 or batch, label_dim) rows; refuses class numbers, which EDM would read as one long row."""
     given = torch.is_tensor(labels) and labels.dim() in (1, 2) and len(labels) > 0
     if given and width in (None, 0, labels.shape[-1]):
         rows: Tensor = labels.reshape(-1, labels.shape[-1])
         if rows.is_floating_point() or not bool(((rows > 1) | (rows < 0)).any()):
             return rows
-    came = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
+    got = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
     raise InputError(
-        f"class_labels: got {came}, expected rows (batch, label_dim) or (label_dim,) with label_dim = "
+        f"class_labels: got {got}, expected rows (batch, label_dim) or (label_dim,) with label_dim = "
         f"{width or 'the number of classes'}. Use torch.nn.functional.one_hot(numbers, label_dim)."
     )
 
@@ -210,13 +223,13 @@ def _convert(
     if not isinstance(schedule, Schedule | None):
         raise InputError(
             f"schedule: got {type(schedule).__name__}, expected a fewstep schedule such as VPLinear() or "
-            "DiscreteVP(alphas_cumprod). docs/diffusion.md says which one stands for another library's."
+            "DiscreteVP(alphas_cumprod). docs/diffusion.md lists the schedules of other libraries."
         )
     return Converted(model, schedule, kind, rounding, _half(model) if dtype is None else dtype)
 
 
 def _half(model: Any) -> torch.dtype | None:
-    """The half precision that a network's parameters are in, where they are in one."""
+    """The half precision of a network's parameters, None where they have another or several dtypes."""
     if not isinstance(model, torch.nn.Module):
         return None
     kinds = {p.dtype for p in model.parameters()} & {torch.float16, torch.bfloat16}
@@ -225,19 +238,18 @@ def _half(model: Any) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class PostprocessedDenoiser:
-    """A denoiser whose estimate of x0 is mended before a solver sees it."""
+    """A denoiser with post-processing of x0, such as clipping or thresholding."""
 
     denoiser: Denoiser
     postprocess: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.postprocess(_like("denoiser", self.denoiser(x, sigma), x))
+        return self.postprocess(check_output("denoiser", self.denoiser(x, sigma), x))
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-        inner, sigmas = on_levels(self.denoiser, levels, like, "data"), levels.tolist()
-        if prediction == "data":
-            return lambda i, x: self.postprocess(_like("denoiser", inner(i, x), x))
-        return lambda i, x: (x - self.postprocess(_like("denoiser", inner(i, x), x))).div_(sigmas[i])
+        inner = on_levels(self.denoiser, levels, like, "data")
+        x0 = lambda i, x: self.postprocess(check_output("denoiser", inner(i, x), x))  # noqa: E731
+        return x0 if prediction == "data" else _noise(x0, levels)
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> PostprocessedDenoiser:
@@ -251,7 +263,7 @@ def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Postproces
 def dynamic_thresholding(
     denoiser: Denoiser, quantile: float = 0.995, most: float = 1.0
 ) -> PostprocessedDenoiser:
-    """x0 clamped to [-s, s] and divided by s, s its quantile of |x0| a sample within [1, most].
+    """x0 clamped to [-s, s] and divided by s, the quantile of |x0| per sample, itself within [1, most].
 
     For data in [-1, 1] in pixel space under strong guidance (arXiv 2205.11487, Section 2.3).
     """
@@ -272,20 +284,21 @@ def classifier_free_guidance(
     model: Callable[[Tensor, Tensor, Tensor], Tensor], condition: Tensor, unconditional: Tensor,
     scale: float = 7.5,
 ) -> Model:  # fmt: skip
-    """`model(x, t, c)` as `(x, t) -> u + scale (c - u)`, both halves in one call (arXiv 2207.12598, Eq. 6).
+    """A guided network `(x, t) -> u + scale (c - u)`, both halves in one call (arXiv 2207.12598, Eq. 6).
 
-    Wrap the network before its conversion; every prediction is affine in x0, so any kind will do.
+    Wrap the network before its conversion. Every prediction is affine in x0, so any kind works.
 
     Args:
-        condition, unconditional: (batch, ...) what the two halves are told.
+        model: `(x, t, condition) -> output`.
+        condition, unconditional: (batch, ...) conditions of the two halves.
     """
-
     _validation.check_callable("model", model, "a network called as model(x, t, condition)")
     _validation.check_float("scale", scale)
-    for name, told in (("condition", condition), ("unconditional", unconditional)):
-        if not torch.is_tensor(told) or told.shape != condition.shape or told.dim() == 0:
+    for name, given in (("condition", condition), ("unconditional", unconditional)):
+        if not torch.is_tensor(given) or given.shape != condition.shape or given.dim() == 0:
             raise InputError(
-                f"{name}: got {_validation.describe(told)}, expected a tensor (batch, ...), both halves of one shape."
+                f"{name}: got {_validation.describe(given)}, expected a tensor (batch, ...), both halves "
+                "of one shape."
             )
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
@@ -305,22 +318,27 @@ def on_levels(
     if hasattr(denoiser, "on"):
         made: Callable[[int, Tensor], Tensor] = denoiser.on(levels, like, prediction)
         return made
-    at, sigmas = levels.to(like.device, like.dtype).unbind(), levels.tolist()
-    if prediction == "data":
-        return lambda i, x: denoiser(x, at[i])
-    return lambda i, x: (x - _like("denoiser", denoiser(x, at[i]), x)).div_(sigmas[i])
+    at = levels.to(like.device, like.dtype).unbind()
+    x0 = lambda i, x: denoiser(x, at[i])  # noqa: E731
+    return x0 if prediction == "data" else _noise(x0, levels)
+
+
+def _noise(x0: Callable[[int, Tensor], Tensor], levels: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """The noise (x - x0) / sigma in place of x0."""
+    sigmas = levels.tolist()
+    return lambda i, x: (x - check_output("denoiser", x0(i, x), x)).div_(sigmas[i])
 
 
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:
-    """Refuse a network converted by the wrong `from_...`, as far as pure noise can tell.
+    """Reject a network that was converted by the wrong `from_...`, with one evaluation on pure noise.
 
-    At the largest sigma x = sigma n says almost nothing about x0, so x0 = p x + q output must hardly
-    depend on n; taking noise for a sample, or a sample for noise, leaves it a multiple of n. One
-    evaluation. Blind between predictions that agree there (v and sample up to sign, epsilon and flow);
-    an untrained network fails.
+    At the largest sigma x = sigma n carries almost no information on x0, so x0 = p x + q output must hardly
+    depend on n. Taking noise for a sample, or a sample for noise, leaves x0 a multiple of n. The test
+    cannot separate predictions that agree there (v and sample up to sign, epsilon and flow), and an
+    untrained network fails it.
 
     Args:
-        like: (batch, *event) a tensor like the samples; values do not matter, size does (the more the surer).
+        like: (batch, *event) a tensor like the samples; only its size matters, a larger one is more reliable.
 
     Raises:
         InputError: x0 depends on the noise with a slope of more than 1/2.
@@ -333,12 +351,12 @@ def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed:
     own = torch.Generator(like.device).manual_seed(_validation.check_seed(seed))
     n = torch.randn(like.shape, generator=own, dtype=like.dtype, device=like.device)
     sigma = torch.tensor(schedule.sigma_max, dtype=like.dtype, device=like.device)
-    x0 = _like("denoiser", denoiser(n * sigma, sigma), n)
+    x0 = check_output("denoiser", denoiser(n * sigma, sigma), n)
     slope = float((x0 * n).sum() / n.square().sum())
     if abs(slope) > 0.5:
         kind = getattr(denoiser, "kind", "x0")
         raise InputError(
             f"denoiser: got a {kind!r} conversion whose x0 is {slope:.3g} times the noise at sigma = "
-            f"{float(sigma):.4g}, where it should not depend on it. Convert with another of from_epsilon, "
-            "from_v, from_score, from_sample, from_flow, and check the time that the network is told."
+            f"{float(sigma):.4g}, where it must not depend on it. Convert with another of from_epsilon, "
+            "from_v, from_score, from_sample, from_flow, and check the time that the network is given."
         )

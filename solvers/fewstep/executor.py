@@ -1,7 +1,7 @@
-"""The one executor of plans: what a row does to a state, and the loop over the rows.
+"""The executor of plans: what a row does to a state, and the loop over the rows.
 
-`stage` and `update` are pure functions of a row and a state. Whoever walks a plan (`sample`, the
-schedulers and samplers of other libraries, the fits) calls these two, so that one row means one thing.
+`stage` and `update` are pure functions of a row and a state. Everything that runs a plan (`sample`, the
+integrations with other libraries, the fits) calls these two.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Normals = tuple[Tensor, ...]
 Draw = Callable[[float, float], Normals]
 """`(tau0, tau1) -> unit normals` of an interval."""
 Evaluate = Callable[[int, Tensor, tuple[Normals, ...]], Tensor]
-"""`(row, input, normals) -> evaluation`, what `plan.prediction` names: D, or (input - D)/sigma."""
+"""`(row, input, normals) -> evaluation` of the kind `plan.prediction`: D, or (input - D)/sigma."""
 
 
 class State(NamedTuple):
-    """Where a plan stands between two rows.
+    """The state of a run between two rows of a plan.
 
     Attributes:
         x: (*batch, *event) the state, x0 + sigma n.
-        evaluations: the evaluations so far, newest first, as many as later rows look back.
+        evaluations: the evaluations so far, newest first, as many as later rows need.
         normals: the normals of the opened noise intervals, newest first.
     """
 
@@ -55,9 +55,9 @@ def update(row: Row, state: State, evaluation: Tensor) -> State:
 
 
 def follow(row: Row, state: State, before: Tensor, after: Tensor) -> State:
-    """The state whose stage is `after` where it was `before`: for owners that edit an input (inpainting).
+    """The state whose stage is `after` instead of `before`: for callers that edit an input (inpainting).
 
-    An input that does not contain the state cannot carry a change; the state is then returned as it is.
+    An input that does not contain the state cannot carry a change; the state is then returned unchanged.
     """
     scale, evaluations, normals = row.stage
     if isinstance(scale, float) and scale == 0:
@@ -76,7 +76,7 @@ def run(
     Args:
         x: (*batch, *event) the state at the first level, x0 + sigma n; not written to.
         evaluate: called as `(row, input, normals)`, normals newest first.
-        draw: the source of a plan's noise, `(tau0, tau1) -> unit normals`, one per letter.
+        draw: the source of the plan's noise, `(tau0, tau1) -> unit normals`, one per letter.
         callback: called as `(row, x, D)` after each row.
     """
     state = State(x)

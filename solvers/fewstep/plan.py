@@ -1,6 +1,6 @@
-"""A diffusion solver on a grid, as a table of coefficients: look at it, save it, load it, run it.
+"""A diffusion solver on a grid, as a table of coefficients that can be printed, saved, loaded and run.
 
-With x = x0 + sigma n every solver of the field is linear in what it has seen. Row i of the table is one
+In x = x0 + sigma n every common solver is linear in the state and the evaluations. Row i of the table is one
 network evaluation:
 
     input = stage_x x + sum_j stage_eval_j D_j + sum_jk stage_noise_jk z_jk
@@ -14,8 +14,7 @@ newest interval first: z_j0 = W/sqrt(h), z_j1 = sqrt(12/h) H of a Brownian path 
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,22 +23,27 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from ._serialization import whole
+from ._serialization import write
 from .errors import InputError
+from .fingerprint import Fit
 from .grid import check_sigmas
 
-FORMAT = "fewstep-plan-1"
+FORMAT = "fewstep-plan-2"
+DODE_FORMAT = "fewstep-dode-1"  # fitted tables of version 0.1
+FORMATS = (FORMAT, "fewstep-plan-1", DODE_FORMAT)
 PREDICTIONS = ("data", "noise")
 WEIGHTS = ("stage_x", "stage_eval", "stage_noise", "update_x", "update_eval", "update_noise")
-# names of the weights in files of format 1
-FORMAT_1 = dict(zip("cdmabn", WEIGHTS, strict=True))
+COLUMNS = ("sigmas", "sigma", *WEIGHTS, "noise")
+# names of the weights in files of version 0.1
+VERSION_0_1 = dict(zip("cdmabn", WEIGHTS, strict=True))
 
 
-Weight = float | Tensor  # a Python number, or a 0-d tensor where gradients to the table are needed
+Weight = float | Tensor
+"""A Python number, or a 0-d tensor where the table's column has a graph."""
 
 
 class Combination(NamedTuple):
-    """scale * x + sum of weight * evaluation[age] + sum of weight * normal[age][letter], zeros left out."""
+    """scale * x + sum of weight * evaluation[age] + sum of weight * normal[age][letter], without zeros."""
 
     scale: Weight
     evaluations: tuple[tuple[Weight, int], ...]
@@ -67,13 +71,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """R rows, J kept evaluations, S kept noise intervals, L normals an interval; all float64 on the CPU.
+    """R rows, J kept evaluations, S kept noise intervals, L normals per interval; float64 on the CPU.
+
+    A plan is immutable: an edited one is a new one, as `dataclasses.replace` makes.
 
     Args:
         name: the solver that made it.
-        prediction: what the history holds, `"data"` (D) or `"noise"` ((input - D)/sigma).
+        prediction: what the evaluations are, `"data"` (D) or `"noise"` ((input - D)/sigma).
         sigmas: (n,) the grid it was made for.
-        sigma: (R,) the level of each evaluation.
+        sigma: (R,) the noise level of each evaluation.
         stage_x, update_x: (R,) weights of the state.
         stage_eval: (R, J) weights of earlier evaluations, newest first.
         update_eval: (R, J) weights of the row's own evaluation and of earlier ones, newest first.
@@ -81,6 +87,10 @@ class Plan:
             (0, 0) for a normal that belongs to no path (churn).
         stage_noise, update_noise: (R, S, L) weights of the unit normals of the noise intervals, the one
             this row opens first.
+        fit: what a learned table was fitted to; sampling another model with it is refused.
+
+    Raises:
+        InputError: columns whose shapes do not belong together, or values that are not finite.
     """
 
     name: str
@@ -94,9 +104,10 @@ class Plan:
     update_eval: Tensor
     update_noise: Tensor
     noise: Tensor
+    fit: Fit | None = None
 
     def __post_init__(self) -> None:
-        for key in (f.name for f in fields(self) if f.name not in ("name", "prediction")):
+        for key in COLUMNS:
             column = getattr(self, key)
             if not torch.is_tensor(column) or not column.is_floating_point() or column.dim() == 0:
                 raise InputError(
@@ -104,12 +115,9 @@ class Plan:
                 )
         rows, window = len(self.sigma), self.update_eval.shape[-1]
         intervals = tuple(self.stage_noise.shape[-2:])
-        expected = {
-            "stage_x": (rows,), "stage_eval": (rows, window), "stage_noise": (rows, *intervals),
-            "update_x": (rows,), "update_eval": (rows, window), "update_noise": (rows, *intervals),
-            "noise": (rows, 2),
-        }  # fmt: skip
-        for key, shape in expected.items():
+        evaluations, normals = (rows, window), (rows, *intervals)
+        shapes = ((rows,), evaluations, normals, (rows,), evaluations, normals)
+        for key, shape in [*zip(WEIGHTS, shapes, strict=True), ("noise", (rows, 2))]:
             if tuple(getattr(self, key).shape) != shape:
                 raise InputError(
                     f"plan.{key}: got shape {tuple(getattr(self, key).shape)}, expected {shape}. "
@@ -117,37 +125,46 @@ class Plan:
                 )
         _validation.check_choice("plan.prediction", self.prediction, PREDICTIONS)
         check_sigmas(self.sigmas, repeat=True)
-        wrong = [k for k in WEIGHTS if not bool(getattr(self, k).isfinite().all())]
-        if not 1 <= self.stage_noise.shape[-1] <= len("WHK") or not rows:
+        if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:
             raise InputError(
                 f"plan.stage_noise: got shape {tuple(self.stage_noise.shape)}, expected (rows, intervals, "
                 "letters)."
             )
+        wrong = [k for k in WEIGHTS if not bool(getattr(self, k).isfinite().all())]
         if wrong or not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
-            raise InputError(f"plan.{(wrong or ['sigma'])[0]}: got values that are not levels or weights.")
+            raise InputError(
+                f"plan.{(wrong or ['sigma'])[0]}: got values that are not finite, or levels that are not "
+                "positive."
+            )
+        kappa = self.fit.kappa if self.fit else None
+        if kappa is not None and (kappa.dim() != 2 or len(kappa) != rows or bool(kappa.isinf().any())):
+            raise InputError(
+                f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite."
+            )
 
     @property
     def nfe(self) -> int:
-        """Network evaluations: one a row."""
+        """Network evaluations: one per row."""
         return len(self.sigma)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """The table as Python numbers with the zeros left out, read once and kept."""
+        """The table as Python numbers, read once; the weights of a column with a graph are 0-d tensors."""
         noise = [None if t0 != t0 else (t0, t1) for t0, t1 in self.noise.tolist()]
-        stages = _combinations(self.stage_x, self.stage_eval, self.stage_noise)
-        updates = _combinations(self.update_x, self.update_eval, self.update_noise)
+        stages = _combinations(self.stage_x, self.stage_eval, self.stage_noise, newest=0)
+        updates = _combinations(self.update_x, self.update_eval, self.update_noise, newest=1)
         kept = self.update_eval.shape[1], self.stage_noise.shape[1]
         columns = zip(self.sigma.tolist(), noise, stages, updates, strict=True)
         return tuple(Row(*columns_of_row, *kept) for columns_of_row in columns)
 
     @cached_property
     def levy(self) -> str:
-        """What the noise intervals must supply: "" for a deterministic plan, else "W" or "H" or "K"."""
+        """What the noise intervals must supply: "" for a deterministic plan, else "W", "H" or "K"."""
         return "" if bool(self.noise.isnan().all()) else "WHK"[self.stage_noise.shape[-1] - 1]
 
     def __repr__(self) -> str:
-        return f"<Plan {self.name}: {self.nfe} evaluations>"
+        fitted = f", fitted to {self.fit.fingerprint.schedule}" if self.fit else ""
+        return f"<Plan {self.name}: {self.nfe} evaluations{fitted}>"
 
     def __str__(self) -> str:
         head = f"{self.name}: {self.nfe} evaluations, {self.prediction} prediction"
@@ -159,40 +176,63 @@ class Plan:
         keep = [k for k, t in enumerate(titles) if t in ("sigma", "x", "-> x") or table[:, k].any()]
         lines = ["".join(f"{titles[k]:>10}" for k in keep)]
         lines += ["".join(f"{v:10.4g}" for v in row[keep].tolist()) for row in table]
-        return "\n".join([head, *lines])
+        if self.fit is None:
+            return "\n".join([head, *lines])
+        if self.fit.kappa is not None:
+            kappas = ["".join(f"{k:10.4f}" for k in row) for row in self.fit.kappa.tolist()]
+            lines = [a + b for a, b in zip(lines, ["     kappa", *kappas], strict=True)]
+        notes = {k: v for k, v in self.fit.notes.items() if v not in ("", None)}
+        return "\n".join([head, *lines, *(f"{k}: {_text(v)}" for k, v in notes.items())])
 
     def save(self, path: str | Path) -> None:
-        """Write the table as safetensors (tensors) with JSON metadata; nothing in it can run code."""
-        from safetensors.torch import save_file
+        """Write the table, for `fewstep.load`.
 
-        meta = {"format": FORMAT, "name": self.name, "prediction": self.prediction}
-        with whole(path) as part:
-            save_file(self.tensors(), str(part), {"fewstep": json.dumps(meta)})
+        Args:
+            path: a name that ends in `.json` gives JSON, for people; any other safetensors.
+        """
+        write(path, {"format": FORMAT} | self.meta(), self.tensors())
+
+    def meta(self) -> dict[str, Any]:
+        """All that is not a tensor, as JSON values."""
+        meta: dict[str, Any] = {"name": self.name, "prediction": self.prediction}
+        return meta | ({"fit": self.fit.meta()} if self.fit else {})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The columns by name."""
-        columns = (f.name for f in fields(self) if f.name not in ("name", "prediction"))
-        return {name: getattr(self, name).contiguous() for name in columns}
+        """The columns by name, and kappa where the table has it."""
+        columns: dict[str, Tensor] = {name: getattr(self, name) for name in COLUMNS}
+        kappa = self.fit.kappa if self.fit else None
+        return columns if kappa is None else columns | {"kappa": kappa}
 
     @classmethod
     def from_tensors(cls, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Plan:
-        """The inverse of `tensors`; refuses missing columns."""
-        tensors = {FORMAT_1.get(k, k): v for k, v in tensors.items()}
-        names = {f.name for f in fields(cls)} - {"name", "prediction"}
-        if missing := sorted(names - tensors.keys()):
-            raise InputError(f"plan: columns {', '.join(missing)} are missing; the file is not whole.")
-        if strange := [k for k in names if not tensors[k].is_floating_point()]:
-            raise InputError(f"plan: {strange[0]} holds {tensors[strange[0]].dtype}; the file is damaged.")
-        columns = {k: tensors[k].double() for k in names}
-        return cls(str(meta.get("name")), str(meta.get("prediction")), **columns)
+        """The inverse of `meta` and `tensors`, which also takes those of version 0.1.
+
+        Raises:
+            InputError: missing or unknown columns, or columns of another kind.
+        """
+        tensors = {VERSION_0_1.get(k, k): v for k, v in tensors.items()}
+        kappa = tensors.pop("kappa", None)
+        for what, names in (
+            ("is missing", set(COLUMNS) - tensors.keys()), ("is unknown", tensors.keys() - set(COLUMNS)),
+            ("is not real", {k for k, v in tensors.items() if not v.is_floating_point()}),
+        ):  # fmt: skip
+            if names:
+                raise InputError(
+                    f"plan: column {min(names)!r} {what}; the file is damaged or of another version."
+                )
+        fitted = meta if meta.get("format") == DODE_FORMAT else meta.get("fit")
+        fit = Fit.from_meta(fitted, kappa) if fitted is not None else None
+        columns = {k: v.double() for k, v in tensors.items()}
+        return cls(str(meta.get("name")), str(meta.get("prediction")), **columns, fit=fit)
 
     def renamed(self, name: str) -> Plan:
+        """The same table under another name."""
         return replace(self, name=name)
 
     def tail(self, row: int) -> Plan:
-        """The rows from this one on as a plan, to start in the middle of a run.
+        """The plan from this row on, to start in the middle of a run.
 
-        Evaluations that are missing there are replaced by the first one that exists: a first-order start.
+        The first evaluation after the start stands in for the missing earlier ones: a first-order start.
 
         Raises:
             InputError: the row is not the start of a step, or needs noise of an earlier interval.
@@ -215,16 +255,21 @@ class Plan:
             if columns["update_noise"][i, i + 1 :].any() or columns["stage_noise"][i, i + 1 :].any():
                 raise InputError(f"begin index: got {row}, but {self.name} needs noise from before it.")
         first = int((self.sigmas >= self.sigma[row] * (1 - 1e-9)).sum()) - 1
-        return replace(self, sigmas=self.sigmas[first:], **columns)
+        fit = self.fit and replace(self.fit, kappa=None)
+        return replace(self, sigmas=self.sigmas[first:], **columns, fit=fit)
 
 
-def _combinations(scale: Tensor, past: Tensor, random: Tensor) -> list[Combination]:
+def _combinations(scale: Tensor, past: Tensor, random: Tensor, newest: int) -> list[Combination]:
+    """One combination per row; `newest` is 1 where the row's own evaluation is one of the past."""
+    graph = past.requires_grad  # then each weight may become other than zero
+    scales, pasts = (c.unbind() if c.requires_grad else c.tolist() for c in (scale, past))
+    rows = enumerate(zip(scales, pasts, random.tolist(), strict=True))
     return [
         Combination(
-            x, tuple((w, j) for j, w in enumerate(D) if w != 0),
+            x, tuple((w, j) for j, w in enumerate(D) if (j < i + newest if graph else w != 0)),
             tuple((w, j, k) for j, letters in enumerate(z) for k, w in enumerate(letters) if w != 0),
         )
-        for x, D, z in zip(scale.tolist(), past.tolist(), random.tolist(), strict=True)
+        for i, (x, D, z) in rows
     ]  # fmt: skip
 
 
@@ -233,3 +278,12 @@ def _titles(weights: Tensor) -> list[str]:
     if weights.dim() == 2:
         return [f"D{j}" for j in range(weights.shape[1])]
     return [f"{letter}{j}" for j in range(weights.shape[1]) for letter in "WHK"[: weights.shape[2]]]
+
+
+def _text(value: Any) -> str:
+    """A note for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""From a solver and grid arguments to a plan, and from a model to what evaluates its rows.
+"""From a solver and grid arguments to a plan, and from a model to the function that evaluates its rows.
 
-`sample`, the schedulers and samplers of other libraries and the fits all resolve their solver here.
+`sample`, the integrations with other libraries and the fits all resolve their solver here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .solver import DiffusionSolver, Solver
 
 
 class Student(Protocol):
-    """A learned solver: a plan, and what evaluates its rows in place of the model."""
+    """A learned solver: a plan, and a function that evaluates its rows in place of the model."""
 
     plan: Plan
 
@@ -32,26 +32,39 @@ class Student(Protocol):
 AnySolver = Solver | Plan | Student
 
 
+def carried_plan(solver: AnySolver) -> Plan | None:
+    """The plan that a `Plan` or a student carries; None for a solver that makes a plan for each grid.
+
+    Raises:
+        InputError: a solver that has no plan.
+    """
+    if isinstance(solver, DiffusionSolver):
+        return None
+    plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
+    if not isinstance(plan, Plan):
+        raise InputError(
+            f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, "
+            "a Plan or a student. SDE solvers sample where their card lists additive noise."
+        )
+    return plan
+
+
 def resolve(
     solver: AnySolver, schedule: Schedule | None, *, steps: int | None = None, sigmas: Any = None,
-    timesteps: Any = None, spacing: str = "logsnr", final: str = "x0",
+    timesteps: Any = None, spacing: str = "logsnr", final: str = "x0", repeat: bool = False,
 ) -> tuple[Plan, Plan | Student]:  # fmt: skip
     """The plan of a solver on a grid, or the one that a `Plan` or a student carries, and what evaluates it.
 
     Args:
         schedule: the forward process; None where only `sigmas` are known.
         steps, sigmas, timesteps, spacing, final: the grid, as in `fewstep.sample`.
+        repeat: accept `sigmas` whose last level appears twice.
 
     Raises:
-        InputError: no solver with a plan, no grid, or a grid in addition to a plan.
+        InputError: a solver without a plan, no grid, or a grid for something that carries a plan.
     """
-    if not isinstance(solver, DiffusionSolver):
-        plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
-        if not isinstance(plan, Plan):
-            raise InputError(
-                f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, "
-                "a Plan or a student. SDE solvers sample where their card lists additive noise."
-            )
+    plan = carried_plan(solver)
+    if plan is not None:
         if steps is not None or sigmas is not None or timesteps is not None:
             raise InputError(
                 f"steps/sigmas: got a grid for {plan.name!r}, which carries its own of {plan.nfe} "
@@ -66,19 +79,24 @@ def resolve(
         if steps is None or schedule is None:
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
-    sigmas = check_sigmas(sigmas, repeat=solver.repeats_levels)
-    made = solver.plan(sigmas, schedule)
-    return made, made
+    assert isinstance(solver, DiffusionSolver)
+    plan = solver.plan(check_sigmas(sigmas, repeat or solver.repeats_levels), schedule)
+    return plan, plan
 
 
 def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:
-    """What evaluates the rows of a plan: the model at the plan's levels, or a student's own network.
+    """The function that evaluates a plan's rows: the model at its levels, or a student's own network.
 
     Args:
         like: (*batch, *event) a tensor like the samples.
+
+    Raises:
+        InputError: a plan that was fitted to another model.
     """
     if not isinstance(source, Plan):
         return source.evaluator(problem, like)
+    if source.fit is not None:
+        source.fit.check(problem, like, source.name)
     predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
@@ -87,8 +105,8 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
             torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
         ):
             raise InputError(
-                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape {tuple(x.shape)}. "
-                "Return the estimate of x0 in x's shape, dtype and device."
+                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape "
+                f"{tuple(x.shape)}. Return the estimate of x0 in x's shape, dtype and device."
             )
         return out
 

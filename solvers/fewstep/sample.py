@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,80 +13,64 @@ from .brownian.increment import Path
 from .errors import InputError
 from .executor import run
 from .plan import Plan
-from .plan_noise import each_seed, generators, plan_normals, unit_normals
+from .plan_noise import at_least_float32, each_seed, generators, seeded_normals, unit_normals
 from .problem import DiffusionModel
 from .resolve import AnySolver, evaluator_of, resolve
 
 
 def sample(
-    problem: DiffusionModel,
-    solver: AnySolver,
-    *,
-    shape: tuple[int, ...] | None = None,
-    steps: int | None = None,
-    sigmas: Tensor | None = None,
-    timesteps: Tensor | None = None,
-    spacing: str = "logsnr",
-    final: str = "x0",
-    seed: int = 0,
-    seeds: Sequence[int] | None = None,
-    noise: Tensor | None = None,
-    path: Path | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    callback: Callable[[int, Tensor, Tensor], None] | None = None,
-) -> Tensor:
+    problem: DiffusionModel, solver: AnySolver, *, shape: tuple[int, ...] | None = None,
+    steps: int | None = None, sigmas: Tensor | None = None, timesteps: Tensor | None = None,
+    spacing: str = "logsnr", final: str = "x0", seed: int = 0, seeds: Sequence[int] | None = None,
+    noise: Tensor | None = None, path: Path | None = None, dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu", callback: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:  # fmt: skip
     """Draw samples of a diffusion model.
 
-    Gradients flow where the model's parameters or `noise` ask for them, and all evaluations are then kept:
-    sample under `torch.no_grad()`.
+    Gradients flow where the model's parameters or `noise` require them, and all evaluations are then kept:
+    otherwise sample under `torch.no_grad()`.
 
     Args:
         problem: the model.
         solver: a diffusion solver, a plan made earlier, or a student of this library's distillation.
         shape: (*batch, *event) of the samples; not needed with `noise`.
-        steps: intervals of the grid; or give `sigmas` (n,), decreasing, which overrides steps,
-            spacing and final, or `timesteps`, the model times of the evaluations, which overrides steps
-            and spacing. A plan or a student carries its own grid and takes none of them.
+        steps: the number of intervals of the grid.
+        sigmas: (n,) decreasing noise levels; overrides steps, spacing and final. A plan or a student carries
+            its own grid and takes neither steps nor sigmas nor timesteps.
+        timesteps: (n,) the model times of the evaluations, decreasing; overrides steps and spacing.
         spacing, final: see `fewstep.sigma_grid`.
-        seed: fixes the initial state and the Brownian path. One seed is one path: samples of different
-            step counts, and of every stochastic solver, belong together and have one limit.
-        seeds: one for each sample (shape[0]), in place of seed. A sample then depends on its own seed,
-            not on the batch's size or order (to the rounding of the network's own batching).
+        seed: fixes the initial state and the Brownian path. One seed is one path: samples at different
+            step counts, and of every stochastic solver, are coupled and have one limit.
+        seeds: one per sample (shape[0]), instead of seed. A sample then depends on its own seed, not on the
+            size or order of the batch (up to rounding inside a batched network).
         noise: (*batch, *event) the initial state itself, alpha x0 + sigma_t n at the first level.
-        path: increments in the clock tau = 1/sigma^2, in place of the path of the seed. It must reach
-            from 1/sigma_first^2 to the plan's last tau.
-        dtype, device: of the samples where `noise` does not fix them.
-        callback: told `(row, x, D)` after each evaluation, x in variance-exploding coordinates.
+        path: increments in the clock tau = 1/sigma^2, instead of the path of the seed. It must cover
+            1/sigma_first^2 to the plan's last tau.
+        dtype, device: of the samples where `noise` does not determine them.
+        callback: called as `(row, x, D)` after each evaluation, x in variance-exploding coordinates.
 
     Returns:
         (*batch, *event): x0, or the state alpha x at the last level where that is not 0.
 
     Raises:
-        InputError: neither shape nor noise, neither steps nor sigmas, a grid beside a plan, a solver
+        InputError: neither shape nor noise, neither steps nor sigmas, a grid in addition to a plan, a solver
             that has no plan, a path that lacks Lévy data the plan needs.
     """
     if not isinstance(problem, DiffusionModel):
         raise InputError(
-            f"problem: got {_validation.describe(problem)}, expected fewstep.DiffusionModel(from_epsilon(network, schedule), "
-            "schedule), or denoising(pipe) for diffusers; a function of labels is called with them first."
+            f"problem: got {_validation.describe(problem)}, expected "
+            "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for "
+            "diffusers. Call a function of labels with the labels first."
         )
-    plan, source = resolve(
-        solver,
-        problem.schedule,
-        steps=steps,
-        sigmas=sigmas,
-        timesteps=timesteps,
-        spacing=spacing,
-        final=final,
-    )
+    grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
+    plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
     own = _validation.check_seed(seed) if seeds is None else each_seed(seeds)
     x = _start(problem, plan, shape, own, noise, dtype, device)
     if not isinstance(own, int) and len(own) != len(x):
         raise InputError(f"seeds: got {len(own)}, expected one for each of the {len(x)} samples.")
     if callback is not None:
         _validation.check_callable("callback", callback, "a function (row, x, D)")
-    draw = plan_normals(plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))
+    draw = seeded_normals(plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))
     x = run(plan, x, evaluator_of(problem, source, x), draw, callback)
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
     return x if alpha == 1 else x * alpha
@@ -96,18 +81,16 @@ def _start(
     noise: Tensor | None, dtype: torch.dtype | None, device: torch.device | str,
 ) -> Tensor:  # fmt: skip
     """The state at the first level, x0 + sigma n, in float32 at least."""
-    half = (torch.float16, torch.bfloat16)  # the trajectory outlives many small steps: they would not
     dtype, device = _validation.check_dtype(dtype), _validation.check_device(device)
     if noise is None:
         if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
             raise InputError(
                 f"shape: got {shape!r}; expected (batch, ...), or the initial state as noise=..."
             )
-        dtype = dtype or torch.get_default_dtype()
-        dtype = torch.float32 if dtype in half else dtype
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         unit = unit_normals(_validation.check_shape(shape), generators(seed, device), dtype, device)
         return unit * plan.sigmas[0].item()
     _validation.check_state("noise", noise, "finite floating point (batch, ...)")
     if shape is not None and _validation.check_shape(shape) != tuple(noise.shape):
-        raise InputError(f"shape: got {shape} beside noise of shape {tuple(noise.shape)}; drop one.")
-    return (noise.float() if noise.dtype in half else noise) / problem.schedule.alpha(plan.sigmas[:1]).item()
+        raise InputError(f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one.")
+    return at_least_float32(noise) / problem.schedule.alpha(plan.sigmas[:1]).item()

@@ -1,4 +1,4 @@
-"""D-ODE: the closed form, its population optimum, the guard, refinement, processes, the file."""
+"""D-ODE: the closed form, its population optimum, the guard, refinement, other grids."""
 
 import math
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.learned.dode.fitting_state import Walk, apply, weight, widened
+from fewstep.executor import State, stage, update
+from fewstep.learned.dode.correction import corrected
+from fewstep.learned.dode.teacher import MisalignedTeacher
 from fewstep.learned.training import held_out
 
 DIM = 64
@@ -15,8 +17,12 @@ EDM = fs.EDM(0.02, 40.0)
 LINEAR = fs.DiffusionModel(lambda x, s: x * VARIANCE.to(x) / (VARIANCE.to(x) + s * s), EDM)
 
 
+def normals(n, dim, seed):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def start(n, seed=0, dim=DIM):
-    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 40.0
+    return 40.0 * normals(n, dim, seed)
 
 
 def ring(x, s):
@@ -28,74 +34,78 @@ def ring(x, s):
 
 
 RING = fs.DiffusionModel(ring, fs.EDM(0.01, 157.41))
+VP = fs.DiscreteVP.named("linear")
 
 
-def ring_start(n, seed):
-    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 157.41
+def bumps(x, s):
+    side = 0.8 * torch.tanh(0.8 * x / (0.09 + s * s))
+    return side + 0.09 / (0.09 + s * s) * (x - side)
 
 
-BASES = [fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.EDMHeun(), fs.UniPC(2)]
+BUMPS = fs.DiffusionModel(bumps, VP)
+BASES = [
+    fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.DPMSolver(3), fs.EDMHeun(),
+    fs.UniPC(2), fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3),
+    fs.UniPC(2, prediction="noise"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("base", "rtol"), [(fs.DDIM(), 1e-9), (fs.DPMSolverPP(2, multistep=False), 1e-7)], ids=["DDIM", "2S"]
-)
-def test_kappa_is_the_least_squares_solution(base, rtol):
-    """Row by row against torch.linalg.lstsq on the student's own states.
-
-    2S has inner rows, whose outcome is the next row's input, and directions that are nearly parallel.
-    """
-    noise = start(80)
-    kept = noise[held_out(80)[0]]
-    student, _ = fs.distill_dode(
-        LINEAR, base, noise=noise, steps=6, terms=2, teacher=fs.DDIM(), guard=False, final="sigma_min"
-    )
-    plan = base.plan(fs.sigma_grid(EDM, 6, final="sigma_min"))
-    levels = torch.cat([plan.sigma, plan.sigmas[-1:]])
-    pad = torch.nn.functional.pad
-    plan = plan.__class__(
-        **(
-            vars(plan)
-            | {"update_eval": pad(plan.update_eval, (0, 2)), "stage_eval": pad(plan.stage_eval, (0, 2))}
-        )
-    )
-    walk = Walk(LINEAR, plan, kept)
-    for i in range(plan.nfe):
-        target = fine_ddim(kept, levels[: i + 2])
-        walk.evaluate(i)
-        before = walk.x
-        walk.go(i)
-        outcome = walk.x
-        if i + 1 < plan.nfe:
-            outcome = plan.stage_x[i + 1] * walk.x + sum(
-                d * D for d, D in zip(plan.stage_eval[i + 1], walk.history)
-            )
-        r, (new, *old) = (target - outcome).flatten(), walk.history
-        walk.x = before
-        if i:
-            g = torch.stack([((new - D) * weight(plan, i)).flatten() for D in old[: min(2, i)]], 1)
-            exact = torch.linalg.lstsq(g, r[:, None]).solution[:, 0]
-            torch.testing.assert_close(student.kappa[i, : len(exact)], exact, rtol=rtol, atol=rtol)
-            apply(plan, i, exact)
-        walk.go(i)
-
-
-def fine_ddim(x, sigmas, substeps=10):
-    """The teacher of the test: DDIM on ten steps even in log sigma between levels."""
-    for s, t in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        levels = [s * (t / s) ** (k / substeps) for k in range(substeps + 1)]
-        for a, b in zip(levels[:-1], levels[1:], strict=True):
+def ddim_path(x, levels, substeps=10):
+    """The state of a DDIM teacher at the last level, with ten steps even in log sigma between levels."""
+    for s, t in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
+        nodes = [s * (t / s) ** (k / substeps) for k in range(substeps + 1)] if t < s else []
+        for a, b in zip(nodes[:-1], nodes[1:], strict=True):
             D = LINEAR.denoiser(x, torch.tensor(a, dtype=torch.float64))
             x = b / a * x + (1 - b / a) * D
     return x
 
 
+@pytest.mark.parametrize("terms", [1, 2, 3])
+@pytest.mark.parametrize("base", BASES, ids=repr)
+def test_each_row_solves_least_squares_at_the_states_of_the_finished_table(base, terms):
+    """The residual that kappa leaves is orthogonal to every direction; kappa is lstsq's where it is unique.
+
+    Stages within a step have the next input as their outcome.
+    """
+    noise = start(80)
+    table, _ = fs.distill_dode(
+        LINEAR, base, noise=noise, steps=6, terms=terms, teacher=fs.DDIM(), guard=False, final="sigma_min"
+    )
+    plan = base.plan(table.sigmas, EDM)
+    levels, kept = torch.cat([plan.sigma, plan.sigmas[-1:]]), noise[held_out(80)[0]]
+    state = State(kept)
+    for i, row in enumerate(table.rows):
+        at = stage(row, state)
+        D = LINEAR.denoiser(at, table.sigma[i])
+        D = D if plan.prediction == "data" else (at - D) / table.sigma[i]
+
+        inner = i + 1 < plan.nfe and plan.rows[i + 1].stage.evaluations  # kappa enters the next stage only
+        plain = update(row._replace(update=plan.rows[i].update), state, D)
+
+        def outcome(new, i=i, row=row, state=state, inner=inner, plain=plain):
+            after = update(row._replace(update=plan.rows[i].update), state, new)
+            if inner:
+                return stage(plan.rows[i + 1], plain._replace(evaluations=after.evaluations)).flatten()
+            return after.x.flatten()
+
+        r = ddim_path(kept, levels[: i + 2]).flatten() - outcome(D)
+        directions = [outcome(2 * D - d) - outcome(D) for d in state.evaluations[:terms]]
+        if directions:
+            g, kappa = torch.stack(directions, 1), table.fit.kappa[i, : len(directions)]
+            left = r - g @ kappa
+            assert ((g.T @ left).abs() <= 2e-6 * g.norm() * r.norm()).all()
+            if torch.linalg.cond(g) < 1e3:
+                exact = torch.linalg.lstsq(g, r[:, None]).solution[:, 0]
+                torch.testing.assert_close(kappa, exact, rtol=1e-7, atol=1e-7)
+        state = update(row, state, D)
+
+
 def population(steps):
-    """kappa of DDIM with a DDIM teacher in closed form: each state is a number a mode times x_T's mode."""
+    """kappa of DDIM with a DDIM teacher in closed form: each state is a number per mode times x_T's mode."""
     sigmas, out = fs.sigma_grid(EDM, steps, final="sigma_min"), [0.0]
     x, target, before = torch.ones(DIM).double(), torch.ones(1, DIM).double(), None
     for i in range(steps):
-        target = fine_ddim(target, sigmas[i : i + 2])
+        target = ddim_path(target, sigmas[i : i + 2])
         d = x * VARIANCE / (VARIANCE + sigmas[i] ** 2)
         c = 1 - sigmas[i + 1] / sigmas[i]
         x = (1 - c) * x + c * d
@@ -107,156 +117,147 @@ def population(steps):
     return torch.tensor(out, dtype=torch.float64)
 
 
-def test_one_term_is_the_ratio_of_products_and_tends_to_the_population_optimum():
+def test_kappa_tends_to_its_population_optimum():
     """On Gaussian data every state is a number times x_T: the optimum is sum g r / sum g g over modes."""
     exact, gaps = population(8), []
     one_each = torch.zeros(8 * DIM, DIM, dtype=torch.float64)
     for part in held_out(8 * DIM):  # both parts have every mode equally often
         one_each[part] = 40.0 * torch.eye(DIM, dtype=torch.float64).repeat(len(part) // DIM, 1)
     for noise in (one_each, start(32), start(2048)):
-        fitted, _ = fs.distill_dode(
+        table, _ = fs.distill_dode(
             LINEAR, fs.DDIM(), noise=noise, steps=8, guard=False, teacher=fs.DDIM(), final="sigma_min"
         )
-        gaps.append((fitted.kappa[:, 0] - exact)[1:].abs().div(exact[1:].abs()).median())
+        gaps.append((table.fit.kappa[:, 0] - exact)[1:].abs().div(exact[1:].abs()).median())
     assert gaps.pop(0) < 1e-9  # start states with exactly the population's moments
     assert gaps[1] < 0.02
     assert gaps[1] < 0.5 * gaps[0]
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda b: b.plan(torch.tensor([2.0, 1.0, 0.5]).double()).name)
-def test_streaming_is_full_batch(base):
+@pytest.mark.parametrize("base", BASES[:6], ids=repr)
+def test_batch_size_does_not_change_the_table(base):
     a, report = fs.distill_dode(LINEAR, base, noise=start(128), steps=6, batch=10, guard=False)
     b, _ = fs.distill_dode(LINEAR, base, noise=start(128), steps=6, batch=128, guard=False)
-    torch.testing.assert_close(a.kappa, b.kappa, rtol=1e-9, atol=1e-12)
-    assert a.kappa[1:].abs().min() > 0
+    torch.testing.assert_close(a.fit.kappa, b.fit.kappa, rtol=1e-9, atol=1e-12)
+    assert a.fit.kappa[1:].abs().min() > 0
     assert all(0 <= r <= 1 + 1e-12 for r in report.r2)
 
 
-def test_evaluations_are_counted_as_they_are_made():
+@pytest.mark.parametrize("base", [fs.DDIM(), fs.EDMHeun()], ids=repr)
+def test_report_counts_the_evaluations_made(base):
     calls = []
 
     def counted(x, s):
         calls.append(len(x))
         return LINEAR.denoiser(x, s)
 
-    problem = fs.DiffusionModel(counted, EDM)
-    for base in (fs.DDIM(), fs.EDMHeun()):
-        calls.clear()
-        _, report = fs.distill_dode(problem, base, noise=start(64), steps=4, batch=64)
-        made = sum(n for n in calls if n > 1)  # all but the fingerprint's
-        assert report.evaluations == math.ceil(made / 64)
+    _, report = fs.distill_dode(fs.DiffusionModel(counted, EDM), base, noise=start(64), steps=4, batch=64)
+    made = sum(n for n in calls if n > 1)  # all but the fingerprint's
+    assert report.evaluations == math.ceil(made / 64)
 
 
-STAGED = (fs.EDMHeun(), fs.DPMSolver(2), fs.DPMSolver(3), fs.DPMSolverPP(2, False), fs.UniPC(2), fs.UniPC(3))
-
-
-@pytest.mark.parametrize("terms", [1, 2, 3])
-@pytest.mark.parametrize("base", [*BASES, *STAGED], ids=lambda b: repr(b))
-def test_a_fit_walks_the_table_that_it_makes(base, terms):
-    """Rows are fitted to the states that sampling with the finished table has, whatever is let go."""
-    problem, noise = RING, ring_start(48, 0)
-    student, _ = fs.distill_dode(problem, base, noise=noise, steps=6, terms=terms, guard=False)
-    walk = Walk(problem, widened(base.plan(student.plan.sigmas), terms), noise, terms)
-    walk.plan = student.plan
-    for i in range(student.plan.nfe):
-        walk.row(i)
-    torch.testing.assert_close(walk.x, fs.sample(problem, student.plan, noise=noise), rtol=1e-9, atol=1e-9)
-
-
-def final_rmse(solver, **kw):
-    x, exact = start(512, seed=7), None
+def test_aligned_targets_gain_and_those_of_the_authors_code_do_not():
+    x = start(512, seed=7)
     exact = x * torch.sqrt((VARIANCE + EDM.sigma_min**2) / (VARIANCE + EDM.sigma_max**2))
-    return float((fs.sample(LINEAR, solver, noise=x, **kw) - exact).square().mean().sqrt())
 
+    def error(solver, **grid):
+        return float((fs.sample(LINEAR, solver, noise=x, **grid) - exact).square().mean().sqrt())
 
-def test_aligned_ddim_gains_at_least_two_and_a_half_times_and_the_official_alignment_does_not():
-    base = final_rmse(fs.DDIM(), steps=10, final="sigma_min")
-    found = {}
-    for alignment in ("exact", "official"):
-        student, _ = fs.distill_dode(LINEAR, fs.DDIM(), noise=start(112), steps=10, final="sigma_min",
-                                     teacher=fs.DDIM(), alignment=alignment, guard=False)  # fmt: skip
-        found[alignment] = final_rmse(student)
-    assert base > 2.5 * found["exact"]
-    assert base < 2.5 * found["official"]
-
-
-def test_kappa_nought_is_the_base_to_the_bit():
-    student, _ = fs.distill_dode(LINEAR, fs.DPMSolverPP(2), noise=start(16), steps=5)
-    plan = fs.DPMSolverPP(2).plan(fs.sigma_grid(EDM, 5))
-    noughts = fs.DODE(plan, torch.zeros_like(student.kappa), student.fitted_to)
-    assert torch.equal(fs.sample(LINEAR, noughts, noise=start(4)), fs.sample(LINEAR, plan, noise=start(4)))
-
-
-@pytest.mark.parametrize("base", [fs.DPMSolverPP(2), fs.UniPC(2)])
-def test_the_guard_falls_back_where_fitting_hurts(base):
-    """A strong base at six steps: each row's fit helps its own outcome, and the end is worse for it."""
-    student, report = fs.distill_dode(LINEAR, base, noise=start(128), steps=6)
-    _, hurt = fs.distill_dode(LINEAR, base, noise=start(128), steps=6, guard=False)
-    assert hurt.student_rmse > hurt.base_rmse  # it does hurt
-    assert "with the base" in report.fallback
-    assert not student.kappa.any()
-    plan = base.plan(fs.sigma_grid(EDM, 6))
-    assert torch.equal(fs.sample(LINEAR, student, noise=start(4)), fs.sample(LINEAR, plan, noise=start(4)))
-
-
-def test_global_refinement_with_a_learned_grid():
-    noise, test = ring_start(2048, 0), ring_start(512, 5)
-    exact = fs.sample(RING, fs.UniPC(3), noise=test, steps=500)
-    rmse = {}
-    for name, kw in {"greedy": {}, "global": {"refine": "global", "learn_grid": True, "iterations": 600,
-                                              "rate": 0.03}}.items():  # fmt: skip
-        student, _ = fs.distill_dode(RING, fs.DPMSolverPP(2), noise=noise, steps=6, **kw)
-        with torch.no_grad():
-            rmse[name] = float((fs.sample(RING, student, noise=test) - exact).square().mean().sqrt())
-    base = float((fs.sample(RING, fs.DPMSolverPP(2), noise=test, steps=6) - exact).square().mean().sqrt())
-    assert rmse["greedy"] < 0.7 * base
-    assert rmse["global"] < 0.4 * rmse["greedy"]
-    plan = student.plan
-    torch.testing.assert_close(
-        plan.update_x + plan.update_eval.sum(1), torch.ones(6, dtype=torch.float64)
-    )  # D = const is exact
-    assert plan.sigmas[0] == RING.schedule.sigma_max
-    assert (plan.sigmas.diff() < 0).all()
-
-
-def test_kappa_only_refinement_lowers_the_final_error():
-    noise = ring_start(1024, 0)
-    _, greedy = fs.distill_dode(RING, fs.DPMSolverPP(2), noise=noise, steps=8, final="sigma_min")
-    _, better = fs.distill_dode(
-        RING, fs.DPMSolverPP(2), noise=noise, steps=8, final="sigma_min", refine="global", iterations=200
+    grid = dict(steps=10, final="sigma_min")
+    aligned, misaligned = (
+        error(fs.distill_dode(LINEAR, fs.DDIM(), noise=start(112), teacher=t, guard=False, **grid)[0])
+        for t in (fs.DDIM(), MisalignedTeacher(fs.DDIM()))
     )
+    base = error(fs.DDIM(), **grid)
+    assert base > 2.5 * aligned
+    assert base < 2.5 * misaligned
+
+
+CASES = [(b, "x0") for b in BASES] + [(b, "sigma_min") for b in BASES[:4]]
+
+
+@pytest.mark.parametrize(("base", "final"), CASES, ids=str)
+def test_every_base_is_wrapped(base, final):
+    """Zero kappa is bitwise the base; fitted, the table is closer to the exact ODE on fresh noise."""
+    noise, grid = normals(64, 2, 1), dict(steps=6, final=final)
+    table, _ = fs.distill_dode(BUMPS, base, noise=noise, terms=2, **grid)
+    plan = base.plan(table.sigmas, VP)
+    zero = corrected(plan, torch.zeros(plan.nfe, 3, dtype=torch.float64))
+    assert torch.equal(fs.sample(BUMPS, zero, noise=noise), fs.sample(BUMPS, base, noise=noise, **grid))
+    fresh = normals(256, 2, 9)
+    exact = fs.sample(BUMPS, fs.UniPC(3), noise=fresh, steps=400, final=final)
+    student, own = ((fs.sample(BUMPS, p, noise=fresh) - exact).norm() for p in (table, plan))
+    assert student <= 1.1 * own
+    assert table.nfe == plan.nfe
+
+
+@pytest.mark.parametrize("base", [fs.DPMSolverPP(2), fs.UniPC(2)], ids=repr)
+def test_guard_returns_the_base_where_fitting_hurts(base):
+    """Each row's fit helps its own outcome, and the final state is worse for it."""
+    table, report = fs.distill_dode(LINEAR, base, noise=start(128), steps=6)
+    _, unguarded = fs.distill_dode(LINEAR, base, noise=start(128), steps=6, guard=False)
+    assert unguarded.student_rmse > unguarded.base_rmse
+    assert "with the base" in report.fallback
+    assert not table.fit.kappa.any()
+    plan = base.plan(fs.sigma_grid(EDM, 6))
+    assert torch.equal(fs.sample(LINEAR, table, noise=start(4)), fs.sample(LINEAR, plan, noise=start(4)))
+
+
+def test_learned_grid_is_far_better_than_the_greedy_fit():
+    def ring_start(n, seed):
+        return 157.41 * normals(n, 2, seed)
+
+    test = ring_start(512, 5)
+    exact = fs.sample(RING, fs.UniPC(3), noise=test, steps=200)
+
+    def error(solver, **grid):
+        return float((fs.sample(RING, solver, noise=test, **grid) - exact).square().mean().sqrt())
+
+    options = dict(noise=ring_start(512, 0), steps=6)
+    greedy, _ = fs.distill_dode(RING, fs.DPMSolverPP(2), **options)
+    training = fs.TrainingOptions(iterations=250, batch_size=256, learning_rate=0.03)
+    table, _ = fs.distill_dode(
+        RING, fs.DPMSolverPP(2), refine="global", learn_grid=True, training=training, **options
+    )
+    assert error(greedy) < 0.7 * error(fs.DPMSolverPP(2), steps=6)
+    assert error(table) < 0.4 * error(greedy)
+    assert table.fit.kappa.isnan().all()
+    # a constant denoiser stays exact
+    torch.testing.assert_close(table.update_x + table.update_eval.sum(1), torch.ones(6, dtype=torch.float64))
+    assert table.sigmas[0] == RING.schedule.sigma_max
+    assert (table.sigmas.diff() < 0).all()
+
+
+def test_refined_kappa_lowers_the_final_error():
+    options = dict(noise=157.41 * normals(512, 2, 0), steps=8, final="sigma_min")
+    _, greedy = fs.distill_dode(RING, fs.DPMSolverPP(2), **options)
+    training = fs.TrainingOptions(iterations=100, batch_size=128)
+    table, better = fs.distill_dode(RING, fs.DPMSolverPP(2), refine="global", training=training, **options)
     assert better.student_rmse < greedy.student_rmse
+    assert table.fit.notes["training"] == {"iterations": 100, "batch_size": 128}
 
 
-def test_the_table_survives_its_file_and_refuses_strangers(tmp_path):
-    student, _ = fs.distill_dode(LINEAR, fs.DDIM(), noise=start(32), steps=4)
-    student.save(tmp_path / "t.safetensors")
-    back = fs.load(tmp_path / "t.safetensors")
-    assert torch.equal(fs.sample(LINEAR, student, noise=start(4)), fs.sample(LINEAR, back, noise=start(4)))
-    assert "kappa" in str(back)
-    assert repr(back) == f"<DODE(DDIM(eta=0)): 4 evaluations of {LINEAR.schedule!r}>"
-    for stranger in (lambda x, s: 0.9 * LINEAR.denoiser(x, s), lambda x, s: -LINEAR.denoiser(x, s),
-                     lambda x, s: LINEAR.denoiser(x, s).flip(-1)):  # fmt: skip
-        with pytest.raises(fs.InputError, match="answers differently"):
-            fs.sample(fs.DiffusionModel(stranger, EDM), back, noise=start(4))
-    with pytest.raises(fs.InputError, match="schedule: .* was fitted to"):
-        fs.sample(fs.DiffusionModel(LINEAR.denoiser, fs.EDM(0.02, 80.0)), back, noise=start(4))
-    with pytest.raises(fs.InputError, match="event"):
-        fs.sample(fs.DiffusionModel(ring, EDM), back, noise=start(4, dim=2))
+def test_divergent_refinement_names_the_learning_rate():
+    training = fs.TrainingOptions(iterations=50, learning_rate=1e300)
+    with pytest.raises(fs.NonFiniteError, match="Lower the learning"):
+        fs.distill_dode(LINEAR, fs.DDIM(), noise=start(32), steps=4, refine="global", training=training)
 
 
+TRAINING = fs.TrainingOptions(iterations=5)
 BAD = {
-    "noise": (dict(base=fs.DDIM(1.0)), "draws noise"),
+    "stochastic base": (dict(base=fs.DDIM(1.0)), "draws noise"),
     "few": (dict(noise=start(8)), "at least 16"),
     "steps": (dict(steps=None), "steps"),
     "terms": (dict(terms=0), "terms"),
-    "teacher": (dict(teacher=fs.UniPC(2)), "one evaluation a step"),
-    "alignment": (dict(alignment="offical"), "Did you mean 'official'"),
+    "teacher": (dict(teacher=fs.UniPC(2)), "one evaluation per step"),
     "refine": (dict(refine="local"), "refine"),
-    "iterations without refine": (dict(iterations=5), "refine"),
+    "training without refine": (dict(training=TRAINING), "refine .with training"),
+    "grid without refine": (dict(learn_grid=True), "refine .with learn_grid"),
     "substeps": (dict(teacher_substeps=0), "at least 1"),
     "batch": (dict(batch=0), "at least 1"),
     "grid": (dict(base=fs.EDMHeun(), refine="global", learn_grid=True), "learn_grid"),
+    "misspelt": (dict(term=2), "Did you mean 'terms'"),
+    "notes": (dict(notes={"x": torch.ones(1)}), "notes: "),
+    "noise of another process": (dict(noise=100 * start(32)), "noise: got states of size"),
 }  # fmt: skip
 
 
@@ -267,20 +268,55 @@ def test_bad_input_is_refused(case):
         fs.distill_dode(**(dict(problem=LINEAR, base=fs.DDIM(), noise=start(32), steps=4) | changes))
 
 
-def worker(rank, world, file, out):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    student, _ = fs.distill_dode(LINEAR, fs.DPMSolverPP(2), noise=start(128), steps=5, batch=8, guard=False)
-    if rank == 0:
-        torch.save(student.kappa, out)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+class TestRegrid:
+    """`fs.regrid`: kappa is interpolated and measured, and used only where it helps."""
 
+    noise = normals(256, 2, 1)
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_give_the_same_table(world, tmp_path):
-    alone, _ = fs.distill_dode(LINEAR, fs.DPMSolverPP(2), noise=start(128), steps=5, batch=8, guard=False)
-    torch.multiprocessing.spawn(worker, (world, tmp_path / "store", tmp_path / "kappa.pt"), nprocs=world)
-    assert alone.kappa[1:].abs().min() > 1e-3
-    shared = torch.load(tmp_path / "kappa.pt", weights_only=True)
-    torch.testing.assert_close(shared, alone.kappa, rtol=1e-9, atol=1e-12)
+    def fit(self, base, **options):
+        return fs.distill_dode(BUMPS, base, noise=self.noise, **(dict(steps=10) | options))[0]
+
+    @pytest.mark.parametrize("steps", [7, 12])
+    def test_nearby_step_counts_gain(self, steps):
+        made, report = fs.regrid(
+            self.fit(fs.DDIM()), BUMPS, fs.DDIM(), noise=normals(256, 2, 2), steps=steps, refit=True
+        )
+        assert report.fallback == ""
+        assert made.nfe == steps
+        assert report.refit_rmse <= report.student_rmse * 1.2
+        assert report.student_rmse < 0.7 * report.base_rmse
+        assert made.fit.notes["fit"] == "interpolated from 10 evaluations"
+        fs.sample(BUMPS, made, noise=self.noise)
+
+    @pytest.mark.parametrize("base", [fs.DDIM(), fs.DPMSolver(2), fs.EDMHeun(), fs.UniPC(2)], ids=repr)
+    def test_own_grid_reproduces_the_table(self, base):
+        table = self.fit(base, guard=False, steps=6)
+        made, report = fs.regrid(table, BUMPS, base, noise=self.noise, steps=6)
+        assert not report.fallback
+        torch.testing.assert_close(made.fit.kappa, table.fit.kappa, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(made.update_eval, table.update_eval, rtol=1e-9, atol=1e-12)
+
+    def test_base_and_reason_are_returned_where_kappa_hurts(self):
+        table = self.fit(fs.DDIM(), guard=False, steps=3)
+        table.fit.kappa.fill_(3.0)
+        made, report = fs.regrid(table, BUMPS, fs.DDIM(), noise=self.noise, steps=8)
+        assert "with the base" in report.fallback
+        own = fs.sample(BUMPS, fs.DDIM(), noise=self.noise, steps=8)
+        assert torch.equal(fs.sample(BUMPS, made, noise=self.noise), own)
+
+    def test_bad_input_is_refused(self):
+        table = self.fit(fs.DDIM())
+        other = fs.DiffusionModel(lambda x, s: 0.5 * bumps(x, s), VP)
+        refined = self.fit(
+            fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False
+        )
+        for case in (
+            (table, other, fs.DDIM(), "answers differently"), (table, BUMPS, fs.UniPC(2), "base: got"),
+            (refined, BUMPS, fs.DDIM(), "no kappa"),
+            (fs.DDIM().plan(table.sigmas), BUMPS, fs.DDIM(), "no kappa"),
+        ):  # fmt: skip
+            *arguments, words = case
+            with pytest.raises(fs.InputError, match=words):
+                fs.regrid(*arguments, noise=self.noise, steps=8)
+        with pytest.raises(fs.InputError, match="steps: got None"):
+            fs.regrid(table, BUMPS, fs.DDIM(), noise=self.noise)

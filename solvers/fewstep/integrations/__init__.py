@@ -1,1 +1,1 @@
-"""The neighbours, one file each, imported only when used."""
+"""Integrations with other libraries, imported only when used."""

@@ -17,17 +17,18 @@ WANTED = ("marginal_lambda", "inverse_lambda", "marginal_alpha", "marginal_std",
 
 
 class DPMSolverSchedule(Schedule):
-    """A `NoiseScheduleVP` as a schedule; model time is its own continuous clock, label i being (i + 1)/N.
+    """A `NoiseScheduleVP` as a schedule; model time is its continuous time, with label i at (i + 1)/N.
 
-    Their marginal_lambda and inverse_lambda are asked in float64, whatever their tables are kept in. The
-    spacings "uniform", "quadratic" and "logsnr" are their "time_uniform", "time_quadratic" and "logSNR".
+    Its marginal_lambda and inverse_lambda are called in float64. The spacings "uniform", "quadratic" and
+    "logsnr" are its "time_uniform", "time_quadratic" and "logSNR".
 
     Args:
-        noise_schedule: the object, "discrete" or "linear" (or of their form).
-        t_start, t_end: the largest and the smallest time; T and 1/total_N as in `DPM_Solver.sample`.
+        noise_schedule: the object, "discrete" or "linear" (or with the same interface).
+        t_start, t_end: the largest and the smallest time; by default T and 1/total_N as in
+            `DPM_Solver.sample`.
 
     Raises:
-        InputError: what is missing; a process that does not preserve variance; a range that is not one.
+        InputError: missing methods, a process that does not preserve variance, an empty range of times.
     """
 
     def __init__(self, noise_schedule: Any, t_start: float | None = None, t_end: float | None = None) -> None:
@@ -46,7 +47,7 @@ class DPMSolverSchedule(Schedule):
                 f"{noise_schedule.T:g}."
             )
         ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
-        alpha, std = (self._ask(name, ends) for name in ("marginal_alpha", "marginal_std"))
+        alpha, std = (self._call(name, ends) for name in ("marginal_alpha", "marginal_std"))
         if not torch.allclose(alpha.square() + std.square(), torch.ones_like(ends), atol=1e-4):
             raise InputError(
                 f"noise_schedule: got alpha = {alpha.tolist()}, std = {std.tolist()} at the ends; expected "
@@ -63,13 +64,13 @@ class DPMSolverSchedule(Schedule):
         return self._sigmas[1]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._ask("marginal_lambda", t))
+        return torch.exp(-self._call("marginal_lambda", t))
 
     def time(self, sigma: Tensor) -> Tensor:
-        return self._ask("inverse_lambda", -torch.log(sigma))
+        return self._call("inverse_lambda", -torch.log(sigma))
 
-    def _ask(self, name: str, at: Tensor) -> Tensor:
-        """Theirs flatten some arguments and keep others."""
+    def _call(self, name: str, at: Tensor) -> Tensor:
+        """A method of the noise schedule, some of which flatten their arguments."""
         value: Tensor = getattr(self.noise_schedule, name)(at.double().reshape(-1))
         return value.reshape(at.shape)
 
@@ -78,15 +79,15 @@ def from_model_fn(
     model_fn: Callable[[Tensor, Tensor], Tensor], noise_schedule: Any, *, t_start: float | None = None,
     t_end: float | None = None, dtype: torch.dtype | None = None,
 ) -> DiffusionModel:  # fmt: skip
-    """What `model_wrapper` returns, with its NoiseScheduleVP, as a problem for `fewstep.sample`.
+    """A function that `model_wrapper` made, with its NoiseScheduleVP, as a problem for `fewstep.sample`.
 
-    Replaces `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)` by
-    `sample(from_model_fn(model_fn, noise_schedule), DPMSolverPP(2), noise=x_T, steps=...)`: final="x0" is
-    their denoise_to_zero=True, final="sigma_min" their default. Guidance stays in their wrapper; thresholding
-    is `dynamic_thresholding`.
+    `sample(from_model_fn(model_fn, noise_schedule), DPMSolverPP(2), noise=x_T, steps=...)` replaces
+    `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)`: final="x0" is denoise_to_zero=True there,
+    final="sigma_min" the default there. Guidance stays in their wrapper; thresholding is
+    `dynamic_thresholding`.
 
     Args:
-        model_fn: `(x_t, t) -> eps` with t of shape (batch,) in the clock of noise_schedule.
+        model_fn: `(x_t, t) -> eps` with t of shape (batch,) in the time of noise_schedule.
         noise_schedule, t_start, t_end: as in `DPMSolverSchedule`.
         dtype: what the network computes in.
     """

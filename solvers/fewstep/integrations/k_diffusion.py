@@ -1,7 +1,7 @@
-"""k-diffusion's sampler functions, noise samplers and model wrappers, which ComfyUI and webui speak too.
+"""k-diffusion's sampler functions, noise samplers and model wrappers, shared by ComfyUI and webui.
 
-All of them work in variance-exploding coordinates, x = x0 + sigma n, as this library does: nothing is
-converted but the calling conventions. k-diffusion itself is not needed.
+All of them work in variance-exploding coordinates, x = x0 + sigma n, as this library does: only the calling
+conventions are converted. k-diffusion itself is not needed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from ..executor import Evaluate, run
-from ..grid import check_sigmas
+from ..executor import Draw, Evaluate, run
 from ..plan import Plan
+from ..plan_noise import at_least_float32
 from ..problem import DiffusionModel
-from ..resolve import Student, evaluator_of
+from ..resolve import AnySolver, Student, carried_plan, evaluator_of, resolve
 from ..schedule import EDM, Schedule
-from ..solver import DiffusionSolver, Solver
-from .k_diffusion_noise import HALF, Draws, check_state, draws
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
+from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import seeds as per_sample
 from .k_diffusion_noise import snr as snr
 
@@ -35,24 +34,18 @@ class Sampler:
     """A solver as k-diffusion's `sample_...` function; made by `sampler`.
 
     Attributes:
-        sigmas: (n,) float32, the only grid that it takes, where the solver is a plan or a student.
+        sigmas: (n,) float32, the only grid that it accepts, where the solver is a plan or a student.
     """
 
-    def __init__(self, solver: Solver | Plan | Student, schedule: Schedule | None = None) -> None:
+    def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
         _validation.check_instance(
             "schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None"
         )
-        plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
         self.solver = solver
         self.schedule = schedule
-        self.own: Plan | None = plan if isinstance(plan, Plan) else None
-        if self.own is None and not isinstance(solver, DiffusionSolver):
-            raise InputError(
-                f"solver: got {type(solver).__name__}, which has no plan; expected a diffusion solver, a Plan "
-                "or a student. SDE solvers sample where their card lists additive noise."
-            )
-        self.sigmas: Tensor | None = None if self.own is None else self.own.sigmas.float()
-        self._last: tuple[Tensor, Plan] | None = None  # a plan never changes: runs of one grid share it
+        own = carried_plan(solver)
+        self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
+        self._last: tuple[Tensor, Plan] | None = None  # runs of one grid share its plan
 
     @torch.no_grad()
     def __call__(
@@ -74,81 +67,65 @@ class Sampler:
         if callback is not None:
             _validation.check_callable("callback", callback, "a function of a dict")
         extra = dict(extra_args or {})
-        plan = self._plan(sigmas)
+        plan, source = self._resolve(sigmas)
         _refuse_noise_on_flows(plan, model)
         seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
-        state = x.float() if x.dtype in HALF else x
-        draw = draws(plan, state, seeds, noise_sampler)
-        wrapped = Wrapped(model, extra, x.dtype, len(x))
-        evaluate = self._evaluator(wrapped, plan, state)
-        return _walk(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
+        state = at_least_float32(x)
+        draw = sampler_normals(plan, state, seeds, noise_sampler)
+        problem = self._problem(Wrapped(model, extra, x.dtype, len(x)), plan)
+        evaluate = evaluator_of(problem, source, state)
+        return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
 
-    def _plan(self, sigmas: Tensor) -> Plan:
-        grid = _grid(sigmas, repeat=getattr(self.solver, "form", "") == "diffusers")
-        if self.own is not None:
-            expected = self.own.sigmas
-            if len(grid) != len(expected) or not torch.allclose(grid, expected, rtol=1e-4, atol=0.0):
+    def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
+        grid = _validation.check_numbers("sigmas", sigmas)
+        if carried_plan(self.solver) is not None:
+            own, source = resolve(self.solver, self.schedule)
+            if grid.shape != own.sigmas.shape or not torch.allclose(grid, own.sigmas, rtol=1e-4, atol=0.0):
                 raise InputError(
-                    f"sigmas: got {_list(grid)}; {self.own.name} carries its own grid, {_list(expected)}. Pass "
+                    f"sigmas: got {_list(grid)}; {own.name} carries its own grid, {_list(own.sigmas)}. Pass "
                     "that (the attribute `sigmas` of this sampler) and x at its first level."
                 )
-            return self.own
+            return own, source
         if self._last is None or not torch.equal(self._last[0], grid):
-            self._last = grid, self._made(grid)
-        return self._last[1]
+            self._last = grid, resolve(self.solver, self.schedule, sigmas=grid)[0]
+        return self._last[1], self._last[1]
 
-    def _made(self, grid: Tensor) -> Plan:
-        """The solver's plan on a grid that is new."""
-        assert isinstance(self.solver, DiffusionSolver)
-        try:
-            return self.solver.plan(grid, self.schedule)
-        except InputError as error:
-            if self.schedule is not None or not str(error).startswith("schedule:"):
-                raise
-            raise InputError(f"{error} Here: sampler(solver, schedule=...).") from error
-
-    def _evaluator(self, wrapped: Wrapped, plan: Plan, state: Tensor) -> Evaluate:
-        """What answers each row: the model, or a student's own network."""
-        student = None if self.own is None or isinstance(self.solver, Plan) else self.solver
+    def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
+        """The model on the given schedule, else on EDM between its own levels or those of the grid."""
         schedule = self.schedule or _schedule_of(wrapped.model) or _spanned(plan.sigmas)
-        problem = DiffusionModel(wrapped, schedule)
-        if student is None:
-            return evaluator_of(problem, plan, state)
-        fitted = getattr(getattr(student, "fitted_to", None), "schedule", None)
+        fitted = plan.fit and plan.fit.fingerprint.schedule
         if self.schedule is None and fitted not in (None, repr(schedule)):
             raise InputError(
-                f"schedule: got none, and {schedule!r} by the model; {plan.name} was fitted to {fitted}. "
-                "Give it as sampler(student, schedule=problem.schedule)."
+                f"schedule: got None, and {schedule!r} from the model; {plan.name} was fitted to {fitted}. "
+                "Pass it as sampler(student, schedule=problem.schedule)."
             )
-        evaluate: Evaluate = student.evaluator(problem, state)  # type: ignore[union-attr]
-        return evaluate
+        return DiffusionModel(wrapped, schedule)
 
 
-def sampler(solver: Solver | Plan | Student, *, schedule: Schedule | None = None) -> Sampler:
+def sampler(solver: AnySolver, *, schedule: Schedule | None = None) -> Sampler:
     """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
 
-    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0 denoised; x (batch, *event) arrives at level
-    sigmas[0], that is times sigmas[0]; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last
-    level in x's dtype; half precision is only what the model sees, the state is kept in float32.
+    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level
+    sigmas[0], already multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last
+    level in x's dtype. Only the model sees half precision: the state is kept in float32.
 
-    `callback` is told {"x", "i", "sigma", "sigma_hat", "denoised"} once a step, at the first evaluation of
-    the step from sigmas[i], as k-diffusion does: the x and sigma_hat that the model was asked, and its
-    answer. Solvers of several evaluations a step stay silent in between. `disable` is tqdm's: True no bar,
-    None none outside a terminal.
+    `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first
+    evaluation of the step from sigmas[i], as in k-diffusion: x and sigma_hat are the model's input, denoised
+    its output. `disable` is tqdm's: True for no bar, None for none outside a terminal.
 
-    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state: a
-    list has one for each sample; from an int s they are s, s + 1, ..., so that sample j of seed s is sample
-    0 of seed s + j. Or from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2,
-    or any `(sigma, sigma_next) -> unit normals` where the plan needs no more than W.
+    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A
+    list has one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed
+    s + j. Or it comes from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or
+    any `(sigma, sigma_next) -> unit normals` where the plan needs W only.
 
     Args:
-        solver: a diffusion solver, a plan, or a student; the last two take their own grid only.
-        schedule: for solvers that need one, and for students the one they were fitted to. Without it, it
-            is EDM from the model's `sigma_min` and `sigma_max`, else from the grid.
+        solver: a diffusion solver, a plan, or a student; the last two accept their own grid only.
+        schedule: for solvers that need one, and for students the one they were fitted to. By default EDM
+            between the model's `sigma_min` and `sigma_max`, else between the ends of the grid.
 
     Raises:
-        InputError: a solver without a plan; when called: options of methods, grids that do not fit, noise
-            that a plan needs and a noise sampler lacks, models that return another shape.
+        InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise
+            sampler that lacks what a plan needs, models that return another shape.
     """
     return Sampler(solver, schedule)
 
@@ -158,7 +135,7 @@ class Wrapped:
     """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype` with sigma of shape (batch,).
 
     Attributes:
-        rows: the batch that extra_args are for; a single question is asked that many times.
+        rows: the batch size of extra_args; a batch of one is expanded to it.
     """
 
     model: Callable[..., Tensor]
@@ -170,12 +147,12 @@ class Wrapped:
         """x: (batch, *event); sigma: 0-d or (batch,)."""
         rows = self.rows if len(x) == 1 else len(x)
         at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
-        # sigma in x's dtype, for wrappers scale x by functions of it: float32 would leak into a half network
+        # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
         out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
         if not torch.is_tensor(out) or out.shape != at.shape:
-            came = f"shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
+            got = f"shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
             raise InputError(
-                f"model: got {came}, expected the denoised x of shape {tuple(at.shape)}. Wrap networks that "
+                f"model: got {got}, expected the denoised x of shape {tuple(at.shape)}. Wrap networks that "
                 "predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
             )
         return out[: len(x)].to(x.dtype)
@@ -207,7 +184,8 @@ def as_denoiser(
     if low is None or high is None or not 0 < low < high < math.inf:
         raise InputError(
             f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); "
-            "expected 0 < sigma_min < sigma_max < inf. Give as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
+            "expected 0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., "
+            "sigma_max=...)."
         )
     return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
 
@@ -231,23 +209,22 @@ class Wrapper:
 def as_wrapper(problem: DiffusionModel) -> Wrapper:
     """A problem as `model(x, sigma, **extra_args) -> x0` with `sigma_min` and `sigma_max`.
 
-    sigma is (batch,); extra_args are ignored: conditioning is part of the problem's denoiser.
+    sigma is (batch,). extra_args are ignored: conditioning is part of the problem's denoiser.
     """
     return Wrapper(problem)
 
 
 def register(
-    name: str, solver: Solver | Plan | Student | Sampler, comfy: Any = None, *,
-    schedule: Schedule | None = None,
-) -> Sampler:  # fmt: skip
-    """Put a solver into ComfyUI's list of samplers; again with the same name replaces it.
+    name: str, solver: AnySolver | Sampler, comfy: Any = None, *, schedule: Schedule | None = None
+) -> Sampler:
+    """Add a solver to ComfyUI's list of samplers, replacing an earlier one of the same name.
 
     Args:
-        name: what the list shows, letters, digits and "_"; the function becomes `sample_<name>`.
+        name: its entry in the list, letters, digits and "_"; the function becomes `sample_<name>`.
         comfy: the package, by default imported.
 
     Raises:
-        InputError: ComfyUI is not there, or the name is taken by a sampler of its own.
+        InputError: ComfyUI cannot be imported, or it has a sampler of that name itself.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(
@@ -281,8 +258,8 @@ def register(
     return function
 
 
-def _walk(
-    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draws,
+def _run(
+    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw,
     callback: Callable[[dict[str, Any]], object] | None, disable: bool | None, sigmas: Tensor,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
@@ -297,8 +274,7 @@ def _walk(
             D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
             raised = level != float(plan.sigmas[i])
             sigma_hat = sigmas.new_tensor(level) if raised else sigmas[i]
-            told = {"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D}
-            callback(told)
+            callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
         return out
 
     with tqdm(total=len(starts), disable=disable) as bar:
@@ -311,9 +287,9 @@ def _walk(
 
 
 def _starts(plan: Plan) -> dict[int, int]:
-    """Which rows begin a step, and the step each begins, the place of its level in the grid."""
+    """The rows that begin a step, with the index of that step."""
     steps = len(plan.sigmas) - 1
-    if plan.nfe == steps:  # correctors too: their state moves one row late
+    if plan.nfe == steps:  # includes correctors, whose state moves one row late
         return {i: i for i in range(steps)}
     moved = [bool(row.update != (1, (), ())) for row in plan.rows]
     rows = [row for row in range(plan.nfe) if row == 0 or moved[row - 1]]
@@ -336,19 +312,8 @@ def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
         at = getattr(at, "inner_model", None)
 
 
-def _grid(sigmas: Any, repeat: bool) -> Tensor:
-    """(n,) float64 on the CPU."""
-    s = _validation.check_numbers("sigmas", sigmas)
-    if s.dim() == 1 and bool((s.diff() == 0).any()) and not repeat:
-        raise InputError(
-            f"sigmas: got {_list(s)}, where a level is repeated; expected each once. Use "
-            "sigmas.unique_consecutive()."
-        )
-    return check_sigmas(s, repeat)
-
-
 def _ends_of(model: Any) -> tuple[float | None, float | None]:
-    """The range of sigma by the model's attributes, None where it has none."""
+    """The range of sigma in the model's attributes, None where it has none."""
     table = getattr(model, "sigmas", None)
     known = table[table > 0] if torch.is_tensor(table) else None
     found = known if known is not None and known.numel() else None
@@ -364,7 +329,7 @@ def _schedule_of(model: Any) -> Schedule | None:
 
 
 def _spanned(sigmas: Tensor) -> Schedule:
-    """EDM over a grid; a grid of one level above 0 and 0 itself spans nothing, so it is widened."""
+    """EDM over a grid, widened where the grid has one level above 0 only."""
     low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
     return EDM(low if low < high else high / 2, high)
 

@@ -1,60 +1,58 @@
-"""Noise for k-diffusion's samplers and for this library's in k-diffusion's clothes."""
+"""Noise for k-diffusion's samplers, and for this library's solvers as k-diffusion samplers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, pairwise, starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _validation
-from ..brownian import BrownianPath
-from ..brownian.increment import LEVY_ORDER
+from ..brownian import BrownianPath, Increment
+from ..brownian.increment import Path
 from ..brownian.random_normals import HashedNormals
 from ..errors import InputError
+from ..executor import Draw
 from ..plan import Plan
+from ..plan_noise import OFF_PATH, plan_normals, uses_path
 
-Draws = Callable[[float, float], tuple[Tensor, ...]]
-HALF = (torch.float16, torch.bfloat16)
 # A cut of the tree costs normals for the whole batch, and a level takes as many cuts as it has bits. Moving
-# levels by 2^-24 of the clock moves no law: noise is scaled by the moved interval.
+# levels by 2^-24 of the clock changes no law: noise is scaled by the moved interval.
 BITS = 24
-# The default path reaches from sigma = 2^-16 to 2^16 whatever the grid, so that grids of one seed share it.
+# The default path reaches from sigma = 2^-16 to 2^16 whatever the grid, so grids of one seed share it.
 REACH = 16
-# Added to seeds for noise that belongs to no path (churn): far from the seeds of other images.
-OFF_PATH = 1 << 40
 
 
 def identity(sigma: Tensor) -> Tensor:
-    """k-diffusion's own clock for a noise sampler: sigma itself."""
+    """sigma itself, k-diffusion's own clock for a noise sampler."""
     return sigma
 
 
 def snr(sigma: Tensor) -> Tensor:
-    """This library's clock tau = 1/sigma^2, in which the reverse SDE has noise of size one."""
+    """tau = 1/sigma^2, this library's clock, in which the reverse SDE has noise of size one."""
     return sigma**-2
 
 
 class BrownianNoiseSampler:
-    """k-diffusion's `BrownianTreeNoiseSampler` on a `BrownianPath`: `(sigma, sigma_next) -> N(0, 1)` noise.
+    r"""k-diffusion's `BrownianTreeNoiseSampler` on a `BrownianPath`: `(sigma, sigma_next) -> N(0, 1)` noise.
 
-    The value is (B(u') - B(u)) / sqrt(|u' - u|) with u = transform(sigma): the same in any order and for
-    any number of steps, on all devices. The path is a function of the seed, sigma_min and sigma_max.
+    The value is $(B_{u'} - B_u) / \sqrt{|u' - u|}$ with u = transform(sigma): the same in any order, for
+    any number of steps, and on all devices. The path is a function of the seed, sigma_min and sigma_max.
 
     Args:
         x: (batch, *event) gives shape, dtype and device.
-        sigma_min, sigma_max: the levels between which it can be asked.
-        seed: one for each sample (list), whose noise then depends on nothing else of the batch; from a
-            single s they are s, s + 1, ...; None is 0, not a random one as k-diffusion has it.
+        sigma_min, sigma_max: the range of levels.
+        seed: a list has one per sample, whose noise then does not depend on the rest of the batch; an int s
+            means s, s + 1, ...; None means 0, not a random seed as in k-diffusion.
         transform: monotone map from sigma to the clock of the path. The default is k-diffusion's; with
-            `snr` the object also gives the samplers of this library all they ask (W, and H).
-        levy: what the path knows, "W", "H" or "K". Paths of one seed and different levy differ.
+            `snr` the object is a path for every sampler of this library.
+        levy: the Lévy data of the path: "W", "H" or "K". Paths of one seed and different levy differ.
 
     Raises:
-        InputError: x that is no floating point batch, seeds that do not fit it, levels out of range.
+        InputError: x that is not a floating-point batch, seeds that do not match it, levels out of range.
     """
 
     def __init__(
@@ -72,9 +70,11 @@ class BrownianNoiseSampler:
                 f"sigma_min, sigma_max: got {self.sigma_min:g}, {self.sigma_max:g}; expected "
                 "0 <= sigma_min < sigma_max. Take sigmas[sigmas > 0].min() and sigmas.max()."
             )
+        self.levy: str = levy
+        self.shape: tuple[int, ...] = tuple(x.shape)
         low, high = sorted((self._time(self.sigma_min), self._time(self.sigma_max)))
         self.path: BrownianPath = BrownianPath(
-            tuple(x.shape), low, high, levy=levy, dtype=torch.float32 if x.dtype in HALF else x.dtype,
+            self.shape, low, high, levy=levy, dtype=torch.promote_types(x.dtype, torch.float32),
             device=x.device, seeds=seeds(seed, len(x)), clock="log" if low > 0 else "linear",
         )  # fmt: skip
 
@@ -86,33 +86,40 @@ class BrownianNoiseSampler:
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
         """(batch, *event) unit noise of the interval, its sign that of the direction."""
-        z = self.normals(sigma, sigma_next)[0]
+        z = self._between(sigma, sigma_next).coordinates()[0]
         forward = self._time(sigma) < self._time(sigma_next)
         return (z if forward else -z).to(self.dtype)
 
-    def normals(self, sigma: float | Tensor, sigma_next: float | Tensor) -> tuple[Tensor, ...]:
-        """W, H, K of the interval in increasing clock as unit normals, as far as the path knows them."""
+    def increment(self, tau0: float, tau1: float) -> Increment:
+        """The increment between the levels tau0^(-1/2) and tau1^(-1/2), in the path's own clock."""
+        return self._between(tau0**-0.5, tau1**-0.5)
+
+    def increments(self, grid: Tensor) -> Iterator[Increment]:
+        """The increments of the intervals of a grid (n,)."""
+        return starmap(self.increment, pairwise(grid.tolist()))
+
+    def _between(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Increment:
         low, high = sorted(map(self._snap, (self._time(sigma), self._time(sigma_next))))
         if not low < high:
             raise InputError(
                 f"sigma_next: got {float(sigma_next):g} after {float(sigma):g}; expected another level, "
                 "there is no noise between equal ones."
             )
-        return self.path.increment(low, high).coordinates()
+        return self.path.increment(low, high)
 
     def _time(self, sigma: float | Tensor) -> float:
         level = float(sigma)
         inside = min(max(level, self.sigma_min), self.sigma_max)
-        # k-diffusion asks at exp(log(sigma)) in float32, which may miss the ends by some roundings
+        # k-diffusion passes exp(log(sigma)) in float32, which may miss the ends by some roundings
         if abs(level - inside) > 1e-5 * inside:
             raise InputError(
-                f"sigma: got {level:g}; expected a level in [{self.sigma_min:g}, {self.sigma_max:g}]. Make the "
-                "noise sampler with a sigma_min and sigma_max that cover the grid."
+                f"sigma: got {level:g}; expected a level in [{self.sigma_min:g}, {self.sigma_max:g}]. Make "
+                "the noise sampler with a sigma_min and sigma_max that cover the grid."
             )
         return float(self.transform(torch.tensor(inside, dtype=torch.float64)))
 
     def _snap(self, u: float) -> float:
-        """The nearest of 2^BITS places in the path's clock, even in log u where u > 0."""
+        """The nearest of 2^BITS points in the path's clock, uniform in log u where u > 0."""
         low, high, steps = self.path.t0, self.path.t1, 1 << BITS
         if low > 0:
             span = math.log(high / low)
@@ -122,65 +129,63 @@ class BrownianNoiseSampler:
         return min(max(at, low), high)
 
 
-def draws(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any) -> Draws:
-    """(tau0, tau1) -> unit normals, one for each letter of the plan; equal ends: off any path."""
+def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any) -> Draw:
+    """A plan's normals, of the given noise sampler or path, by default of the path of the seeds."""
     letters = plan.stage_noise.shape[-1]
-    own = HashedNormals(tuple(x.shape), [s + OFF_PATH for s in seeds], x.device).begin(letters)
-    used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
-    if noise_sampler is None and len(used):
-        reach = max(REACH, math.ceil(used.log2().abs().max().item() / 2))
-        levy = "K" if plan.levy == "K" else "H"  # one path for all solvers of a seed, but those of K
-        noise_sampler = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
-    ask = _asked(plan, x, noise_sampler) if len(used) else None
-    counter = count()
-
-    def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
-        if ask is None or tau0 == tau1:
-            return tuple(z[0].to(x.dtype) for z in own(next(counter), 1))
-        return tuple(z.to(x) for z in ask(tau0, tau1)[:letters])
-
-    return draw
+    hashed = HashedNormals(tuple(x.shape), [s + OFF_PATH for s in seeds], x.device).begin(letters)
+    calls = count()
+    path: Path | None = None
+    if uses_path(plan) and noise_sampler is None:
+        on_path = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
+        reach = max(REACH, math.ceil(on_path.log2().abs().max().item() / 2))
+        levy = "K" if plan.levy == "K" else "H"  # one path for all solvers of a seed except those that need K
+        path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
+    elif uses_path(plan):
+        path = _as_path(noise_sampler, plan, x)
+    fresh = lambda _: tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))  # noqa: E731
+    return plan_normals(plan, x, path, fresh, "noise_sampler")
 
 
-def _asked(plan: Plan, x: Tensor, noise: Any) -> Draws:
-    """A user's or the default source of normals, once it is known to have what the plan needs."""
-    path = noise.path if isinstance(noise, BrownianNoiseSampler) and noise.in_snr else noise
-    if hasattr(path, "increment"):
-        if LEVY_ORDER[path.levy] < plan.stage_noise.shape[-1]:
-            raise InputError(
-                f"noise_sampler: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make it with "
-                f"levy={plan.levy!r}."
-            )
-        if tuple(path.shape) != tuple(x.shape):
-            raise InputError(
-                f"noise_sampler: got shape {tuple(path.shape)}; expected x's {tuple(x.shape)}. Make it from x."
-            )
-        if path is not noise:
-            return lambda tau0, tau1: noise.normals(tau0**-0.5, tau1**-0.5)
-        return lambda tau0, tau1: path.increment(tau0, tau1).coordinates()
-    if not callable(noise) or plan.stage_noise.shape[-1] > 1:
-        letters = " and ".join("WHK"[: plan.stage_noise.shape[-1]])
-        raise InputError(
-            f"noise_sampler: got {type(noise).__name__}; {plan.name} needs {letters} in the clock 1/sigma^2. "
-            "Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
-        )
+def _as_path(noise: Any, plan: Plan, x: Tensor) -> Path:
+    """A noise sampler as a path in the clock 1/sigma^2."""
+    if hasattr(noise, "increment") and getattr(noise, "in_snr", True):
+        return noise  # type: ignore[no-any-return]
+    if callable(noise) and plan.stage_noise.shape[-1] == 1:
+        return ForeignNoise(noise, x)
+    letters = " and ".join("WHK"[: plan.stage_noise.shape[-1]])
+    raise InputError(
+        f"noise_sampler: got {type(noise).__name__}; {plan.name} needs {letters} in the clock 1/sigma^2. "
+        "Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
+    )
 
-    def foreign(tau0: float, tau1: float) -> tuple[Tensor, ...]:
-        # float32, in which k-diffusion's grids are exact: its trees refuse what lies a rounding outside
-        ends = torch.tensor([tau0, tau1], dtype=torch.float64).rsqrt().float().to(x.device)
-        z = noise(ends[0], ends[1])
-        if not torch.is_tensor(z) or z.shape != x.shape:
-            came = tuple(z.shape) if torch.is_tensor(z) else type(z).__name__
-            raise InputError(
-                f"noise_sampler: got {came}; expected unit normals of x's shape {tuple(x.shape)}."
-            )
-        return (z,)
 
-    return foreign
+class ForeignNoise:
+    """A function `(sigma, sigma_next) -> unit normals` as a path that knows W."""
+
+    levy = "W"
+
+    def __init__(self, noise: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> None:
+        self.noise = noise
+        self.shape: tuple[int, ...] = tuple(x.shape)
+        self.device: torch.device = x.device
+
+    def increment(self, tau0: float, tau1: float) -> Increment:
+        """The normals of the interval as the W of an interval of length 1."""
+        # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
+        ends = torch.tensor([tau0, tau1], dtype=torch.float64).rsqrt().float().to(self.device)
+        z = self.noise(ends[0], ends[1])
+        if not torch.is_tensor(z) or tuple(z.shape) != self.shape:
+            got = tuple(z.shape) if torch.is_tensor(z) else type(z).__name__
+            raise InputError(f"noise_sampler: got {got}; expected unit normals of x's shape {self.shape}.")
+        return Increment(1.0, z)
+
+    def increments(self, grid: Tensor) -> Iterator[Increment]:
+        """The increments of the intervals of a grid (n,)."""
+        return starmap(self.increment, pairwise(grid.tolist()))
 
 
 def seeds(seed: Any, batch: int) -> list[int]:
-    """One seed for each sample."""
+    """One seed per sample."""
     several = seed.tolist() if torch.is_tensor(seed) else seed
     if not isinstance(several, Iterable) or isinstance(several, str):
         first = 0 if several is None else _validation.check_int("seed", several, -math.inf)
@@ -192,6 +197,7 @@ def seeds(seed: Any, batch: int) -> list[int]:
 
 
 def check_state(x: Any) -> None:
+    """Reject an initial state that is not a finite floating-point batch of at least one sample."""
     _validation.check_state("x", x, "finite floating point (batch, *event), sigmas[0] times noise")
     if len(x) == 0:
         raise InputError("x: got an empty batch, expected at least one sample.")

@@ -1,1 +1,1 @@
-"""Learned steps: each is born equal to its classical parent and distilled from a fine teacher."""
+"""Solvers learned from a fine teacher; each is initialised to reproduce the solver it improves."""

@@ -1,4 +1,4 @@
-"""What every distillation of this library shares: the optimiser's loop, its checkpoints and its report."""
+"""What all distillations share: training options, the optimisation loop with its checkpoints, the report."""
 
 from __future__ import annotations
 
@@ -8,24 +8,106 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .. import _validation
-from .._distributed import barrier, from_first, part, rank_and_world, sum_over_processes
-from .._serialization import DAMAGE, read, whole
+from .._distributed import barrier, from_first, is_first, part, rank_and_world, sum_over_processes
+from .._progress import progress as progress_bar
+from .._serialization import DAMAGE, atomic_write, read
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
+from ..solver import Solver
 
-HELD_OUT = 8  # one trajectory in eight is kept from training
+HELD_OUT = 8  # one trajectory in eight is not trained on
+LEAST = 16  # trajectories: two are held out
 APART = 1 << 40  # between the seeds of processes
-CHECKPOINT = "fewstep-training-1"
-AVERAGE, PATIENCE, EVERY = 0.99, 0, 250
-KEPT = ("now", "mean", "best", "exp_avg", "exp_avg_sq")  # of each parameter in a checkpoint
+CHECKPOINT = "fewstep-training-2"
+
+
+class _Options:
+    """Options where None stands for a default."""
+
+    def or_else(self, defaults: Any) -> Any:
+        """These options, with those of `defaults` in place of None."""
+        return defaults.updated("options", self)
+
+    def updated(self, argument: str, options: Any) -> Any:
+        """These options, replaced by those of a user's argument that are not None."""
+        kind = type(self)
+        _validation.check_instance(argument, options, kind, f"fewstep.{kind.__name__}(...)")
+        return replace(self, **{k: v for k, v in vars(options).items() if v is not None})  # type: ignore[type-var]
+
+    def _check_integers(self, **least: int) -> None:
+        for name, low in least.items():
+            if getattr(self, name) is not None:
+                _validation.check_int(name, getattr(self, name), low)
+
+
+@dataclass(frozen=True)
+class TrainingOptions(_Options):
+    """How a network is trained. None stands for the default of the function that gets the options.
+
+    Args:
+        iterations: number of optimiser steps.
+        batch_size: samples per iteration, over all processes together.
+        learning_rate: the largest one, reached after a linear warm-up; it then falls to zero as a cosine.
+        ema_decay: the largest decay of the moving average of the weights, which is the result; in [0, 1).
+        weight_decay: of AdamW; by default 0.
+        early_stopping_patience: number of held-out evaluations in a row without an improvement after which
+            training stops; the result is then the average at the best one. 0, the default, never stops.
+        checkpoint_every: iterations between checkpoints, and between held-out evaluations; by default 250.
+        autocast: compute the loss in bfloat16 where torch's autocast does; by default False.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    iterations: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    ema_decay: float | None = None
+    weight_decay: float | None = None
+    early_stopping_patience: int | None = None
+    checkpoint_every: int | None = None
+    autocast: bool | None = None
+
+    def __post_init__(self) -> None:
+        self._check_integers(iterations=1, batch_size=1, early_stopping_patience=0, checkpoint_every=1)
+        for name, high in (("learning_rate", math.inf), ("weight_decay", math.inf), ("ema_decay", 1.0)):
+            value, expected = getattr(self, name), f"a number of at least 0, below {high:g}"
+            if value is not None and _validation.check_float(name, value, 0, expected=expected) >= high:
+                raise InputError(f"{name}: got {value!r}, expected {expected}.")
+
+
+@dataclass(frozen=True)
+class TeacherOptions(_Options):
+    """How a teacher's data are made. None stands for the default of the function that gets the options.
+
+    Args:
+        solver: the solver that the teacher runs.
+        substeps: its steps per step of the student.
+        trajectories: number of trajectories; for SFDDM without data, of samples.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    solver: Solver | None = None
+    substeps: int | None = None
+    trajectories: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_integers(substeps=1, trajectories=1)
+
+
+DEFAULTS = TrainingOptions(2500, 256, 1e-3, 0.99, 0.0, 0, 250, False)
 
 
 @dataclass(frozen=True)
@@ -34,12 +116,12 @@ class Report:
 
     Attributes:
         teacher_evaluations: network (or drift) evaluations per teacher trajectory.
-        trajectories: teacher trajectories made; one in eight is held out.
-        parent_rmse, student_rmse: distance to the teacher along its own held-out paths, at the end.
+        trajectories: number of teacher trajectories; one in eight is held out.
+        parent_rmse, student_rmse: final distance to the teacher along held-out paths.
         losses: the training loss, averaged over tenths of the run.
-        seconds: of wall time, by stage; of a resumed run, those of its last part.
-        looks: (iteration, held-out distance) pairs, where the training looked.
-        knots: the parent's and the student's distance at each coarse knot (`DiffusionModel`).
+        seconds: wall time by stage; for a resumed run, of its last part.
+        held_out: (iteration, held-out distance) for each held-out evaluation during training.
+        knots: the distances of "parent" and "student" at each coarse knot (diffusion models).
     """
 
     teacher_evaluations: int
@@ -48,14 +130,14 @@ class Report:
     student_rmse: float
     losses: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    looks: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
     knots: dict[str, list[float]] = field(default_factory=dict)
 
 
 def held_out(count: int) -> tuple[Tensor, Tensor]:
-    """The numbers of the trajectories to train on and of those to judge by, drawn once for each count.
+    """The indices to train on and those to evaluate on, a function of the count alone.
 
-    Drawn, since what repeats with the trajectory's number, as labels do, would fall on one side.
+    They are drawn, because whatever repeats with the index, as labels do, would fall on one side.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
     held = max(2, count // HELD_OUT)
@@ -77,13 +159,13 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What an iteration's loss is of.
+    """The samples of one iteration.
 
     Attributes:
-        index: the samples' numbers; of several processes, this one's part of them.
+        index: the samples' indices; with several processes, this one's part of them.
         iteration: from 0.
         share: iteration / iterations.
-        generator: for what else is random; a function of (seed, iteration, process).
+        generator: for further random numbers; a function of (seed, iteration, process).
     """
 
     index: Tensor
@@ -93,261 +175,265 @@ class Minibatch:
 
 
 def fit(
-    network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, *, iterations: int, batch: int,
-    rate: float, seed: int, progress: bool, average: float = AVERAGE, weight_decay: float = 0.0,
-    patience: int = PATIENCE, every: int = EVERY, look: Callable[[], float] | None = None,
-    checkpoint: Path | None = None, split: bool = True, words: dict[str, Any] | None = None,
+    network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, options: TrainingOptions, *,
+    seed: int, progress: bool, held_out_loss: Callable[[], float] | None = None,
+    checkpoint: Path | None = None, split: bool = True, metadata: dict[str, Any] | None = None,
 ) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
-    """AdamW with a warm-up, a cosine schedule and clipped gradients; ends at an average of the weights.
+    """Train a network in place by AdamW with clipped gradients, to a moving average of its weights.
 
-    All that is random is a function of (seed, iteration), dropout too, so that a run that goes on from a
-    checkpoint ends with the bits of one that was never stopped. Of several processes all begin with the
-    first one's weights and its looks count.
+    Everything random, dropout included, is a function of (seed, iteration), so a run resumed from a
+    checkpoint ends bitwise equal to one that was never interrupted. All processes start from the weights of
+    rank 0, whose held-out evaluations count.
 
     Args:
         loss: the mean over a minibatch.
         count: number of training samples.
-        average: the largest weight of the old in the moving average of the weights.
-        look: a held-out distance of the averaged weights, asked for every so many iterations where there
-            is patience, or a bar on a terminal to show it on.
-        patience: looks in a row without a better distance after which training stops; 0 for never. With
-            patience the weights of the best look are kept.
-        checkpoint: a file written every so many iterations, each whole or not at all; where it is
-            there already, training goes on from it.
-        split: under torch.distributed each process takes its part of a minibatch; False where the loss
-            sees to that itself.
-        words: what a checkpoint must agree with to be gone on from.
+        held_out_loss: the held-out distance of the network as it is when called. It is called at the moving
+            average every `checkpoint_every` iterations, if there is patience, or a bar to show it on.
+        checkpoint: a file, written atomically every `checkpoint_every` iterations; training resumes from it
+            where it exists.
+        split: each process takes its part of a minibatch; False if the loss does that itself.
+        metadata: what must match when resuming, in addition to options, seed and count.
 
     Returns:
-        the loss averaged over tenths of the run, and the looks.
+        the loss averaged over tenths of the run, and (iteration, held-out distance) pairs.
     """
-    check_options({"iterations": iterations, "batch": batch, "rate": rate, "average": average,
-                   "patience": patience, "every": every})  # fmt: skip
-    words = {"iterations": iterations, "batch": batch, "rate": rate, "seed": seed, "count": count,
-             "average": average, "patience": patience, "every": every} | (words or {})  # fmt: skip
-    run = Training(network, weight_decay, words)
-    run.read(checkpoint)
-    key, own = key_of(seed), key_of(seed + (1 + rank_and_world()[0]) * APART)
-    bar = _progress(run.done, iterations, progress)
-    # a look is made by all processes or by none, and only the first one has a bar
-    alone = rank_and_world()[1] == 1
-    looking = look is not None and (patience > 0 or (alone and not bar.disable))
+    o = options.or_else(DEFAULTS)
+    iterations, patience = o.iterations, o.early_stopping_patience
+    run = _Run(network, o, asdict(o) | {"seed": seed, "count": count} | (metadata or {}))
+    run.resume(checkpoint)
+    rank, world = rank_and_world()
+    key, own = key_of(seed), key_of(seed + (1 + rank) * APART)
+    bar = progress_bar(range(run.done, iterations), "it", show=progress, total=iterations, initial=run.done)
+    # a held-out evaluation is made by all processes or by none, and only the first one has a bar
+    judged = held_out_loss if patience > 0 or (world == 1 and not bar.disable) else None
     for i in bar:
         if 0 < patience <= run.stale:
             break
         common, generator = (torch.Generator().manual_seed(node_seed(k, i)) for k in (key, own))
-        index = torch.randint(count, (batch,), generator=common)
+        index = torch.randint(count, (o.batch_size,), generator=common)
         mine = index[part()] if split else index
         with seeded_everywhere(node_seed(own, i), run.device):
             value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
-        run.step(rate * learning_rate(i, iterations), average, value)
-        if run.done % every == 0 or run.done == iterations:
+        run.step(value)
+        if run.done % o.checkpoint_every == 0 or run.done == iterations:
             run.check_finite()
-            if looking and look is not None:
-                run.looked(look)
-                bar.set_postfix(loss=f"{float(value):.3g}", held_out=f"{run.looks[-1][1]:.3g}")
-            run.write(checkpoint)
-    run.finish(patience > 0)
-    return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.looks
+            if judged is not None:
+                run.evaluate(judged)
+                bar.set_postfix(loss=f"{float(value):.3g}", held_out=f"{run.held_out[-1][1]:.3g}")
+            run.save(checkpoint)
+    run.set_weights(run.best if patience > 0 else run.average)
+    return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.held_out
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse numbers of the optimiser that are out of range; those that are not there are well."""
-    for name, least in (("iterations", 1), ("batch", 1), ("every", 1), ("patience", 0)):
-        came = options.get(name, least)
-        _validation.check_int(name, came, least)
-    for name, top in (("rate", math.inf), ("average", 1.0)):
-        came = options.get(name, 0.5)
-        if not 0 <= _validation.check_float(name, came) < top:
-            raise InputError(f"{name}: got {came!r}, expected a number of at least 0, below {top:g}.")
+class Task(Protocol):
+    """What a student is trained on: the arguments of `fit` that depend on the method."""
+
+    def loss(self, batch: Minibatch) -> Tensor: ...
+    def held_out_loss(self) -> float: ...
+    def metadata(self) -> dict[str, Any]: ...
 
 
-class Training:
-    """Network, averaged weights, optimiser and history of a run: all that a checkpoint holds."""
+def train(
+    task: Task, network: nn.Module, count: int, options: TrainingOptions, *, seed: int, progress: bool,
+    folder: str | Path | None, name: str,
+) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
+    """Fit a student's network to its task, with a checkpoint `name` in the folder, and freeze it."""
+    out = fit(
+        network, task.loss, count, options, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
+        checkpoint=None if folder is None else Path(folder) / f"{name}.training", metadata=task.metadata(),
+    )  # fmt: skip
+    network.eval().requires_grad_(False)  # training it further needs requires_grad_(True)
+    return out
 
-    def __init__(self, network: nn.Module, weight_decay: float, words: dict[str, Any]) -> None:
-        trained = {k: p for k, p in network.named_parameters() if p.requires_grad}
-        self.parameters: dict[str, nn.Parameter] = trained
+
+class _Run:
+    """Network, averaged weights, optimiser and history of a training: all that a checkpoint contains."""
+
+    def __init__(self, network: nn.Module, options: Any, metadata: dict[str, Any]) -> None:
+        self.network = network
+        self.options = options
+        self.parameters: dict[str, Any] = {k: p for k, p in network.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise InputError(
-                "network: got one without trainable parameters; a student is frozen when it is done. Call "
-                "network.requires_grad_(True) to train it on."
+                "network: got one without trainable parameters; a student is frozen after training. Call "
+                "network.requires_grad_(True) to train it further."
             )
-        self.network = network
-        self.device: torch.device = next(iter(self.parameters.values())).device
-        self.buffers: dict[str, Tensor] = dict(network.named_buffers())
         with torch.no_grad():
-            for t in (*self.parameters.values(), *self.buffers.values()):
+            for t in (*self.parameters.values(), *network.buffers()):
                 t.copy_(from_first(t))
-        self.words: dict[str, Any] = words | {"begun from": digest(network.state_dict())}
-        self.average: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
-        self.best: dict[str, Tensor] = self.average
-        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
-            self.parameters.values(), 1.0, betas=(0.9, 0.99), weight_decay=weight_decay
-        )
+        self.device: torch.device = next(iter(self.parameters.values())).device
+        self.metadata: dict[str, Any] = metadata | {"initial weights": digest(network.state_dict())}
+        self.average, self.best = self.weights(), self.weights()
         self.history: list[Tensor] = []
-        self.looks: list[tuple[int, float]] = []
+        self.held_out: list[tuple[int, float]] = []
         self.stale: int = 0
+        group = {"params": [*self.parameters.values()], "initial_lr": options.learning_rate}
+        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
+            [group], options.learning_rate, (0.9, 0.99), weight_decay=options.weight_decay
+        )
+        for p in self.parameters.values():  # as AdamW's first step does, for a checkpoint to be copied in
+            moments = {m: torch.zeros_like(p) for m in ("exp_avg", "exp_avg_sq")}
+            self.optimiser.state[p] = {"step": torch.tensor(0.0)} | moments
 
     @property
     def done(self) -> int:
         return len(self.history)
 
-    def gradients(
-        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, whole: int, split: bool
-    ) -> Tensor:
-        """Fill the gradients, of all processes together; the loss."""
-        parameters = list(self.parameters.values())
-        found: tuple[Tensor | None, ...]
-        if len(batch.index):
-            with torch.enable_grad():
-                value = loss(batch)
-                # of these parameters only: a user's denoiser may have parameters of its own
-                found = torch.autograd.grad(value, parameters, allow_unused=True)
-        else:  # more processes than samples
-            value, found = parameters[0].new_zeros(()), (None,) * len(parameters)
-        for p, g in zip(parameters, found, strict=True):
-            p.grad = torch.zeros_like(p) if g is None else g
-        value = value.detach()
-        if split and rank_and_world()[1] > 1:
-            flat = torch.cat([value[None], *(p.grad.flatten() for p in parameters)])  # type: ignore[union-attr]
-            flat = sum_over_processes(flat * (len(batch.index) / whole))
-            value, *summed = torch.split(flat, [1, *(p.numel() for p in parameters)])
-            for p, g in zip(parameters, summed, strict=True):
-                p.grad = g.reshape(p.shape)
-        return value.reshape(())
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the current weights."""
+        return {k: p.detach().clone() for k, p in self.parameters.items()}
 
-    def step(self, rate: float, average: float, value: Tensor) -> None:
-        parameters: list[Tensor] = list(self.parameters.values())
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimiser.param_groups[0]["lr"] = rate
-        self.optimiser.step()
-        with torch.no_grad():
-            far = 1 - min(average, (self.done + 1) / (self.done + 10))
-            torch._foreach_lerp_(list(self.average.values()), parameters, far)
-        self.history.append(value)
-
-    def looked(self, look: Callable[[], float]) -> None:
-        """Ask for the held-out distance of the averaged weights, and remember them if it is the best."""
-        now = {k: p.detach().clone() for k, p in self.parameters.items()}
-        training = self.network.training
-        self._put(self.average)
-        self.network.eval()
-        value = float(from_first(torch.tensor(look(), dtype=torch.float64)))
-        self.network.train(training)
-        self._put(now)
-        better = value < min((v for _, v in self.looks if v == v), default=math.inf)
-        self.stale = 0 if better else self.stale + 1
-        self.looks.append((self.done, value))
-        if better:
-            self.best = {k: v.clone() for k, v in self.average.items()}
-
-    def finish(self, at_best: bool) -> None:
-        self._put(self.best if at_best else self.average)
-
-    def _put(self, weights: dict[str, Tensor]) -> None:
+    def set_weights(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for k, p in self.parameters.items():
                 p.copy_(weights[k])
 
+    def gradients(
+        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int, split: bool
+    ) -> Tensor:
+        """Set the gradients, of all processes together; returns the loss. size: of the minibatch of all."""
+        parameters = [*self.parameters.values()]
+        found: tuple[Tensor | None, ...]
+        if len(batch.index):
+            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast)
+            with torch.enable_grad():
+                with autocast:
+                    value = loss(batch)
+                # of these parameters only: a user's denoiser may have parameters of its own
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
+        else:  # more processes than samples
+            value, found = parameters[0].new_zeros(()), (None,) * len(parameters)
+        grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        value = value.detach()
+        if split and rank_and_world()[1] > 1:
+            flat = torch.cat([value[None], *(g.flatten() for g in grads)])
+            flat = sum_over_processes(flat * (len(batch.index) / size))
+            value, *grads = torch.split(flat, [1, *(p.numel() for p in parameters)])
+        for p, g in zip(parameters, grads, strict=True):
+            p.grad = g.reshape(p.shape)
+        return value.reshape(())
+
+    def step(self, value: Tensor) -> None:
+        """Update the weights and their average; `value` is the loss."""
+        parameters = [*self.parameters.values()]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        # a small decay at first, because the initial weights are far from the result
+        decay = min(self.options.ema_decay, (self.done + 1) / (self.done + 10))
+        get_ema_multi_avg_fn(decay)([*self.average.values()], parameters, self.done)  # type: ignore[no-untyped-call]
+        self.history.append(value)
+
+    def evaluate(self, held_out_loss: Callable[[], float]) -> None:
+        """Call the held-out distance at the averaged weights, and keep them if it is the smallest so far."""
+        now, modes = self.weights(), [(m, m.training) for m in self.network.modules()]
+        self.set_weights(self.average)
+        self.network.eval()
+        value = float(from_first(torch.tensor(held_out_loss(), dtype=torch.float64)))
+        for module, training in modes:  # not all are in the same mode
+            module.training = training
+        better = value < min((v for _, v in self.held_out if v == v), default=math.inf)
+        self.stale = 0 if better else self.stale + 1
+        self.held_out.append((self.done, value))
+        if better:
+            self.best = self.weights()
+        self.set_weights(now)
+
     def check_finite(self) -> None:
         if not bool(self.history[-1].isfinite()):
             raise NonFiniteError(
-                f"The training loss is not finite after {self.done} iterations. Lower the learning rate, "
-                "rate=.", step=self.done - 1, paths=0,
+                f"The training loss is not finite after {self.done} iterations. Lower the learning_rate.",
+                step=self.done - 1, paths=0,
             )  # fmt: skip
 
-    def write(self, path: Path | None) -> None:
-        """The state as a file that appears whole or not at all; by the first process alone."""
-        if path is None or rank_and_world()[0]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the state by name, except for the history."""
+        out = {f"buffer.{k}": v for k, v in self.network.named_buffers()}
+        for k, p in self.parameters.items():
+            out |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
+            out |= {f"{name}.{k}": v for name, v in self.optimiser.state[p].items()}
+        return out
+
+    def save(self, path: Path | None) -> None:
+        """Write a checkpoint atomically, on rank 0."""
+        if path is None or not is_first():
             return
         from safetensors.torch import save_file
 
-        tensors = {"history": torch.stack(self.history).cpu()}
-        tensors |= {f"buffer.{k}": v for k, v in self.buffers.items()}
-        for k, p in self.parameters.items():
-            tensors |= {f"now.{k}": p.detach(), f"mean.{k}": self.average[k], f"best.{k}": self.best[k]}
-            tensors |= {f"{m}.{k}": v for m, v in self.optimiser.state[p].items()}
-        meta = {"format": CHECKPOINT, "words": self.words, "looks": self.looks, "stale": self.stale}
-        # a copy: safetensors refuses tensors that share memory, as best and mean do without a look
-        tensors = {k: v.contiguous().clone() for k, v in tensors.items()}
-        with whole(path) as place:
-            save_file(tensors, str(place), {"fewstep": json.dumps(meta)})
+        tensors = self.tensors() | {"history": torch.stack(self.history)}
+        meta = {
+            "format": CHECKPOINT,
+            "metadata": self.metadata,
+            "held_out": self.held_out,
+            "stale": self.stale,
+        }
+        with atomic_write(path) as place:
+            # clones, since a network's own tensors may share memory
+            save_file({k: v.clone() for k, v in tensors.items()}, str(place), {"fewstep": json.dumps(meta)})
 
-    def read(self, path: Path | None) -> None:
-        """Go on from a checkpoint, where there is one."""
+    def resume(self, path: Path | None) -> None:
+        """Continue from a checkpoint, where there is one."""
         barrier()
         if path is not None and path.exists():
-            self._read(path)
+            try:
+                meta, tensors = read(path, (CHECKPOINT,))
+            except InputError as error:
+                raise InputError(f"{error} Delete it to start again.") from error
+            check_same(f"checkpoint: {path} is of a training", meta.get("metadata"), self.metadata)
+            try:
+                self._load(meta, tensors)
+            except (RuntimeError, *DAMAGE) as error:
+                raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
         if float(from_first(torch.tensor(float(self.done)))) != self.done:
-            raise InputError(f"checkpoint: {path} is not the same in all processes; expected one folder that "
-                             "all see.")  # fmt: skip
-
-    def _check_fit(self, tensors: dict[str, Tensor]) -> None:
-        """Copying would spread a smaller tensor over a larger one."""
-        shaped = [(f"{m}.{k}", p) for k, p in self.parameters.items() for m in KEPT]
-        for name, p in [*shaped, *((f"buffer.{k}", b) for k, b in self.buffers.items())]:
-            if (tensors[name].shape, tensors[name].dtype) != (p.shape, p.dtype):
-                raise ValueError(f"{name} has another shape or dtype")
-            if not bool(tensors[name].isfinite().all()):
-                raise ValueError(f"{name} has numbers that are not finite")
-
-    def _read(self, path: Path) -> None:
-
-        try:
-            meta, tensors = read(path, (CHECKPOINT,))
-        except InputError as error:
-            raise InputError(f"{error} Delete it to begin again.") from error
-        mine = json.loads(json.dumps(self.words))
-        if meta.get("words") != mine:
-            theirs = meta["words"] if isinstance(meta.get("words"), dict) else {}
-            other = [
-                f"{k} ({short(theirs.get(k))}, this call's is {short(mine.get(k))})"
-                for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)
-            ]  # fmt: skip
             raise InputError(
-                f"checkpoint: {path} is of a training with another {', '.join(other)}. Repeat the call that "
-                "made it, or take another folder."
+                f"checkpoint: {path} differs between processes; expected one folder that all of them share."
             )
-        try:
-            self._check_fit(tensors)
-            with torch.no_grad():
-                for k, p in self.parameters.items():
-                    p.copy_(tensors[f"now.{k}"])
-                    self.average[k].copy_(tensors[f"mean.{k}"])
-                    # copies, since what is mapped from a file lies where sums are rounded otherwise
-                    self.optimiser.state[p] = {
-                        m: tensors[f"{m}.{k}"].clone().to("cpu" if m == "step" else p.device)
-                        for m in ("step", "exp_avg", "exp_avg_sq")
-                    }
-                self.best = {k: tensors[f"best.{k}"].clone().to(p.device) for k, p in self.parameters.items()}
-                for k, b in self.buffers.items():
-                    b.copy_(tensors[f"buffer.{k}"])
-            self.history = list(tensors["history"].to(next(iter(self.average.values())).device).unbind())
-            self.looks, self.stale = [(int(i), float(v)) for i, v in meta["looks"]], int(meta["stale"])
-        except (RuntimeError, *DAMAGE) as error:
-            raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
+        iterations = self.options.iterations
+        self.schedule: LambdaLR = LambdaLR(
+            self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=self.done - 1
+        )
+
+    def _load(self, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for name, mine in self.tensors().items():
+            theirs = tensors[name]
+            if (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype) or not bool(theirs.isfinite().all()):
+                raise ValueError(f"{name} has another shape or dtype, or non-finite values")
+            mine.copy_(theirs)
+        self.history = list(tensors["history"].to(self.device).unbind())
+        self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
 
 
-def learning_rate(i: int, iterations: int) -> float:
-    """Linear over the first 50 iterations (or a tenth of them), then half a cosine to nought."""
+def check_same(
+    what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None
+) -> None:
+    """Reject metadata of a file that differ from this call's; `same(key, held, mine)` replaces equality."""
+    theirs, mine = held if isinstance(held, dict) else {}, json.loads(json.dumps(mine))
+    equal = same or (lambda key, a, b: bool(a == b))
+    other = [
+        f"{k} ({_short(theirs.get(k))}, this call's is {_short(mine.get(k))})"
+        for k in {**theirs, **mine} if not equal(k, theirs.get(k), mine.get(k))
+    ]  # fmt: skip
+    if other:
+        raise InputError(
+            f"{what} of another {', '.join(other)}. Repeat the call that made it, or use another folder."
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def warmup_cosine(i: int, iterations: int) -> float:
+    """The factor of the learning rate: linear over 50 iterations (at most a tenth), then half a cosine."""
     warm = min(50, iterations // 10 + 1)
     return min(1.0, (i + 1) / warm) * 0.5 * (1 + math.cos(math.pi * i / iterations))
 
 
-def _progress(done: int, iterations: int, show: bool) -> Any:
-    from tqdm import trange
-
-    # disable=None: a bar on a terminal, none in a pipe
-    hidden = None if show and rank_and_world()[0] == 0 else True
-    return trange(
-        done, iterations, initial=done, total=iterations, desc="distil", disable=hidden, leave=False
-    )
-
-
 @contextmanager
 def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators of that seed, for dropout; as they were when done."""
+    """Seed torch's global generators, for dropout, and restore them at the end."""
     every = range(torch.cuda.device_count()) if device.type == "cuda" else []
     with torch.random.fork_rng(devices=list(every)):
         torch.default_generator.manual_seed(seed)
@@ -356,22 +442,16 @@ def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def short(value: Any) -> str:
-    """As text, cut at 60 characters."""
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """A network with initial weights of a seed; the global generator is left unchanged."""
+    with seeded_everywhere(seed, torch.device("cpu")):
+        return build()
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """A name for these numbers."""
+    """A hash of names, shapes, dtypes and values."""
     found = hashlib.sha256()
     for k, v in tensors.items():
         found.update(f"{k} {tuple(v.shape)} {v.dtype}".encode())
         found.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
-    """A network with initial weights of its own seed; the global generator is left as it was."""
-    with seeded_everywhere(seed, torch.device("cpu")):
-        return build()

@@ -1,4 +1,4 @@
-"""Teacher data of Sig-DEG: fine trajectories at coarse knots, with the exact signature of each interval."""
+"""Teacher data of Sig-DEG: fine trajectories at coarse levels, with the exact signature of each interval."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import torch
 from torch import Tensor
 
 from .. import _validation
-from .._distributed import barrier, rank_and_world
-from .._serialization import DAMAGE, whole
+from .._distributed import barrier, is_first, rank_and_world
+from .._progress import progress as progress_bar
+from .._serialization import DAMAGE, atomic_write
 from ..brownian import FreshIncrements, Increment
 from ..brownian.increment import LEVY_ORDER
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
-from ..executor import run
+from ..executor import Normals, run
+from ..fingerprint import TOLERANCE, Fingerprint
 from ..grid import MOST, check_sigmas, refined
 from ..plan import Plan
-from ..plan_noise import generators, unit_normals
 from ..problem import DiffusionModel
 from ..resolve import evaluator_of
 from ..sde.euler_maruyama import EulerMaruyama
 from ..solver import DiffusionSolver
-from .dode.fitting_state import Labelled, Model
-from .dode.student import TOLERANCE, Fingerprint
-from .training import digest, short
+from .labelled_model import Labelled, Model
+from .training import check_same, digest
 
 FORMAT = "fewstep-trajectories-1"
-BLOCK = 256  # trajectories made and written at a time; part of their identity, since a draw is a block's
+BLOCK = 256  # trajectories made and written at a time; part of their identity, since draws are per block
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Batch:
     labels: Tensor | None = None
 
     def part(self, index: Tensor) -> Batch:
-        """These of them."""
+        """The trajectories at these positions."""
         labels = None if self.labels is None else self.labels[index]
         return Batch(self.knots[:, index], self.xi[:, index], labels)
 
@@ -62,13 +62,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Trajectories in blocks, in memory or mapped from files.
+    """Trajectories in blocks, in memory or memory-mapped from files.
 
     Attributes:
         levels: (intervals + 1,) float64, those of the blocks.
-        blocks: each "knots" (n, intervals + 1, *event), "xi" (n, intervals, letters, *event), maybe "labels".
-        evaluations: of the network for each trajectory.
-        kept: which of the levels are the coarse ones; None: all.
+        blocks: each has "knots" (n, intervals + 1, *event), "xi" (n, intervals, letters, *event) and, for a
+            model of labels, "labels".
+        evaluations: network evaluations per trajectory.
+        kept: the indices of the coarse levels; None for all.
     """
 
     levels: Tensor
@@ -100,11 +101,11 @@ class Trajectories:
         """The same trajectories at fewer coarse levels, for a student of fewer steps.
 
         Args:
-            keep: one level in so many, a divisor of the number of steps; or the numbers of those that stay,
-                from 0 up to that of the last.
+            keep: keep every so many-th level, a divisor of the number of steps; or the indices of the levels
+                to keep, increasing from 0 to that of the last.
 
         Raises:
-            InputError: another number, or numbers that do not rise from the first level to the last.
+            InputError: another number or other indices.
         """
         steps = len(self.sigmas) - 1
         if isinstance(keep, int):
@@ -115,17 +116,17 @@ class Trajectories:
         items: Any = keep if listed else [keep]
         chosen = [_validation.check_int("keep", i, 0) for i in items]
         if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
-            raise InputError(f"keep: got {chosen}, expected numbers of levels that rise from 0 to {steps}.")
+            raise InputError(f"keep: got {chosen}, expected indices increasing from 0 to {steps}.")
         before = self.kept or range(steps + 1)
         return replace(self, kept=tuple(before[i] for i in chosen))
 
     def some_knots(self, count: int) -> Tensor:
-        """(steps + 1, n, *event) knots of the first trajectories, at most so many and those of one block."""
+        """(steps + 1, n, *event) knots of the first trajectories, at most `count` and one block."""
         knots = self.blocks[0]["knots"][:count].transpose(0, 1)
         return knots if self.kept is None else knots[list(self.kept)]
 
     def digest(self) -> str:
-        """A name for these numbers: of the coarse levels, of some ends and of all labels."""
+        """A hash of the coarse levels, of some final states and of all labels."""
         parts = {"levels": self.sigmas}
         for i, block in enumerate(self.blocks):
             parts |= {f"{i}": block["knots"][:16, -1]}
@@ -133,13 +134,13 @@ class Trajectories:
         return digest(parts)
 
     def pick(self, index: Tensor) -> Batch:
-        """The trajectories of these numbers, in this order; InputError for numbers that are not there."""
-        _validation.check_instance("index", index, Tensor, f"a tensor of numbers in 0 ... {len(self) - 1}")
+        """The trajectories of these indices, in this order; InputError for indices out of range."""
+        _validation.check_instance("index", index, Tensor, f"a tensor of indices in 0 ... {len(self) - 1}")
         index = index.cpu()
         inside = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
         if not inside or int(index.min()) < 0 or int(index.max()) >= len(self):
             few = index.reshape(-1).tolist()[:8]
-            raise InputError(f"index: got {few}, expected numbers in 0 ... {len(self) - 1}.")
+            raise InputError(f"index: got {few}, expected indices in 0 ... {len(self) - 1}.")
         parts, places, first = [], [], 0
         for block in self.blocks:
             n = len(block["knots"])
@@ -149,11 +150,11 @@ class Trajectories:
                 places.append(mine)
             first += n
         back = torch.cat(places).argsort()
-        whole = {k: torch.cat([p[k] for p in parts])[back] for k in parts[0]}
-        knots, xi = (whole[k].transpose(0, 1) for k in ("knots", "xi"))
+        joined = {k: torch.cat([p[k] for p in parts])[back] for k in parts[0]}
+        knots, xi = (joined[k].transpose(0, 1) for k in ("knots", "xi"))
         if self.kept is None:
-            return Batch(knots, xi, whole.get("labels"))
-        return Batch(knots[list(self.kept)], self._joined(xi, self.kept), whole.get("labels"))
+            return Batch(knots, xi, joined.get("labels"))
+        return Batch(knots[list(self.kept)], self._joined(xi, self.kept), joined.get("labels"))
 
     def _joined(self, xi: Tensor, kept: Sequence[int]) -> Tensor:
         """Signatures of the coarse intervals, by Chen's relation."""
@@ -176,48 +177,53 @@ def make_trajectories(
     The teacher draws exact (W, H, K) on its own steps; Chen's relation joins them to the coarse intervals.
 
     Args:
-        problem: the model; with `labels` a function `labels -> DiffusionModel`.
+        problem: the model or, with `labels`, a function `labels -> DiffusionModel`.
         sigmas: (steps + 1,) the coarse levels, decreasing, all above 0.
-        count, event_shape: how many trajectories, and the shape of one sample.
-        substeps: of the teacher for each coarse interval, even in log sigma.
-        teacher: a stochastic solver whose steps open one path interval each: `EulerMaruyama()` (the
-            default, DDPM's ancestral step), `SEA()`, `SRA1()`, `ShARK()` or one of your own.
-        levy: "W", "H" or "K": the signature kept, at least what the teacher needs.
-        labels: (count, ...) a label for each trajectory.
-        seed: trajectory i of one seed is always the same.
-        folder: blocks of 256 are written here, each whole or not at all. The same call goes on where an
-            earlier one was stopped; another call is refused. Of several processes each makes its share.
+        count: number of trajectories; trajectory i of a seed does not depend on it.
+        event_shape: shape of one sample.
+        substeps: steps of the teacher per coarse interval, even in log sigma.
+        teacher: a stochastic solver whose steps open one path interval each: `EulerMaruyama()` (the default,
+            DDPM's ancestral step), `SEA()`, `SRA1()`, `ShARK()` or your own.
+        levy: the signature to keep, "W", "H" or "K"; at least what the teacher needs.
+        labels: (count, ...) one label per trajectory.
+        folder: blocks of 256 are written here atomically. The same call resumes an interrupted one; a
+            different call is rejected. Under torch.distributed each process makes its share.
         device: where the network runs.
 
     Raises:
-        InputError: arguments out of these ranges, a folder that holds other trajectories.
+        InputError: arguments out of range, or a folder with other trajectories.
     """
     sigmas = checked_levels(sigmas)
     _validation.check_choice("levy", levy, LEVY_ORDER)
     _validation.check_int("count", count)
     _validation.check_int("substeps", substeps, 1, MOST)
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
-    if teacher is not None and (isinstance(teacher, type) or not isinstance(teacher, DiffusionSolver)):
-        raise InputError(f"teacher: got {teacher!r}, expected a solver such as fs.EulerMaruyama().")
+    _validation.check_instance(
+        "teacher", teacher, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()"
+    )
     event_shape = _validation.check_shape(event_shape, "event_shape")
     labels = labels.to(device) if torch.is_tensor(labels) else labels
     model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
-    maker = _Maker.of(model, sigmas, substeps, teacher or EulerMaruyama(), levy, event_shape, seed, device)
-    starts = range(0, count, BLOCK)
-    ranges = [torch.arange(i, min(i + BLOCK, count)) for i in starts]
+    plan = _teacher_plan(teacher or EulerMaruyama(), model, sigmas, substeps, levy)
+    maker = _Maker(model, sigmas, plan, _ends(plan, sigmas), levy, event_shape, seed, device)
+    ranges = [torch.arange(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
     if folder is None:
-        blocks = [maker.block(index) for index in _shown(ranges, progress)]
+        blocks = [maker.block(index) for index in progress_bar(ranges, "block", show=progress)]
     else:
         blocks = _on_disk(_validation.check_path(folder, "folder"), maker, ranges, progress)
-    return Trajectories(sigmas, blocks, maker.plan.nfe)
+    return Trajectories(sigmas, blocks, plan.nfe)
 
 
-def substeps_of(steps: int, fine: int) -> int:
-    """Fine steps for each of the coarse ones."""
-    _validation.check_int("steps", steps)
-    if _validation.check_int("teacher_steps", fine) % steps:
-        raise InputError(f"teacher_steps: got {fine} for {steps} steps, expected a multiple of steps.")
-    return fine // steps
+def substeps_of(steps: int, total: int | None, substeps: int | None, default: int) -> int:
+    """The fine steps per coarse step, from their total number or from themselves; `default` is a total."""
+    if substeps is not None and total is not None:
+        raise InputError(f"teacher_steps: got {total} with substeps={substeps}; drop one of them.")
+    if substeps is not None:
+        return substeps
+    total = default if total is None else _validation.check_int("teacher_steps", total, 1, MOST)
+    if total % steps:
+        raise InputError(f"teacher_steps: got {total} for {steps} steps, expected a multiple of steps.")
+    return total // steps
 
 
 def checked_levels(sigmas: Tensor) -> Tensor:
@@ -229,6 +235,34 @@ def checked_levels(sigmas: Tensor) -> Tensor:
             "interval of tau = 1/sigma^2 must be finite. End at the schedule's sigma_min."
         )
     return grid
+
+
+def _teacher_plan(teacher: DiffusionSolver, model: Model, sigmas: Tensor, substeps: int, levy: str) -> Plan:
+    plan = teacher.plan(refined(sigmas, substeps), model.schedule)
+    if not plan.levy or bool((plan.noise[:, 1] <= plan.noise[:, 0]).any()):
+        raise InputError(
+            f"teacher: got {plan.name!r}, expected a stochastic solver with all of its noise on the path, "
+            "such as EulerMaruyama(), SEA() or ShARK()."
+        )
+    if LEVY_ORDER[plan.levy] > LEVY_ORDER[levy]:
+        raise InputError(f"levy: got {levy!r}; the teacher {plan.name} needs {plan.levy!r}.")
+    return plan
+
+
+def _ends(plan: Plan, sigmas: Tensor) -> list[bool]:
+    """For each row, whether the state after it is at a coarse level."""
+    opens = (~plan.noise[:, 0].isnan()).tolist()
+    coarse, out, tau = sigmas[1:] ** -2.0, list[bool](), float("nan")
+    for row in range(plan.nfe):
+        tau = float(plan.noise[row, 1]) if opens[row] else tau
+        last = row + 1 == plan.nfe or opens[row + 1]
+        out.append(last and bool(((coarse / tau - 1).abs() < 1e-9).any()))
+    if sum(out) != len(coarse):
+        raise InputError(
+            f"teacher: {plan.name} does not stop at the coarse levels; expected one interval per step, as in "
+            "EulerMaruyama() or ShARK()."
+        )
+    return out
 
 
 @dataclass(frozen=True)
@@ -244,33 +278,18 @@ class _Maker:
     seed: int
     device: torch.device | str
 
-    @classmethod
-    def of(
-        cls, model: Model, sigmas: Tensor, substeps: int, teacher: DiffusionSolver, levy: str,
-        event: tuple[int, ...], seed: int, device: torch.device | str,
-    ) -> _Maker:  # fmt: skip
-        plan = teacher.plan(refined(sigmas, substeps), model.schedule)
-        if not plan.levy or bool((plan.noise[:, 1] <= plan.noise[:, 0]).any()):
-            raise InputError(
-                f"teacher: got {plan.name!r}, expected a stochastic solver all of whose noise is on the path, "
-                "such as EulerMaruyama(), SEA() or ShARK()."
-            )
-        if LEVY_ORDER[plan.levy] > LEVY_ORDER[levy]:
-            raise InputError(f"levy: got {levy!r}; the teacher {plan.name} needs {plan.levy!r}.")
-        return cls(model, sigmas, plan, _ends(plan, sigmas), levy, tuple(event), seed, device)
-
     @torch.no_grad()
     def block(self, index: Tensor) -> dict[str, Tensor]:
-        """The trajectories of these numbers, one block's."""
-        problem, plan, number = self.model.at(index), self.plan, int(index[0]) // BLOCK
-        # all of a block is drawn, and then cut: a trajectory does not depend on how many were asked for
-        n, shape, key = len(index), (BLOCK, *self.event), key_of(self.seed)
+        """The trajectories of these indices, which are those of one block."""
+        plan, number, n = self.plan, int(index[0]) // BLOCK, len(index)
+        # drawn for a full block and then cut: a trajectory does not depend on the number asked for
+        shape, key = (BLOCK, *self.event), key_of(self.seed)
         source = FreshIncrements(shape, levy=self.levy, seed=node_seed(key, 2 * number + 1))
-        normals = unit_normals(shape, generators(node_seed(key, 2 * number), "cpu"), torch.float32, "cpu")
-        x = (normals[:n] * float(self.sigmas[0])).to(self.device)
+        start = torch.randn(shape, generator=torch.Generator().manual_seed(node_seed(key, 2 * number)))
+        x = (start[:n] * float(self.sigmas[0])).to(self.device)
         knots, xi, joined = [x.cpu()], list[Tensor](), list[Increment]()
 
-        def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
+        def draw(tau0: float, tau1: float) -> Normals:
             increment = source.increment(tau0, tau1)
             joined.append(joined.pop().join(increment) if joined else increment)
             return tuple(z[:n].to(self.device) for z in increment.coordinates()[: plan.stage_noise.shape[-1]])
@@ -280,95 +299,68 @@ class _Maker:
                 knots.append(x.cpu())
                 xi.append(torch.stack(joined.pop().coordinates(), 1)[:n])
 
-        run(plan, x, evaluator_of(problem, plan, x), draw, keep)
+        run(plan, x, evaluator_of(self.model.at(index), plan, x), draw, keep)
         if not all(bool(x.isfinite().all()) for x in knots):
             raise NonFiniteError(
-                f"The teacher {plan.name} made states that are not finite; look at its denoiser there.",
+                f"The teacher {plan.name} produced non-finite states; check its denoiser on them.",
                 step=0, paths=n,
             )  # fmt: skip
         labels = self.model.labels
         out = {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
         return out if labels is None else out | {"labels": labels[index.to(labels.device)].cpu()}
 
-    def words(self, count: int) -> dict[str, Any]:
-        """What a folder of blocks says of itself."""
-        like = torch.empty(1, *self.event, device=self.device)
-        asked = Fingerprint.of_model(self.model, like)
+    def metadata(self, count: int) -> dict[str, Any]:
+        """What must match for a folder of blocks to be continued."""
+        asked = Fingerprint.of_model(self.model, torch.empty(1, *self.event, device=self.device))
         return {
             "format": FORMAT, "count": count, "levy": self.levy, "sigmas": self.sigmas.tolist(),
             "teacher": self.plan.name, "evaluations": self.plan.nfe, "seed": self.seed,
             "labels": None if self.model.labels is None else digest({"labels": self.model.labels}),
-            "model": json.loads(json.dumps(vars(asked))),
+            "model": vars(asked),
         }  # fmt: skip
 
 
-def _ends(plan: Plan, sigmas: Tensor) -> list[bool]:
-    """For each row whether the state after it is at a coarse level."""
-    opens = (~plan.noise[:, 0].isnan()).tolist()
-    coarse, out, tau = sigmas[1:] ** -2.0, list[bool](), float("nan")
-    for row in range(plan.nfe):
-        tau = float(plan.noise[row, 1]) if opens[row] else tau
-        last = row + 1 == plan.nfe or opens[row + 1]
-        out.append(last and bool(((coarse / tau - 1).abs() < 1e-9).any()))
-    if sum(out) != len(coarse):
-        raise InputError(f"teacher: {plan.name} does not stop at the coarse levels; expected one interval a "
-                         "step, as of EulerMaruyama() or ShARK().")  # fmt: skip
-    return out
-
-
-def _shown(items: list[Any], progress: bool) -> Any:
-    from tqdm import tqdm
-
-    # disable=None: a bar on a terminal, none in a pipe
-    return tqdm(items, desc="teacher", disable=None if progress else True, leave=False)
-
-
 def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) -> list[dict[str, Tensor]]:
+    """The blocks of a folder, those that are missing made first."""
     from safetensors.torch import save_file
 
-    _claim(folder, maker.words(int(ranges[-1][-1]) + 1))
+    _claim(folder, maker.metadata(int(ranges[-1][-1]) + 1))
     files = [folder / f"block-{i:05d}.safetensors" for i in range(len(ranges))]
     rank, world = rank_and_world()
     missing = [i for i in range(len(files)) if not files[i].exists()]
-    barrier()  # after all have looked, and before one writes
-    todo = missing[rank::world]
-    for i in _shown(todo, progress):
+    barrier()  # all processes list the files before one writes
+    for i in progress_bar(missing[rank::world], "block", show=progress):
         block = {k: v.contiguous() for k, v in maker.block(ranges[i]).items()}
-        with whole(files[i]) as part:
+        with atomic_write(files[i]) as part:
             save_file(block, str(part))
     barrier()
     return [_mapped(f, len(r), maker) for f, r in zip(files, ranges, strict=True)]
 
 
-def _claim(folder: Path, words: dict[str, Any]) -> None:
-    """Write what the folder will hold, or refuse one that holds other trajectories."""
+def _claim(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write what the folder will contain, or reject one that contains other trajectories."""
     path = folder / "trajectories.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = json.loads(path.read_text()) if path.exists() else None
     except (OSError, *DAMAGE) as error:
-        raise InputError(f"folder: {path} cannot be read ({error}); take another folder.") from error
+        raise InputError(f"folder: {path} cannot be read ({error}); use another folder.") from error
     if held is None and any(folder.glob("block-*.safetensors")):
-        raise InputError(f"folder: {folder} holds blocks without {path.name}, which says whose they are; "
-                         "take an empty folder.")  # fmt: skip
+        raise InputError(
+            f"folder: {folder} has blocks but no {path.name}, which describes them; use an empty folder."
+        )
     barrier()
-    if held is None and rank_and_world()[0] == 0:
-        with whole(path) as part:
-            part.write_text(json.dumps(words, indent=1))
+    if held is None and is_first():
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(metadata, indent=1))
     barrier()
-    if held is None:
-        return
-    for key, mine in words.items():
-        theirs = held.get(key) if isinstance(held, dict) else None
-        same = _same_model(theirs, mine) if key == "model" else theirs == mine
-        if not same:
-            raise InputError(
-                f"folder: {folder} holds trajectories of another {key} ({short(theirs)}, this call's is "
-                f"{short(mine)}). Take an empty folder, or repeat the call that made this one."
-            )
+    if held is not None:
+        check_same(f"folder: {folder} holds trajectories", held, metadata, _same)
 
 
-def _same_model(held: Any, mine: dict[str, Any]) -> bool:
+def _same(key: str, held: Any, mine: Any) -> bool:
+    if key != "model":
+        return bool(held == mine)
     try:
         return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
     except (*DAMAGE, RuntimeError):
@@ -376,27 +368,22 @@ def _same_model(held: Any, mine: dict[str, Any]) -> bool:
 
 
 def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
-    """A block as it lies in its file: nothing is read before it is asked for."""
+    """A block memory-mapped from its file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    intervals = len(maker.sigmas) - 1
-    expected = {
-        "knots": (count, intervals + 1, *maker.event),
-        "xi": (count, intervals, LEVY_ORDER[maker.levy], *maker.event),
-    }
+    cure = "delete it, and the same call makes it again."
     try:
         block = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"folder: {path} is damaged ({error}); delete it, and the same call makes it "
-                         "again.") from error  # fmt: skip
-    labels = maker.model.labels
+        raise InputError(f"folder: {path} is damaged ({error}); {cure}") from error
+    steps, labels = len(maker.sigmas) - 1, maker.model.labels
+    expected = {
+        "knots": (torch.float32, (count, steps + 1, *maker.event)),
+        "xi": (torch.float32, (count, steps, LEVY_ORDER[maker.levy], *maker.event)),
+    }
     if labels is not None:
-        expected["labels"] = (count, *labels.shape[1:])
-    kinds = {name: block[name].dtype for name in ("knots", "xi") if name in block}
-    if any(name not in block or tuple(block[name].shape) != shape for name, shape in expected.items()) or any(
-        kind != torch.float32 for kind in kinds.values()
-    ):
-        raise InputError(f"folder: {path} is not a block of these trajectories; delete it, and the same call "
-                         "makes it again.")  # fmt: skip
+        expected["labels"] = (labels.dtype, (count, *labels.shape[1:]))
+    if {k: (v.dtype, tuple(v.shape)) for k, v in block.items()} != expected:
+        raise InputError(f"folder: {path} is not a block of these trajectories; {cure}")
     return block

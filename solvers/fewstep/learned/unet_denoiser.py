@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import AFFINE
+from ..denoiser import AFFINE, Converted
 from ..errors import InputError, one_of
 from ..schedule import DiscreteVP
 
@@ -25,9 +25,9 @@ def unet_class() -> Any:
 
 
 class UNetDenoiser(nn.Module):
-    """`(x, sigma) -> x0` of a `UNet2DModel` that was trained on a table of levels.
+    """`(x, sigma) -> x0` of a `UNet2DModel` that was trained on a table of noise levels.
 
-    Make one with `UNetDenoiser.of(unet, schedule)`; the constructor is for files.
+    Create one with `UNetDenoiser.of(unet, schedule)`; the constructor is for files.
 
     Args:
         unet: the U-Net's configuration.
@@ -50,49 +50,47 @@ class UNetDenoiser(nn.Module):
 
     @classmethod
     def of(cls, unet: Any, schedule: DiscreteVP, prediction: str = "epsilon") -> UNetDenoiser:
-        """The same U-Net, copied.
+        """A copy of a trained U-Net.
 
         Raises:
             InputError: another kind of network or schedule.
         """
-        made = cls(*configuration(unet, schedule), prediction)
-        made.unet.load_state_dict(unet.state_dict())
-        made.log_sigmas.copy_(schedule.log_sigmas)
-        return made.to(unet.device)
+        denoiser = cls(configuration(unet, schedule), len(schedule.log_sigmas), prediction)
+        denoiser.unet.load_state_dict(unet.state_dict())
+        denoiser.log_sigmas.copy_(schedule.log_sigmas)
+        return denoiser.to(unet.device)
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: (batch, channels, height, width); sigma: 0-d or (batch,); labels: (batch,)."""
-        (x0,) = ask(self.unet, self.log_sigmas, self.prediction, x, sigma, labels)
-        return x0
+        return self.outputs(x, sigma, labels)[0]
+
+    def outputs(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None, extra: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """x0 and the further outputs of the U-Net, whose input has the channels `extra` after x_t."""
+        more: list[Tensor] = []
+
+        def unet(x_t: Tensor, t: Tensor) -> Tensor:
+            out = self.unet(torch.cat([x_t, *extra], 1), t, class_labels=labels).sample
+            first, *more[:] = torch.split(out.to(x.dtype), x.shape[1], 1)
+            return first
+
+        x0 = Converted(unet, DiscreteVP.of_table(self.log_sigmas), self.prediction)(x, sigma)
+        return [x0, *more]
 
 
-def ask(
-    unet: nn.Module, log_sigmas: Tensor, prediction: str, x: Tensor, sigma: Tensor, labels: Tensor | None,
-    told: Sequence[Tensor] = (),
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """x0, and what comes out of the U-Net beside it; `told` goes in as channels beside x_t."""
-    schedule, level = DiscreteVP.of_table(log_sigmas), sigma.double()
-    alpha, t = schedule.alpha(level), schedule.label(level)
-    p, q = AFFINE[prediction](level, alpha)
-    shape = (-1, 1, 1, 1) if level.dim() else ()
-    p, q, scale = (v.to(x).reshape(shape) for v in (p, q, alpha))
-    out = unet(torch.cat([x * scale, *told], 1), t.to(x.dtype).expand(len(x)), class_labels=labels).sample
-    first, *more = torch.split(out.to(x.dtype), x.shape[1], 1)
-    return p * x + q * first, *more
-
-
-def configuration(unet: Any, schedule: Any) -> tuple[dict[str, Any], int]:
-    """The U-Net's configuration and the table's length; InputError for others."""
+def configuration(unet: Any, schedule: Any) -> dict[str, Any]:
+    """The U-Net's configuration; InputError for another kind of network or schedule."""
     if type(unet).__name__ != "UNet2DModel" or not isinstance(schedule, DiscreteVP):
         raise InputError(
             f"unet: got {type(unet).__name__} on {type(schedule).__name__}, expected a UNet2DModel of "
-            "diffusers on a DiscreteVP. Write another network as a module (x, sigma) -> x0, for a signature "
-            "(x, sigma, sigma_next, xi) -> x0."
+            "diffusers on a DiscreteVP. Write another network as a module (x, sigma) -> x0, or with a "
+            "signature (x, sigma, sigma_next, xi) -> x0."
         )
     config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
     if config["out_channels"] != config["in_channels"]:
         raise InputError(
-            f"unet: got {config['in_channels']} channels in and {config['out_channels']} out, expected as "
-            "many; one that learns its variance too is not supported."
+            f"unet: got {config['in_channels']} input and {config['out_channels']} output channels, expected "
+            "equal numbers; a U-Net that also predicts its variance is not supported."
         )
-    return config, len(schedule.log_sigmas)
+    return config

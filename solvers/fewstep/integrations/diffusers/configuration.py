@@ -1,128 +1,214 @@
-"""What diffusers says of the solver: its name and options, its file, its form there, its noise."""
+"""What a diffusers configuration means for a run: the solver and its form there, its plan, its noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import copy
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from math import isfinite
-from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from warnings import warn
 
 import torch
 from torch import Tensor
 
+from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
-from ...learned.dode.student import DODE, same_words
-from ...learned.sigdeg.student import SigSampler
-from ...plan import Plan
+from ...executor import State
+from ...fingerprint import same_words
+from ...plan import Plan, Row
+from ...resolve import carried_plan, resolve
 from ...samplers.ddim import DDIM
 from ...samplers.ddpm import DDPM, VARIANCES
 from ...samplers.deis import DEIS
+from ...samplers.dpm import DPMFamily
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...samplers.dpm_solver_sde import DPMSolverSDE
 from ...samplers.edm import EDMEuler
+from ...samplers.ipndm import IPNDM
 from ...samplers.pndm import PNDM
 from ...samplers.unipc import UniPC
 from ...schedule import DiscreteVP
 from ...solver import DiffusionSolver
-from .grid import REFUSALS, Grid, Process, family
-from .walk import Walk
+from .grid import REFUSALS, Grid, Process, family, grid_of, process_of, reference_of
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
-Learned: tuple[type[Plan | DODE | SigSampler], ...] = (Plan, DODE, SigSampler)
-# what a configuration says of its own solver
+# what a configuration says about its own solver
 OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
+COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersPNDM, OfficialDPM)
+DDIM_FORMS = (DDIM, DiffusersDDIM)
 FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
+class Setup(NamedTuple):
+    """What `set_timesteps` makes: the levels of a run, the plan on them, and the labels of its rows.
+
+    Attributes:
+        asked: the arguments of `prepare` that it is the answer to.
+        used: the solver in the form that diffusers has, where it has one.
+        labels: (R,) one per evaluation.
+        order: evaluations per step.
+        postprocess: clipping or thresholding of x0.
+    """
+
+    asked: tuple[Any, ...]
+    process: Process
+    grid: Grid
+    used: Any
+    plan: Plan
+    labels: Tensor
+    order: int
+    postprocess: Callable[[Tensor], Tensor] | None
+
+    def entries(self, timestep: float) -> list[int]:
+        """The rows of that label, up to the rounding of half precision."""
+        return [i for i, v in enumerate(self.labels.tolist()) if abs(v - timestep) <= 1e-4 * max(1.0, abs(v))]
+
+    def plan_from(self, row: int, eta: float) -> Plan:
+        """The plan of the rows from this one on; with eta for a DDIM that has none."""
+        plan, used = self.plan, self.used
+        if eta and isinstance(used, DDIM_FORMS):
+            plan = self._plan_of(type(used)(eta), self.grid.sigmas)
+        if not row:
+            return plan
+        if row >= plan.nfe:
+            raise InputError(f"begin index: got {row}, after the last step. Choose a larger strength.")
+        if carried_plan(used) is not None or isinstance(used, (*DDIM_FORMS, DDPM)):
+            return plan.tail(row)
+        levels = self.grid.sigmas[int((self.grid.sigmas > plan.sigma[row]).sum()) :]
+        tails: list[Any] = [used]
+        if isinstance(used, (PNDM, DiffusersPNDM)):  # one evaluation per entry after the warm-up
+            tails = [PNDM("plms"), IPNDM(4)]
+        elif isinstance(used, DiffusersDPM):
+            ending = replace(used.ending, total=len(self.grid.sigmas) - 1)
+            tails = [DiffusersDPM(used.solver, ending)]
+        for made in (self._plan_of(solver, levels) for solver in tails):
+            if made.nfe == plan.nfe - row:
+                return made
+        raise InputError(
+            f"begin index: got {row}, which is not the start of a step of {plan.name} ({self.order} "
+            "entries each). Choose another strength."
+        )
+
+    def _plan_of(self, solver: Any, sigmas: Tensor) -> Plan:
+        return resolve(solver, self.process.schedule, sigmas=sigmas, repeat=True)[0]
+
+
+def prepare(
+    config: Mapping[str, Any], solver: Any, steps: int | None, timesteps: tuple[float, ...] | None,
+    sigmas: tuple[float, ...] | None, mu: float | None,
+) -> Setup:  # fmt: skip
+    """The levels, the plan and the labels of a run; see `FewStepScheduler.set_timesteps`."""
+    asked = (config, solver, steps, timesteps, sigmas, mu)
+    reference = reference_of(config, solver)
+    process = process_of(config, reference)
+    if process.kind == "flow":
+        check_flow(solver)
+    used, plan = solver, carried_plan(solver)
+    if plan is not None:
+        grid = own_grid(plan, process, steps)
+    elif steps is None:
+        raise InputError("num_inference_steps: got None, expected an integer of at least 1.")
+    else:
+        grid = grid_of(process, reference, steps, timesteps, sigmas, mu)
+        if not config["exact"]:
+            own_levels = timesteps is None and sigmas is None
+            used = conform(solver, reference.config, process, grid, own_levels)
+        plan, _ = resolve(used, process.schedule, sigmas=grid.sigmas, repeat=True)
+    plan = replace(plan, sigma=grid.snapped(plan.sigma))
+    labels = grid.label_of(process, plan.sigma, config["exact"])
+    order = used.card.evaluations if isinstance(used, DiffusionSolver) else grid.rows_per_step(plan.sigma)
+    return Setup(asked, process, grid, used, plan, labels, order, postprocessing(reference.config))
+
+
 def solver_of(solver: Any) -> Any:
-    """The solver itself, from whatever a caller or a configuration gave."""
+    """The solver, plan or student that a caller or a configuration names."""
     if solver is None:
         return DPMSolverPP(2)
-    if isinstance(solver, (DiffusionSolver, *Learned)):
-        return solver
     if isinstance(solver, Mapping) and "file" in solver:
         raise InputError(
-            f"solver: the configuration names the file {solver['file']!r}, which is not here. Load with "
-            "FewStepScheduler.from_pretrained(folder), or give the plan or student as solver=."
+            f"solver: the configuration names the file {solver['file']!r}, which is not loaded. Load with "
+            "FewStepScheduler.from_pretrained(folder), or pass the plan or student as solver=."
         )
-    if isinstance(solver, Mapping):
-        return _built(dict(solver))
-    if isinstance(solver, str):
-        return _built({"name": solver})
+    if isinstance(solver, (str, Mapping)):
+        return _built({"name": solver} if isinstance(solver, str) else dict(solver))
     if isinstance(solver, type):
         raise InputError(
-            f"solver: got the class {solver.__name__}; expected one of its kind, {solver.__name__}()."
+            f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}()."
         )
-    raise InputError(
-        f"solver: got {type(solver).__name__}, expected a diffusion solver, a Plan or a student. SDE solvers "
-        "sample where their card lists additive noise."
-    )
+    carried_plan(solver)
+    return solver
 
 
-def _built(words: dict[str, Any]) -> DiffusionSolver:
-    """A solver from its name and options."""
+def _built(options: dict[str, Any]) -> DiffusionSolver:
+    """The inverse of `described`; names may be spelt as on the command line."""
     import fewstep
 
-    able = {n: c for n, c in fewstep.solvers().items() if issubclass(c, DiffusionSolver)}
-    name = words.pop("name", None)
-    if isinstance(name, str):  # as forgiving as the command line
-        name = {n.lower(): n for n in able}.get(name.replace("_", "").lower(), name)
-    if not isinstance(name, str) or name not in able:
-        raise one_of("solver", name, able)
+    solvers = {n: type(s) for n, s in fewstep.solvers().items() if isinstance(s, DiffusionSolver)}
+    known = solvers | {kind.__name__: kind for kind in COMPAT}
+    name = options.pop("name", None)
+    if isinstance(name, str):
+        name = {n.lower(): n for n in known}.get(name.replace("_", "").lower(), name)
+    if not isinstance(name, str) or name not in known:
+        raise one_of("solver", name, solvers)
     try:
-        solver = able[name](**words)
-        schedule = DiscreteVP.named("linear", 10)  # a plan shows what a constructor has let through
-        levels = torch.tensor([9.0, 3.0, 1.0, 0.3], dtype=torch.float64)
-        solver.plan(levels, schedule)
+        if isinstance(options.get("solver"), Mapping):
+            options["solver"] = _built(dict(options["solver"]))
+        if isinstance(options.get("ending"), Mapping):
+            options["ending"] = Ending(**options["ending"])
+        solver = known[name](**options)
+        # making a plan finds options that a constructor has accepted
+        solver.plan(torch.tensor([9.0, 3.0, 1.0, 0.3]).double(), DiscreteVP.named("linear", 10))
     except REFUSALS as error:
-        raise InputError(f"solver: {name} refuses {words}: {error}") from error
+        raise InputError(f"solver: {name} refuses {options}: {error}") from error
     return solver
 
 
 def described(solver: Any) -> dict[str, Any]:
-    """The solver in the words of a configuration."""
-    if isinstance(solver, Learned):
-        return {"file": FILE, "plan": table_of(solver).name}
-    listed = {k: sorted(v) if isinstance(v, (set, frozenset)) else v for k, v in solver.options().items()}
-    return {"name": type(solver).__name__} | listed
+    """The solver as an entry of a configuration."""
+    plan = carried_plan(solver)
+    if plan is not None:
+        return {"file": FILE, "plan": plan.name}
+    return {"name": type(solver).__name__} | {k: _json_value(v) for k, v in solver.options().items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, DiffusionSolver):
+        return described(value)
+    if isinstance(value, Ending):
+        return asdict(value)
+    return sorted(value) if isinstance(value, (set, frozenset)) else value
 
 
 def options_of(cls: Any) -> frozenset[str]:
-    """The options of a scheduler, and of those whose configurations it takes."""
+    """The options of a scheduler class, and of those whose configurations it accepts."""
     import diffusers
 
     others = [getattr(diffusers, name, None) for name in getattr(cls, "_compatibles", ())]
     return frozenset(k for c in (cls, *others) if c for k in c._get_init_keys(c)) - {"self", "options"}
 
 
-def check_words(words: Mapping[str, Any], config: Mapping[str, Any], solver: Any, cls: Any) -> None:
-    """Refuse misspelt options that a user has named, and say of idle ones that they are."""
-    if not words:
+def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver: Any, cls: Any) -> None:
+    """Reject misspelt options that a user has given, and warn about options without effect."""
+    if not options:
         return
     import diffusers
 
     name, _ = family(config, solver)
     own, known = getattr(diffusers, name)._get_init_keys(getattr(diffusers, name)), options_of(cls)
-    for word, value in words.items():
-        if word not in known and not word.startswith("_"):
-            raise one_of("option", word, known)
-        said = f"{word}={value!r} changes nothing:"
-        if word in OVERRULED:
-            warn(f"{said} the solver is {solver!r}; say it there.", stacklevel=4)
-        elif value is not None and value is not False and word not in own:
-            warn(f"{said} {name}, which the solver stands for, has no such option.", stacklevel=4)
-
-
-def table_of(solver: Plan | DODE | SigSampler) -> Plan:
-    return solver if isinstance(solver, Plan) else solver.plan
+    for option, value in options.items():
+        if option not in known and not option.startswith("_"):
+            raise one_of("option", option, known)
+        idle = f"{option}={value!r} has no effect:"
+        if option in OVERRULED:
+            warn(f"{idle} the solver is {solver!r}; set it there.", stacklevel=4)
+        elif value is not None and value is not False and option not in own:
+            warn(f"{idle} {name}, which corresponds to the solver, has no such option.", stacklevel=4)
 
 
 def file_of(folder: Any, subfolder: str | None, hub: dict[str, Any]) -> str:
@@ -134,12 +220,12 @@ def file_of(folder: Any, subfolder: str | None, hub: dict[str, Any]) -> str:
     return str(hf_hub_download(str(folder), FILE, subfolder=subfolder, **hub))
 
 
-def mending(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+def postprocessing(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """What diffusers' scheduler of that configuration does to each estimate of x0."""
     if config.get("thresholding"):
         quantile, most = float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
         if not 0 <= quantile <= 1:
-            raise InputError(f"dynamic_thresholding_ratio: got {quantile}, expected a share from 0 to 1.")
+            raise InputError(f"dynamic_thresholding_ratio: got {quantile}, expected a number in [0, 1].")
         return partial(threshold, quantile=quantile, most=most)
     if config.get("clip_sample"):
         size = float(config.get("clip_sample_range", 1.0))
@@ -147,17 +233,6 @@ def mending(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
             raise InputError(f"clip_sample_range: got {size}, expected a number above 0.")
         return partial(torch.clamp, min=-size, max=size)
     return None
-
-
-def step_count(steps: Any) -> int | None:
-    """A number of steps, of any whole kind."""
-    try:
-        count = None if steps is None else index(steps)
-    except TypeError:
-        count = 0
-    if count is not None and (count < 1 or isinstance(steps, bool)):
-        raise InputError(f"num_inference_steps: got {steps!r}, expected a whole number of at least 1.")
-    return count
 
 
 def listed(name: str, values: Any) -> tuple[float, ...] | None:
@@ -173,19 +248,17 @@ def listed(name: str, values: Any) -> tuple[float, ...] | None:
     return numbers
 
 
-def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
-    """The levels that a plan or a student brings along."""
-    plan = table_of(solver)
-    count = len(plan.sigmas) - 1
+def own_grid(plan: Plan, process: Process, steps: int | None) -> Grid:
+    """The levels that a plan or a student carries."""
+    count, schedule = len(plan.sigmas) - 1, repr(process.schedule)
     if steps not in (None, count, plan.nfe):
         raise InputError(
             f"num_inference_steps: got {steps}; {plan.name} has {count} steps of its own. Ask for "
             f"{count}, or fit a table for another number."
         )
-    schedule = repr(process.schedule)
-    if isinstance(solver, DODE) and not same_words(solver.fitted_to.schedule, schedule):
+    if plan.fit and not same_words(plan.fit.fingerprint.schedule, schedule):
         raise InputError(
-            f"solver: {plan.name} was fitted to {solver.fitted_to.schedule}, and the configuration says "
+            f"solver: {plan.name} was fitted to {plan.fit.fingerprint.schedule}, and the configuration has "
             f"{schedule}. Fit a table for this pipeline."
         )
     labels = process.label(plan.sigmas[:-1])
@@ -193,116 +266,85 @@ def own_grid(solver: Any, process: Process, steps: int | None) -> Grid:
 
 
 def check_event(solver: Any, sample: Tensor) -> None:
-    """Refuse samples of another shape than a table was fitted to; the network itself is not asked here."""
-    if isinstance(solver, DODE) and tuple(sample.shape[1:]) != tuple(solver.fitted_to.event):
+    """Reject samples of another shape than a table was fitted to; the network itself is not checked."""
+    fit = getattr(carried_plan(solver), "fit", None)
+    if fit and tuple(sample.shape[1:]) != fit.fingerprint.event:
         raise InputError(
-            f"sample: got {tuple(sample.shape)}, and {solver.plan.name} was fitted to "
-            f"{solver.fitted_to.event}. Fit a table for this pipeline."
+            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. "
+            "Fit a table for this pipeline."
         )
 
 
-def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, whole: bool) -> Any:
-    """The solver in the form in which diffusers has it; as it is where diffusers has none.
+def brings_network(solver: Any) -> bool:
+    """Whether it is a student that evaluates a network of its own."""
+    return not isinstance(solver, (DiffusionSolver, Plan))
 
-    whole: the grid is diffusers' own, as the forms that count in labels need.
+
+def conform(
+    solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, own_levels: bool
+) -> DiffusionSolver:
+    """The solver in diffusers' form; unchanged where diffusers has none.
+
+    Args:
+        own_levels: the grid is diffusers' own, as its DDIM and PNDM, which count in labels, need.
     """
-    options = dict(solver.options())
+    made: DiffusionSolver = solver
     if isinstance(solver, DDPM) and config.get("variance_type") in VARIANCES:
-        return DDPM(**({"variance": config["variance_type"]} | options))
-    if isinstance(solver, (DDIM, PNDM)):
-        return _counting(solver, options, config, process, grid) if whole and process.kind == "vp" else solver
-    if getattr(solver, "form", None) != "consistent":
-        return solver
-    if getattr(solver, "nodes", None) == "own" and not solver.multistep:
-        options["nodes"] = "grid"
-    try:
-        made = type(solver)(**(options | {"form": "diffusers"}))
-    except InputError:  # an option that diffusers does not have
-        return solver
-    return ending_at(
-        made, lower=config.get("lower_order_final", True), euler=config.get("euler_at_final", False)
-    )
-
-
-def _counting(
-    solver: DDIM | PNDM, options: dict[str, Any], config: Mapping[str, Any], process: Process, grid: Grid
-) -> Any:
-    """DDIM and PNDM as diffusers has them, by strides of labels."""
-    if solver.form != "consistent":
-        return solver
-    if isinstance(solver, DDIM) or len(grid.sigmas) == 2:  # one step of PNDM is one of DDIM
-        return DDIM(getattr(solver, "eta", 0.0), "diffusers")
-    more = {"warm_up": "plms"} if config["skip_prk_steps"] else {}
-    more |= {"combine": "v_prediction"} if process.prediction == "v_prediction" else {}
-    return PNDM(**(options | more | {"form": "diffusers"}))
-
-
-def ending_at(solver: Any, **how: Any) -> Any:
-    """The solver with other facts in its `Ending`, where it has one."""
-    if not hasattr(solver, "ending") and not hasattr(solver, "family"):
-        return solver
-    made = copy(solver)
-    if hasattr(made, "family"):
-        made.family = replace(made.family, ending=replace(made.family.ending, **how))
-    else:
-        made.ending = replace(made.ending, **how)
+        return DDPM(**({"variance": config["variance_type"]} | solver.options()))
+    if isinstance(solver, (DDIM, PNDM)) and own_levels and process.kind == "vp":
+        if isinstance(solver, DDIM) or len(grid.sigmas) == 2:  # one step of PNDM is one of DDIM
+            return DiffusersDDIM(getattr(solver, "eta", 0.0))
+        velocities = process.prediction == "v_prediction"
+        warm_up = "plms" if config["skip_prk_steps"] else solver.warm_up
+        return DiffusersPNDM(warm_up, "v_prediction" if velocities else "epsilon")
+    if isinstance(solver, (DPMFamily, DEIS, UniPC)):
+        lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
+        with suppress(InputError):  # an option that diffusers does not have
+            made = DiffusersDPM(solver, Ending(lower=lower, euler=euler))
     return made
 
 
 def check_flow(solver: Any) -> None:
-    """Refuse solvers that lose all digits at a flow's first level, where sigma is as good as infinite."""
-    if not isinstance(solver, (*Learned, *FLOW_ABLE)) or getattr(solver, "multistep", True) is False:
+    """Reject solvers that lose all digits at a flow's first level, where sigma is almost infinite."""
+    able = carried_plan(solver) is not None or isinstance(solver, FLOW_ABLE)
+    if not able or getattr(solver, "multistep", True) is False:
         raise InputError(
             f"solver: got {type(solver).__name__}, which loses all digits at the first level of a flow; "
             "expected DPMSolverPP, UniPC, DEIS, DDIM, EDMEuler or DPMSolverSDE."
         )
 
 
-def beside_raw_noise(walk: Walk, x0: Tensor, clipped: Tensor) -> Tensor:
-    """The estimate that makes DDIM's step go from the clipped x0 along the noise of the raw one.
+def along_raw_noise(row: Row, state: State, x0: Tensor, clipped: Tensor) -> tuple[State, Tensor]:
+    """The state and the evaluation with which DDIM steps from the clipped x0 along the noise of the raw one.
 
-    With keep the share of x, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is clipped.
+    With keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is
+    clipped.
     """
-    row = walk.plan.rows[walk.row]
+    scale = row.stage.scale
+    assert isinstance(scale, float)
     if not row.update.evaluations:  # a last step to the level where it is: only the clipping moves the state
-        assert walk.x is not None
-        walk.x = torch.add(walk.x, clipped - x0, alpha=1 / row.stage.scale)
-        return clipped
+        return state._replace(x=torch.add(state.x, clipped - x0, alpha=1 / scale)), clipped
     weight = row.update.evaluations[0][0]
-    return torch.lerp(x0, clipped, (row.update.scale / row.stage.scale + weight) / weight)
+    return state, torch.lerp(x0, clipped, (row.update.scale / scale + weight) / weight)
 
 
-def fresh_normals(like: Tensor, letters: int, generator: Any, given: Tensor | None) -> tuple[Tensor, ...]:
-    """Unit normals as diffusers draws them, one for each letter; a given one is the first."""
-    from diffusers.utils.torch_utils import randn_tensor
-
-    if given is not None and given.shape != like.shape:
+def generators_of(generator: Any, batch: int) -> Any:
+    """None, one generator, or a list with one per sample."""
+    if isinstance(generator, list) and len(generator) == 1:
+        return generator[0]
+    if isinstance(generator, list) and len(generator) != batch:
         raise InputError(
-            f"variance_noise: got {tuple(given.shape)}, expected {tuple(like.shape)} as the sample."
+            f"generator: got {len(generator)}, expected one, or one for each of {batch} samples."
         )
-    if isinstance(generator, list) and len(generator) not in (1, len(like)):
-        raise InputError(
-            f"generator: got {len(generator)}, expected one, or one for each of {len(like)} samples."
-        )
-    drawn = [] if given is None else [given]
-    while len(drawn) < letters:
-        drawn.append(randn_tensor(like.shape, generator, like.device, like.dtype))
-    return tuple(z.to(torch.promote_types(z.dtype, torch.float32)) for z in drawn)
+    return generator
 
 
-def seeds_of(generator: Any, like: Tensor) -> list[int]:
-    """A seed a sample from a generator, from a list of them, or from torch's own as diffusers has it."""
-    many = generator if isinstance(generator, list) else [generator]
-    if len(many) not in (1, len(like)):
-        raise InputError(f"generator: got {len(many)}, expected one, or one for each of {len(like)} samples.")
-    count = len(like) // len(many)
+def seeds_of(generator: Any, batch: int) -> list[int]:
+    """One seed per sample from a generator, from a list of them, or from torch's own as in diffusers."""
+    source = generators_of(generator, batch)
+    many = source if isinstance(source, list) else [source]
     drawn = [
-        torch.randint(1 << 62, (count,), generator=g, device=g.device if g is not None else "cpu")
+        torch.randint(1 << 62, (batch // len(many),), generator=g, device="cpu" if g is None else g.device)
         for g in many
     ]
-    return [int(v) for d in drawn for v in d.tolist()]
-
-
-def same_label(label: float, timestep: Any) -> bool:
-    """Whether a timestep is that label, to the rounding of half precision's neighbours."""
-    return abs(label - float(timestep)) <= 1e-4 * max(1.0, abs(label))
+    return [v for d in drawn for v in d.tolist()]

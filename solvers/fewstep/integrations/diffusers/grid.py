@@ -1,6 +1,6 @@
-"""What a diffusers configuration says: the forward process, the levels of a run, and their labels.
+"""What a diffusers configuration describes: the forward process, the levels of a run, and their labels.
 
-The grids are made by diffusers' own schedulers, so that an option of theirs means here what it means there.
+The grids are made by diffusers' own schedulers, so each of their options means the same here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...denoiser import AFFINE
+from ...compat import DiffusersDDIM, DiffusersPNDM
+from ...denoiser import coefficients
 from ...errors import InputError, one_of
 from ...samplers.ddim import DDIM
 from ...samplers.ddpm import DDPM
@@ -27,14 +28,14 @@ from ...samplers.sa_solver import SASolver
 from ...samplers.unipc import UniPC
 from ...schedule import EDM, DiscreteVP, FlowMatching, Schedule
 
-# what the network was trained on, which no class may replace by a default of its own
+# what the network was trained on, which no class may replace by its own defaults
 FORWARD = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
     "rescale_betas_zero_snr", "sigma_min", "sigma_max", "sigma_data", "shift", "flow_shift",
 )  # fmt: skip
 MOST_LABELS = 100_000
 EXPLODING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # their state is x, not alpha x
-# how diffusers says no
+# what diffusers' constructors and methods raise on bad options
 REFUSALS = (
     ValueError, TypeError, NotImplementedError, ImportError, AssertionError, IndexError, KeyError,
     RuntimeError, AttributeError,
@@ -49,7 +50,7 @@ class Process:
 
     Attributes:
         kind: "vp", "flow" or "edm".
-        schedule: alpha and label of each level.
+        schedule: the process of the samples.
         prediction: what the network predicts, in diffusers' words.
         count: num_train_timesteps, the unit of a flow's labels.
         data_std: EDM's sigma_data, else nan.
@@ -61,25 +62,30 @@ class Process:
     count: int = 1000
     data_std: float = float("nan")
 
-    def affine(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(p, q) of x0 = p x + q output, x = x0 + sigma n."""
+    def conversion(self, sigma: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of x0 = p x + q output; under EDM its c_skip and c_out."""
         if self.kind != "edm":
-            return AFFINE[KINDS[self.prediction]](sigma, self.schedule.alpha(sigma))
+            return coefficients(KINDS[self.prediction], sigma, alpha)
         total = sigma.square() + self.data_std**2
         sign = 1.0 if self.prediction == "epsilon" else -1.0
         return self.data_std**2 / total, sign * sigma * self.data_std * total.rsqrt()
 
+    def alpha(self, sigma: Tensor) -> Tensor:
+        """From x to the input of the network; under EDM its c_in."""
+        if self.kind == "edm":
+            return (sigma.square() + self.data_std**2).rsqrt()
+        return self.schedule.alpha(sigma)
+
     def label(self, sigma: Tensor) -> Tensor:
-        """What the network is told, exactly."""
+        """The label of a level, not rounded."""
         if self.kind == "edm":
             return 0.25 * sigma.log()
         return self.schedule.label(sigma) * (self.count if self.kind == "flow" else 1)
 
     def scale(self, sigma: Tensor) -> list[float]:
-        """From x to the state of a pipeline at levels (R,): alpha, but 1 for EDM's; 1 at sigma = 0."""
-        if self.kind == "edm":
-            return [1.0] * len(sigma)
-        return [float(v) for v in self.schedule.alpha(sigma)]
+        """From x to the state of a pipeline at levels (R,): alpha, but 1 under EDM; 1 at sigma = 0."""
+        scales: list[float] = self.schedule.alpha(sigma).tolist()  # EDM's schedule has alpha = 1
+        return scales
 
     def sigma(self, label: Tensor) -> Tensor:
         """The level at a label."""
@@ -95,7 +101,9 @@ class Process:
 class Grid:
     """Levels (n + 1,) in variance-exploding coordinates and labels (n,).
 
-    start is the size of a pipeline's first state in alpha x; exploding says that it ends with x itself.
+    Attributes:
+        start: the standard deviation of a pipeline's first state, in alpha x.
+        exploding: the pipeline's last state is x itself, not alpha x.
     """
 
     sigmas: Tensor
@@ -104,20 +112,20 @@ class Grid:
     exploding: bool = False
 
     def snapped(self, sigma: Tensor) -> Tensor:
-        """Levels (R,) of rows, those of the grid to the last digit where they are meant to be."""
+        """Levels (R,) of rows, rounding differences from the grid's levels removed."""
         near = (sigma[:, None] / self.sigmas - 1).abs() < 1e-9
         return torch.where(near.any(1), self.sigmas[near.int().argmax(1)], sigma)
 
-    def rows_a_step(self, sigma: Tensor) -> int:
-        """Rows a step, from their snapped levels (R,), where all steps have the same number; else 1."""
+    def rows_per_step(self, sigma: Tensor) -> int:
+        """Rows per step, from their snapped levels (R,), where all steps have the same number; else 1."""
         levels, rows = self.sigmas.tolist(), sigma.tolist()
         fits = (many for many in range(2, 5) if rows[::many][: len(levels) - 1] == levels[:-1])
         return next(fits, 1) if len(levels) > 2 else 1
 
     def label_of(self, process: Process, sigma: Tensor, exact: bool) -> Tensor:
-        """Labels (R,) of snapped levels (R,): those of the grid where they stand in it."""
+        """Labels (R,) of snapped levels (R,): those of the grid for levels of the grid."""
         labels = process.label(sigma)
-        if process.kind == "vp":  # churn may lift a level above all that the network knows
+        if process.kind == "vp":  # churn may raise a level above the network's last label
             labels = labels.clamp(0, process.count - 1)
         if exact:
             return labels
@@ -148,11 +156,9 @@ def process_of(config: Mapping[str, Any], reference: Any) -> Process:
 
 
 def check_count(count: Any) -> int:
-    """num_train_timesteps, before anything of that size is made."""
+    """Validate num_train_timesteps before anything of that size is allocated."""
     if isinstance(count, bool) or not isinstance(count, int) or not 1 < count <= MOST_LABELS:
-        raise InputError(
-            f"num_train_timesteps: got {count!r}, expected a whole number from 2 to {MOST_LABELS}."
-        )
+        raise InputError(f"num_train_timesteps: got {count!r}, expected an integer from 2 to {MOST_LABELS}.")
     return count
 
 
@@ -165,11 +171,12 @@ def is_flow(config: Mapping[str, Any]) -> bool:
 
 
 def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]:
-    """The scheduler of diffusers that is this solver under this configuration, and what it must be told."""
+    """The scheduler of diffusers for this solver under this configuration, and options that it needs."""
     if "sigma_data" in config:
         return "EDMEulerScheduler", {}
     if "shift" in config and "solver_order" not in config:
         return "FlowMatchEulerDiscreteScheduler", {}
+    solver = getattr(solver, "solver", solver)  # the inner one of fewstep.compat
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
     if isinstance(solver, UniPC):
         return "UniPCMultistepScheduler", flow
@@ -185,7 +192,8 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
 
 
 LABELLED: tuple[tuple[Any, str], ...] = (
-    (DDIM, "DDIMScheduler"), (DDPM, "DDPMScheduler"), (PNDM, "PNDMScheduler"),
+    ((DDIM, DiffusersDDIM), "DDIMScheduler"), (DDPM, "DDPMScheduler"),
+    ((PNDM, DiffusersPNDM), "PNDMScheduler"),
     (EDMEuler, "EulerDiscreteScheduler"), (EDMHeun, "HeunDiscreteScheduler"), (SASolver, "SASolverScheduler"),
 )  # fmt: skip
 
@@ -198,22 +206,22 @@ def _algorithm(solver: Any) -> dict[str, Any]:
 
 
 def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
-    """The scheduler of diffusers whose conventions hold."""
+    """The scheduler of diffusers whose conventions apply."""
     import diffusers
 
     name, more = family(config, solver)
     cls = getattr(diffusers, name)
     known = cls._get_init_keys(cls)
-    told = {k: v for k, v in {**config, **more}.items() if k in known and not k.startswith("_")}
+    options = {k: v for k, v in {**config, **more}.items() if k in known and not k.startswith("_")}
     if name == "PNDMScheduler":
-        if told.get("prediction_type") == "sample":
-            told["prediction_type"] = "epsilon"  # of no consequence for its grid, which is all we take
-        told["skip_prk_steps"] = bool(told.get("skip_prk_steps") or solver.warm_up == "plms")
+        if options.get("prediction_type") == "sample":
+            options["prediction_type"] = "epsilon"  # it rejects "sample", which does not matter for its grid
+        options["skip_prk_steps"] = bool(options.get("skip_prk_steps") or solver.warm_up == "plms")
     for flag in ("stochastic_sampling", "invert_sigmas"):
         if config.get(flag):
-            raise InputError(f"config: got {flag}=True, which this scheduler does not do. Use {name} itself.")
+            raise InputError(f"config: got {flag}=True, which is not supported. Use {name} itself.")
     try:
-        return cls(**told)
+        return cls(**options)
     except REFUSALS as error:
         raise InputError(f"config: {name} refuses it: {error}") from error
 
@@ -222,7 +230,7 @@ def grid_of(
     process: Process, reference: Any, steps: int,
     timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, mu: float | None = None,
 ) -> Grid:  # fmt: skip
-    """The levels of a run, by steps or as the user lists them."""
+    """The levels of a run, from a number of steps or from the user's list."""
     if process.kind == "vp" and sigmas is not None:
         levels = torch.tensor(sigmas, dtype=torch.float64)
         labels = process.label(levels[:-1]).round().clamp(0, process.count - 1).long()
@@ -233,8 +241,8 @@ def grid_of(
         if not 0 <= labels[-1] <= labels[0] <= process.count:
             raise InputError(f"timesteps: got {list(timesteps)}, expected labels from {process.count} to 0.")
         levels = torch.cat([process.sigma(labels), _last(process, reference)])
-        whole = bool((labels == labels.round()).all())
-        return _vp_grid(process, reference, levels, labels.long() if whole else labels.float())
+        integer = bool((labels == labels.round()).all())
+        return _vp_grid(process, reference, levels, labels.long() if integer else labels.float())
     given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
     asked = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
     try:
@@ -243,23 +251,23 @@ def grid_of(
         name = type(reference).__name__
         raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
     made = _made(process, reference)
-    if bool((made.sigmas[:-2].diff() == 0).any()):  # of diffusers' own schedulers some give nan there
+    if bool((made.sigmas[:-2].diff() == 0).any()):  # some of diffusers' own schedulers return nan there
         raise InputError(
-            f"num_inference_steps: got {steps}; rounded to whole labels some of its levels repeat. Ask for "
-            "fewer, or for timestep_spacing='trailing'."
+            f"num_inference_steps: got {steps}; some of its levels repeat when rounded to integer labels. "
+            "Use fewer, or timestep_spacing='trailing'."
         )
     return made
 
 
 def _made(process: Process, reference: Any) -> Grid:
-    """The grid that the reference has set."""
-    if not hasattr(reference, "sigmas"):  # speaks in labels alone
+    """The grid that `reference.set_timesteps` made."""
+    if not hasattr(reference, "sigmas"):  # has labels only
         # PNDM's own list repeats labels and has those of its inner stages
         listed = getattr(reference, "_timesteps", reference.timesteps)
         labels = torch.tensor(sorted({int(v) for v in listed}, reverse=True))
         return Grid(torch.cat([process.sigma(labels.double()), _last(process, reference)]), labels)
     levels, labels = reference.sigmas.double().cpu(), reference.timesteps.cpu()
-    if type(reference).__name__ == "HeunDiscreteScheduler":  # says each inner level twice
+    if type(reference).__name__ == "HeunDiscreteScheduler":  # lists each inner level twice
         levels, labels = torch.cat([levels[:1], levels[1::2]]), torch.cat([labels[:1], labels[1::2]])
     if process.kind == "flow":
         levels = levels.clamp(max=CLOSEST)
@@ -278,7 +286,7 @@ def _vp_grid(process: Process, reference: Any, levels: Tensor, labels: Tensor) -
 
 
 def _last(process: Process, reference: Any) -> Tensor:
-    """(1,) where a grid ends that its maker does not end himself."""
+    """(1,) the last level of a grid whose scheduler lists only the levels of evaluations."""
     config = reference.config
     if hasattr(reference, "sigmas"):
         kept = config.get("final_sigmas_type", "zero") == "sigma_min"
@@ -289,10 +297,9 @@ def _last(process: Process, reference: Any) -> Tensor:
 
 
 class Noising:
-    """What training and image-to-image pipelines ask of a scheduler: the forward process."""
+    """The forward process of a scheduler, for training and image-to-image pipelines."""
 
-    _plan: Any
-    _labels: Tensor
+    _setup: Any
     _begin: int | None
     _row: Callable[[Any], int]
 
@@ -306,24 +313,24 @@ class Noising:
         return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """`add_noise` by the name that flow pipelines call."""
+        """`add_noise` under the name that flow pipelines use."""
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """alpha noise - sigma_t x0, what a network of v is trained on."""
+        """alpha noise - sigma_t x0, the target of a network that predicts v."""
         alpha, sigma_t = self._weights(timesteps, noise)
         return alpha.to(sample) * noise - sigma_t.to(sample) * sample
 
     def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma_t at timesteps, to be multiplied with samples."""
+        """alpha and sigma_t at timesteps, shaped to multiply samples."""
         labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
-        levels, own = self._process.sigma(labels).tolist(), dict[float, float]()
-        if self._plan is not None:  # entries of a run have the very levels of its rows
-            own = dict(zip(self._labels.tolist(), self._plan.sigma.tolist()))
+        levels, own, made = self._process.sigma(labels).tolist(), dict[float, float](), self._setup
+        if made is not None:  # entries of a run have exactly the levels of its rows
+            own = dict(zip(made.labels.tolist(), made.plan.sigma.tolist()))
             row = self._row(None)
-            if self._begin is not None and len(labels) == 1 and row < self._plan.nfe:
-                own = {float(labels[0]): float(self._plan.sigma[row])}
+            if self._begin is not None and len(labels) == 1 and row < made.plan.nfe:
+                own = {float(labels[0]): float(made.plan.sigma[row])}
         sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
-        alpha = torch.tensor(self._process.scale(sigma), dtype=torch.float64)
+        alpha = self._process.schedule.alpha(sigma)
         shape = (-1, *[1] * (like.dim() - 1))
         return alpha.reshape(shape), (alpha * sigma).reshape(shape)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,79 +20,94 @@ except ImportError as _error:
         f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'"
     ) from _error
 
-from ...errors import InputError, one_of
-from ...grid import check_sigmas
-from ...learned.loading import load
-from ...learned.sigdeg.student import SigSampler
-from ...plan import Plan
-from ...plan_noise import path_of
+from ... import _validation
+from ..._serialization import load
+from ...brownian.increment import Path as BrownianSource
+from ...denoiser import coefficients, to_x0
+from ...errors import InputError
+from ...executor import Draw, Evaluate, Normals, State, begin, follow, stage, update
+from ...plan import Plan, Row
+from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
 from ...problem import DiffusionModel
-from ...samplers.ddim import DDIM
-from ...samplers.ddpm import DDPM
-from ...samplers.ipndm import IPNDM
-from ...samplers.pndm import PNDM
-from .configuration import (  # fmt: skip
-    FILE,
-    HUB,
-    Learned,
-    beside_raw_noise,
-    check_event,
-    check_flow,
-    check_words,
-    conform,
-    described,
-    ending_at,
-    file_of,
-    fresh_normals,
-    listed,
-    mending,
-    options_of,
-    own_grid,
-    same_label,
-    seeds_of,
-    solver_of,
-    step_count,
-    table_of,
-)
-from .grid import FORWARD, Noising, Process, check_count, grid_of, process_of, reference_of
-from .walk import Walk
+from ...resolve import carried_plan
+from . import configuration
+from .grid import FORWARD, Noising, Process, check_count, process_of, reference_of
 
 NOISES = ("generator", "path")
 
 
 @dataclass
 class FewStepSchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """What a step returns: the next sample, and the estimate of x0 it was made with."""
+    """The result of a step: the next sample, and the estimate of x0 that the step used."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
 
 
+class Run(NamedTuple):
+    """A run between two evaluations; immutable, each step makes the next one.
+
+    Attributes:
+        plan: the rows from entry `first` of the timesteps on.
+        scales: from x to the pipeline's state, alpha where that is alpha x: per row, and at the end.
+        numbers: per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise.
+        row: the row that is next.
+        state: the state before that row; None before the first step.
+        path: the Brownian path of the run, None for fresh normals.
+        evaluate: a student's own network.
+    """
+
+    plan: Plan
+    first: int
+    scales: list[float]
+    numbers: list[tuple[float, ...]]
+    row: int = 0
+    state: State | None = None
+    path: BrownianSource | None = None
+    evaluate: Evaluate | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether all rows are done."""
+        return self.row == self.plan.nfe
+
+    def read(self, sample: Tensor) -> Tensor:
+        """x from the pipeline's state, in float32 at least."""
+        x, scale = at_least_float32(sample), self.scales[self.row]
+        return x if scale == 1 else x / scale
+
+    def write(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The pipeline's state from x."""
+        scale = self.scales[self.row]
+        return (x if scale == 1 else x * scale).to(dtype)
+
+
 class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Any solver, plan or student of this library, where a diffusers pipeline has its scheduler.
+    """Any solver, plan or student of this library as the scheduler of a diffusers pipeline.
 
-    `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` takes every option of that
-    configuration. By default a run has diffusers' levels, labels and forms, and gives the numbers of its
-    scheduler for that solver; `exact=True` takes the solver as published and tells the network the
-    label of each level without rounding.
+    `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` accepts every option of
+    that configuration. By default a run has diffusers' levels, labels and solver forms, and reproduces its
+    scheduler for that solver. With `exact=True` the solver is the published one, and the network gets
+    the label of each level without rounding.
 
-    The state is diffusers' own: alpha x, of unit variance at the start, or x itself under EDM's
-    configurations. A pipeline may change the sample between steps; the change is carried on. An entry of
-    `timesteps` is one network evaluation: `order` of them are a step.
+    The state is that of diffusers: alpha x, of unit variance at the start, or x itself under EDM's
+    configurations. A pipeline may change the sample between steps; the change is carried over. Each entry of
+    `timesteps` is one network evaluation, and `order` of them are one step.
 
     Args:
-        num_train_timesteps .. prediction_type: as in diffusers; further options (timestep_spacing,
-            use_karras_sigmas, thresholding, flow_shift, sigma_data, ...) are taken by keyword.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in
+            diffusers; further options (timestep_spacing, use_karras_sigmas, thresholding, flow_shift,
+            sigma_data, ...) are keywords.
         solver: a diffusion solver or its name, a `Plan`, or a student of this library's distillation;
             `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names
             a file.
-        exact: no rounding of labels, solvers in their published form.
-        noise: where stochastic solvers take theirs: `"generator"` draws each step's from the pipeline's
-            generator, as diffusers does; `"path"` draws one Brownian path a sample from it, on which all
+        exact: published forms of solvers, and no rounding of labels.
+        noise: the source of stochastic solvers' noise: `"generator"` draws each step's from the pipeline's
+            generator, as diffusers does; `"path"` draws one Brownian path per sample from it, on which all
             step counts and solvers agree.
 
     Raises:
-        InputError: a solver that does not sample, a configuration that diffusers refuses, a start in
+        InputError: a solver that does not sample, a configuration that diffusers rejects, a start in
             the middle of a step, a damaged file.
     """
 
@@ -109,48 +124,45 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
         solver: Any = None, exact: bool = False, noise: str = "generator", **options: Any,
     ) -> None:  # fmt: skip
-        if noise not in NOISES:
-            raise one_of("noise", noise, NOISES)
-        self.solver: Any = solver_of(solver)
-        self.register_to_config(solver=described(self.solver), **options)
-        check_words(options, self.config, self.solver, type(self))
+        _validation.check_choice("noise", noise, NOISES)
+        self.solver: Any = configuration.solver_of(solver)
+        self.register_to_config(solver=configuration.described(self.solver), **options)
+        configuration.check_options(options, self.config, self.solver, type(self))
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
-        # as diffusers' schedulers are born: each label a step
+        # as in diffusers before set_timesteps: one step per label
         self.timesteps: Tensor = torch.arange(check_count(num_train_timesteps)).flip(0)
         self.num_inference_steps: int | None = None
         self.init_noise_sigma: float = 1.0
-        self.order = getattr(getattr(self.solver, "card", None), "evaluations", 1)
-        self._forward: Any = None
-        self._made: Any = None
-        self._plan: Any = None
-        self._mend: Callable[[Tensor], Tensor] | None = None
+        self.order: int = 1 if carried_plan(self.solver) else self.solver.card.evaluations
+        self._forward: tuple[Any, Process] | None = None
+        self._setup: configuration.Setup | None = None
         self._begin: int | None = None
-        self._walk: Any = None
-        self._path: Any = None
-        self._evaluator: Any = None
+        self._run: Run | None = None
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """From the configuration of any scheduler of diffusers; keywords override it."""
+        """A scheduler from the configuration of any scheduler of diffusers; keywords override it."""
         more: dict[str, Any] = {}
         if isinstance(config, Mapping):
-            # options that only the class behind the solver knows; unknown ones may be asked back
-            skip = [k for k in kwargs if k not in options_of(cls)] if return_unused_kwargs else []
+            # options that only the class behind the solver has; unknown ones may be returned to the caller
+            skip = (
+                [k for k in kwargs if k not in configuration.options_of(cls)] if return_unused_kwargs else []
+            )
             more = {k: kwargs.pop(k) for k in [*kwargs] if k not in (*cls._get_init_keys(cls), *skip)}
-            # diffusers lets each class have its own defaults; those of the process are the network's
+            # diffusers lets each class have its own defaults; those of the forward process are the network's
             free = [k for k in config.get("_use_default_values", []) if k not in (*FORWARD, *more)]
             config = {**config, **more, "_use_default_values": free}
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
-        check_words(more, scheduler.config, scheduler.solver, cls)
+        configuration.check_options(more, scheduler.config, scheduler.solver, cls)
         return made
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """The configuration as JSON; a plan or a student beside it as safetensors."""
-        file = Path(save_directory) / FILE
+        """Write the configuration as JSON, and next to it a plan or a student as safetensors."""
+        file = Path(save_directory) / configuration.FILE
         file.unlink(missing_ok=True)  # of another solver, saved here before
-        if isinstance(self.solver, Learned):
+        if carried_plan(self.solver):
             file.parent.mkdir(parents=True, exist_ok=True)
             self.solver.save(file)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -162,16 +174,17 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         """The inverse of `save_pretrained`. `network=` for a student with an architecture of your own."""
         network, unused = kwargs.pop("network", None), kwargs.pop("return_unused_kwargs", False)
         where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder}
-        hub: dict[str, Any] = {k: kwargs[k] for k in HUB if k in kwargs}
+        hub: dict[str, Any] = {k: kwargs[k] for k in configuration.HUB if k in kwargs}
         try:
             found, rest = cls.load_config(**where, return_unused_kwargs=True, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"path: {pretrained_model_name_or_path} holds no JSON ({error}).") from error
-        words = found.get("solver")
-        if rest.get("solver") is None and isinstance(words, Mapping) and "file" in words:
-            rest["solver"] = load(file_of(pretrained_model_name_or_path, subfolder, hub), network)
-        # words of loading, such as torch_dtype, are for other parts of a pipeline
-        asked = {k: v for k, v in rest.items() if unused or k in options_of(cls)}
+        given = found.get("solver")
+        if rest.get("solver") is None and isinstance(given, Mapping) and "file" in given:
+            file = configuration.file_of(pretrained_model_name_or_path, subfolder, hub)
+            rest["solver"] = load(file, network)
+        # other keywords of loading, such as torch_dtype, are for other parts of a pipeline
+        asked = {k: v for k, v in rest.items() if unused or k in configuration.options_of(cls)}
         return cls.from_config(found, return_unused_kwargs=unused, **asked)
 
     def set_timesteps(
@@ -182,140 +195,92 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         """Make the grid and the plan of a run.
 
         Args:
-            num_inference_steps: steps; a plan or a student has its own and takes only those.
+            num_inference_steps: steps; a plan or a student accepts only its own number.
             device: of `timesteps`.
-            timesteps: (n,) labels of the levels, decreasing, in place of a number of steps.
-            sigmas: (n + 1,) levels themselves, decreasing, the last may be 0; (n,) for flows, as
-                diffusers has it there.
+            timesteps: (n,) labels of the levels, decreasing, instead of a number of steps.
+            sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in
+                diffusers.
             mu: the shift of flows that depend on the resolution.
         """
         if timesteps is not None and sigmas is not None:
             raise InputError("timesteps, sigmas: got both; expected one of them.")
-        asked = (num_inference_steps, listed("timesteps", timesteps), listed("sigmas", sigmas), mu)
-        made = self._made
-        if made is None or made[0] is not self.config or made[1] is not self.solver or made[2] != asked:
-            self._make(*asked)
-            self._made = (self.config, self.solver, asked)
-        self._begin, self._walk, self.timesteps = None, None, self._labels.clone().to(device)
-        self.sigmas: Tensor = self._grid.sigmas.float()
-
-    def _make(self, num_inference_steps: Any, timesteps: Any, sigmas: Any, mu: float | None) -> None:
-        whole = timesteps is None and sigmas is None
-        steps = step_count(num_inference_steps if whole else len(timesteps or sigmas))
-        reference = reference_of(self.config, self.solver)
-        self._forward = (self.config, process_of(self.config, reference))
-        if self._process.kind == "flow":
-            check_flow(self.solver)
-        self._used = self.solver  # in diffusers' form, where it has one
-        if isinstance(self.solver, Learned):
-            self._grid = own_grid(self.solver, self._process, steps)
-        else:
-            if steps is None:
-                raise InputError("num_inference_steps: got None, expected a whole number of at least 1.")
-            grid = grid_of(self._process, reference, steps, timesteps, sigmas, mu)
-            self._grid = replace(grid, sigmas=check_sigmas(grid.sigmas, repeat=True))
-            if not self.config.exact:
-                self._used = conform(self.solver, reference.config, self._process, self._grid, whole)
-        plan = self._plan_on(self._used, self._grid.sigmas)
-        self._plan = replace(plan, sigma=self._grid.snapped(plan.sigma))
-        self._labels = self._grid.label_of(self._process, self._plan.sigma, self.config.exact)
-        self._listed, self._mend = self._labels.tolist(), mending(reference.config)
-        self.num_inference_steps = len(self._grid.sigmas) - 1
-        self.init_noise_sigma, self.order = self._grid.start, self._grid.rows_a_step(self._plan.sigma)
+        lists = configuration.listed("timesteps", timesteps), configuration.listed("sigmas", sigmas)
+        count = len(lists[0] or lists[1] or ()) or num_inference_steps
+        if count is not None:
+            count = _validation.check_int("num_inference_steps", count)
+        asked = (self.config, self.solver, count, *lists, mu)
+        if self._setup is None or self._setup.asked != asked:
+            self._setup = configuration.prepare(*asked)
+        made = self._setup
+        self._forward = (self.config, made.process)
+        self._begin, self._run = None, None
+        self.timesteps = made.labels.clone().to(device)
+        self.sigmas: Tensor = made.grid.sigmas.float()
+        self.num_inference_steps, self.init_noise_sigma = len(self.sigmas) - 1, made.grid.start
+        self.order = made.order
 
     @property
     def _process(self) -> Process:
-        """The forward process; known before a run for `add_noise` in training."""
+        """The forward process; needed before a run for `add_noise` in training."""
         if self._forward is None or self._forward[0] is not self.config:
-            process = process_of(self.config, reference_of(self.config, self.solver))
-            self._forward = (self.config, process)
-        return self._forward[1]  # type: ignore[no-any-return]
-
-    def _plan_on(self, solver: Any, sigmas: Tensor) -> Plan:
-        if isinstance(solver, Learned):
-            return table_of(solver)
-        plan: Plan = solver.plan(sigmas, self._process.schedule)
-        return plan
+            reference = reference_of(self.config, self.solver)
+            self._forward = (self.config, process_of(self.config, reference))
+        return self._forward[1]
 
     @property
     def begin_index(self) -> int | None:
-        """Where a pipeline has told the run to start."""
+        """The entry of `timesteps` at which the pipeline started the run."""
         return self._begin
 
     @property
     def step_index(self) -> int | None:
         """The entry of `timesteps` that is next; None before the first step."""
-        return None if self._walk is None else int(self._first + self._walk.row)
+        return None if self._run is None else self._run.first + self._run.row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start there, as image-to-image pipelines ask; spares `step` a look at its timestep."""
-        self._begin, self._walk = begin_index, None
-        self._walk = self._start(None, 0.0)
+        """Start at this entry, as image-to-image pipelines do; `step` then need not read its timestep."""
+        self._begin, self._run = begin_index, None
+        self._run = self._start(None, 0.0)
 
     def _row(self, timestep: Any) -> int:
-        """The row that is next: where the run is or will begin, unless the timestep says another."""
-        running = self._walk is not None and not self._walk.over
-        row = int(self._first + self._walk.row) if running else self._begin
+        """The entry that is next: where the run is or will begin, unless the timestep is another's."""
+        running = self._run is not None and not self._run.over
+        row = self.step_index if running else self._begin
         if row is not None and (timestep is None or (running and self._begin is not None)):
             return row
-        # no look at a number on a device while a run goes on
+        # read no number from a device while a run continues
         if running and isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-            return row  # type: ignore[return-value]
-        if row is not None and row < len(self._listed) and same_label(self._listed[row], timestep):
+            assert row is not None
             return row
-        return self._index(timestep)
+        if timestep is None:
+            return 0
+        assert self._setup is not None
+        entries = self._setup.entries(float(timestep))
+        if row is not None and row in entries:
+            return row
+        if not entries:
+            raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
+        return next((i for i in entries if i % self.order == 0), entries[0])
 
-    def _start(self, timestep: Any, eta: float) -> Walk:
-        """A walk from the begin index, or from where the timestep stands."""
-        if self._plan is None:
+    def _start(self, timestep: Any, eta: float) -> Run:
+        """A run from the begin index, or from the entry of the timestep."""
+        if self._setup is None:
             raise InputError(
                 "set_timesteps: not called yet; call scheduler.set_timesteps(steps) before a run."
             )
-        row, plan = self._row(timestep), self._plan
-        if eta and isinstance(self._used, DDIM):
-            plan = self._plan_on(DDIM(eta, self._used.form), self._grid.sigmas)
-        plan = self._tail(plan, row) if row else plan
-        p, q = self._process.affine(plan.sigma)
-        self._first, self._path, self._evaluator = row, None, None
-        self._numbers = list(zip(p.tolist(), q.tolist(), plan.sigma.tolist()))
-        end = [1.0] if self._grid.exploding else self._process.scale(plan.sigmas[-1:])
-        return Walk(plan, self._process.scale(plan.sigma) + end)
-
-    def _tail(self, plan: Plan, row: int) -> Plan:
-        """The plan of the rest of the grid: made for it where there is a solver, else cut off the table."""
-        if isinstance(self.solver, Learned) or isinstance(self._used, (DDIM, DDPM)):
-            return plan.tail(row)
-        level = plan.sigma[min(row, plan.nfe - 1)]
-        levels = self._grid.sigmas[int((self._grid.sigmas > level).sum()) :]
-        # entries after PNDM's warm-up are one evaluation a step
-        rest = ending_at(self._used, total=len(self._grid.sigmas) - 1)
-        solvers = (PNDM("plms"), IPNDM(4)) if isinstance(self.solver, PNDM) else (rest,)
-        for made in (self._plan_on(solver, levels) for solver in solvers):
-            if row < plan.nfe and made.nfe == plan.nfe - row:
-                return made
-        if row >= plan.nfe:
-            raise InputError(f"begin index: got {row}, behind the last step. Choose a larger strength.")
-        raise InputError(
-            f"begin index: got {row}, which is not the start of a step of {plan.name} ({self.order} "
-            "entries each). Choose another strength."
-        )
-
-    def _index(self, timestep: Any) -> int:
-        """The row of a timestep: the first that may start a run."""
-        if timestep is None:
-            return 0
-        value = float(timestep)
-        rows = [i for i, v in enumerate(self._listed) if same_label(v, value)]
-        if not rows:
-            raise InputError(f"timestep: got {value:g}, expected one of scheduler.timesteps.")
-        return int(next((i for i in rows if i % self.order == 0), rows[0]))
+        row, process = self._row(timestep), self._process
+        plan = self._setup.plan_from(row, eta)
+        end = [1.0] if self._setup.grid.exploding else process.scale(plan.sigmas[-1:])
+        alpha, by = process.schedule.alpha(plan.sigma), process.conversion
+        columns = [c for kind in ("data", "noise") for c in coefficients(by, plan.sigma, alpha, kind)]
+        return Run(plan, row, process.scale(plan.sigma) + end, torch.stack(columns, 1).tolist())
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network sees: the sample itself, scaled for EDM's networks alone."""
+        """The network's input: the sample itself, scaled for EDM's networks only."""
         if self._process.kind != "edm":
             return sample
-        sigma = float(self._plan.sigma[self._row(timestep)])
-        return sample * float((sigma**2 + self._process.data_std**2) ** -0.5)
+        assert self._setup is not None
+        return sample * float(self._process.alpha(self._setup.plan.sigma[self._row(timestep)]))
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
@@ -325,73 +290,117 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         """From one input of the network to the next.
 
         Args:
-            model_output: (batch, *event) what the network said of (scaled) sample; channels of a learned
-                variance behind them are left out.
+            model_output: (batch, *event) the network's output for (scaled) sample; further channels, those
+                of a learned variance, are ignored.
             timestep: its entry of `timesteps`; read only where a run starts without a begin index.
-            sample: (batch, *event) the state, in any floating dtype; kept in float32 at least inside.
+            sample: (batch, *event) the state, of any floating dtype; kept in float32 at least inside.
             eta: of DDIM, where the solver itself has none.
-            use_clipped_model_output: with clip_sample, DDIM's noise follows from the clipped estimate too.
-            generator: one, or a list with one a sample, for stochastic solvers.
-            variance_noise: unit normals (batch, *event) in place of drawn ones.
+            use_clipped_model_output: with clip_sample, also derive DDIM's noise from the clipped estimate.
+            generator: one, or a list with one per sample, for stochastic solvers.
+            variance_noise: unit normals (batch, *event) instead of drawn ones.
 
         Returns:
             `prev_sample` and `pred_original_sample`, or both as a tuple.
         """
-        walk = self._walk
-        fresh = walk is None or walk.over or (walk.row == 0 and (eta or self._begin is None))
-        if fresh or self._row(timestep) != self._first + walk.row:
-            self._walk = walk = self._start(timestep, eta)
-            check_event(self.solver, sample)
-        p, q, sigma = self._numbers[walk.row]
+        run = self._run
+        fresh = run is None or run.over or (run.row == 0 and (eta or self._begin is None))
+        if fresh or self._row(timestep) != self.step_index:
+            run = self._start(timestep, eta)
+            configuration.check_event(self.solver, sample)
+        assert run is not None
+        assert self._setup is not None
         output = model_output[:, : sample.shape[1]]
-        if output.shape != sample.shape or (walk.x is not None and walk.x.shape != sample.shape):
+        if output.shape != sample.shape or (run.state and run.state.x.shape != sample.shape):
             raise InputError(
                 f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; expected "
                 "one shape, the same in each step of a run. Call set_timesteps before a run of another."
             )
+        x, row = run.read(sample), run.plan.rows[run.row]
+        if run.state is None:
+            run = self._with_sources(run, x, generator)
+        draw = self._draw(run, x, sample, generator, variance_noise)
+        state = self._enter(run, row, x, sample.dtype, draw)
+        x0, state, evaluation = self._evaluate(
+            run, row, state, x, output.to(x.dtype), use_clipped_model_output
+        )
+        state = update(row, state, evaluation)
+        run = run._replace(row=run.row + 1, state=state)
+        if not run.over:
+            following = run.plan.rows[run.row]
+            if following.stage.normals:
+                state = begin(following, state, draw)
+            run = run._replace(state=state)
+        new = run.write(state.x if run.over else stage(following, state), sample.dtype)
+        self._run, x0 = run, x0.to(sample.dtype)
+        return FewStepSchedulerOutput(new, x0) if return_dict else (new, x0)
 
-        def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
-            return self._draw(sample, (tau0, tau1), generator, variance_noise)
-
-        x = walk.enter(sample, draw)
-        output = output.to(x.dtype)
-        x0 = torch.add(x, output, alpha=q) if p == 1 else torch.mul(x, p).add_(output, alpha=q)
-        if isinstance(self.solver, SigSampler):
-            x0 = self._student(walk, x, x0)
-        seen = mended = x0 if self._mend is None else self._mend(x0)
-        if self._mend is not None and isinstance(self._used, DDIM) and not use_clipped_model_output:
-            seen = beside_raw_noise(walk, x0, mended)
-        if walk.plan.prediction == "noise":  # a network of the noise has said it already
-            said = p == 1 and self._mend is None and not isinstance(self.solver, SigSampler)
-            seen = output if said else (x - seen).div_(sigma)
-        new = walk.leave(seen, draw, sample.dtype)
-        mended = mended.to(sample.dtype)
-        return FewStepSchedulerOutput(new, mended) if return_dict else (new, mended)
-
-    def _student(self, walk: Walk, x: Tensor, x0: Tensor) -> Tensor:
-        """A student's own network in place of the pipeline's, or added to it."""
-        self._teacher_said = x0
-        if self._evaluator is None:
-            problem = DiffusionModel(lambda *_: self._teacher_said, self._process.schedule)
-            self._evaluator = self.solver.evaluator(problem, x)
-        with torch.no_grad():
-            return self._evaluator(self._first + walk.row, x, walk.normals)  # type: ignore[no-any-return]
-
-    def _draw(
-        self, like: Tensor, interval: tuple[float, float], generator: Any, given: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """Unit normals of an interval of tau = 1/sigma^2, one for each letter."""
-        letters = self._plan.m.shape[-1]
-        if self.config.noise != "path" or interval[0] == interval[1]:
-            return fresh_normals(like, letters, generator, given)
-        if given is not None:
-            raise InputError("variance_noise: got it with noise='path', expected noise='generator'.")
-        if self._path is None:
+    def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
+        """The run with its Brownian path and its student's network, which depend on the samples."""
+        if self.config.noise == "path" and uses_path(run.plan):
             lowest = self._process.schedule.sigma_min
-            full = torch.promote_types(like.dtype, torch.float32)
-            self._path = path_of(self._plan, like.to(full), lowest, seeds_of(generator, like))
-        of_path: tuple[Tensor, ...] = self._path.increment(*interval).coordinates()
-        return of_path[:letters]
+            run = run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
+        if configuration.brings_network(self.solver):
+            problem = DiffusionModel(lambda *_: self._pipeline_x0, self._process.schedule)
+            run = run._replace(evaluate=self.solver.evaluator(problem, x))
+        return run
+
+    def _draw(self, run: Run, x: Tensor, sample: Tensor, generator: Any, given: Tensor | None) -> Draw:
+        """The source of the run's normals: its path, or the generator as in diffusers."""
+        if given is not None and run.path is not None:
+            raise InputError("variance_noise: got it with noise='path', expected noise='generator'.")
+        if given is not None and given.shape != sample.shape:
+            raise InputError(
+                f"variance_noise: got {tuple(given.shape)}, expected {tuple(sample.shape)} as the sample."
+            )
+
+        def fresh(letters: int) -> Normals:
+            source = configuration.generators_of(generator, len(sample))
+            drawn = fresh_normals(sample, source, letters - (given is not None))
+            return drawn if given is None else (at_least_float32(given), *drawn)
+
+        return plan_normals(run.plan, x, run.path, fresh)
+
+    def _enter(self, run: Run, row: Row, x: Tensor, dtype: torch.dtype, draw: Draw) -> State:
+        """The state at the row's evaluation, given the input x that the network got.
+
+        The first input is the state itself: the pipeline calls the network before the scheduler, hence noise
+        that a plan adds to its first input is left out, and churn of the first level counts as contained.
+        """
+        if run.state is None:
+            state = begin(row, State(x if row.stage.scale == 1 else x / row.stage.scale), draw)
+            churned = row.interval is not None and row.interval[0] == row.interval[1]
+            return (
+                state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
+                if churned
+                else state
+            )
+        state = run.state
+        pure = not (row.stage.evaluations or row.stage.normals)
+        # what was handed out, with its rounding to the pipeline's dtype
+        before = x if pure else run.read(run.write(stage(row, state), dtype))
+        state = follow(row, state, before, x)
+        return state if row.stage.normals else begin(row, state, draw)
+
+    def _evaluate(
+        self, run: Run, row: Row, state: State, x: Tensor, output: Tensor, clipped: bool | None
+    ) -> tuple[Tensor, State, Tensor]:
+        """The estimate of x0 after clipping or thresholding, the state, and the row's evaluation."""
+        p, q, p_noise, q_noise = run.numbers[run.row]
+        x0, data = to_x0(x, output, p, q), run.plan.prediction == "data"
+        if run.evaluate is not None:
+            self._pipeline_x0 = x0
+            with torch.no_grad():
+                evaluation = run.evaluate(run.first + run.row, x, state.normals)
+            x0 = evaluation if data else torch.sub(x, evaluation, alpha=row.sigma)
+        else:
+            evaluation = x0 if data else to_x0(x, output, p_noise, q_noise)
+        assert self._setup is not None
+        if self._setup.postprocess is None:
+            return x0, state, evaluation
+        fixed = self._setup.postprocess(x0)
+        if isinstance(self._setup.used, configuration.DDIM_FORMS) and not clipped:
+            return fixed, *configuration.along_raw_noise(row, state, x0, fixed)
+        return fixed, state, fixed if data else (x - fixed).div_(row.sigma)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from ... import _validation
 from ...errors import InputError, named, one_of
-from ...grid import MOST, check_sigmas, sigma_grid
+from ...fingerprint import Fingerprint, Fit
+from ...grid import MOST
 from ...plan import Plan
 from ...problem import DiffusionModel
+from ...resolve import resolve
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...schedule import Schedule
 from ...solver import DiffusionSolver
-from ..training import check_options
-from .fitting_state import Labelled, Model, Teacher, Work
-from .greedy import Fit, greedy
+from ..labelled_model import Labelled, Model
+from ..training import TrainingOptions
+from .greedy import greedy
 from .refine import refine_plan
-from .student import DODE, Fingerprint
-
-ALIGNMENTS = ("exact", "official")
+from .teacher import Teacher, Work
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class DODEReport:
     """How a fit went.
 
     Attributes:
-        r2: per row, the share of the squared distance to the teacher that the fit took away on its batch.
-        kept: per row, whether the fit also helped on the held-out noise; else kappa is 0 there.
-        base_rmse, student_rmse: distance to the teacher's final state on held-out noise.
-        fallback: why the whole table is the base's, else "".
-        evaluations: of the network for each start state: student, teacher, the held-out ones and the final
-            comparisons included, backward passes not.
+        r2: per row, the share of the squared distance to the teacher that the fit removed.
+        kept: per row, whether the fit also helped on the held-out start states; else kappa is 0 there.
+        base_rmse, student_rmse: distance to the teacher's final state on the held-out start states.
+        fallback: why the table is the base's, else "".
+        evaluations: network evaluations per start state: student, teacher, held-out states and the final
+            comparisons, without backward passes.
         seconds: wall time.
     """
 
@@ -55,141 +55,130 @@ class DODEReport:
 def distill_dode(
     problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor, labels: Tensor | None = None,
     steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr", final: str = "x0",
-    terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10,
-    alignment: str = "exact", guard: bool = True, batch: int | None = None, refine: str | None = None,
-    iterations: int | None = None, rate: float | None = None, minibatch: int | None = None,
-    seed: int | None = None, learn_grid: bool = False, progress: bool = False,
-    note: dict[str, Any] | None = None,
-) -> tuple[DODE, DODEReport]:  # fmt: skip
-    """Fit a few numbers a row to any deterministic solver's plan, in seconds and without training.
+    terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, guard: bool = True,
+    batch: int | None = None, refine: str | None = None, learn_grid: bool = False,
+    training: TrainingOptions | None = None, seed: int = 0, progress: bool = False,
+    notes: dict[str, Any] | None = None,
+) -> tuple[Plan, DODEReport]:  # fmt: skip
+    r"""Fit a few numbers per row of a deterministic solver's plan, by least squares and without training.
+
+    The newest evaluation $d_i$ becomes $d_i + \sum_j \kappa_{ij} (d_i - d_{i-j})$ (arXiv 2309.16421, with one
+    term). Takes seconds; needs a teacher that is much finer than the plan.
 
     Args:
         problem: the model; with `labels` a function `labels -> DiffusionModel` whose denoiser holds one label
-            a sample, guidance included.
+            per sample, guidance included.
         base: the solver to start from; any whose plan draws no noise.
-        noise: (n, *event) start states at the first level; one in eight is held out, and n >= 16. They
-            are sent through the denoiser in batches of other sizes and orders.
-        labels: (n, ...) one for each start state, as sampling will draw them.
+        noise: (n, *event) start states at the first level, n >= 16; one in eight is held out. They go through
+            the denoiser in batches.
+        labels: (n, ...) one for each start state, distributed as in sampling.
         steps, sigmas, spacing, final: the grid, as in `fewstep.sample`.
-        terms: history terms a row; 1 is the paper's.
-        teacher: a one-evaluation solver; by default `DPMSolverPP(2)`. The paper takes the base itself.
-        teacher_substeps: teacher steps for each interval between the plan's levels.
-        alignment: `"exact"` compares states at the same level; `"official"` takes the released code's
-            targets, which are up to one student step noisier, for reproduction only.
-        guard: keep a row's fit only if it helps on the held-out noise, and the table only if it ends
-            closer to the teacher there than the base.
-        batch: samples in a network call; results do not depend on it. By default a quarter of the start
-            states and at most 256, so that a fit takes less memory than sampling them in one call. Under
-            torch.distributed each process takes its share of the batches; all end with the same table.
-        refine: `"global"` goes on from the greedy table by gradient descent on the final state's error,
-            through all steps. Its memory is that of the graph of a minibatch's evaluations, all rows: small
-            for networks.
-        iterations, rate, minibatch, seed: of refine; by default 600, 0.01, 512 and 0.
-        learn_grid: with refine, train levels, the levels the network is told, and all history weights
-            together. Thousands of iterations and a rate of 0.03 pay here.
-        progress: a bar on a terminal.
-        note: words to keep in the table's file beside its own, for instance `{"guidance": 3.0}`.
+        terms: history terms per row; 1 is the paper's.
+        teacher: a solver of one evaluation per step; by default `DPMSolverPP(2)`. The paper takes the base.
+        teacher_substeps: teacher steps for each interval between the levels of the plan.
+        guard: keep the fit of a row only if it helps on the held-out start states, and the table only if it
+            ends closer to the teacher there than the base.
+        batch: samples per network call; results do not depend on it. By default a quarter of the start states
+            and at most 256. Under torch.distributed each process takes its share of the batches, and all
+            return the same table.
+        refine: `"global"` continues from the greedy table by gradient descent on the error of the final
+            state, through all rows. Its memory is the graph of all evaluations of a minibatch.
+        learn_grid: with refine, train the levels, the levels passed to the network, and all history weights
+            together. Thousands of iterations and a learning rate of 0.03 pay off here.
+        training: of refine; by default 600 iterations, batch_size 512, learning_rate 0.01.
+        seed: of the minibatches of refine.
+        progress: show a bar on a terminal.
+        notes: JSON values to keep in the table's notes, for instance `{"guidance": 3.0}`.
 
     Returns:
-        the student and a `DODEReport`.
+        the table, a `Plan` with `fit`, and a report.
 
     Raises:
-        InputError: too little noise, labels that do not fit it, a base that draws noise, a teacher of
-            several evaluations a step, an unknown word, a note that is not JSON.
+        InputError: too few start states, labels that do not belong to them, a base that draws noise, a
+            teacher with several evaluations per step, an unknown word, or notes that JSON cannot hold.
     """
     began = time.perf_counter()
-    asked = {"iterations": iterations, "rate": rate, "minibatch": minibatch, "seed": seed}
-    training: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    _check(alignment, refine, learn_grid, training)
+    if refine not in (None, "global") or (refine is None and (learn_grid or training is not None)):
+        given = [name for name, value in (("learn_grid", learn_grid), ("training", training)) if value]
+        raise one_of("refine" + (f" (with {', '.join(given)})" if given else ""), refine, ("global",))
+    _validation.check_seed(seed)
     numbers = {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps}
-    check_kinds(base, teacher, numbers)
+    check_arguments(base, teacher, **numbers)
     model = Model.of(problem, labels, noise)
-    plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
-    work = Work.of(model, noise, plan.sigmas[:1], batch)
-    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, alignment, work.spent)
-    words = _words(plan, fine, terms, teacher_substeps, len(noise), training, note)
-    fit = greedy(work, plan, fine, terms, guard, progress)
+    plan = base_plan(model.schedule, base, steps=steps, sigmas=sigmas, spacing=spacing, final=final)
+    work = Work.of(model, noise, float(plan.sigmas[0]), batch)
+    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps)
+    words: dict[str, Any] = {
+        "solver": plan.name, **facts(plan, noise), "terms": terms, "fit": "",
+        "teacher": f"{fine.plan.name}, {teacher_substeps} steps per interval",
+        "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
+    }  # fmt: skip
+    if training is not None:
+        words["training"] = {k: v for k, v in vars(training).items() if v != getattr(TrainingOptions, k)}
+    try:
+        words = json.loads(json.dumps(words | dict({} if notes is None else notes)))
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(
+            f"notes: got {_validation.describe(notes)}, which JSON cannot hold ({error}); expected a "
+            "dictionary of plain values."
+        ) from error
+    found = greedy(work, plan, fine, terms, guard, progress)
     if refine:
-        fit = refine_plan(work, fit, fine, learn_grid, progress=progress, **training)
-    fit, fallback = _guarded(fit, plan) if guard else (fit, "")
-    rmses = fit.base_rmse, fit.student_rmse
-    words |= {"fit": fit.made, "rmse": rmses[1], "rmse of the base": rmses[0], "fallback": fallback}
-    made = fit.plan.renamed(f"DODE({plan.name})")
-    student = DODE(made, fit.kappa, Fingerprint.of_model(model, work.x), words)
-    spent, seconds = work.evaluations(), time.perf_counter() - began
-    return student, DODEReport(fit.r2, fit.kept, *rmses, fallback, spent, seconds)
+        found = refine_plan(
+            work, plan, found, fine, learn_grid, training or TrainingOptions(), seed=seed, progress=progress
+        )
+    fallback = why(found.student_rmse, found.base_rmse) if guard else ""
+    if fallback:
+        zero = torch.zeros_like(found.kappa)
+        found = replace(found, plan=plan, kappa=zero, kept=[False] * plan.nfe, student_rmse=found.base_rmse,
+                        how="none")  # fmt: skip
+    table = fitted(found.plan, plan.name, found.kappa, Fingerprint.of_model(model, work.x), words, found.how,
+                   found.base_rmse, found.student_rmse, fallback)  # fmt: skip
+    seconds = time.perf_counter() - began
+    return table, DODEReport(found.r2, found.kept, found.base_rmse, found.student_rmse, fallback,
+                             work.evaluations(), seconds)  # fmt: skip
 
 
-def _check(alignment: str, refine: str | None, learn_grid: bool, training: dict[str, Any]) -> None:
-    _validation.check_choice("alignment", alignment, ALIGNMENTS)
-    if refine not in (None, "global") or (refine is None and (learn_grid or training)):
-        raise one_of(f"refine (with {', '.join(['learn_grid', *training])})", refine, ("global",))
-    check_options(training)
-    _validation.check_seed(training.get("seed", 0))
-    _validation.check_int("minibatch", training.get("minibatch", 1))
-
-
-def check_kinds(base: Any, teacher: Any, numbers: dict[str, Any]) -> None:
-    """Two diffusion solvers, and whole numbers of at least 1."""
+def check_arguments(base: Any, teacher: Any, **numbers: Any) -> None:
+    """Refuse what is not a diffusion solver, and numbers that are not integers of at least 1."""
     for name, solver in (("base", base), ("teacher", base if teacher is None else teacher)):
         if not isinstance(solver, DiffusionSolver):
-            came = solver.__name__ if isinstance(solver, type) else type(solver).__name__
-            raise InputError(f"{name}: got {came}, expected a diffusion solver such as fewstep.DDIM().")
+            given = solver.__name__ if isinstance(solver, type) else type(solver).__name__
+            raise InputError(f"{name}: got {given}, expected a diffusion solver such as fewstep.DDIM().")
     for name, value in numbers.items():
         _validation.check_int(name, value, 1, MOST)
 
 
-def _words(
-    plan: Plan, teacher: Teacher, terms: int, substeps: int, states: int, training: dict[str, Any],
-    note: dict[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
-    """What a reader of the file wants to know, as JSON has it."""
-    words = {
-        "solver": plan.name, "evaluations": plan.nfe, "intervals": len(plan.sigmas) - 1,
-        "sigma": [float(plan.sigmas[0]), float(plan.sigmas[-1])], "terms": terms,
-        "teacher": f"{teacher.plan.name}, {substeps} steps an interval, {teacher.alignment} alignment",
-        "fit": "",
-        "start states": states,
-        "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
-    } | ({"training": training} if training else {})  # fmt: skip
-    try:
-        return dict(json.loads(json.dumps(words | dict({} if note is None else note))))
-    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise InputError(f"note: got {_validation.describe(note)}, which JSON cannot hold ({error}); expected plain "
-                         "words and numbers by name.") from error  # fmt: skip
-
-
-def _guarded(fit: Fit, base: Plan) -> tuple[Fit, str]:
-    """The base where the fit ends further from the teacher than it, and the reason."""
-    if fit.student_rmse < fit.base_rmse:
-        return fit, ""
-    nought: dict[str, Any] = {
-        "kappa": torch.zeros_like(fit.kappa),
-        "kept": [False] * base.nfe,
-        "made": "none",
-    }
-    return replace(fit, plan=base, student_rmse=fit.base_rmse, **nought), why(fit.student_rmse, fit.base_rmse)
-
-
-def why(student: float, base: float) -> str:
-    """The reason of a fall-back."""
-    return f"held-out distance to the teacher {student:.3g}, with the base {base:.3g}"
-
-
-def base_plan(
-    schedule: Schedule,
-    base: DiffusionSolver,
-    steps: int | None,
-    sigmas: Tensor | None,
-    spacing: str,
-    final: str,
-) -> Plan:
-    """The base on the grid that was asked for."""
-    if sigmas is None:
-        if steps is None:
-            raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
-        sigmas = sigma_grid(schedule, steps, spacing, final)
-    plan = base.plan(check_sigmas(sigmas), schedule)
+def base_plan(schedule: Schedule, base: DiffusionSolver, **grid: Any) -> Plan:
+    """The plan of the base; refuses one that draws noise."""
+    plan, _ = resolve(base, schedule, **grid)
     if plan.levy:
         raise InputError(f"base: got {plan.name!r}, which draws noise; expected a deterministic solver.")
     return plan
+
+
+def facts(plan: Plan, noise: Tensor) -> dict[str, Any]:
+    """The notes on the grid and the start states."""
+    ends = [float(plan.sigmas[0]), float(plan.sigmas[-1])]
+    return {
+        "evaluations": plan.nfe,
+        "intervals": len(plan.sigmas) - 1,
+        "sigma": ends,
+        "start states": len(noise),
+    }
+
+
+def why(student: float, base: float) -> str:
+    """Why the base is used in place of the table, or "" where it is not."""
+    if student < base:
+        return ""
+    return f"held-out distance to the teacher {student:.3g}, with the base {base:.3g}"
+
+
+def fitted(
+    plan: Plan, base: str, kappa: Tensor, fingerprint: Fingerprint, notes: dict[str, Any], how: str,
+    base_rmse: float, student_rmse: float, fallback: str,
+) -> Plan:  # fmt: skip
+    """The plan with what it was fitted to."""
+    notes = notes | {"fit": how, "rmse": student_rmse, "rmse of the base": base_rmse, "fallback": fallback}
+    return replace(plan, name=f"DODE({base})", fit=Fit(fingerprint, notes, kappa))

@@ -2,8 +2,8 @@
 
 Row i of a plan ends in an outcome, the input of row i + 1 or the final state. With the newest evaluation
 d_i replaced by d_i + sum_j kappa_j (d_i - d_{i-j}) the outcome moves by sum_j kappa_j g_j, where
-g_j = w (d_i - d_{i-j}) and w is d_i's weight in it: least squares against the teacher's state at the same
-level, over samples and elements, has the normal equations <g_a, g_b> kappa_b = <g_a, r>.
+g_j = w (d_i - d_{i-j}) and w is the weight of d_i in it. Least squares against the teacher's state at the
+same level, over samples and elements, has the normal equations <g_a, g_b> kappa_b = <g_a, r>.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import torch
 from torch import Tensor
 
 from ..._distributed import sum_over_processes
+from ..._progress import progress as progress_bar
 from ...errors import InputError
+from ...executor import Evaluate, State, stage, update
 from ...plan import Plan
-from .fitting_state import Teacher, Walk, Work, apply, rmse, weight, widened
+from .correction import corrected, outcome_weights
+from .teacher import Teacher, Work, lookback, rmse
 
-CUT = 1e-12  # of the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
-
-Group = list[tuple[Walk, Iterator[Tensor]]]
+CUT = (
+    1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
+)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A table on its way, with its distances to the teacher on held-out noise."""
+class Candidate:
+    """A fitted plan with its distances to the teacher on held-out noise; fields as in `DODEReport`."""
 
     plan: Plan
     kappa: Tensor
@@ -35,92 +38,78 @@ class Fit:
     kept: list[bool]
     base_rmse: float
     student_rmse: float
-    made: str = "greedy"  # in words
+    how: str = "greedy"
+
+
+@dataclass
+class _Batch:
+    """Start states on their way through the rows: where they are, and the targets of the rows to come."""
+
+    state: State
+    evaluate: Evaluate
+    targets: Iterator[Tensor]
+    evaluation: Tensor | None = None  # of the row that is being fitted
 
 
 @torch.no_grad()
-def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, progress: bool) -> Fit:
-    """Fit row after row, each from the states that the rows before have led to."""
-    from tqdm import trange
-
-    if terms < 1:
-        raise InputError(f"terms: got {terms}, expected at least 1.")
-    plan = widened(base, terms)
-    kappa = torch.zeros(plan.nfe, terms, dtype=torch.float64)
-    fitted, held = (_group(work, plan, teacher, which, terms) for which in (work.kept, work.held))
+def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, progress: bool) -> Candidate:
+    """Fit row after row, each at the states that the fitted rows before it lead to."""
+    kappa = torch.zeros(base.nfe, terms, dtype=torch.float64)
+    plan, weights, held_after = corrected(base, kappa), outcome_weights(base).tolist(), lookback(base, terms)
+    fitted, held = ([
+        _Batch(State(work.start(index)), work.evaluator(plan, index), teacher.states(work, index))
+        for index in work.share(which)
+    ] for which in (work.kept, work.held))  # fmt: skip
     r2, kept = [0.0] * plan.nfe, [False] * plan.nfe
-    # disable=None: a bar on a terminal, none in a pipe
-    for i in trange(plan.nfe, desc="fit", disable=None if progress else True, leave=False):
-        sums = _evaluate(fitted, i, terms)
-        if not math.isfinite(sums.rr):
-            raise InputError("problem: its model gives values that are not finite, from such start states.")
-        solution = sums.solve()
-        test = _evaluate(held, i, terms)
-        if len(solution) and (not guard or test.gain(solution) > 0):
-            apply(plan, i, solution)
+    for i in progress_bar(range(plan.nfe), "row", show=progress):
+        products, test = (_products(group, plan, i, min(terms, i), weights[i]) for group in (fitted, held))
+        if not math.isfinite(rest := float(products[-1, -1])):
+            raise InputError("problem: its model gives values that are not finite for these start states.")
+        solution = _solve(products)
+        if len(solution) and (not guard or _gain(test, solution) > 0):
             kappa[i, : len(solution)] = solution
-            r2[i], kept[i] = sums.gain(solution) / max(sums.rr, 1e-300), True
-        for walk, _ in [*fitted, *held]:
-            walk.go(i)
-            walk.forget(i)
-    del fitted, held  # their states, before the table is tried
-    distances = [rmse(work, p, work.held, teacher) for p in (base, plan)]
-    return Fit(plan, kappa, r2, kept, distances[0], distances[1])
+            r2[i], kept[i] = _gain(products, solution) / max(rest, 1e-300), True
+            plan = corrected(base, kappa)
+        for batch in [*fitted, *held]:
+            assert batch.evaluation is not None
+            state = update(plan.rows[i], batch.state, batch.evaluation)
+            # many batches wait here: release what no later row needs
+            batch.state = state._replace(evaluations=state.evaluations[: held_after[i]])
+            batch.evaluation = None
+    del fitted, held  # their states, before the plan is measured
+    base_rmse, student_rmse = (rmse(work, p, work.held, teacher) for p in (base, plan))
+    return Candidate(plan, kappa, r2, kept, base_rmse, student_rmse)
 
 
-def _group(work: Work, plan: Plan, teacher: Teacher, which: Tensor, terms: int) -> Group:
-    walks = [work.walk(plan, index, terms) for index in work.share(which)]
-    return [(walk, teacher.walk(walk.problem, walk.x)) for walk in walks]
+def _products(group: list[_Batch], plan: Plan, i: int, terms: int, weight: float) -> Tensor:
+    """(terms + 1, terms + 1) inner products of row i's directions g_1, g_2, ... and its residual r."""
+    total = torch.zeros(terms + 1, terms + 1, dtype=torch.float64)
+    for batch in group:
+        batch.evaluation = batch.evaluate(i, stage(plan.rows[i], batch.state), ())
+        after = update(plan.rows[i], batch.state, batch.evaluation)
+        outcome = after.x if i + 1 == plan.nfe else stage(plan.rows[i + 1], after)
+        new, *old = after.evaluations
+        vectors = [(new - D).flatten().double() * weight for D in old[:terms]]
+        vectors.append((next(batch.targets) - outcome).flatten().double())
+        for a, u in enumerate(vectors):
+            for b, v in enumerate(vectors[: a + 1]):
+                total[a, b] += float(u @ v)
+    total = sum_over_processes(total)
+    return total.tril() + total.tril(-1).T
 
 
-def _evaluate(group: Group, i: int, terms: int) -> _Sums:
-    """Row i's evaluation of each batch, and the normal equations of its outcome."""
-    sums = _Sums(min(terms, i))
-    for walk, targets in group:
-        walk.evaluate(i)
-        sums.add(walk, i, next(targets))
-    return sums.everywhere()
+def _solve(products: Tensor) -> Tensor:
+    """kappa; empty where the evaluations did not change or are not finite."""
+    G, g = products[:-1, :-1], products[:-1, -1]
+    if not 0 < float(G.trace()) < math.inf:
+        return g[:0]
+    values, vectors = torch.linalg.eigh(G)
+    # the shortest solution where directions are dependent; a ridge would change the other directions too
+    inverse = torch.where(values > CUT * values[-1], 1 / values, 0.0)
+    kappa: Tensor = vectors @ (inverse * (vectors.T @ g))
+    return kappa
 
 
-class _Sums:
-    """Normal equations of one row, summed over batches in float64."""
-
-    def __init__(self, terms: int) -> None:
-        self.G = torch.zeros(terms, terms, dtype=torch.float64)
-        self.g, self.rr = torch.zeros(terms, dtype=torch.float64), 0.0
-
-    def add(self, walk: Walk, i: int, target: Tensor) -> None:
-        """The outcome of row i against its target, without changing the walk."""
-        x = walk.x
-        walk.go(i)
-        r = (target - walk.look(i + 1)).flatten().double()
-        walk.x = x
-        new, *old = walk.history
-        directions = [(new - D).flatten().double() * weight(walk.plan, i) for D in old[: len(self.g)]]
-        self.rr += float(r @ r)
-        for a, u in enumerate(directions):
-            self.g[a] += float(u @ r)
-            for b, v in enumerate(directions[: a + 1]):
-                self.G[a, b] += float(u @ v)
-
-    def everywhere(self) -> _Sums:
-        """Summed over processes, where there are several."""
-        packed = torch.cat([self.G.flatten(), self.g, torch.tensor([self.rr], dtype=torch.float64)])
-        n, packed = len(self.g), sum_over_processes(packed)
-        self.G, self.g, self.rr = packed[: n * n].reshape(n, n), packed[n * n : -1], float(packed[-1])
-        self.G = self.G.tril() + self.G.tril(-1).T
-        return self
-
-    def solve(self) -> Tensor:
-        """kappa; none where the evaluations did not move, or are not finite."""
-        if not 0 < float(self.G.trace()) < math.inf:
-            return self.g[:0]
-        values, vectors = torch.linalg.eigh(self.G)
-        # of dependent directions the shortest combination; a ridge would bend the others too
-        inverse = torch.where(values > CUT * values[-1], 1 / values, 0.0)
-        kappa: Tensor = vectors @ (inverse * (vectors.T @ self.g))
-        return kappa
-
-    def gain(self, kappa: Tensor) -> float:
-        """How much kappa lowers the squared distance."""
-        return float(2 * kappa @ self.g - kappa @ self.G @ kappa)
+def _gain(products: Tensor, kappa: Tensor) -> float:
+    """The decrease of the squared distance by kappa."""
+    return float(2 * kappa @ products[:-1, -1] - kappa @ products[:-1, :-1] @ kappa)

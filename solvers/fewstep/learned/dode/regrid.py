@@ -1,21 +1,26 @@
-"""A D-ODE table taken to another grid: kappa interpolated, then measured before it is believed."""
+"""A D-ODE table on another grid: kappa is interpolated, and used only where it measurably helps."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from ... import _validation
+from ...errors import InputError, named
+from ...fingerprint import Fit
 from ...plan import Plan
 from ...problem import DiffusionModel
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...solver import DiffusionSolver
-from .distill import base_plan, check_kinds, distill_dode, why
-from .fitting_state import Labelled, Model, Teacher, Work, apply, in_state, rmse, widened
-from .student import DODE
+from ..labelled_model import Labelled, Model
+from .correction import corrected, in_state
+from .distill import base_plan, check_arguments, distill_dode, facts, fitted, why
+from .teacher import Teacher, Work, rmse
 
 
 @dataclass(frozen=True)
@@ -39,80 +44,78 @@ class GridReport:
     seconds: float
 
 
+@named
 def regrid(
-    student: DODE, problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor,
+    table: Plan, problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor,
     labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None,
     spacing: str = "logsnr", final: str = "x0", teacher: DiffusionSolver | None = None,
     teacher_substeps: int = 10, batch: int | None = None, refit: bool = False,
-) -> tuple[DODE, GridReport]:  # fmt: skip
-    """The student's kappa on another grid of its base solver, or the base where they do not help there.
+) -> tuple[Plan, GridReport]:  # fmt: skip
+    """A D-ODE table interpolated to another grid of its base solver, or the base where that is no better.
 
-    kappa_ij is interpolated over log sigma. What is interpolated is kappa_ij over h_i / (lambda_i -
-    lambda_{i-j}), which for Adams weights is smooth in sigma whatever the grid (1/2 for DPM-Solver++(2M))
-    and on logSNR grids is kappa itself. Rows of stages within a step are taken stage by stage, and the
-    row that ends at 0 from the row that did.
+    kappa_ij is interpolated over log sigma, after division by h_i / (lambda_i - lambda_{i-j}). For Adams
+    weights the quotient is smooth in sigma on every grid (1/2 for DPM-Solver++(2M)); on logSNR grids it is
+    proportional to kappa. Stages within a step are interpolated one by one, and so is the row that ends at 0.
 
     Args:
-        problem, labels: the model that the student was fitted to; another is refused.
+        table: a result of `distill_dode`, not refined with `learn_grid`.
+        problem, labels: the model that the table was fitted to; another one is refused.
         base: the solver that it was fitted from.
         noise: (n, *event) start states, n >= 16, other than those of the fit.
         steps, sigmas, spacing, final: the new grid.
         teacher, teacher_substeps, batch: as in `distill_dode`.
-        refit: also fit a table on the new grid and say how far that one ends, for comparison.
+        refit: also fit a table on the new grid and report its distance, for comparison.
 
     Returns:
         the table on the new grid and a `GridReport`.
 
     Raises:
-        InputError: another model or base, or a table with refined weights, which has no kappa.
+        InputError: another model or base, or a table without kappa.
     """
     began = time.perf_counter()
-    check_kinds(base, teacher, {"teacher_substeps": teacher_substeps, "batch": 1 if batch is None else batch})
+    check_arguments(base, teacher, teacher_substeps=teacher_substeps, batch=1 if batch is None else batch)
     model = Model.of(problem, labels, noise)
-    old = _own_base(student, model, base)
-    plan = base_plan(model.schedule, base, steps, sigmas, spacing, final)
-    work = Work.of(model, noise, plan.sigmas[:1], batch)
-    some = torch.arange(work.batch if student.fitted_to.labelled else 1)
-    student.check(model.at(some), work.x[some.to(work.x.device)])
-    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps, "exact", work.spent)
-    table = widened(plan, (kappa := _interpolated(student.kappa, old, plan)).shape[1])
-    for i in range(plan.nfe):
-        apply(table, i, kappa[i, : min(i, kappa.shape[1])])
+    fit, old = _checked(table, model, base)
+    grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final}
+    plan = base_plan(model.schedule, base, **grid)
+    work = Work.of(model, noise, float(plan.sigmas[0]), batch)
+    some = torch.arange(work.batch if fit.fingerprint.labelled else 1)
+    fit.check(model.at(some), work.start(some), table.name)
+    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps)
+    assert fit.kappa is not None
+    kappa = _interpolated(fit.kappa, old, plan)
+    made = corrected(plan, kappa)
     which = work.held if refit else torch.arange(len(noise))
-    of_base, of_student = (rmse(work, p, which, fine) for p in (plan, table))
+    base_rmse, student_rmse = (rmse(work, p, which, fine) for p in (plan, made))
     again = distill_dode(
-        problem, base, noise=noise, labels=labels, steps=steps, sigmas=sigmas, terms=kappa.shape[1],
-        spacing=spacing, final=final, teacher=teacher, teacher_substeps=teacher_substeps, batch=batch,
+        problem, base, noise=noise, labels=labels, terms=kappa.shape[1], teacher=teacher,
+        teacher_substeps=teacher_substeps, batch=batch, **grid,
     )[1] if refit else None  # fmt: skip
-    fallback = "" if of_student < of_base else why(of_student, of_base)
+    fallback = why(student_rmse, base_rmse)
     if fallback:
-        table, kappa = plan, torch.zeros_like(kappa)
-    words = student.words | {
-        "evaluations": plan.nfe, "intervals": len(plan.sigmas) - 1,
-        "sigma": [float(plan.sigmas[0]), float(plan.sigmas[-1])],
-        "fit": f"interpolated from {student.plan.nfe} evaluations", "start states": len(noise),
-        "rmse": of_student, "rmse of the base": of_base, "fallback": fallback,
-    }  # fmt: skip
-    made = DODE(table.renamed(student.plan.name), kappa, student.fitted_to, words)
+        made, kappa = plan, torch.zeros_like(kappa)
+    notes, how = fit.notes | facts(plan, noise), f"interpolated from {table.nfe} evaluations"
+    made = fitted(made, plan.name, kappa, fit.fingerprint, notes, how, base_rmse, student_rmse, fallback)
     spent = work.evaluations() + (again.evaluations if again else 0)
-    rmses = of_base, of_student, again.student_rmse if again else None
+    rmses = base_rmse, student_rmse, again.student_rmse if again else None
     return made, GridReport(*rmses, fallback, spent, time.perf_counter() - began)
 
 
-def _own_base(student: DODE, model: Model, base: DiffusionSolver) -> Plan:
-    """The base's plan on the student's grid; refuses a base or a table that has no kappa to take along."""
-    plan = base.plan(student.plan.sigmas, model.schedule)
-    if f"DODE({plan.name})" != student.plan.name or plan.nfe != student.plan.nfe:
+def _checked(table: Plan, model: Model, base: DiffusionSolver) -> tuple[Fit, Plan]:
+    """The fit of a table with kappa, and the plan of its base on its own grid."""
+    fit = table.fit if isinstance(table, Plan) else None
+    if fit is None or fit.kappa is None or bool(fit.kappa.isnan().any()):
         raise InputError(
-            f"base: got {plan.name!r} of {plan.nfe} evaluations, expected the solver of {student.plan.name!r} "
-            f"of {student.plan.nfe}."
+            f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result "
+            "of fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
         )
-    if bool(student.kappa.isnan().any()):
+    plan = base.plan(table.sigmas, model.schedule)
+    if f"DODE({plan.name})" != table.name or plan.nfe != table.nfe:
         raise InputError(
-            "student: got a table whose levels and weights were refined, which has no kappa to interpolate. "
-            "Fit one on the new grid with fewstep.distill_dode."
+            f"base: got {plan.name!r} of {plan.nfe} evaluations, expected the solver of {table.name!r} of "
+            f"{table.nfe}."
         )
-    return plan
+    return fit, plan
 
 
 def _interpolated(kappa: Tensor, old: Plan, new: Plan) -> Tensor:
@@ -126,7 +129,8 @@ def _interpolated(kappa: Tensor, old: Plan, new: Plan) -> Tensor:
             like = [k for k in range(j + 1, old.nfe) if stages[k] == expected[i]]
             if like:
                 at = -old.sigma[like].log()
-                out[i, j] = _linear(-new.sigma[i].log(), at, kappa[like, j] / shape[like, j]) * scale[i, j]
+                smooth = np.interp(-new.sigma[i].log(), at, kappa[like, j] / shape[like, j])
+                out[i, j] = float(smooth) * scale[i, j]
     return out
 
 
@@ -150,12 +154,3 @@ def _shape(plan: Plan, terms: int) -> Tensor:
             for j in range(1, min(i, terms) + 1):
                 out[i, j - 1] = (at[i + 1] - at[i]) / (at[i] - at[i - j]) * j
     return out
-
-
-def _linear(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """Linear interpolation at increasing places, constant beyond them."""
-    k = int(torch.searchsorted(at, x).clamp(1, max(len(at) - 1, 1)))
-    if len(at) == 1:
-        return values[0]
-    share = ((x - at[k - 1]) / (at[k] - at[k - 1])).clamp(0, 1)
-    return torch.lerp(values[k - 1], values[k], share)

@@ -16,21 +16,25 @@ from torch import Tensor, nn
 from ... import _validation
 from ..._serialization import make_folder
 from ...errors import InputError, named
-from ...grid import MOST
 from ...problem import DiffusionModel
 from ...sample import sample
 from ...samplers.ddim import DDIM
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...schedule import DiscreteVP
-from ..labels import check_labels, told
 from ..loss_weighting import left_at_end
-from ..training import EVERY, PATIENCE, Minibatch, Report, Stopwatch, check_options, digest, fit, seeded
+from ..network_student import check_labels, label_arguments
+from ..training import Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, digest, seeded, train
 from ..unet_denoiser import UNetDenoiser
 from .process import StudentProcess, subsequence
 from .student import SFDDM
 
-TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl", "end"), ("random", "teacher")
-SPREAD = 256  # samples that the data's spread is taken from
+TARGETS, LOSSES, STARTS = ("displacement", "published"), ("l1", "mse", "kl", "end"), ("random", "teacher")
+TEACHER = TeacherOptions(DPMSolverPP(2), trajectories=1024)
+TRAINING = TrainingOptions(iterations=2000, batch_size=64, learning_rate=2e-4, ema_decay=0.999)
+MADE = 20  # steps of the samples made where there are no data
+SUBSTEPS = 4
+MANY = 128  # levels from which on the loss "end" gives the smallest ones too little weight
+SPREAD = 256  # samples from which the variance of the data is estimated
 JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the report's distances
 
 
@@ -38,106 +42,102 @@ JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the repor
 def distill_sfddm(
     *, teacher: nn.Module, schedule: DiscreteVP, steps: int | None = None, phi: Tensor | None = None,
     spacing: str = "trailing", data: Tensor | Iterable[Any] | None = None, labels: Tensor | None = None,
-    samples: int = 1024, event_shape: tuple[int, ...] | None = None, target: str = "published",
-    substeps: int | None = None, loss: str = "l1", features: str | None = "auto", hidden: float = 1.0,
-    start: str = "teacher", autocast: bool = False, folder: str | Path | None = None,
-    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False, iterations: int = 2000,
-    batch: int = 64, rate: float = 2e-4, average: float = 0.999, patience: int = PATIENCE, every: int = EVERY,
+    event_shape: tuple[int, ...] | None = None, target: str = "displacement", loss: str | None = None,
+    features: str | None = "auto", hidden: float = 1.0, start: str = "teacher",
+    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
+    folder: str | Path | None = None, device: torch.device | str = "cpu", seed: int = 0,
+    progress: bool = False,
 ) -> tuple[SFDDM, Report]:  # fmt: skip
-    """Distil a model of T levels into one of T' levels, sampled in T' steps.
+    """Distil a diffusion model of T levels into one of T' levels, sampled in T' steps.
 
-    The published loss asks the student for the teacher's own answer at the same input and level, so that the
-    best student is the teacher itself sampled on phi, no better: it moves a model to another network.
-    `target="displacement"`, ours, asks for the noise that leads where the teacher's finer steps lead.
+    `target="displacement"`, ours, trains the student to predict the noise that leads in one step where
+    several DDIM steps of the teacher lead. `target="published"` trains it to predict the teacher's own noise
+    at the same input and level. The best such student is the teacher sampled by DDIM on the T' levels, and
+    not better: this loss moves a model to another network.
 
     Args:
-        teacher: a `UNet2DModel` told x_t and labels of the schedule, or a module `(x, sigma) -> x0`, sigma
-            0-d or (batch,), with `labels=` where its `labelled` is True. It is left as it is.
+        teacher: a `UNet2DModel` called with x_t and labels of the schedule, or a module `(x, sigma) -> x0`,
+            sigma 0-d or (batch,), that also takes `labels=` if its attribute `labelled` is True. It is not
+            modified.
         schedule: the table of T levels it was trained on.
-        steps, phi, spacing: T', or the labels themselves; see `subsequence`.
-        data: (n, *event) samples x0, or a loader of batches (or pairs with labels), read once; None for
-            data-free, x0 being the teacher's own samples.
+        steps, phi, spacing: T', or the labels of the T' levels themselves; see `subsequence`.
+        data: (n, *event) samples x0, or a loader of batches (or of pairs with labels), read once; None to
+            train on samples of the teacher.
         labels: (n, ...) classes of the data, or of the samples to make.
-        samples, event_shape: of data-free distillation: how many, of which shape.
-        target: "published" or "displacement".
-        substeps: DDIM steps of the teacher in one of the student's (displacement); by default 4.
-        loss: of the noise, "l1" (published), "mse", or a mean square weighted by level: "kl", the divergence
-            of the posteriors, or "end", by what is left of a step's error at the end (for displacement).
-        features: (published) the module whose input is matched too, the hidden variables, by its name among
-            `named_modules()`: "auto" is the last layer of the library's networks and of U-Nets, and none of
-            others; None for none.
-        hidden: the weight of that.
-        start: "teacher" weights, or "random" ones (published).
-        autocast, folder, device, seed, progress: as in `distill_sigdeg`.
-        iterations, batch, rate, average, patience, every: of training, as in `distill_sigdeg`.
+        event_shape: shape of one sample, where there are no data.
+        target: "displacement" or "published".
+        loss: of the noise: "l1", "mse", or a mean square weighted by level, "kl" (the divergence of the
+            posteriors) or "end" (the share of a step's error that is left at the end). By default "l1" for
+            the published target; for displacement "end", or "mse" from 128 levels on.
+        features: (published) name in `named_modules()` of the module whose input is matched as well: "auto"
+            is the last layer of this library's networks and of U-Nets, nothing for others; None for nothing.
+        hidden: the weight of that term.
+        start: from the "teacher" weights or from "random" ones.
+        teacher_options: substeps of DDIM per step (displacement; default 4); for samples in place of data
+            their number (1024) and solver (`DPMSolverPP(2)` in 20 steps).
+        training: by default 2000 iterations of 64 samples, learning rate 2e-4, EMA decay 0.999.
+        folder: for checkpoints. The same call resumes an interrupted one, bitwise.
+        device: where training runs.
+        seed: of the samples and of training.
+        progress: show a progress bar on a terminal.
 
     Returns:
-        the student and a `Report`, whose distances are those of T'-step sampling to the teacher's fine ODE
-        from the same noise: `parent_rmse` of the teacher by DDIM on phi, `student_rmse` of the student.
+        the student and a `Report`. Its distances are those of T'-step sampling to the teacher's fine ODE from
+        the same noise: `parent_rmse` of the teacher by DDIM on phi, `student_rmse` of the student.
 
     Raises:
-        InputError: an unknown word, no data and no shape, a features module that is not there.
+        InputError: an unknown word, neither data nor event_shape, a module that does not exist.
     """
-    _check({"target": (target, TARGETS), "loss": (loss, LOSSES), "start": (start, STARTS)})
-    training: dict[str, Any] = {"iterations": iterations, "batch": batch, "rate": rate, "average": average,
-                                "patience": patience, "every": every}  # fmt: skip
-    check_options(training)
-    _check_substeps(substeps, target)
+    published = _validation.check_choice("target", target, TARGETS) == "published"
+    _validation.check_choice("start", start, STARTS)
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
     _validation.check_float("hidden", hidden, 0, expected="a weight of at least 0")
+    made = TEACHER.updated("teacher_options", teacher_options)
+    if published and made.substeps is not None:
+        raise InputError(f"substeps: got {made.substeps} for the published target, which has none; drop it.")
+    training = TRAINING.updated("training", training)
     watch = Stopwatch()
     make_folder(folder)
     teacher = _frozen(teacher, schedule).to(device)
     process = _process(schedule, steps, phi, spacing)
-    x0, classes = _data(teacher, schedule, data, labels, samples, event_shape, seed, device)
+    kind = loss or ("l1" if published else "end" if len(process.phi) < MANY else "mse")
+    _validation.check_choice("loss", kind, LOSSES)
+    if data is None:
+        x0 = _samples(teacher, schedule, labels, made, event_shape, seed, device)
+    else:
+        x0, labels = _joined(data, labels)
+        _check_labels(teacher, labels, len(x0))
     watch.lap("data")
-    _try(teacher, x0, classes, device)
-    network = _begun(teacher, start, seed)
+    _try(teacher, x0, labels, device)
+    network = _initialised(teacher, start, seed)
+    inside = _module_name(network, features) if published and features is not None else None
+    substeps = 1 if published else made.substeps or SUBSTEPS
     student = SFDDM(network, process)
-    inside = None if features is None or target == "displacement" else _module_name(network, features)
-    task = _Task(
-        teacher, schedule, student, x0, classes, target, substeps or 4, loss, inside, hidden, autocast
-    )
-    fine, base = task.judge()
-    losses, looks = fit(
-        network, task.loss, len(x0), seed=seed, progress=progress, look=lambda: task.rmse(fine),
-        checkpoint=None if folder is None else Path(folder) / f"sfddm-{len(process.phi)}.training",
-        words={"start": start} | task.words(), **training,
+    task = _Task(teacher, schedule, student, x0, labels, start, substeps, kind, inside, hidden)
+    base = sample(task.teacher_problem(), DDIM(), noise=task.start_noise(), sigmas=process.grid())
+    losses, history = train(
+        task, network, len(x0), training, seed=seed, progress=progress, folder=folder,
+        name=f"sfddm-{len(process.phi)}",
     )  # fmt: skip
-    network.eval().requires_grad_(False)  # to train on, ask for gradients again
     watch.lap("training")
-    spent = task.substeps if target == "displacement" else 1
-    return student, Report(spent, len(x0), base, task.rmse(fine), losses, watch.seconds, looks)
-
-
-def _check(words: dict[str, tuple[str, tuple[str, ...]]]) -> None:
-    for name, (word, known) in words.items():
-        _validation.check_choice(name, word, known)
+    before, after = _rms(base - task.fine), task.held_out_loss()
+    return student, Report(substeps, len(x0), before, after, losses, watch.seconds, history)
 
 
 def _frozen(teacher: Any, schedule: Any) -> nn.Module:
-    """A copy of the teacher, a U-Net as a denoiser."""
-    if not isinstance(teacher, nn.Module):
-        raise InputError(f"teacher: got {type(teacher).__name__}, expected a torch.nn.Module.")
+    """A copy of the teacher; a U-Net as a denoiser."""
+    _validation.check_instance("teacher", teacher, nn.Module, "a torch.nn.Module")
     if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
         teacher = UNetDenoiser.of(teacher, schedule)
     frozen: nn.Module = copy.deepcopy(teacher).eval().requires_grad_(False)
     return frozen
 
 
-def _check_substeps(substeps: Any, target: str) -> None:
-    if substeps is None:
-        return
-    _validation.check_int("substeps", substeps, 1, MOST)
-    if target == "published":
-        raise InputError(f"substeps: got {substeps} for the published loss, which has none; drop it.")
-
-
 def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:
     if not isinstance(schedule, DiscreteVP):
         raise InputError(
-            f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a table. "
-            "For another process make one of its sigmas: DiscreteVP(1 / (1 + sigmas**2)), sigmas increasing."
+            f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a "
+            "table. For another process use DiscreteVP(1 / (1 + sigmas**2)) with increasing sigmas."
         )
     if (steps is None) == (phi is None):
         raise InputError(
@@ -146,52 +146,30 @@ def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str)
     return StudentProcess(schedule, subsequence(schedule, steps, spacing) if phi is None else phi)  # type: ignore[arg-type]
 
 
-def _data(
-    teacher: nn.Module, schedule: DiscreteVP, data: Any, labels: Tensor | None, samples: int,
-    event_shape: tuple[int, ...] | None, seed: int, device: torch.device | str,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """x0 (n, *event) and labels (n, ...) or None."""
-    if data is None:
-        if event_shape is None:
-            raise InputError(
-                "data: got None without event_shape; expected samples, a loader, or a shape to make."
-            )
-        count, event = (
-            _validation.check_int("samples", samples),
-            _validation.check_shape(event_shape, "event_shape"),
-        )
-        _check_labels(teacher, labels, count)
-        return _made(teacher, schedule, labels, count, event, seed, device), labels
+def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
+    """x0 (n, *event) and labels (n, ...) or None, from a tensor or from a loader's batches."""
     if not torch.is_tensor(data):
-        data, labels = _joined(data, labels)
+        try:
+            parts = [tuple(b) if isinstance(b, (tuple, list)) else (b,) for b in data]
+            if labels is None and parts and len(parts[0]) > 1:
+                labels = torch.cat([p[1] for p in parts])
+            data = torch.cat([p[0] for p in parts])
+        except (TypeError, RuntimeError, IndexError, ValueError) as error:
+            raise InputError(
+                f"data: got {_validation.describe(data)}, expected a tensor (n, *event), or batches of "
+                "tensors of one shape. Convert numpy arrays with torch.from_numpy(data).float()."
+            ) from error
     _validation.check_state("data", data, "finite numbers (n, *event)")
     if data.dim() < 2 or not len(data):
         raise InputError(f"data: got {_validation.describe(data)}, expected finite numbers (n, *event).")
-    _check_labels(teacher, labels, len(data))
     return data, labels
 
 
-def _joined(data: Any, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A loader's batches, or its batches with labels, in one."""
-    try:
-        parts = [tuple(b) if isinstance(b, (tuple, list)) else (b,) for b in data]
-        if labels is None and parts and len(parts[0]) > 1:
-            labels = torch.cat([p[1] for p in parts])
-        return torch.cat([p[0] for p in parts]), labels
-    except (TypeError, RuntimeError, IndexError, ValueError) as error:
-        raise InputError(
-            f"data: got {_validation.describe(data)}, expected a tensor (n, *event), or batches of tensors of a shape. "
-            "numpy's arrays go through torch.from_numpy(data).float()."
-        ) from error
-
-
 def _check_labels(teacher: nn.Module, labels: Any, count: int) -> None:
-    """Refuse labels that are not one for each sample, and none where the teacher is told them."""
+    """Reject labels other than one per sample, and none for a teacher that takes them."""
     if labels is None:
         if getattr(teacher, "labelled", False):
-            raise InputError(
-                "labels: got none for a class-conditional teacher, expected one for each sample."
-            )
+            raise InputError("labels: got none for a class-conditional teacher, expected one per sample.")
         return
     check_labels(teacher, labels)
     if len(labels) != count:
@@ -199,58 +177,64 @@ def _check_labels(teacher: nn.Module, labels: Any, count: int) -> None:
 
 
 @torch.no_grad()
+def _samples(
+    teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, options: Any,
+    event_shape: Any, seed: int, device: torch.device | str,
+) -> Tensor:  # fmt: skip
+    """The teacher's own samples."""
+    if event_shape is None:
+        raise InputError(
+            "data: got None without event_shape; expected samples, a loader, or the shape of samples to make."
+        )
+    count, event, parts = options.trajectories, _validation.check_shape(event_shape, "event_shape"), []
+    _check_labels(teacher, labels, count)
+    for i in range(0, count, 256):
+        n = min(256, count - i)
+        problem = _problem(teacher, schedule, None if labels is None else labels[i : i + n])
+        x0 = sample(problem, options.solver, shape=(n, *event), steps=MADE, seed=seed + i, device=device)
+        parts.append(x0.cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
 def _try(teacher: nn.Module, x0: Tensor, classes: Tensor | None, device: torch.device | str) -> None:
-    """Two calls of the teacher, so that one that does not fit is refused with a word."""
+    """Evaluate the teacher twice, so that one that does not fit gets a clear error."""
     x, some = x0[:2].to(device), None if classes is None else classes[:2]
     sigma = x.new_tensor([1.0, 2.0])[: len(x)]
     try:
-        out = teacher(x, sigma, **told(teacher, some, x))
-        alone = teacher(x[:1], sigma[0], **told(teacher, None if some is None else some[:1], x[:1]))
+        out = teacher(x, sigma, **label_arguments(teacher, some, x))
+        first = None if some is None else some[:1]
+        alone = teacher(x[:1], sigma[0], **label_arguments(teacher, first, x[:1]))
         same = torch.allclose(out[:1], alone, rtol=1e-2, atol=1e-3)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise InputError(
-            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Wanted (x, sigma) -> x0, "
-            "each sample with a level of its own."
+            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Expected (x, sigma) -> "
+            "x0, each sample with a level of its own."
         ) from error
     if out.shape != x.shape:
         raise InputError(f"teacher: gave {tuple(out.shape)} for {tuple(x.shape)}, expected the same shape.")
     if not same:
         raise InputError(
-            "teacher: gives a sample another x0 alone, with a 0-d sigma, than beside one of another level, "
-            "with sigma (batch,); expected each sample with a level of its own."
+            "teacher: gives a sample another x0 alone, with a 0-d sigma, than in a batch with sigma "
+            "(batch,); expected each sample with a level of its own."
         )
 
 
-@torch.no_grad()
-def _made(
-    teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, count: int, event: tuple[int, ...],
-    seed: int, device: torch.device | str,
-) -> Tensor:  # fmt: skip
-    """The teacher's own samples, in 20 steps of DPMSolverPP(2)."""
-    parts = []
-    for i in range(0, count, 256):
-        n = min(256, count - i)
-        problem = _at(teacher, schedule, None if labels is None else labels[i : i + n])
-        made = sample(problem, DPMSolverPP(2), shape=(n, *event), steps=20, seed=seed + i, device=device)
-        parts.append(made.cpu())
-    return torch.cat(parts)
+def _problem(network: nn.Module, schedule: DiscreteVP, labels: Tensor | None) -> DiffusionModel:
+    return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), schedule)
 
 
-def _at(network: nn.Module, schedule: DiscreteVP, labels: Tensor | None) -> DiffusionModel:
-    return DiffusionModel(lambda x, s: network(x, s, **told(network, labels, x)), schedule)
-
-
-def _begun(teacher: nn.Module, start: str, seed: int) -> nn.Module:
+def _initialised(teacher: nn.Module, start: str, seed: int) -> nn.Module:
     """The student's network before training."""
     network = copy.deepcopy(teacher).train().requires_grad_(True)
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()  # the teacher answers without: with it, not even its own weights would fit
-    return seeded(seed, lambda: _forget(network)) if start == "random" else network
+            module.eval()  # the teacher has none: with it, not even the teacher's weights would fit
+    return seeded(seed, lambda: _reset(network)) if start == "random" else network
 
 
-def _forget(network: nn.Module) -> nn.Module:
-    """Weights as of a new network, of the global seed."""
+def _reset(network: nn.Module) -> nn.Module:
+    """The network with new initial weights, from the global generator."""
     for module in network.modules():
         reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
         if reset is not None:
@@ -266,83 +250,80 @@ def _module_name(network: nn.Module, features: str) -> str | None:
         return None
     if len(found) != 1:
         raise InputError(
-            f"features: got {features!r}, which is {len(found)} modules of the network, expected one of "
-            f"network.named_modules(), the last layer's name ({', '.join(names[-3:])}), or None for none."
+            f"features: got {features!r}, which is {len(found)} modules of the network; expected one name of "
+            f"network.named_modules(), such as that of the last layer ({', '.join(names[-3:])}), or None."
         )
     return found[0]
 
 
 @contextmanager
-def _listening(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
-    """What enters that module while the network runs."""
-    heard: list[Tensor] = []
+def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
+    """The inputs of that module while the network runs."""
+    inputs: list[Tensor] = []
     if name is None:
-        yield heard
+        yield inputs
         return
-    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
     try:
-        yield heard
+        yield inputs
     finally:
         handle.remove()
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a student is trained on, and how far it is from it."""
+    """What a student is trained on, and its distance to the teacher."""
 
     teacher: nn.Module
     schedule: DiscreteVP
     student: SFDDM
     x0: Tensor
     labels: Tensor | None
-    target: str
+    start: str
     substeps: int
     kind: str
     inside: str | None
     hidden: float
-    autocast: bool
 
-    def words(self) -> dict[str, Any]:
-        """What it is, for a checkpoint."""
+    def metadata(self) -> dict[str, Any]:
         data = {"x0": self.x0[:64]} | ({} if self.labels is None else {"labels": self.labels[:64]})
-        levels = {"levels": self.student.process.log_sigmas}
+        process = self.student.process
         return {
-            "target": self.target, "loss": self.kind, "hidden": self.hidden, "features": self.inside,
-            "substeps": self.substeps, "phi": self.student.process.phi.tolist(), "autocast": self.autocast,
-            "data": digest(data), "teacher": digest(self.teacher.state_dict() | levels),
+            "start": self.start, "loss": self.kind, "hidden": self.hidden, "features": self.inside,
+            "substeps": self.substeps, "phi": process.phi.tolist(), "data": digest(data),
+            "teacher": digest(self.teacher.state_dict() | {"levels": process.log_sigmas}),
         }  # fmt: skip
 
     def loss(self, batch: Minibatch) -> Tensor:
-        device, process = next(self.teacher.parameters()).device, self.student.process
-        x0 = self.x0[batch.index].to(device)
-        labels = None if self.labels is None else self.labels[batch.index].to(device)
+        process = self.student.process
+        x0 = self.x0[batch.index].to(next(self.teacher.parameters()).device)
+        labels = None if self.labels is None else self.labels[batch.index].to(x0.device)
         k = torch.randint(len(process.phi), (len(x0),), generator=batch.generator)
         noise = torch.randn(x0.shape, generator=batch.generator).to(x0)
         sigma = process.log_sigmas[k].exp().to(x0)
         x = x0 + _wide(sigma, x0) * noise
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            with torch.no_grad(), _listening(self.teacher, self.inside) as theirs:
-                expected = self._noise(self.teacher, x, sigma, labels)
-                if self.target == "displacement":
-                    expected = self._displacement(x, sigma, k, labels, expected)
-            with _listening(self.student.network, self.inside) as mine:
-                gap = self._noise(self.student.network, x, sigma, labels) - expected
-            weights = _wide(self.weights[k].to(gap), gap)
-            total = (gap.abs() if self.kind == "l1" else weights * gap.square()).mean()
-            for a, b in zip(mine, theirs, strict=True):
-                total = (
-                    total + self.hidden * ((a - b).abs() if self.kind == "l1" else (a - b).square()).mean()
-                )
+        with torch.no_grad(), _inputs_of(self.teacher, self.inside) as theirs:
+            expected = self._noise(self.teacher, x, sigma, labels)
+            if self.substeps > 1:
+                expected = self._displacement(x, sigma, k, labels, expected)
+        with _inputs_of(self.student.network, self.inside) as mine:
+            gap = self._noise(self.student.network, x, sigma, labels) - expected
+        total = (_wide(self.weights[k].to(gap), gap) * self._distance(gap)).mean()
+        for a, b in zip(mine, theirs, strict=True):
+            total = total + self.hidden * self._distance(a - b).mean()
         return total
 
+    def _distance(self, gap: Tensor) -> Tensor:
+        return gap.abs() if self.kind == "l1" else gap.square()
+
     def _noise(self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        out: Tensor = network(x, sigma, **told(network, labels, x))
+        out: Tensor = network(x, sigma, **label_arguments(network, labels, x))
         return (x - out) / _wide(sigma, x)
 
     def _displacement(
         self, x: Tensor, sigma: Tensor, k: Tensor, labels: Tensor | None, first: Tensor
     ) -> Tensor:
-        """The noise that leads in one step where the teacher's DDIM steps lead, even in its labels."""
+        """The noise that leads in one step where the teacher's DDIM steps, even in its labels, lead."""
         phi = torch.cat([-torch.ones(1), self.student.process.phi.double()])
         start, end = phi[k + 1], phi[k]
         y, at, level, noise = x, sigma, sigma, first
@@ -352,14 +333,14 @@ class _Task:
             after = torch.where(t < 0, 0.0, self.schedule.sigma(t.clamp(min=0))).to(x)
             y, at = y + _wide(after - at, x) * noise, after
             if j < self.substeps:
-                level = torch.where(after > 0, after, level)  # who has arrived moves no more
+                level = torch.where(after > 0, after, level)  # a sample at 0 does not move any more
                 noise = self._noise(self.teacher, y, level, labels)
         return (y - x) / _wide(at - sigma, x)
 
     @cached_property
     def weights(self) -> Tensor:
-        """(T',) of each level, with mean 1: "mse" none; "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the
-        posteriors' divergence; "end" the squared error that a step of wrong noise leaves at the end."""
+        """(T',) weights of the levels, with mean 1: for "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the
+        divergence of the posteriors; for "end" the squared error that a step of wrong noise leaves."""
         p = self.student.process
         if self.kind in ("l1", "mse") or len(p.phi) == 1:
             return torch.ones(len(p.phi))
@@ -372,27 +353,24 @@ class _Task:
             w = torch.cat([w[:1], w])  # at the first level the posterior is a point
         return (w / w.mean()).float()
 
-    @torch.no_grad()
-    def judge(self) -> tuple[Tensor, float]:
-        """The teacher's fine ODE from fixed noise, and how far DDIM on phi with the teacher ends from it."""
-        problem = _at(self.teacher, self.schedule, self._some())
-        fine = sample(problem, DPMSolverPP(2), noise=self._start(), steps=FINE)
-        base = sample(problem, DDIM(), noise=self._start(), sigmas=self.student.process.grid())
-        return fine, _rms(base - fine)
+    def teacher_problem(self) -> DiffusionModel:
+        """The teacher for the samples of the report's distances."""
+        return _problem(self.teacher, self.schedule, None if self.labels is None else self.labels[:JUDGED])
 
-    @torch.no_grad()
-    def rmse(self, fine: Tensor) -> float:
-        some = self._some()
-        student = self.student if some is None else self.student.at(some)
-        return _rms(sample(student.problem(), student, noise=self._start()) - fine)
-
-    def _some(self) -> Tensor | None:
-        return None if self.labels is None else self.labels[:JUDGED]
-
-    def _start(self) -> Tensor:
+    def start_noise(self) -> Tensor:
         shape = (min(JUDGED, len(self.x0)), *self.x0.shape[1:])
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return noise.to(next(self.teacher.parameters()).device)
+
+    @cached_property
+    def fine(self) -> Tensor:
+        """The final states of the teacher's fine ODE."""
+        return sample(self.teacher_problem(), DPMSolverPP(2), noise=self.start_noise(), steps=FINE)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        student = self.student if self.labels is None else self.student.at(self.labels[:JUDGED])
+        return _rms(sample(student.problem(), student, noise=self.start_noise()) - self.fine)
 
 
 def _wide(v: Tensor, like: Tensor) -> Tensor:

@@ -12,15 +12,15 @@ from ...errors import InputError
 from ...schedule import DiscreteVP
 
 SPACINGS = ("trailing", "uniform", "logsnr")
-SIGNAL = 0.02  # of x0 in the last level, above which starting from pure noise shows
+SIGNAL = 0.02  # amplitude of x0 at the last level above which starting from pure noise is visible
 
 
 def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> Tensor:
-    """(steps,) increasing labels phi of the teacher.
+    """(steps,) increasing labels phi of the teacher, for a student of that many levels.
 
     Args:
-        spacing: "trailing", round((k+1) T/T') - 1, ends at the teacher's last; "uniform", k T/T', of the
-            released code, falls short of it; "logsnr" is even in log sigma and ends at the last.
+        spacing: "trailing", round((k+1) T/T') - 1, ends at the teacher's last label, and so does "logsnr",
+            even in log sigma; "uniform", k T/T', of the released code, falls short of it.
 
     Raises:
         InputError: an unknown word, or more steps than labels.
@@ -37,26 +37,26 @@ def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> T
     if spacing == "trailing":
         return ((k + 1) * (T / steps)).round().long() - 1
     table = teacher.log_sigmas.double().cpu()
-    # from the last label down; the first is a step above the smallest, as x0 itself comes after it
+    # the first label is a step above the smallest, because x0 itself comes after it
     levels = torch.lerp(table[0], table[-1], (k + 1) / steps)
     phi = teacher.time(levels.exp()).round().long()
-    while bool((phi.diff() <= 0).any()):  # near the smallest level labels are further apart than asked
+    while bool((phi.diff() <= 0).any()):  # near the smallest level labels are further apart than steps
         phi[1:] = torch.maximum(phi[1:], phi[:-1] + 1)
     return phi - (phi - torch.arange(T - steps, T)).clamp(min=0)
 
 
 class StudentProcess(DiscreteVP):
-    """q'(x'_k | x0) = q(x_phi(k) | x0): abar'_k = abar_phi(k) (arXiv 2405.14961, its released code).
+    """The teacher's process at a subsequence of its levels: abar'_k = abar_phi(k) (arXiv 2405.14961, code).
 
-    A schedule like any other: every sampler takes it, `labels` are 0 ... T'-1.
+    A schedule like any other, which every sampler accepts, with `labels` 0 ... T'-1.
 
     Args:
         teacher: the table of T levels.
         phi: (T',) increasing labels of it; see `subsequence`.
 
     Warns:
-        UserWarning: phi ends before the teacher's last label, and keeps so much of x0 there that samples
-            begun from noise alone will show it.
+        UserWarning: phi ends before the teacher's last label, where so much of x0 is left that it is visible
+            in samples started from pure noise.
 
     Raises:
         InputError: phi is not increasing or not within the table.
@@ -66,19 +66,19 @@ class StudentProcess(DiscreteVP):
         _validation.check_instance(
             "teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table"
         )
-        said, T = _validation.check_numbers("phi", phi), len(teacher.log_sigmas)
-        whole = said.dim() == 1 and len(said) > 0 and not torch.as_tensor(phi).is_floating_point()
-        if not whole or bool((said.diff() <= 0).any()) or not 0 <= int(said[0]) <= int(said[-1]) < T:
-            raise InputError(f"phi: got {said.tolist()}, expected increasing labels in 0 ... {T - 1}.")
+        given, T = _validation.check_numbers("phi", phi), len(teacher.log_sigmas)
+        integers = given.dim() == 1 and len(given) > 0 and not torch.as_tensor(phi).is_floating_point()
+        if not integers or bool((given.diff() <= 0).any()) or not 0 <= int(given[0]) <= int(given[-1]) < T:
+            raise InputError(f"phi: got {given.tolist()}, expected increasing labels in 0 ... {T - 1}.")
         phi = torch.as_tensor(phi)
         self.phi = phi
         self.log_sigmas: Tensor = teacher.log_sigmas.cpu()[phi]
         self.labels: int = len(phi)
         signal = float(self.abar[-1].sqrt())
-        if signal > SIGNAL and int(phi[-1]) < T - 1:  # at the last label the teacher's samples miss it too
+        if signal > SIGNAL and int(phi[-1]) < T - 1:  # at the last label the teacher has the same error
             warnings.warn(
-                f"phi ends at label {int(phi[-1])} of {T}, where {signal:.1%} of x0 is left: samples that "
-                'begin as noise alone will miss it. End at the last label, as spacing="trailing" does.',
+                f"phi ends at label {int(phi[-1])} of {T}, where {signal:.1%} of x0 is left: samples "
+                'started from pure noise lack it. End at the last label, as spacing="trailing" does.',
                 stacklevel=2,
             )  # fmt: skip
 
@@ -97,15 +97,6 @@ class StudentProcess(DiscreteVP):
         """(T',) 1 - alpha'."""
         return 1 - self.alphas
 
-    def posterior(self, k: int, x0: Tensor, x_k: Tensor) -> tuple[Tensor, float]:
-        """Mean and variance of q'(x'_(k-1) | x'_k, x0), k from 1 (arXiv 2006.11239, Eq. 7)."""
-        _validation.check_int("k", k, 1, len(self.phi) - 1)
-        _validation.check_state("x0", x0)
-        _validation.check_state("x_k", x_k)
-        before, now, alpha = float(self.abar[k - 1]), float(self.abar[k]), float(self.alphas[k])
-        mean = before**0.5 * (1 - alpha) / (1 - now) * x0 + alpha**0.5 * (1 - before) / (1 - now) * x_k
-        return mean, (1 - alpha) * (1 - before) / (1 - now)
-
     def grid(self) -> Tensor:
-        """(T' + 1,) the levels of T'-step sampling: all of them from the noisiest, then 0."""
+        """(T' + 1,) the levels of T'-step sampling, decreasing to 0."""
         return torch.cat([self.log_sigmas.exp().flip(0), torch.zeros(1, dtype=torch.float64)])

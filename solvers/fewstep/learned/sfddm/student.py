@@ -1,4 +1,4 @@
-"""SFDDM students: a network of its own on a subsequence of the teacher's levels, sampled by DDIM."""
+"""SFDDM students: a network on a subsequence of the teacher's noise levels, sampled by DDIM."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from ... import _validation
+from ..._serialization import write_student
 from ...executor import Evaluate
 from ...plan import Plan
 from ...problem import DiffusionModel
+from ...resolve import evaluator_of
 from ...samplers.ddim import DDIM
-from .. import store
-from ..labels import told, with_labels
-from ..sigdeg.student import fits
+from ..network_student import NetworkStudent, label_arguments
 from .process import StudentProcess
 
 
-class SFDDM:
-    """A diffusion model of T' levels, and DDIM on all of them as its sampler (arXiv 2405.14961).
+class SFDDM(NetworkStudent):
+    """A diffusion model of T' levels with DDIM on all of them as its sampler (arXiv 2405.14961).
 
-    For another sampler take the model itself, `student.problem()`, like any other.
+    To use another sampler, take the model itself, `student.problem()`.
 
     Args:
-        network: `(x, sigma) -> x0`, in variance-exploding coordinates; one whose `labelled` is True is told
-            `labels=` as well.
-        plan: of the sampler, on the process's levels; by default DDIM's.
+        network: `(x, sigma) -> x0`, in variance-exploding coordinates. A network whose attribute `labelled`
+            is True also gets `labels=`.
         process: the levels.
+        plan: of the sampler, on the process's levels; by default DDIM's.
     """
 
     def __init__(self, network: nn.Module, process: StudentProcess, plan: Plan | None = None) -> None:
@@ -37,44 +37,28 @@ class SFDDM:
         _validation.check_instance(
             "plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None"
         )
-        made = plan or DDIM().plan(process.grid())
+        plan = plan or DDIM().plan(process.grid())
         self.network = network
         self.process = process
-        self.plan: Plan = made if made.name.startswith("SFDDM(") else made.renamed(f"SFDDM({made.name})")
-        self.labels: Tensor | None = None
+        self.plan = plan if plan.name.startswith("SFDDM(") else plan.renamed(f"SFDDM({plan.name})")
 
     def __repr__(self) -> str:
         return f"<{self.plan.name}: {self.plan.nfe} evaluations, {type(self.network).__name__}>"
 
-    def at(self, labels: Tensor) -> SFDDM:
-        """The same student for samples of these classes, (batch, ...).
-
-        Raises:
-            InputError: the network takes no labels.
-        """
-        return with_labels(self, self.network, labels)
-
     def problem(self) -> DiffusionModel:
         """The student as a model on its own process, for any solver of the library."""
-        return DiffusionModel(self._denoise, self.process)
+        network, labels = self.network, self.labels
+        return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), self.process)
 
     def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate:
-        """The network as the executor calls it."""
-        fits(self.network, "noise", like, like.shape[1:])
-        self.network.to(like.device)
-        levels = self.plan.sigma.to(like.device, like.dtype).unbind()
-        if self.plan.prediction == "data":
-            return lambda row, x, normals: self._denoise(x, levels[row])
-        return lambda row, x, normals: (x - self._denoise(x, levels[row])) / levels[row]
-
-    def _denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        out: Tensor = self.network(x, sigma, **told(self.network, self.labels, x))
-        return out
+        """The network as the executor calls it, for samples like these (batch, *event)."""
+        self.prepare(like)
+        return evaluator_of(self.problem(), self.plan, like)
 
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it. Labels are not part of it."""
         meta = {"phi": self.process.phi.tolist(), "log_sigmas": self.process.log_sigmas.tolist()}
-        store.write(path, "SFDDM", self.network, meta, self.plan)
+        write_student(path, "SFDDM", self.network, meta, self.plan)
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SFDDM:

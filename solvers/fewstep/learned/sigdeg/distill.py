@@ -1,153 +1,314 @@
-"""Sig-DEG: a few-step student from a fine teacher on the same Brownian path (arXiv 2508.16939)."""
+"""`distill_sigdeg`: a few-step sampler from a fine one on the same Brownian path (arXiv 2508.16939)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from inspect import signature
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ... import _validation
+from ..._serialization import make_folder
 from ...brownian.increment import LEVY_ORDER
-from ...errors import InputError, named, one_of
-from ...grid import MOST
+from ...errors import InputError, named
+from ...executor import State, begin, run, stage, update
+from ...grid import MOST, sigma_grid
+from ...plan import Plan
 from ...problem import SDE, DiffusionModel
-from ...solver import DiffusionSolver, StochasticSolver
-from ..dode.fitting_state import Labelled
-from ..training import AVERAGE, EVERY, PATIENCE, Report, check_options
-from ..trajectories import Trajectories
-from .networks import HEADS
-from .sampler_training import distill_denoising
-from .step_training import distill_sde
-from .student import SigSampler, SigStep
+from ...resolve import evaluator_of
+from ...sde.euler_maruyama import EulerMaruyama
+from ...solver import DiffusionSolver
+from ..labelled_model import Labelled, Model
+from ..loss_weighting import left_at_end
+from ..network_student import check_compatible
+from ..training import (
+    LEAST,
+    Minibatch,
+    Report,
+    Stopwatch,
+    TeacherOptions,
+    TrainingOptions,
+    held_out,
+    seeded,
+    train,
+)
+from ..trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
+from .networks import HEADS, DenoisingMLP
+from .student import SigSampler
 
-# what an option says already
-IDLE = {
-    "data": ("event_shape", "labels", "steps", "sigmas", "spacing", "teacher", "teacher_steps",
-             "trajectories"),
-    "network": ("head", "feedback"),
-}  # fmt: skip
+TEACHER = TeacherOptions(EulerMaruyama(), trajectories=8192)
+TRAINING = TrainingOptions()
+AT_ONCE = 8  # different steps in a forced minibatch: a call of the network has one level
+HELD_OUT_BATCH = 256  # held-out trajectories at a time
+SPREAD = 256  # trajectories from which the variances of the knots are estimated
 
 
-@overload
-def distill_sigdeg(
-    problem: SDE, *, steps: int, y0: Tensor, t0: float = ..., t1: float = ...,
-    teacher_steps: int | None = ..., teacher: StochasticSolver | None = ...,
-    network: nn.Module | None = ..., trajectories: int | None = ..., iterations: int | None = ...,
-    batch: int | None = ..., rate: float | None = ..., average: float = ..., patience: int = ...,
-    every: int = ..., folder: str | Path | None = ..., seed: int = ..., progress: bool = ...,
-) -> tuple[SigStep, Report]: ...  # fmt: skip
-@overload
-def distill_sigdeg(
-    problem: DiffusionModel | Labelled, *, steps: int | None = ..., teacher_steps: int | None = ...,
-    teacher: DiffusionSolver | None = ..., network: nn.Module | None = ..., trajectories: int | None = ...,
-    iterations: int | None = ..., batch: int | None = ..., rate: float | None = ..., average: float = ...,
-    patience: int = ..., every: int = ..., folder: str | Path | None = ..., seed: int = ...,
-    progress: bool = ..., event_shape: tuple[int, ...] | None = ..., levy: str | None = ...,
-    head: str | None = ..., feedback: bool = ..., spacing: str | None = ..., sigmas: Tensor | None = ...,
-    parent: DiffusionSolver | None = ..., labels: Tensor | None = ..., data: Trajectories | None = ...,
-    forcing: float = ..., autocast: bool = ..., device: torch.device | str = ...,
-) -> tuple[SigSampler, Report]: ...  # fmt: skip
 @named
 def distill_sigdeg(
-    problem: SDE | DiffusionModel | Labelled, *, steps: int | None = None, teacher_steps: int | None = None,
-    teacher: Any = None, network: nn.Module | None = None, trajectories: int | None = None,
-    iterations: int | None = None, batch: int | None = None, rate: float | None = None,
-    average: float = AVERAGE, patience: int = PATIENCE, every: int = EVERY,
-    folder: str | Path | None = None, seed: int = 0, progress: bool = False,
-    event_shape: tuple[int, ...] | None = None, levy: str | None = None, head: str | None = None,
-    feedback: bool = False, spacing: str | None = None, sigmas: Tensor | None = None,
-    parent: DiffusionSolver | None = None, labels: Tensor | None = None, data: Trajectories | None = None,
-    forcing: float = 0.0, autocast: bool = False, device: torch.device | str = "cpu",
-    y0: Tensor | None = None, t0: float = 0.0, t1: float = 1.0,
-) -> tuple[Any, Report]:  # fmt: skip
-    """Distil a diffusion model's sampler, or an SDE's step, into a few signature-driven steps.
+    problem: DiffusionModel | Labelled, *, steps: int | None = None, teacher_steps: int | None = None,
+    event_shape: tuple[int, ...] | None = None, levy: str | None = None, sigmas: Tensor | None = None,
+    spacing: str = "logsnr", labels: Tensor | None = None, data: Trajectories | None = None,
+    network: nn.Module | None = None, head: str | None = None, parent: DiffusionSolver | None = None,
+    forcing: float | None = None, teacher_options: TeacherOptions = TEACHER,
+    training: TrainingOptions = TRAINING, folder: str | Path | None = None,
+    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
+) -> tuple[SigSampler, Report]:  # fmt: skip
+    """Distil a diffusion model's sampler into one of a few signature-driven steps.
 
-    The student sees, for each coarse interval, the exact partial signature that the fine teacher was
-    driven by, and is trained by the mean squared distance to the teacher at every coarse knot: from the
-    teacher's knots (forcing), unrolled from the start, or one after the other. A knot's error counts over
-    the knot's variance, times the data's share in it.
+    For each coarse interval the student receives the exact partial signature of the path that drove the fine
+    teacher. Its loss is the mean squared distance to the teacher at all coarse knots, each divided by the
+    knot's variance and weighted by the share of its error that is left at the end. For an SDE see
+    `distill_sigdeg_step`.
 
     Args:
-        problem: `DiffusionModel` (or, with labels, a function `labels -> DiffusionModel`) for a `SigSampler`; `SDE`
-            (diagonal noise, Itô) for a `SigStep`.
-        steps: coarse intervals (not needed beside sigmas or data).
-        teacher_steps: fine steps in all, a multiple of steps; by default 300 for `DiffusionModel`, 16 a coarse
-            step for `SDE`.
-        teacher: the fine solver; by default `EulerMaruyama()` in the clock tau = 1/sigma^2 (a stochastic
-            diffusion solver), `SRID2()` (an SDE solver; what a step learns is no better than its own).
-        network: trained in place and owned by the student. For `DiffusionModel`: `(x, sigma, sigma_next, xi)
-            -> x0`; by default the denoiser itself, widened, where it is a `DenoisingMLP`, else a small
-            network added to it; `SigUNet` widens a U-Net of diffusers. For `SDE`: `(t, y) -> (*y.shape, 5)`.
-        trajectories: of teacher data; one in eight is held out. By default 8192 for `DiffusionModel`, 4096 for
-            `SDE`.
-        iterations, batch, rate: of training; by default 2500, 256 and 1e-3 for `DiffusionModel`, 300 (with a
-            network of yours 1500), 512 and 3e-3 for `SDE`.
-        every: iterations between checkpoints, and between looks.
-        average: the largest weight of the old in the moving average of the weights.
-        patience: stop after so many looks at the held-out distance without a better one; 0, the default,
-            for never. A look is made every `every` iterations.
-        folder: teacher data and checkpoints are kept here, and the same call goes on where a killed one
-            was, to the same bits.
+        problem: the model or, with labels, a function `labels -> DiffusionModel`.
+        steps: number of coarse intervals; not needed with sigmas or data.
+        teacher_steps: number of fine steps, a multiple of steps; by default 300.
+        event_shape: shape of one sample.
+        levy: the signature that the network receives: "W", "H" (default) or "K"; with data, by default all
+            that the data contain.
+        sigmas: (steps + 1,) the coarse levels, decreasing, all above 0.
+        spacing: of the coarse levels where sigmas is None; by default even in log SNR.
+        labels: (trajectories, ...) one class per trajectory.
+        data: trajectories made before; they replace the arguments above that describe the teacher.
+        network: `(x, sigma, sigma_next, xi) -> x0`, trained in place and owned by the student. By default the
+            denoiser itself with more inputs if it is a `DenoisingMLP`, else a small network added to it.
+            `SigUNet` widens a U-Net of diffusers.
+        head: of the default network: "direct" (default) or "graded", better for short trainings.
+        parent: the solver whose step is corrected; by default `EulerMaruyama()`.
+        forcing: the share of iterations, at the beginning, that start each step from the teacher's knot. Such
+            an iteration costs a `steps`-th of an unrolled one. By default 1 for images (events of three
+            axes), whose final state is decided along the way, and 0 for others.
+        teacher_options: solver (default `EulerMaruyama()` in tau = 1/sigma^2), substeps in place of
+            teacher_steps, and trajectories (8192).
+        training: by default 2500 iterations of 256 trajectories, learning rate 1e-3, EMA decay 0.99.
+        folder: for teacher data and checkpoints. The same call resumes an interrupted one, bitwise.
+        device: where teacher and training run.
         seed: of the teacher's noise and of training.
-        progress: bars on a terminal.
-        event_shape, levy, head, feedback, spacing, sigmas, parent: (DiffusionModel) shape of a sample; "W", "H"
-            (default) or "K"; "direct" (default) or "graded", and whether it is told its last value (of the
-            default network); the grid, even in log SNR by default; the step that is corrected,
-            `EulerMaruyama()`.
-        labels: (DiffusionModel) (trajectories, ...) classes.
-        data: (DiffusionModel) `Trajectories` made before, in place of event_shape, labels, grid and teacher.
-        forcing: (DiffusionModel) the share of iterations, at the beginning, that start each step from the
-            teacher's knot: they cost a `steps`-th of an unrolled one, on as many samples.
-        autocast: (DiffusionModel) train in bfloat16 where torch's autocast does.
-        device: (DiffusionModel) where teacher and training run.
-        y0, t0, t1: (SDE) (*batch, d) states that trajectories start from, drawn with replacement; times.
+        progress: show progress bars on a terminal.
 
     Returns:
-        the student and a `Report`.
+        the student and a `Report`. Under torch.distributed each process makes its share of the teacher data
+        (with a folder that all of them share) and of every minibatch; all return the same student.
 
-    Under torch.distributed each process makes its share of the teacher data (with a folder that all
-    see) and takes its part of every minibatch; all end with the same student.
+    Raises:
+        InputError: arguments that are missing, out of range, contradict each other or have no effect.
     """
-    options = locals()
-    del options["problem"]
+    device, seed = _validation.check_device(device), _validation.check_seed(seed)
     if isinstance(problem, SDE):
-        return distill_sde(problem, **_checked(distill_sde, options))
-    if isinstance(problem, DiffusionModel) or callable(problem):
-        return distill_denoising(problem, **_checked(distill_denoising, options))
-    raise InputError(
-        f"problem: got {type(problem).__name__}, expected fewstep.DiffusionModel or fewstep.SDE."
+        raise InputError("problem: got an SDE, expected fewstep.DiffusionModel; use distill_sigdeg_step.")
+    if levy is not None:
+        _validation.check_choice("levy", levy, LEVY_ORDER)
+    if forcing is not None:
+        _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
+    if network is not None and head is not None:
+        raise InputError(f"head: got {head!r} in addition to network=, which has its own; drop one.")
+    made = TEACHER.updated("teacher_options", teacher_options)
+    training = TRAINING.updated("training", training)
+    make_folder(folder)
+    watch = Stopwatch()
+    if data is None:
+        _validation.check_int("trajectories", made.trajectories, LEAST)
+        grid = _coarse_grid(problem, labels, steps, spacing, sigmas)
+        if event_shape is None:
+            raise InputError("event_shape: got None, expected the shape of a sample, or data=.")
+        data = make_trajectories(
+            problem, grid, count=made.trajectories, event_shape=event_shape, labels=labels, seed=seed,
+            substeps=substeps_of(len(grid) - 1, teacher_steps, made.substeps, 300), teacher=made.solver,
+            levy=levy or "H", folder=None if folder is None else Path(folder) / "teacher", device=device,
+            progress=progress,
+        )  # fmt: skip
+        watch.lap("teacher")
+    else:
+        _check_data(problem, data, event_shape=event_shape, labels=labels, steps=steps, sigmas=sigmas,
+                    spacing=None if spacing == "logsnr" else spacing, teacher_steps=teacher_steps,
+                    teacher_options=None if teacher_options == TEACHER else teacher_options)  # fmt: skip
+    levy = _letters(levy, data)
+    network, residual = _network(problem, data, levy, network, head or "direct", seed)
+    student = SigSampler(_plan(parent, data.sigmas), network.to(device), levy, residual)
+    forcing = float(len(data.event) >= 3) if forcing is None else forcing
+    _check_student(student, data, forcing)
+    kept, held = held_out(len(data))
+    task = _Task(problem, student, data, kept, held, forcing, device, _weights(data))
+    parents = task.knots(parent=True)
+    network.train()
+    losses, history = train(
+        task, network, len(kept), training, seed=seed, progress=progress, folder=folder,
+        name=f"student-{len(data.sigmas) - 1}",
+    )  # fmt: skip
+    watch.lap("training")
+    mine = task.knots()
+    return student, Report(
+        data.evaluations, len(data), parents[-1], mine[-1], losses, watch.seconds, history,
+        {"parent": parents, "student": mine},
+    )  # fmt: skip
+
+
+def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sigmas: Tensor | None) -> Tensor:
+    if steps is not None:
+        _validation.check_int("steps", steps, 1, MOST)
+    if sigmas is not None:
+        grid = checked_levels(sigmas)
+        if steps not in (None, len(grid) - 1):
+            raise InputError(
+                f"steps: got {steps} with sigmas of {len(grid) - 1} intervals; drop one of them."
+            )
+        return grid
+    if steps is None:
+        raise InputError("steps: got None; expected steps=... or sigmas=... for the coarse grid.")
+    count = len(labels) if torch.is_tensor(labels) and labels.dim() else 1
+    model = Model.of(problem, labels, torch.empty(count, 1, device="meta"))
+    return sigma_grid(model.schedule, steps, spacing, "sigma_min")
+
+
+def _check_data(problem: Any, data: Any, **described: Any) -> None:
+    """Reject data that do not belong to the problem, and arguments that the data already answer."""
+    for name, value in described.items():
+        if value is not None:
+            raise InputError(f"{name}: got {value!r} in addition to data=, which contain it; drop one.")
+    if not isinstance(data, Trajectories):
+        raise InputError(f"data: got {type(data).__name__}, expected the result of make_trajectories.")
+    if len(data) < LEAST:
+        raise InputError(f"data: got {len(data)} trajectories, expected at least {LEAST}: two are held out.")
+    if not isinstance(problem, DiffusionModel) and not data.labelled:
+        raise InputError("data: got none with labels for a model of labels; make them with labels=.")
+
+
+def _letters(levy: str | None, data: Trajectories) -> str:
+    """The signature that the network receives."""
+    if levy is not None and LEVY_ORDER[levy] > LEVY_ORDER[data.levy]:
+        raise InputError(
+            f"levy: got {levy!r}; the trajectories contain {data.levy!r}. Make them with {levy!r}."
+        )
+    return levy or data.levy
+
+
+def _plan(parent: Any, sigmas: Tensor) -> Plan:
+    _validation.check_instance(
+        "parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()"
     )
+    return (EulerMaruyama() if parent is None else parent).plan(sigmas)
 
 
-def _checked(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that the function takes, once it is known that none is idle, missing or out of range."""
-    door, takes = signature(distill_sigdeg).parameters, signature(function).parameters
-    said = {k: v for k, v in options.items() if v is not None and v is not door[k].default}
-    for name, value in said.items():
-        if name not in takes and value != door[name].default:
-            raise one_of("option", name, [k for k in takes if k in door])
-    for name, parameter in takes.items():
-        if parameter.default is parameter.empty and options.get(name, 0) is None:
-            raise InputError(f"{name}: got nothing; distill_sigdeg needs {name}= for this problem.")
-    for name, words in (("levy", LEVY_ORDER), ("head", HEADS)):
-        if name in said:
-            _validation.check_choice(name, said[name], words)
-    for given, idle in IDLE.items():
-        both = [name for name in idle if given in said and name in said]
-        if both:
-            raise InputError(f"{both[0]}: got {said[both[0]]!r} beside {given}=, which says it; drop one.")
-    count = said.get("trajectories", 16)
-    if _validation.check_int("trajectories", count) < 16:
-        raise InputError(f"trajectories: got {count!r}, expected at least 16: two are held out.")
-    _validation.check_float("forcing", options["forcing"], 0, 1, "a share from 0 to 1")
-    _validation.check_seed(options["seed"])
-    _validation.check_device(said.get("device", "cpu"))
-    for name in ("steps", "teacher_steps"):
-        if name in said:
-            _validation.check_int(name, said[name], 1, MOST)
-    check_options(said)
-    return {k: v for k, v in options.items() if k in takes and v is not None}
+def _network(
+    problem: DiffusionModel | Labelled, data: Trajectories, levy: str, network: Any, head: str, seed: int
+) -> tuple[nn.Module, bool]:
+    """The network, and whether its output is added to the denoiser's."""
+    letters = LEVY_ORDER[levy]
+    _validation.check_choice("head", head, HEADS)
+    if network is not None:
+        _validation.check_instance("network", network, nn.Module, "a torch.nn.Module")
+        if getattr(network, "letters", letters) != letters:
+            raise InputError(
+                f"network: got one for {network.letters} letters of the signature; levy={levy!r} has "
+                f"{letters}: 1 for 'W', 2 for 'H', 3 for 'K'."
+            )
+        return network, False
+    denoiser = problem.denoiser if isinstance(problem, DiffusionModel) else None
+    if isinstance(denoiser, DenoisingMLP):
+        return seeded(seed, lambda: denoiser.with_signature(letters, head)), False
+    return seeded(seed, lambda: DenoisingMLP(data.event, 128, 2, letters, skip=False, head=head)), True
+
+
+def _check_student(student: SigSampler, data: Trajectories, forcing: float) -> None:
+    plan, letters = student.plan, LEVY_ORDER[data.levy]
+    used = (plan.stage_noise.abs() + plan.update_noise.abs()).amax((0, 1)).nonzero().flatten()
+    if len(used) and int(used[-1]) >= letters:
+        raise InputError(f"parent: got {plan.name}, which needs more than the {data.levy!r} of the data.")
+    older = [plan.update_eval[:, 1:], plan.stage_eval, plan.stage_noise[:, 1:], plan.update_noise[:, 1:]]
+    if forcing and any(bool(t.any()) for t in older):
+        raise InputError(f"forcing: got {forcing} with {plan.name}, whose steps use earlier ones.")
+    check_compatible(student.network, "data", data.some_knots(1)[0], data.event)
+
+
+def _weights(data: Trajectories) -> Tensor:
+    """(steps,) the share of a squared error at each knot that is left at the end, over the final variance."""
+    ends = data.some_knots(SPREAD)[-1].double()
+    return left_at_end(ends, data.sigmas[1:]).square() / ends.var(0).mean()
+
+
+def along(problem: DiffusionModel, solver: SigSampler | Plan, some: Batch) -> Tensor:
+    """(steps, n, *event) the states of a student, or of a plan, driven by the teacher's noise."""
+    plan = solver if isinstance(solver, Plan) else solver.plan
+    states, supply, x = list[Tensor](), iter(some.xi), some.knots[0]
+    evaluate = evaluator_of(problem, solver, x)
+    run(plan, x, evaluate, lambda *_: next(supply).unbind(1), lambda i, x, D: states.append(x))
+    return torch.stack(states)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a student is trained on, and its distance to the teacher; kept, held: trajectory indices."""
+
+    problem: DiffusionModel | Labelled
+    student: SigSampler
+    data: Trajectories
+    kept: Tensor
+    held: Tensor
+    forcing: float
+    device: torch.device
+    weights: Tensor
+
+    def metadata(self) -> dict[str, Any]:
+        student = self.student
+        return {
+            "forcing": self.forcing, "levy": student.levy, "plan": student.plan.name,
+            "residual": student.residual, "data": self.data.digest(),
+        }  # fmt: skip
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        """The weighted mean squared distance at the knots."""
+        some = self.data.pick(self.kept[batch.index]).to(self.device)
+        if batch.share < self.forcing:
+            return self._forced(some, batch.generator)
+        gaps = (self.states(some) - some.knots[1:]).square().flatten(1).mean(1)
+        return (gaps * self.weights.to(gaps)).mean()
+
+    def held_out_loss(self) -> float:
+        return self.knots()[-1]
+
+    @torch.no_grad()
+    def knots(self, parent: bool = False) -> list[float]:
+        """(steps,) root mean square distances of the student, or of its parent, on held-out trajectories."""
+        total = torch.zeros(self.student.plan.nfe, dtype=torch.float64)
+        for part in torch.split(self.held, HELD_OUT_BATCH):
+            some = self.data.pick(part).to(self.device)
+            gaps = (self.states(some, parent) - some.knots[1:]).double().square()
+            total += gaps.flatten(1).mean(1).cpu() * len(part)
+        return (total / len(self.held)).sqrt().tolist()
+
+    def states(self, some: Batch, parent: bool = False) -> Tensor:
+        """(steps, n, *event) the student's states, unrolled from the start."""
+        student, problem = self._at(some.labels)
+        return along(problem, student.plan if parent else student, some)
+
+    def step(self, some: Batch, k: int) -> Tensor:
+        """(n, *event) the student's step from the teacher's state at knot k."""
+        student, problem = self._at(some.labels)
+        row, x = student.plan.rows[k], some.knots[k]
+        state = begin(row, State(x), lambda *_: some.xi[k].unbind(1))
+        D = student.evaluator(problem, x)(k, stage(row, state), state.normals)
+        return update(row, state, D).x
+
+    def _forced(self, some: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of some of the steps, each from the teacher's own states of a part of the samples."""
+        n, total = some.knots.shape[1], some.knots.new_zeros(())
+        chosen = torch.randperm(self.student.plan.nfe, generator=generator)[:AT_ONCE].tolist()
+        parts = torch.arange(n, device=self.device).tensor_split(len(chosen))
+        for k, mine in zip(chosen, parts, strict=True):
+            if len(mine):
+                gap = self.step(some.part(mine), k) - some.knots[k + 1, mine]
+                total = total + self.weights[k].to(gap) * gap.square().flatten(1).mean(1).sum()
+        return total / n
+
+    def _at(self, labels: Tensor | None) -> tuple[SigSampler, DiffusionModel]:
+        """The student and the model for samples of these classes."""
+        student, problem = self.student, self.problem
+        if labels is not None and getattr(student.network, "labelled", False):
+            student = student.at(labels)
+        if not isinstance(problem, DiffusionModel):
+            assert labels is not None
+            problem = problem(labels)
+        return student, problem

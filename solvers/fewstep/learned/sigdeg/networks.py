@@ -1,4 +1,4 @@
-"""Small networks that learned steps use by default. Each is rebuilt from its JSON `config` when loaded."""
+"""Small networks that learned steps use by default; loading rebuilds each from its JSON `config`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import one_of
+from ... import _validation
 
 FREQUENCIES = [0.25 * 2 ** (5 * k / 7) for k in range(8)]  # of log sigma: periods from 25 to 0.8
 HEADS = ("direct", "graded")
 
 
 class Coefficients(nn.Module):
-    """(t, y) -> one coefficient for each component of y and each iterated integral; nought at birth.
+    """`(t, y) -> coefficients` of the iterated integrals of a step; initialised to zero.
 
-    y is (*batch, d); the result (*batch, d, terms), in units of y.
+    y is (*batch, d) and the result (*batch, d, terms), in units of y.
 
     Args:
         width: of the two hidden layers.
-        scaled: whether it works in units of its own, see `rescale`, which are saved with the weights; its
-            head then sees y and t as well, since coefficients are often linear in y.
+        scaled: work in units of y and t set by `rescale`, which are saved with the weights. The last layer
+            then also gets y and t, because coefficients are often linear in y.
     """
 
     def __init__(self, d: int, terms: int, width: int = 64, scaled: bool = False) -> None:
@@ -39,7 +39,7 @@ class Coefficients(nn.Module):
         self.head: nn.Linear = _zero(nn.Linear(width + (d + 1) * scaled, d * terms))
 
     def rescale(self, times: Tensor, states: Tensor) -> None:
-        """See y and t in units of their spread, and answer in those of y's.
+        """Set the units: the mean and standard deviation of y and t.
 
         Args:
             times: (n,).
@@ -49,7 +49,7 @@ class Coefficients(nn.Module):
             self.centre[k], self.scale[k] = x.mean(), spread(x)
 
     def features(self, t: Tensor, y: Tensor) -> Tensor:
-        """(*batch, features): what the head is linear in."""
+        """(*batch, features): the input of the last layer."""
         inputs = torch.cat([y, t.expand(*y.shape[:-1], 1)], -1)
         inputs = (inputs - self.centre) / self.scale
         inner: Tensor = self.body(inputs)
@@ -61,47 +61,41 @@ class Coefficients(nn.Module):
 
 
 def spread(x: Tensor) -> float:
-    """The standard deviation, or 1 where only rounding moves x."""
+    """The standard deviation, or 1 if x varies by rounding alone."""
     found, mean = float(x.std()), float(x.mean())
     return found if found > 16 * torch.finfo(x.dtype).eps * abs(mean) else 1.0
 
 
 class DenoisingMLP(nn.Module):
-    """A denoiser `(x, sigma) -> x0` for small events, EDM-preconditioned, that can also be told a signature.
+    """A denoiser `(x, sigma) -> x0` for small events, or `(x, sigma, sigma_next, xi) -> x0` of a student.
 
-    A residual MLP on the flattened event, modulated by the noise level. With `letters > 0` it takes the
-    normalised partial signature xi (batch, letters, *event) of a step and the step's end as well; the
-    weights of these inputs start at nought, so that it is born equal to the denoiser it is widened from.
+    A residual MLP on the flattened event with EDM's preconditioning, modulated by the noise level. With
+    `letters > 0` it also takes the end of a step and its normalised partial signature xi (batch, letters,
+    *event). The weights of these inputs start at zero, so a widened denoiser starts equal to the original.
 
     Args:
         event: shape of a sample.
         width, depth: of the residual blocks.
-        letters: coordinates of the signature it is told; 0 for a plain denoiser.
+        letters: coordinates of the signature; 0 for a plain denoiser.
         data_std: standard deviation of the data (preconditioning of arXiv 2206.00364, Table 1).
         dropout: in the blocks, while training.
-        skip: add the best linear denoiser; without, the network is nought at birth, a correction.
-        head: what it does with xi: "direct", an input beside x; "graded", see `graded`.
-        feedback: it is told its value of the step before as well.
+        skip: add the best linear denoiser. Without it the network is a correction, initialised to zero.
+        head: what it does with xi: "direct", a further input; "graded", see `graded`.
     """
 
     def __init__(
         self, event: Sequence[int], width: int = 256, depth: int = 3, letters: int = 0,
         data_std: float = 0.75, dropout: float = 0.0, skip: bool = True, head: str = "direct",
-        feedback: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if head not in HEADS:
-            raise one_of("head", head, HEADS)
+        self.head = _validation.check_choice("head", head, HEADS)
         self.config: dict[str, Any] = {
-            "event": list(event), "width": width, "depth": depth, "letters": letters,
-            "data_std": data_std, "dropout": dropout,
-            "skip": skip, "head": head, "feedback": feedback,
+            "event": list(event), "width": width, "depth": depth, "letters": letters, "data_std": data_std,
+            "dropout": dropout, "skip": skip, "head": head,
         }  # fmt: skip
         self.data_std = data_std
         self.letters = letters
         self.skip = skip
-        self.head = head
-        self.feedback = feedback
         self.frequencies: Tensor
         size = math.prod(event)
         self.enter: nn.Linear = nn.Linear(size, width)
@@ -114,14 +108,11 @@ class DenoisingMLP(nn.Module):
                 nn.Linear(letters * size, width) if direct else nn.Linear(width, (letters + 1) * size)
             )
             self.end: nn.Linear = _zero(nn.Linear(2 * len(FREQUENCIES), width))
-        if feedback:
-            self.before: nn.Linear = _zero(nn.Linear(size, width))
         self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None,
-        last: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None
+    ) -> Tensor:
         s = sigma.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         norm = (s.square() + self.data_std**2).rsqrt()
         hidden = self.enter((x * norm).flatten(1))
@@ -129,8 +120,6 @@ class DenoisingMLP(nn.Module):
             hidden = hidden + self.end(self._embed(sigma_next))
             if self.head == "direct":
                 hidden = hidden + self.signature(xi.flatten(1))
-        if last is not None:
-            hidden = hidden + self.before(last.flatten(1))
         code = self.level(self._embed(sigma))
         for block in self.blocks:
             hidden = block(hidden, code)
@@ -147,20 +136,20 @@ class DenoisingMLP(nn.Module):
         phase = sigma.log().reshape(-1, 1) * self.frequencies
         return torch.cat([phase.sin(), phase.cos()], 1)
 
-    def with_signature(self, letters: int, head: str = "direct", feedback: bool = False) -> DenoisingMLP:
-        """The same denoiser, ready to be told `letters` coordinates; equal in value until it is trained."""
-        config = self.config | {"letters": letters, "dropout": 0.0, "head": head, "feedback": feedback}
+    def with_signature(self, letters: int, head: str = "direct") -> DenoisingMLP:
+        """The same denoiser with inputs for `letters` coordinates, equal in value until it is trained."""
+        config = self.config | {"letters": letters, "dropout": 0.0, "head": head}
         wide = DenoisingMLP(**config).to(self.enter.weight)
         wide.load_state_dict(self.state_dict(), strict=False)
         return wide
 
 
 def graded(terms: Tensor, xi: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """b c_0 + s sum_j c_j xi_(j-1): coefficients on a step's signature, each term with its power of h.
+    r"""$b\,c_0 + s \sum_j c_j\,\xi_{j-1}$: coefficients on a step's signature, scaled by the step.
 
-    b = 1 - (sigma_next/sigma)^2 is the step's length as its x0 weighs it, s = sigma_next sqrt(b) the size of
-    its noise. The terms vanish with the step as the drift's iterated integrals do, so that the parent's order
-    survives any coefficients; to first order c_1 and c_2 stand for D's derivative along W/2 + H.
+    b = 1 - (sigma_next/sigma)^2 is the weight of x0 in the step, s = sigma_next sqrt(b) the standard
+    deviation of its noise. The terms vanish with the step as the drift's iterated integrals do, so the
+    parent's order holds for any coefficients; to first order c_1 and c_2 are D's derivative along W/2 + H.
 
     Args:
         terms: (batch, 1 + letters, *event), c.

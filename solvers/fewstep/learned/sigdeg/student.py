@@ -1,13 +1,12 @@
-"""The signature-driven learned step: a parent's step corrected by a network that sees the partial signature.
+"""Signature-driven steps: a parent's step corrected by a network that reads the partial signature.
 
-For SDEs (`SigStep`) the correction is a sum of iterated integrals with learned coefficients; for
-diffusion models (`SigSampler`) the network stands in for the denoiser and is told the normalised
-partial signature xi of its interval. Both are born equal to their parent (arXiv 2508.16939).
+For SDEs (`SigStep`) the correction is a sum of iterated integrals with learned coefficients; for diffusion
+models (`SigSampler`) the network replaces the denoiser and also receives the normalised partial signature
+xi of its interval. Both are initialised to reproduce the parent exactly (arXiv 2508.16939).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,35 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from ... import _validation
+from ..._serialization import write_student
 from ...brownian import Increment
 from ...brownian.increment import LEVY_ORDER
+from ...denoiser import check_output
 from ...errors import InputError, one_of
-from ...executor import Evaluate
+from ...executor import Evaluate, Normals
 from ...plan import Plan
 from ...problem import SDE, DiffusionModel
 from ...sde.euler_maruyama import EulerMaruyama
 from ...solver import Card, Step, StochasticSolver
-from .. import store
-from ..labels import told, with_labels
+from ..network_student import NetworkStudent, check_compatible
 
 PARENTS: dict[str, type[StochasticSolver]] = {"EulerMaruyama": EulerMaruyama}
 TERMS = 5
 
 
 class SigStep(StochasticSolver):
-    """y' = parent + c_1 I_(1,1) + c_2 I_(1,0) + c_3 I_(0,1) + c_4 I_(0,0) + c_5 I_(1,1,1), c = network(t, y).
+    r"""A step with learned coefficients of iterated Itô integrals, for diagonal noise in Itô's calculus.
 
-    For diagonal noise in Ito's calculus. Each term carries its own power of h, so that the parent's
-    strong order survives any coefficients; with c_1 = g'g the order is 1.0, and with all five those of
-    the Ito-Taylor expansion 1.5 (Kloeden & Platen 1992, Eq. 10.4.1). The card promises the parent's: an
-    error of c_1 leaves one of its size times h^(1/2). As `distill_sigdeg` fits it, the slopes that are
-    measured are near 1.5 until h is so small that this one dominates. One drift, one diffusion and
-    one network evaluation a step, no derivative of g.
+    $y' = \text{parent} + c_1 I_{(1,1)} + c_2 I_{(1,0)} + c_3 I_{(0,1)} + c_4 I_{(0,0)} + c_5 I_{(1,1,1)}$
+    with $c = \text{network}(t, y)$.
+
+    Each term carries its own power of h, so the parent's strong order holds for any coefficients; this is
+    the order on the card, a lower bound. With c_1 = g'g the order is 1.0, and with all five coefficients of
+    the Itô-Taylor expansion it is 1.5 (Kloeden & Platen 1992, Eq. 10.4.1); an error of c_1 leaves one of
+    its size times h^(1/2). Fitted by `distill_sigdeg_step`, the measured slopes are near 1.5 down to step
+    sizes at which this error dominates. Per step: one drift, one diffusion and one network evaluation, and
+    no derivative of g.
 
     Args:
-        network: `(t, y) -> (*y.shape, 5)`; `Coefficients` starts at nought. A solve moves it to the state's
-            device.
-        parent: the step that is corrected.
+        network: `(t, y) -> (*y.shape, 5)`; a `Coefficients` is initialised to zero. A solve moves it to the
+            state's device.
+        parent: the step that is corrected; by default `EulerMaruyama()`.
     """
 
     def __init__(self, network: nn.Module, parent: StochasticSolver | None = None) -> None:
@@ -63,7 +66,7 @@ class SigStep(StochasticSolver):
         return f"SigStep({type(self.network).__name__}, parent={self.parent!r})"
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
-        fits(self.network, "y0", y0, y0.shape[-1:])
+        check_compatible(self.network, "y0", y0, y0.shape[-1:])
         self.network.to(y0.device)
         return self.parent.init(sde, t0, y0)
 
@@ -74,7 +77,7 @@ class SigStep(StochasticSolver):
 
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it."""
-        store.write(path, "SigStep", self.network, {"parent": type(self.parent).__name__}, None)
+        write_student(path, "SigStep", self.network, {"parent": type(self.parent).__name__}, None)
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigStep:
@@ -83,24 +86,8 @@ class SigStep(StochasticSolver):
         return cls(network, PARENTS[meta["parent"]]())
 
 
-def fits(network: nn.Module, argument: str, x: Tensor, event: Sequence[int]) -> None:
-    """Refuse a state of another size or dtype than one of this library's networks was made for."""
-    config = getattr(network, "config", {})
-    expected = tuple(config.get("event", [config["d"]] if "d" in config else event))
-    if tuple(event) != expected:
-        raise InputError(
-            f"{argument}: got events of shape {tuple(event)}; the student was made for {expected}."
-        )
-    dtype = next((p.dtype for p in network.parameters()), x.dtype)
-    if x.dtype != dtype:
-        raise InputError(
-            f"{argument}: got {x.dtype}; the student's network is in {dtype}. Convert the state, or the "
-            "network with student.network.to(dtype)."
-        )
-
-
 def integrals(increment: Increment) -> Tensor:
-    """(*W.shape, 5) Ito integrals of one channel.
+    """(*W.shape, 5) the Itô integrals of one channel.
 
     I_(1,1) = (W^2 - h)/2, I_(1,0) = int W ds, I_(0,1) = int s dW, I_(0,0) = h^2/2, I_(1,1,1) = (W^3 - 3hW)/6.
     """
@@ -110,16 +97,19 @@ def integrals(increment: Increment) -> Tensor:
     return torch.stack([*terms, torch.full_like(W, h * h / 2), W * (W.square() - 3 * h) / 6], -1)
 
 
-class SigSampler:
-    """A few-step sampler: the parent's plan, with a network in the denoiser's place that sees xi.
+class SigSampler(NetworkStudent):
+    r"""A few-step sampler: the parent's plan with a network in place of the denoiser.
+
+    $x_{k+1} = a_k x_k + (1 - a_k)\,N_\theta(x_k, \sigma_k, \sigma_{k+1}, \xi_k) + \text{noise}$ for the
+    parent `EulerMaruyama()`, with $a_k = \sigma_{k+1}^2 / \sigma_k^2$. One network evaluation per step.
 
     Args:
-        plan: the parent's plan on the coarse grid, for instance `EulerMaruyama().plan(sigmas)`.
+        plan: the parent's plan on the coarse grid, such as `EulerMaruyama().plan(sigmas)`.
         network: `(x, sigma, sigma_next, xi) -> x0`; xi is (batch, letters, *event), xi_0 = W/sqrt(h),
-            xi_1 = sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2. One whose `labelled` is True
-            is told `labels=` as well, one whose `feedback` is True `last=`, its previous value.
-        levy: the coordinates it is told: "W", "H" (W and H) or "K".
-        residual: the network's value is added to the problem's denoiser instead of replacing it.
+            xi_1 = sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2. A network whose attribute
+            `labelled` is True also gets `labels=`.
+        levy: the coordinates it gets: "W", "H" (W and H) or "K".
+        residual: add the network's value to the problem's denoiser instead of replacing it.
     """
 
     def __init__(self, plan: Plan, network: nn.Module, levy: str = "H", residual: bool = False) -> None:
@@ -129,70 +119,39 @@ class SigSampler:
         _validation.check_instance(
             "network", network, nn.Module, "a torch.nn.Module (x, sigma, sigma_next, xi) -> x0"
         )
-        on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # nan compares false
+        on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # False for nan
         if not on_path or plan.prediction != "data":
             raise InputError(
                 f"plan: got {plan.name!r}, which does not open a path interval in each row or is not in data "
                 "prediction; expected that of EulerMaruyama() or SEA() on a grid that ends above 0."
             )
-        _validation.check_choice("levy", levy, LEVY_ORDER)
-        letters = LEVY_ORDER[levy]
-        spare = letters - plan.stage_noise.shape[-1]
-        pad = (0, max(spare, 0))  # letters that the parent does not use, but the network sees
-        self.plan: Plan = replace(
+        self.levy = _validation.check_choice("levy", levy, LEVY_ORDER)
+        # columns for letters that the network receives and the parent does not use
+        pad = (0, max(LEVY_ORDER[levy] - plan.stage_noise.shape[-1], 0))
+        self.plan = replace(
             plan, name=f"SigSampler({plan.name})",
-            stage_noise=nn.functional.pad(plan.stage_noise, pad), update_noise=nn.functional.pad(plan.update_noise, pad),
+            stage_noise=nn.functional.pad(plan.stage_noise, pad),
+            update_noise=nn.functional.pad(plan.update_noise, pad),
         )  # fmt: skip
         self.network = network
-        self.levy = levy
         self.residual = residual
-        self.labels: Tensor | None = None
 
     def __repr__(self) -> str:
-        told = f"{type(self.network).__name__} told {self.levy!r}"
-        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {told}>"
-
-    def at(self, labels: Tensor) -> SigSampler:
-        """The same student for samples of these classes, (batch, ...).
-
-        Raises:
-            InputError: the network takes no labels.
-        """
-        return with_labels(self, self.network, labels)
-
-    def predict(
-        self, problem: DiffusionModel | None, x: Tensor, sigma: Tensor, sigma_next: Tensor, xi: Tensor,
-        last: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """The effective x0 of one step; `last` is the step's before, None at the first."""
-        extra = told(self.network, self.labels, x)
-        if getattr(self.network, "feedback", False):
-            extra["last"] = torch.zeros_like(x) if last is None else last
-        out: Tensor = self.network(x, sigma, sigma_next, xi, **extra)
-        if out.shape != x.shape:
-            raise InputError(
-                f"network: gave {tuple(out.shape)} for {tuple(x.shape)}, expected the same shape."
-            )
-        if self.residual:
-            assert problem is not None
-            out = out + problem.denoiser(x, sigma)
-        return out
+        network = f"{type(self.network).__name__} with levy={self.levy!r}"
+        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {network}>"
 
     def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate:
-        """The network as the executor calls it."""
-        fits(self.network, "noise", like, like.shape[1:])
+        """The network as the executor calls it, for samples like these (batch, *event)."""
+        arguments, letters = self.prepare(like), LEVY_ORDER[self.levy]
         levels = self.plan.sigma.to(like.device, like.dtype).unbind()
         ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
-        self.network.to(like.device)
-        student, letters, last = self, LEVY_ORDER[self.levy], None
-        if self.labels is not None:
-            student = self.at(self.labels.to(like.device))
 
-        def evaluate(row: int, x: Tensor, normals: Any) -> Tensor:
-            nonlocal last  # of this run alone: each has an evaluator of its own
+        def evaluate(row: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
             xi = torch.stack(normals[0][:letters], 1)
-            out = student.predict(problem, x, levels[row], ends[row], xi, last if row else None)
-            last = out
+            out = check_output("network", self.network(x, levels[row], ends[row], xi, **arguments), x)
+            if self.residual:
+                assert problem is not None
+                out = out + problem.denoiser(x, levels[row])
             return out
 
         return evaluate
@@ -200,11 +159,12 @@ class SigSampler:
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it. Labels are not part of it."""
         meta = {"levy": self.levy, "residual": self.residual}
-        store.write(path, "SigSampler", self.network, meta, self.plan)
+        write_student(path, "SigSampler", self.network, meta, self.plan)
 
     @classmethod
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigSampler:
-        if plan is None or getattr(network, "letters", LEVY_ORDER[meta["levy"]]) != LEVY_ORDER[meta["levy"]]:
+        letters = LEVY_ORDER[meta["levy"]]
+        if plan is None or getattr(network, "letters", letters) != letters:
             raise InputError("levy: a SigSampler's file lacks its plan, or its network has other letters.")
         name = plan.name.removeprefix("SigSampler(").removesuffix(")")
         return cls(plan.renamed(name), network, meta["levy"], meta["residual"])

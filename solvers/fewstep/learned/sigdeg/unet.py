@@ -1,4 +1,4 @@
-"""A U-Net of diffusers as a signature-driven student: born equal to the denoiser it is made from."""
+"""A U-Net of diffusers that also receives the partial signature of its step."""
 
 from __future__ import annotations
 
@@ -6,94 +6,77 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...denoiser import AFFINE
-from ...errors import one_of
+from ... import _validation
 from ...schedule import DiscreteVP
-from ..unet_denoiser import ask, configuration, unet_class
+from ..unet_denoiser import UNetDenoiser, configuration
 from .networks import HEADS, graded
 
 
-class SigUNet(nn.Module):
+class SigUNet(UNetDenoiser):
     """`(x, sigma, sigma_next, xi) -> x0` from an unconditional or class-conditional `UNet2DModel`.
 
-    Its first convolution has more input channels, the step's length and (head "direct") the signature; its
-    last one more output channels, which are added to x0 in units of x0. Both start at nought. The U-Net's own
-    output is read as before; at large sigma its error is sigma times that of the noise it predicts, hence
-    the second way out.
+    The first convolution has more input channels: the step's length and, for the head "direct", the
+    signature. The last one has more output channels, which are added to x0 in units of x0: at large sigma
+    the error of the U-Net's own output is sigma times that of the noise it predicts. Both start at zero, so
+    the student is initialised to reproduce its teacher.
 
-    Make one with `SigUNet.of(unet, schedule)`; the constructor is for files.
+    Create one with `SigUNet.of(unet, schedule)`; the constructor is for files.
 
     Args:
         unet: the configuration of the widened U-Net.
         labels: length of the schedule's table.
-        letters, head, feedback: as of `DenoisingMLP`.
+        letters, head: as in `DenoisingMLP`.
         prediction: what the U-Net was trained to predict: "epsilon", "v_prediction" or "sample".
     """
 
     def __init__(
         self, unet: Mapping[str, Any], labels: int, letters: int = 2, prediction: str = "epsilon",
-        head: str = "direct", feedback: bool = False,
+        head: str = "direct",
     ) -> None:  # fmt: skip
-        super().__init__()
-        if head not in HEADS:
-            raise one_of("head", head, HEADS)
-        if prediction not in AFFINE:
-            raise one_of("prediction", prediction, AFFINE)
-        self.config: dict[str, Any] = {
-            "unet": dict(unet), "labels": labels, "letters": letters, "prediction": prediction,
-            "head": head, "feedback": feedback,
-        }  # fmt: skip
+        super().__init__(unet, labels, prediction)
+        self.head = _validation.check_choice("head", head, HEADS)
         self.letters = letters
-        self.prediction = prediction
-        self.head = head
-        self.feedback = feedback
-        self.unet: nn.Module = unet_class().from_config(unet)
-        classes = [unet.get(name) for name in ("num_class_embeds", "class_embed_type")]
-        self.labelled: bool = any(c is not None for c in classes)
-        self.classes: int | None = classes[0] if classes[1] is None else None
-        self.log_sigmas: Tensor
-        self.register_buffer("log_sigmas", torch.zeros(labels, dtype=torch.float64))
+        self.config |= {"letters": letters, "head": head}
 
     @classmethod
-    def of(
+    def of(  # type: ignore[override]
         cls, unet: Any, schedule: DiscreteVP, letters: int = 2, *, prediction: str = "epsilon",
-        head: str = "direct", feedback: bool = False,
+        head: str = "direct",
     ) -> SigUNet:  # fmt: skip
-        """Widen a trained U-Net; it is left as it is.
+        """Widen a trained U-Net, which is left unchanged.
 
         Args:
-            unet: a `UNet2DModel`, told x_t and labels of the schedule.
-            schedule: the one it was trained on, a table.
+            unet: a `UNet2DModel` called with x_t and the schedule's labels.
+            schedule: the table it was trained on.
 
         Raises:
             InputError: another kind of network or schedule.
         """
-        config, labels = configuration(unet, schedule)
-        enter, leave = config["in_channels"], config["out_channels"]
-        more = 1 + (letters * enter if head == "direct" else 0) + (enter if feedback else 0)
-        ways = 2 if head == "direct" else 2 + letters
-        wide = config | {"in_channels": enter + more, "out_channels": leave * ways}
-        student = cls(wide, labels, letters, prediction, head, feedback)
+        config = configuration(unet, schedule)
+        channels, direct = config["in_channels"], head == "direct"
+        wide = config | {
+            "in_channels": channels + 1 + letters * channels * direct,
+            "out_channels": channels * (2 if direct else 2 + letters),
+        }
+        student = cls(wide, len(schedule.log_sigmas), letters, prediction, head)
         own = unet.state_dict()
         for name, axis in (("conv_in.weight", 1), ("conv_out.weight", 0), ("conv_out.bias", 0)):
-            room = student.unet.state_dict()[name].clone().zero_()
-            room.narrow(axis, 0, own[name].shape[axis]).copy_(own[name])
-            own[name] = room
+            widened = torch.zeros_like(student.unet.state_dict()[name])
+            widened.narrow(axis, 0, own[name].shape[axis]).copy_(own[name])
+            own[name] = widened
         student.unet.load_state_dict(own)
         student.log_sigmas.copy_(schedule.log_sigmas)
         return student.to(unet.device).requires_grad_(True)
 
-    def forward(
-        self, x: Tensor, sigma: Tensor, sigma_next: Tensor, xi: Tensor, labels: Tensor | None = None,
-        last: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def forward(  # type: ignore[override]
+        self, x: Tensor, sigma: Tensor, sigma_next: Tensor, xi: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         """x: (batch, channels, height, width); sigma, sigma_next: 0-d; xi: (batch, letters, *event)."""
-        told = [torch.log(sigma / sigma_next).expand(len(x), 1, *x.shape[2:])]
-        told += [xi.flatten(1, 2)] if self.head == "direct" else []
-        told += [last] if last is not None else []
-        x0, *terms = ask(self.unet, self.log_sigmas, self.prediction, x, sigma, labels, told)
+        extra = [torch.log(sigma / sigma_next).expand(len(x), 1, *x.shape[2:])]
+        extra += [xi.flatten(1, 2)] if self.head == "direct" else []
+        x0, *terms = self.outputs(x, sigma, labels, extra)
         if self.head == "graded":
             return x0 + graded(torch.stack(terms, 1), xi, sigma, sigma_next)
         return x0 + terms[0]
