@@ -108,12 +108,13 @@ class DiffusersDPM(DiffusionSolver):
     @cached_property
     def card(self) -> Card:
         card, solver = self.solver.card, self.solver
-        order = card.deterministic_order
-        assert order is not None
+        order: float | None = card.deterministic_order or 1
         if isinstance(solver, DPMFamily) and solver.order == 3:
             order = 1 if solver.eta > 0 else 2
-        elif self.ending.euler:
-            order = min(order, 2)
+        elif self.ending.euler or (self.ending.lower and isinstance(solver, UniPC)):
+            order = min(order or 1, 2)
+        if isinstance(solver, DEIS):
+            order = None  # rounding in float32 hides it
         return replace(card, summary=f"{card.summary}, as in diffusers", deterministic_order=order, evaluations=1)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
@@ -187,7 +188,8 @@ class DiffusersDDIM(DiffusionSolver):
     @cached_property
     def card(self) -> Card:
         card = DDIM(self.eta).card
-        return replace(card, summary=f"{card.summary}, in strides of labels as in diffusers")
+        summary = f"{card.summary}, in strides of labels as in diffusers"
+        return replace(card, summary=summary, deterministic_order=None)  # it depends on the grid
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         walk = _Strides("DDIM", sigmas, schedule, "data")
@@ -218,7 +220,8 @@ class DiffusersPNDM(DiffusionSolver):
 
     @cached_property
     def card(self) -> Card:
-        return replace(PNDM.card, summary=f"{PNDM.card.summary}, in strides of labels as in diffusers")
+        summary = f"{PNDM.card.summary}, in strides of labels as in diffusers"
+        return replace(PNDM.card, summary=summary, deterministic_order=None)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         kind = _Velocities if self.combine == "v_prediction" else _Strides

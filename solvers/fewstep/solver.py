@@ -38,8 +38,11 @@ class Card:
             "A" (W and the space-space area).
         sde_types: the calculi it solves.
         strong_order, weak_order: by noise type; the keys are the noise types it can solve.
-        deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).
-        evaluations: drift (or network) evaluations a step.
+        deterministic_order: without noise (for a diffusion solver: of the ODE that is left then), with
+            exact starting values.
+        evaluations: drift (or network) evaluations per step; extra ones of the first steps are not counted,
+            nor that a last step to sigma = 0 may need fewer.
+        lower_bound: the orders are lower bounds, as those of learned steps.
 
     Raises:
         InputError: a word or a number that no loop would understand.
@@ -53,6 +56,7 @@ class Card:
     weak_order: Mapping[str, float] = field(default_factory=dict)
     deterministic_order: float | None = None
     evaluations: int = 1
+    lower_bound: bool = False
 
     def __post_init__(self) -> None:
         for name in ("summary", "reference"):

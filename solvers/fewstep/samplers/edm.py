@@ -58,7 +58,7 @@ class EDMEuler(_Churned):
 
     .. math:: x_t = x_s + (t - s)\,\frac{x_s - D}{s} = \frac ts\,x_s + \Big(1 - \frac ts\Big) D
 
-    Order 1, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
+    Order 1 without churn, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
     raises the noise level before each step to $(1+\gamma)s$, $\gamma = \min(\text{churn}/n, \sqrt2-1)$, by
     fresh noise, which belongs to no path.
 
@@ -74,7 +74,7 @@ class EDMEuler(_Churned):
             summary="Euler's method in sigma with churn",
             reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction",
             levy="W" if self.churn else "",
-            deterministic_order=1,
+            deterministic_order=None if self.churn else 1,
         )
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
@@ -88,8 +88,7 @@ class EDMHeun(_Churned):
 
     with $x_E$ the result of `EDMEuler`.
 
-    Order 2 (1 with churn, which evaluates at raised levels), two evaluations per step (2n - 1 in all when
-    the grid ends in 0). At few evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
+    Order 2 without churn, two evaluations per step (2n - 1 in all when the grid ends in 0). At few evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
 
     Args:
         churn, churn_min, churn_max, noise: as for `EDMEuler`.
@@ -101,7 +100,7 @@ class EDMHeun(_Churned):
             summary="Heun's method in sigma with churn",
             reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2",
             levy="W" if self.churn else "",
-            deterministic_order=1 if self.churn else 2,
+            deterministic_order=None if self.churn else 2,
             evaluations=2,
         )
 
