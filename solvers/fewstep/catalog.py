@@ -6,6 +6,8 @@ from . import _validation
 from .problem import NOISE_TYPES
 from .solver import Solver
 
+PACKAGES = ("sde", "samplers")  # learned solvers have no default: their fits make them
+
 
 def solvers(noise_type: str | None = None) -> dict[str, Solver]:
     """Every solver of this library with its default options, keyed by name.
@@ -20,17 +22,9 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
 
     if noise_type is not None:
         _validation.check_choice("noise_type", noise_type, NOISE_TYPES)
-    classes = {name: getattr(fewstep, name) for name in fewstep.__all__}
-    # learned solvers are made by their fits: they have no default
-    found = {
-        name: kind()
-        for name, kind in sorted(classes.items())
-        if isinstance(kind, type)
-        and issubclass(kind, Solver)
-        and kind.__module__.split(".")[1] in PACKAGES
-        and not getattr(kind, "__abstractmethods__", None)
-    }
-    return {k: v for k, v in found.items() if noise_type in (None, *v.card.strong_order)}
-
-
-PACKAGES = ("sde", "samplers")
+    kinds = (getattr(fewstep, name) for name in sorted(dir(fewstep)))
+    found = (
+        kind() for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, Solver) and kind.__module__.split(".")[1] in PACKAGES
+    )  # fmt: skip
+    return {type(s).__name__: s for s in found if noise_type in (None, *s.card.strong_order)}
