@@ -1,4 +1,4 @@
-"""What the exponential integrators in lambda = -log sigma are made of: a step's weights and its quadratures.
+"""Building blocks of exponential integrators in lambda = -log sigma: weights of a step and quadratures.
 
 The exact step from s to t is x_t = scale x_s + gain int e^{-q(1-u)} q F(u) du with u in [0, 1] and F the
 data prediction (q = h), the same under noise (q = (1 + eta) h), or the noise prediction (q = -h).
