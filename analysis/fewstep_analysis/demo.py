@@ -45,7 +45,7 @@ def run(
     share = QUICK_SHARE if quick else 1
     student, report = fs.distill_sigdeg(
         problem, steps=STEPS, teacher_steps=TEACHER_STEPS, levy="H", event_shape=(1, 8, 8), seed=seed,
-        teacher=fs.TeacherOptions(trajectories=8192 // share), forcing=0.0,
+        teacher_options=fs.TeacherOptions(trajectories=8192 // share), forcing=0.0,
         training=fs.TrainingOptions(iterations=1000 // share), device=device, progress=True,
     )  # fmt: skip
     student.save(out / "student.safetensors")
@@ -122,7 +122,7 @@ def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dic
     problem = problems.sine()
     learned, _ = fs.distill_sigdeg_step(
         problem.sde, steps=64, y0=torch.linspace(-2.5, 2.5, 512, dtype=torch.float64).unsqueeze(1),
-        teacher=fs.TeacherOptions(trajectories=4096 // share),
+        teacher_options=fs.TeacherOptions(trajectories=4096 // share),
         training=fs.TrainingOptions(iterations=600 // share), seed=seed, progress=True,
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]

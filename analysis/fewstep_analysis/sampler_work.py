@@ -14,7 +14,7 @@ from fewstep import InputError, _validation
 from fewstep._progress import progress
 from fewstep.catalog import solver_named
 from fewstep.compat import OfficialDPM
-from fewstep.distances import median_distance, mmd, sliced_w2
+from fewstep.distances import median_distance, mmd, rmse, sliced_w2
 from fewstep.grid import MOST, SIGMA_SPACINGS, TIME_SPACINGS
 
 from .diffusion_problems import DiffusionProblem, by_name
@@ -149,8 +149,7 @@ def _alpha(problem: DiffusionProblem) -> float:
 
 def _errors(x: Tensor, truth: Tensor, data: Tensor) -> tuple[float, ...]:
     """The errors in the order of MEASURES."""
-    rmse = float((x.double() - truth).square().sum(1).mean().sqrt())
-    return rmse, sliced_w2(x, data, projections=128), mmd(x, data, bandwidth=median_distance(data))
+    return rmse(x, truth), sliced_w2(x, data, projections=128), mmd(x, data, bandwidth=median_distance(data))
 
 
 def _series(name: str, spacing: str, by: str, points: list[tuple[float, ...]]) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""Write a diffusion solver as its paper does; the builder turns the formulas into a `Plan`.
-
-The symbols are linear combinations of the state, of past evaluations and of unit normals. `evaluate`
-opens a row of the table, `advance` names the state that later formulas start from.
-"""
+"""Write a diffusion solver as its paper does; the builder turns the formulas into a `Plan`."""
 
 from __future__ import annotations
 
@@ -20,16 +16,16 @@ from .errors import InputError
 from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
-# What a term multiplies: ("x", generation), ("D", row) or ("z", row, letter)
 Key = tuple[Any, ...]
-STATE: Key = ("x",)
+"""What a term multiplies: state ("x", generation), evaluation ("D", row) or normal ("z", row, letter)."""
+STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 OFF_PATH = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class LinearExpr:
-    """A linear combination with float64 weights."""
+    """A linear combination of states, evaluations and unit normals, with float64 weights."""
 
     terms: dict[Key, float]
 
@@ -50,10 +46,16 @@ class LinearExpr:
 
 
 class PlanBuilder:
-    """Records one solver on one grid.
+    """Records the formulas of one solver on one grid.
 
-    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)` for each
-    pair (s, t) of neighbouring levels.
+    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)`
+    for each pair (s, t) of adjacent levels.
+
+    Args:
+        name: of the plan.
+        sigmas: (n,) decreasing noise levels.
+        prediction: what `evaluate` returns, `"data"` (D) or `"noise"` ((input - D)/sigma).
+        levy: the Lévy data of each noise interval, `"W"`, `"H"` (W and H) or `"K"` (W, H and K).
     """
 
     def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
@@ -62,39 +64,41 @@ class PlanBuilder:
                 f"sigmas: got {_validation.describe(sigmas)}, expected a tensor of noise levels (n,)."
             )
         self.name = name
-        # diffusers' grids may say their last level twice
+        # the grids of diffusers may repeat their last level
         self.sigmas: Tensor = check_sigmas(sigmas, repeat=True)
         self.prediction: str = _validation.check_choice("prediction", prediction, PREDICTIONS)
         self.letters: int = LEVY_ORDER[_validation.check_choice("levy", levy, LEVY_ORDER)]
         self._generation = 0
-        self._inputs: list[tuple[float, LinearExpr]] = []
+        self._levels: list[float] = []
+        self._stages: list[LinearExpr] = []
         self._updates: list[LinearExpr] = []
         self._noise: dict[int, tuple[float, float]] = {}
 
     @property
     def x(self) -> LinearExpr:
-        """The state as `advance` left it last."""
+        """The current state."""
         return LinearExpr({("x", self._generation): 1.0})
 
     def evaluate(self, x: LinearExpr, sigma: float | Tensor) -> LinearExpr:
         """A network evaluation at x and noise level sigma: a new row."""
-        self._inputs.append((float(sigma), self._from_state(x)))
+        self._levels.append(float(sigma))
+        self._stages.append(self._from_state(x))
         self._updates.append(LinearExpr({STATE: 1.0}))
-        return LinearExpr({("D", len(self._inputs) - 1): 1.0})
+        return LinearExpr({("D", len(self._levels) - 1): 1.0})
 
     def noise(self, tau0: float | Tensor, tau1: float | Tensor) -> tuple[LinearExpr, ...]:
-        """The unit normals of the path over [tau0, tau1], opened by the row that comes next.
+        """The unit normals of the path over [tau0, tau1], for the next row and those after it.
 
-        Equal ends give a normal of its own, independent of the path.
+        Equal ends give a normal that is independent of the path.
         """
-        row = len(self._inputs)
+        row = len(self._levels)
         if row in self._noise:
-            raise ValueError("a row opens one noise interval")
+            raise ValueError("a row opens at most one noise interval")
         self._noise[row] = (float(tau0), float(tau1)) if tau0 != tau1 else OFF_PATH
         return tuple(LinearExpr({("z", row, k): 1.0}) for k in range(self.letters))
 
     def advance(self, x: LinearExpr) -> LinearExpr:
-        """Let x be the state from here on; returns its new symbol."""
+        """Make x the current state; returns its symbol."""
         terms = dict(self._from_state(x).terms)
         weight = terms.pop(STATE, 0.0)
         self._updates[-1] = self._updates[-1] * weight + LinearExpr(terms)
@@ -102,39 +106,40 @@ class PlanBuilder:
         return self.x
 
     def _from_state(self, x: LinearExpr) -> LinearExpr:
-        """x with the current state's symbol made anonymous; refuses older states, which are gone."""
+        """x in terms of the current state; earlier states are no longer available."""
         terms = {STATE if k == ("x", self._generation) else k: v for k, v in x.terms.items()}
         if any(k[0] == "x" and k != STATE for k in terms):
-            raise ValueError("the formula holds a state that was already advanced past")
+            raise ValueError("the formula contains a state that was already advanced past")
         return LinearExpr(terms)
 
     def finish(self) -> Plan:
         """The table."""
-        opened = sorted(self._noise)
-        rows = len(self._inputs)
-        cells = [*self._cells("stage", [t for _, t in self._inputs], opened, newest=1)]
-        cells += self._cells("update", self._updates, opened, newest=0)
-        window = 1 + max([0] + [at[1] for name, at, _ in cells if name.endswith("_eval")])
-        slots = 1 + max([0] + [at[1] for name, at, _ in cells if name.endswith("_noise")])
+        rows = len(self._levels)
+        cells = [*self._cells("stage", self._stages, newest=1)]
+        cells += self._cells("update", self._updates, newest=0)
+        window = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_eval"))])
+        slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])
         shapes = {"x": (rows,), "eval": (rows, window), "noise": (rows, slots, self.letters)}
-        # numpy: an entry is set ten times quicker
+        # numpy: setting an entry is ten times faster than in torch
         out = {name: np.zeros(shapes[name.partition("_")[2]]) for name in WEIGHTS}
         for name, at, value in cells:
             out[name][at] = value
         noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
+        columns: dict[str, Any] = {k: torch.from_numpy(v) for k, v in out.items()}
         return Plan(
             name=self.name, prediction=self.prediction, sigmas=self.sigmas,
-            sigma=torch.tensor([s for s, _ in self._inputs], dtype=torch.float64),
+            sigma=torch.tensor(self._levels, dtype=torch.float64),
             noise=torch.tensor(noise, dtype=torch.float64),
-            **{k: torch.from_numpy(v) for k, v in out.items()},
+            **columns,
         )  # fmt: skip
 
     def _cells(
-        self, part: str, exprs: list[LinearExpr], opened: list[int], newest: int
+        self, part: str, exprs: list[LinearExpr], newest: int
     ) -> Iterator[tuple[str, tuple[int, ...], float]]:
         """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""
+        opened = sorted(self._noise)
         for i, expr in enumerate(exprs):
-            so_far = sum(r <= i for r in opened)
+            so_far = sum(row <= i for row in opened)
             for key, value in expr.terms.items():
                 if value == 0:
                     continue

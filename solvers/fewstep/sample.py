@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def sample(
             "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for "
             "diffusers. Call a function of labels with the labels first."
         )
-    grid = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
+    grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
     plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
     own = _validation.check_seed(seed) if seeds is None else each_seed(seeds)
     x = _start(problem, plan, shape, own, noise, dtype, device)

@@ -1,19 +1,21 @@
-"""Noise for k-diffusion's samplers: it belongs to a sample and its seed, and adds up."""
+"""Noise for k-diffusion samplers: determined by each sample's seed, and additive over intervals."""
 
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_k_diffusion import BATCH, CHURNED, MIXTURE, PROBLEM, STOCHASTIC, X, bell, karras, model, name, start
+from k_diffusion_cases import BATCH, CHURNED, MIXTURE, PROBLEM, STOCHASTIC, bell, karras, model, name, start
 
 import fewstep as fs
 from fewstep.integrations import k_diffusion as kd
 
+X = start(4)
+
 
 @pytest.mark.parametrize("solver", STOCHASTIC + CHURNED, ids=name)
-def test_a_sample_depends_on_its_seed_alone(solver):
-    """To the bit: alone, in a batch, in another order; sample j of seed s is sample 0 of seed s + j."""
+def test_sample_depends_on_its_seed_only(solver):
+    """Bitwise: alone, in a batch, in another order; sample j of seed s is sample 0 of seed s + j."""
     f, sigmas, x = (
         kd.sampler(solver),
         karras(5, dtype=torch.float32),
@@ -27,7 +29,7 @@ def test_a_sample_depends_on_its_seed_alone(solver):
     assert not torch.equal(f(bell, x, sigmas, seed=12), batch)
 
 
-def test_where_the_seed_comes_from():
+def test_seed_is_taken_from_argument_then_extra_args_then_zero():
     x, sigmas, f = start(), karras(5), kd.sampler(fs.EulerMaruyama())
     seen = []
 
@@ -47,23 +49,29 @@ def test_where_the_seed_comes_from():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.fixture(scope="module")
+def fine():
+    """A start of 60 samples, and the images of a fine grid at seed 2."""
+    x = start(60)
+    even = torch.logspace(math.log10(15), math.log10(0.03), 201, dtype=torch.float64)
+    even[0], even[-1] = 15.0, 0.03
+    return x, kd.sampler(fs.ShARK())(model, x, even, seed=2)
+
+
 @pytest.mark.parametrize(
     ("solver", "order"), [(fs.EulerMaruyama(), 1), (fs.DPMSolverSDE(2), 1), (fs.ShARK(), 1.5)], ids=name
 )
-def test_one_seed_is_one_image_at_every_step_count(solver, order):
-    """The distance to a fine solution of another solver, on another kind of grid, falls."""
-    x, f = start(100), kd.sampler(solver)
-    even = torch.logspace(math.log10(15), math.log10(0.03), 201, dtype=torch.float64)
-    even[0], even[-1] = 15.0, 0.03
-    fine = kd.sampler(fs.ShARK())(model, x, even, seed=2)
+def test_one_seed_converges_to_one_image(solver, order, fine):
+    """The distance to a fine solution, by another solver on another kind of grid, falls with its order."""
+    (x, fine), f = fine, kd.sampler(solver)
     errors = [(f(model, x, karras(n, False), seed=2) - fine).square().mean().sqrt() for n in (9, 17, 33, 65)]
     slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
     assert sum(slopes) / 3 > order - 0.3, (errors, slopes)
     assert (f(model, x, karras(65, False), seed=3) - fine).square().mean().sqrt() > 5 * errors[-1]
 
 
-def test_img2img_rides_on_the_same_path():
-    """A grid that starts lower asks for the noise that a full run had there."""
+def test_run_from_a_lower_level_uses_the_same_path():
+    """A grid that starts lower gets the noise that a full run had there."""
     x, sigmas, seen = start(), karras(9), []
     f = kd.sampler(fs.EulerMaruyama())
     whole = f(model, x, sigmas, callback=lambda d: seen.append(d["x"]), seed=5)
@@ -91,8 +99,8 @@ CLOCKS = {
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_noises_of_parts_add_up(clock):
-    """sqrt-weighted sums of the parts' noises are the whole's; backwards is minus; any order."""
+def test_noise_is_additive_over_intervals(clock):
+    """The noise of an interval is the sqrt-weighted sum of its parts'; reversed it changes sign."""
     transform = CLOCKS[clock]
     levels = karras(8, zero=False)
     make = lambda: kd.BrownianNoiseSampler(start(), 0.03, 15.0, seed=4, transform=transform)  # noqa: E731
@@ -107,7 +115,7 @@ def test_noises_of_parts_add_up(clock):
         assert torch.equal(z, -minus)
 
 
-def test_noise_is_unit_normal_and_of_its_own_seed():
+def test_noise_is_unit_normal_and_per_seed():
     x = torch.zeros(64, 500)
     noise = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=1)
     z = torch.stack([noise(15.0, 4.0), noise(4.0, 1.0), noise(torch.tensor(1.0), torch.tensor(0.03))])
@@ -134,7 +142,7 @@ NOISE_BAD = {
 
 
 @pytest.mark.parametrize("case", NOISE_BAD)
-def test_bad_noise_is_refused(case):
+def test_bad_noise_raises_a_clear_error(case):
     changes, words = NOISE_BAD[case]
     ask = changes.get("ask", (4.0, 1.0))
     given = dict(x=X, sigma_min=0.03, sigma_max=15.0) | {k: v for k, v in changes.items() if k != "ask"}
@@ -142,21 +150,21 @@ def test_bad_noise_is_refused(case):
         kd.BrownianNoiseSampler(**given)(*ask)
 
 
-def test_our_noise_sampler_serves_our_samplers():
-    """In the clock 1/sigma^2 it has W and H: one object, one path, for every solver, as fs.sample's path."""
+def test_snr_noise_sampler_is_a_path_for_every_solver():
+    """In the clock 1/sigma^2 one object is one path for every solver, as the path of fs.sample."""
     x, sigmas = start(), karras(9)
     noise = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=2, transform=lambda s: 1 / s**2)
     for solver in (fs.ShARK(), fs.EulerMaruyama()):
         mine = kd.sampler(solver)(model, x, sigmas, noise_sampler=noise)
         theirs = fs.sample(PROBLEM, solver, noise=x, sigmas=sigmas, path=noise.path)
-        # the object moves levels by 1e-7, and with them the path by the root of that
+        # the object moves levels by 1e-7, and hence the path by the square root of that
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-2)
     z = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=lambda s, t: noise(s, t))
     mine = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=noise)
     torch.testing.assert_close(z, mine, rtol=0, atol=2e-2)
 
 
-def test_flow_models_have_the_same_ode_and_another_sde():
+def test_flow_models_accept_deterministic_solvers_only():
     """ComfyUI's flow models: x = (1 - sigma) x0 + sigma n. Exact for data N(0, 1/4)."""
 
     def flow(x, sigma, **extra_args):

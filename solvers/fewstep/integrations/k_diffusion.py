@@ -22,7 +22,7 @@ from ..executor import Draw, Evaluate, run
 from ..plan import Plan
 from ..plan_noise import at_least_float32
 from ..problem import DiffusionModel
-from ..resolve import AnySolver, carried_plan, evaluator_of, resolve
+from ..resolve import AnySolver, Student, carried_plan, evaluator_of, resolve
 from ..schedule import EDM, Schedule
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, sampler_normals
@@ -45,7 +45,7 @@ class Sampler:
         self.schedule = schedule
         own = carried_plan(solver)
         self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
-        self._last: tuple[Tensor, Plan] | None = None  # a plan never changes: runs of one grid share it
+        self._last: tuple[Tensor, Plan] | None = None  # runs of one grid share its plan
 
     @torch.no_grad()
     def __call__(
@@ -67,28 +67,28 @@ class Sampler:
         if callback is not None:
             _validation.check_callable("callback", callback, "a function of a dict")
         extra = dict(extra_args or {})
-        plan = self._plan(sigmas)
+        plan, source = self._resolve(sigmas)
         _refuse_noise_on_flows(plan, model)
         seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
         state = at_least_float32(x)
         draw = sampler_normals(plan, state, seeds, noise_sampler)
         problem = self._problem(Wrapped(model, extra, x.dtype, len(x)), plan)
-        evaluate = evaluator_of(problem, plan if carried_plan(self.solver) is None else self.solver, state)
+        evaluate = evaluator_of(problem, source, state)
         return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
 
-    def _plan(self, sigmas: Any) -> Plan:
+    def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
         grid = _validation.check_numbers("sigmas", sigmas)
-        own = carried_plan(self.solver)
-        if own is not None:
+        if carried_plan(self.solver) is not None:
+            own, source = resolve(self.solver, self.schedule)
             if grid.shape != own.sigmas.shape or not torch.allclose(grid, own.sigmas, rtol=1e-4, atol=0.0):
                 raise InputError(
                     f"sigmas: got {_list(grid)}; {own.name} carries its own grid, {_list(own.sigmas)}. Pass "
                     "that (the attribute `sigmas` of this sampler) and x at its first level."
                 )
-            return own
+            return own, source
         if self._last is None or not torch.equal(self._last[0], grid):
             self._last = grid, resolve(self.solver, self.schedule, sigmas=grid)[0]
-        return self._last[1]
+        return self._last[1], self._last[1]
 
     def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
         """The model on the given schedule, else on EDM between its own levels or those of the grid."""

@@ -70,19 +70,13 @@ class BrownianNoiseSampler:
                 f"sigma_min, sigma_max: got {self.sigma_min:g}, {self.sigma_max:g}; expected "
                 "0 <= sigma_min < sigma_max. Take sigmas[sigmas > 0].min() and sigmas.max()."
             )
+        self.levy: str = levy
+        self.shape: tuple[int, ...] = tuple(x.shape)
         low, high = sorted((self._time(self.sigma_min), self._time(self.sigma_max)))
         self.path: BrownianPath = BrownianPath(
-            tuple(x.shape), low, high, levy=levy, dtype=torch.promote_types(x.dtype, torch.float32),
+            self.shape, low, high, levy=levy, dtype=torch.promote_types(x.dtype, torch.float32),
             device=x.device, seeds=seeds(seed, len(x)), clock="log" if low > 0 else "linear",
         )  # fmt: skip
-
-    @property
-    def levy(self) -> str:
-        return self.path.levy
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.path.shape
 
     @property
     def in_snr(self) -> bool:

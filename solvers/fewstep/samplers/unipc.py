@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -50,12 +49,9 @@ class UniPC(DiffusionSolver):
         _validation.check_instance("predictor", predictor, bool, "True or False")
         self.predictor = predictor
         self.prediction: str = _validation.check_choice("prediction", prediction, ("data", "noise"))
-
-    @cached_property
-    def card(self) -> Card:
         predicted = self.order if self.predictor else 1
         always = self.corrector is True  # a few corrected steps do not change the order
-        return Card(
+        self.card: Card = Card(
             summary="exponential Adams predictor and corrector, one evaluation per step",
             reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
             deterministic_order=predicted + 1 if always else predicted,

@@ -270,8 +270,8 @@ def check_event(solver: Any, sample: Tensor) -> None:
     fit = getattr(carried_plan(solver), "fit", None)
     if fit and tuple(sample.shape[1:]) != fit.fingerprint.event:
         raise InputError(
-            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. Fit "
-            "a table for this pipeline."
+            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. "
+            "Fit a table for this pipeline."
         )
 
 
@@ -321,6 +321,7 @@ def along_raw_noise(row: Row, state: State, x0: Tensor, clipped: Tensor) -> tupl
     clipped.
     """
     scale = row.stage.scale
+    assert isinstance(scale, float)
     if not row.update.evaluations:  # a last step to the level where it is: only the clipping moves the state
         return state._replace(x=torch.add(state.x, clipped - x0, alpha=1 / scale)), clipped
     weight = row.update.evaluations[0][0]

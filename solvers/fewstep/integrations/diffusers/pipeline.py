@@ -91,7 +91,7 @@ def denoising(
     process = process_of(config, reference)
     guided = _guided(model, condition or {}, negative, guidance_scale)
     rounding = "nearest" if process.kind == "vp" else None  # labels as the pipeline rounds them
-    network: Any = Converted(guided, process, process.conversion, rounding)
+    network: Any = Converted(guided, process, process.conversion, rounding)  # type: ignore[arg-type]
     postprocess = postprocessing(reference.config | {"clip_sample": False})
     if postprocess is not None:
         network = PostprocessedDenoiser(network, postprocess)

@@ -256,8 +256,8 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             return 0
         assert self._setup is not None
         entries = self._setup.entries(float(timestep))
-        if row in entries:
-            return row  # type: ignore[return-value]
+        if row is not None and row in entries:
+            return row
         if not entries:
             raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
         return next((i for i in entries if i % self.order == 0), entries[0])

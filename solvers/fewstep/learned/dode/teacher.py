@@ -26,12 +26,15 @@ class Work:
     """Start states x (n, *event) in x0 + sigma n, split into fitted and held-out ones.
 
     Attributes:
+        kept, held: indices of the start states that are fitted to, and of those that judge the fit.
         batch: samples per network call.
         spent: a tally of network evaluations of one sample.
     """
 
     model: Model
     x: Tensor
+    kept: Tensor
+    held: Tensor
     batch: int
     spent: list[int] = field(default_factory=lambda: [0])
 
@@ -53,17 +56,8 @@ class Work:
                 f"size {alpha * first:.3g} for {model.schedule}. Give the state as the model knows it: "
                 "normals for a VP process, sigma_max times normals for EDM and VE."
             )
-        return cls(model, noise if alpha == 1 else noise / alpha, batch or min(256, -(-len(noise) // 4)))
-
-    @property
-    def kept(self) -> Tensor:
-        """(k,) the indices of the start states that are fitted to."""
-        return held_out(len(self.x))[0]
-
-    @property
-    def held(self) -> Tensor:
-        """The indices of the start states that judge the fit."""
-        return held_out(len(self.x))[1]
+        batch = batch or min(256, -(-len(noise) // 4))
+        return cls(model, noise if alpha == 1 else noise / alpha, *held_out(len(noise)), batch)
 
     def share(self, which: Tensor) -> list[Tensor]:
         """These indices in batches; under torch.distributed this process's batches."""

@@ -92,11 +92,9 @@ def distill_sfddm(
     _validation.check_choice("start", start, STARTS)
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
     _validation.check_float("hidden", hidden, 0, expected="a weight of at least 0")
-    if published and teacher_options.substeps is not None:
-        raise InputError(
-            f"substeps: got {teacher_options.substeps} for the published target, which has none; drop it."
-        )
     made = TEACHER.updated("teacher_options", teacher_options)
+    if published and made.substeps is not None:
+        raise InputError(f"substeps: got {made.substeps} for the published target, which has none; drop it.")
     training = TRAINING.updated("training", training)
     watch = Stopwatch()
     make_folder(folder)

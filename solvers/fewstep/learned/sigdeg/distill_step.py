@@ -80,10 +80,8 @@ def distill_sigdeg_step(
         InputError: another noise type or calculus, or arguments out of range.
     """
     defaults = replace(TRAINING, iterations=300 if network is None else 1500)
-    made, options = (
-        TEACHER.updated("teacher_options", teacher_options),
-        defaults.updated("training", training),
-    )
+    made = TEACHER.updated("teacher_options", teacher_options)
+    training = defaults.updated("training", training)
     _check(sde, y0, t0, t1, steps, made)
     _validation.check_seed(seed)
     make_folder(folder)
