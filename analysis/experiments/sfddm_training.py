@@ -70,14 +70,15 @@ def distil(
     if not facts.exists():
         iterations = training.iterations or 0
         left = iterations - finished(folder / f"sfddm-{steps}.training")
-        start = time.process_time()
+        start, displaced = time.process_time(), OPTIONS[way]["target"] == "displacement"
         student, report = fs.distill_sfddm(
             teacher=teacher, schedule=schedule, steps=steps, folder=folder, progress=True, training=training,
-            teacher_options=fs.TeacherOptions(substeps=substeps), **OPTIONS[way], **options,
+            teacher_options=fs.TeacherOptions(substeps=substeps if displaced else None), **OPTIONS[way],
+            **options,
         )  # fmt: skip
         seconds = (time.process_time() - start) * iterations / max(left, 1)
         student.save(file)
-        passes = 1 + (substeps if OPTIONS[way]["target"] == "displacement" else 1)
+        passes = 1 + (substeps if displaced else 1)
         evaluations = iterations * (training.batch_size or 0) * passes
         body = {"evaluations": evaluations, "seconds": seconds, "losses": report.losses}
         with _serialization.atomic_write(facts) as part:  # last: its presence says that all is done

@@ -148,7 +148,7 @@ def measure_students(task: Task, size: Size, seed: int) -> list[Row]:
     for steps, levy, head in progress(kinds, "student"):
         mine = task.coarse(steps)
         student, report = fs.distill_sigdeg(
-            mine.problem, data=mine.train, levy=levy, head=head, seed=seed,
+            mine.problem, data=mine.train, levy=levy, head=head, forcing=0.0, seed=seed,
             training=fs.TrainingOptions(size.iterations, size.batch, size.rate),
         )  # fmt: skip
         judge(

@@ -135,7 +135,8 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
         "levels": levels(STEPS).tolist(), "rows": rows, "samples": budget.samples * budget.blocks,
         "floor": distances(reals[: budget.blocks], seed),
         "floor_two_samples": float((one - other).abs().mean()),
-        "features": {"level": LEVEL, "rows": features}, "seconds": "CPU seconds, 8,192 samples", "cpu_seconds": round(time.process_time() - start),
+        "features": {"level": LEVEL, "rows": features}, "seconds": "CPU seconds, 8,192 samples",
+        "cpu_seconds": round(time.process_time() - start),
     }  # fmt: skip
     return {NAME: Record(NAME, data, seed)}
 

@@ -119,7 +119,7 @@ def learned(case: Case, budget: Budget, seed: int) -> tuple[fs.SigStep, fs.Repor
     """The fitted step of a problem, and the report of its training."""
     return fs.distill_sigdeg_step(
         case.problem.sde, steps=STEPS, y0=case.y0, seed=seed,
-        teacher=fs.TeacherOptions(trajectories=budget.trajectories),
+        teacher_options=fs.TeacherOptions(trajectories=budget.trajectories),
         training=fs.TrainingOptions(iterations=budget.iterations),
     )  # fmt: skip
 

@@ -212,7 +212,7 @@ def distil(problem: fs.DiffusionModel, budget: Budget, seed: int) -> tuple[Any, 
     network = seeded(seed, lambda: Stepwise(denoiser, 1 + "WHK".index(LEVY), levels[:-1]))
     return fs.distill_sigdeg(
         problem, event_shape=EVENT, sigmas=levels, levy=LEVY, network=network, seed=seed,
-        teacher=fs.TeacherOptions(substeps=budget.substeps, trajectories=budget.trajectories),
+        teacher_options=fs.TeacherOptions(substeps=budget.substeps, trajectories=budget.trajectories),
         training=fs.TrainingOptions(budget.distillation, budget.batch),
     )  # fmt: skip
 
