@@ -177,7 +177,7 @@ def test_fourier_terms_are_conditioned_on_h_and_k_exactly():
     assert ((fit - expected).abs() < 6.1 * error).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.floats(-6, 3).map(math.exp),
     st.integers(2, 4),
