@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.compat import MisalignedTeacher
 from fewstep.executor import State, stage, update
 from fewstep.learned.dode.correction import corrected
-from fewstep.learned.dode.teacher import MisalignedTeacher
 from fewstep.learned.training import held_out
 
 DIM = 64
