@@ -75,9 +75,14 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(16, 16, 4, 16, 2, 5, (5,), (5,)),
-    "paper": Budget(64, 128, 16, 500, 120, 80, (5, 8, 10), (5, 8)),
-}
+    "smoke": Budget(
+        fit=16, test=16, scout=4, images=16, iterations=2, reference_steps=5, counts=(5,), shown=(5,),
+    ),
+    "paper": Budget(
+        fit=64, test=128, scout=16, images=500, iterations=120, reference_steps=80, counts=(5, 8, 10),
+        shown=(5, 8),
+    ),
+}  # fmt: skip
 
 
 def measure(budget: Budget, job: Job) -> dict[str, Record]:
