@@ -24,10 +24,10 @@ from typing import Any
 
 from base import FIGURES, NAMES, RECORDS, Record, load
 
-# keys whose values are measured times or bytes
-TIMED = re.compile(
+# keys whose values are measured times or bytes, or sentences
+IGNORED = re.compile(
     "seconds|cpu_seconds|cost|.*_bytes|ms|ours|theirs|bare_us_per_step|(fewstep|scheduler|diffusers)_ratio"
-    "|to_bare_loop|to_normals|seconds of the last call|threads|memory"
+    "|to_bare_loop|to_normals|seconds of the last call|threads|memory|verdict"
 )
 ABSOLUTE = 1e-7  # numbers that are zero but for rounding
 
@@ -40,7 +40,7 @@ def differences(old: Any, new: Any, tolerance: float, place: str = "") -> Iterat
             yield place, gap / 255
     elif isinstance(old, dict) and isinstance(new, dict):
         for key in old:
-            if not TIMED.fullmatch(key):
+            if not IGNORED.fullmatch(key):
                 inside = f"{place}.{key}"
                 if key in new:
                     yield from differences(old[key], new[key], tolerance, inside)

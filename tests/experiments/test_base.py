@@ -35,9 +35,14 @@ def test_help_of_every_script_has_an_example(name, monkeypatch, capsys):
     assert (base.ROOT / example.split()[1]).exists()
 
 
-def test_unknown_budget_is_rejected(tmp_path):
+def test_unknown_budget_and_field_are_rejected(tmp_path, monkeypatch, capsys):
     with pytest.raises(fs.InputError, match="Did you mean 'smoke'"):
         strong_order.EXPERIMENT.run("smok", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["strong_order.py", "--set", "path=3"])
+    with pytest.raises(SystemExit) as end:
+        strong_order.EXPERIMENT.main()
+    assert end.value.code == 2
+    assert "Did you mean 'paths'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", base.NAMES)
