@@ -62,6 +62,7 @@ class Budget:
         reference_steps: of the ODE that is taken as exact.
         counts: network evaluations.
         shown: those of the pictures and Fréchet distances.
+        real: training images that Fréchet distances are taken to; None for all.
     """
 
     fit: int
@@ -72,11 +73,12 @@ class Budget:
     reference_steps: int
     counts: tuple[int, ...]
     shown: tuple[int, ...]
+    real: int | None = None
 
 
 BUDGETS = {
     "smoke": Budget(
-        fit=16, test=16, scout=4, images=16, iterations=2, reference_steps=5, counts=(5,), shown=(5,),
+        fit=16, test=16, scout=2, images=10, iterations=1, reference_steps=3, counts=(5,), shown=(5,), real=500,
     ),
     "paper": Budget(
         fit=64, test=128, scout=16, images=500, iterations=120, reference_steps=80, counts=(5, 8, 10),
@@ -138,7 +140,7 @@ def shown(bench: Bench, n: int) -> dict[str, Any]:
 
 def frechet(bench: Bench, budget: Budget, seed: int) -> Row:
     """Fréchet distances to the training set: of as many test digits, of the exact ODE, of solvers."""
-    judge, many = Judge.of(), budget.images
+    judge, many = Judge.of(budget.real), budget.images
     judged = Bench(bench.task, bench.fitted, bench.task.noise(many, seed + 500), bench.labels,
                    bench.task.labels(many, seed + 500), bench.exact)  # fmt: skip
     labels = torch.arange(10).repeat_interleave(-(-many // 10))[:many]

@@ -62,16 +62,18 @@ class Budget:
         trajectories: of the teacher; also the number of samples of a Fréchet distance.
         substeps: of the teacher in each of 20 intervals.
         first, later: trainings of the student of 10 steps, and of those of 20 and 5, which start from it.
+        real: training images that Fréchet distances are taken to; None for all.
     """
 
     trajectories: int
     substeps: int
     first: fs.TrainingOptions
     later: fs.TrainingOptions
+    real: int | None = None
 
 
 BUDGETS = {
-    "smoke": Budget(32, 1, first=training(2, 1e-4, 8), later=training(2, 1e-4, 8)),
+    "smoke": Budget(32, 1, first=training(2, 1e-4, 8), later=training(2, 1e-4, 8), real=500),
     "paper": Budget(4096, 15, first=training(2400, 4e-4), later=training(300, 2e-4)),
 }
 
@@ -122,18 +124,20 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
         "trainings": {str(n): [t.iterations, t.batch_size, t.learning_rate] for n, t in trainings.items()},
         "seconds of the last call": seconds, "knots": {str(n): r.knots for n, r in reports.items()},
         "losses": {str(n): r.losses for n, r in reports.items()},
-        "rows": distances(problem, data, students, job),
+        "rows": distances(problem, data, students, job, budget.real),
         "pictures": packed(pictures(problem, data, students, job.device)),
     }  # fmt: skip
     return {NAME: Record(NAME, body, job.seed)}
 
 
-def distances(problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], job: Job) -> list[Row]:
+def distances(
+    problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], job: Job, real: int | None
+) -> list[Row]:
     """Fréchet and kernel distances to the training set, class score and share of right classes.
 
     Each is of as many samples as there are trajectories: a Fréchet distance is larger for fewer samples.
     """
-    judge, labels = Judge.of(), torch.arange(len(data)) % 10
+    judge, labels = Judge.of(real), torch.arange(len(data)) % 10
     ends = data.pick(torch.arange(len(data))).knots[-1]
     samples = [("test digits", 0, judge.digits(labels, job.seed)), ("teacher", data.evaluations, ends)]
     for n, student in sorted(students.items()):
