@@ -78,7 +78,8 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(
-        fit=16, test=16, scout=2, images=10, iterations=1, reference_steps=3, counts=(5,), shown=(5,), real=500,
+        fit=16, test=16, scout=2, images=10, iterations=1, reference_steps=3, counts=(5,), shown=(5,),
+        real=500,
     ),
     "paper": Budget(
         fit=64, test=128, scout=16, images=500, iterations=120, reference_steps=80, counts=(5, 8, 10),
