@@ -1,4 +1,4 @@
-"""Damaged and hostile files, commands with bad options, and extras that are missing: one clear error each."""
+"""Damaged and hostile files, and missing extras: one clear error each."""
 
 import json
 import pickle
@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 import fewstep as fs
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.unet_denoiser import unet_class
-from fewstep_analysis import Record, __main__, datasets, teachers
+from fewstep_analysis import Record, teachers
 
 NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
 PROBLEM = fs.DiffusionModel(NET, fs.EDM(0.1, 10.0))
 SIGMAS = torch.tensor([10.0, 1.0, 0.1], dtype=torch.float64)
-SDE = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: 0.2 * y)
-EASY = settings(max_examples=25, deadline=None, derandomize=True, database=None,
+EASY = settings(max_examples=12, deadline=None, derandomize=True, database=None,
                 suppress_health_check=list(HealthCheck))  # fmt: skip
 
 
@@ -30,15 +29,16 @@ def trajectories(folder):
 
 
 def training(folder):
-    """Three iterations with a checkpoint after each, or what is left of them."""
+    """Three iterations with a checkpoint after each, or those that are not done yet."""
     data = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
-    fs.distill_sfddm(teacher=NET, schedule=fs.DiscreteVP.named(steps=20), steps=3, data=data, iterations=3,
-                     batch=4, every=1, folder=folder)  # fmt: skip
+    options = fs.TrainingOptions(iterations=3, batch_size=4, checkpoint_every=1)
+    schedule = fs.DiscreteVP.named(steps=20)
+    fs.distill_sfddm(teacher=NET, schedule=schedule, steps=3, data=data, training=options, folder=folder)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """One file of every kind that the library writes, by name, with what reads it."""
+    """One file of every kind that the library writes, keyed by name, and their readers."""
     home = tmp_path_factory.mktemp("files")
     process = fs.StudentProcess(fs.DiscreteVP.named(steps=20), torch.tensor([3, 9, 19]))
     noise = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def files(tmp_path_factory):
     from fewstep.learned.sigdeg.networks import Coefficients
 
     made = {
-        "plan.safetensors": fs.DDIM().plan(SIGMAS), "dode.safetensors": table, "dode.json": table,
+        "plan.safetensors": fs.DDIM().plan(SIGMAS), "table.safetensors": table, "table.json": table,
         "sampler.safetensors": fs.SigSampler(fs.EulerMaruyama().plan(SIGMAS), NET.with_signature(2)),
         "step.safetensors": fs.SigStep(Coefficients(2, 5)), "sfddm.safetensors": fs.SFDDM(NET, process),
         "record.json": Record("k", {"a": [1.0]}, 0, {}),
@@ -66,16 +66,16 @@ def files(tmp_path_factory):
 
 
 KINDS = [
-    "plan.safetensors", "dode.safetensors", "dode.json", "sampler.safetensors", "step.safetensors",
+    "plan.safetensors", "table.safetensors", "table.json", "sampler.safetensors", "step.safetensors",
     "sfddm.safetensors", "record.json", "teacher.safetensors", "folder/block-00000.safetensors",
     "folder/trajectories.json", "training/sfddm-3.training",
 ]  # fmt: skip
 TENSORS = [k for k in KINDS if not k.endswith(".json")]
-LEFT_OUT = "block-00000"  # its numbers are mapped, not read: training refuses what is not finite
+LEFT_OUT = "block-00000"  # memory-mapped, not read: training refuses what is not finite
 
 
 def refused(files, name, content):
-    """Write it in the file's place, read it, put the good one back."""
+    """Replace the file by this content, read it, restore the file."""
     home, readers = files
     path = home / name
     good = path.read_bytes()
@@ -83,7 +83,7 @@ def refused(files, name, content):
         path.write_bytes(content)
         with pytest.raises(fs.InputError):
             readers[name](path)
-        assert path.read_bytes() == content  # nobody's file is written over
+        assert path.read_bytes() == content  # a file that was refused is left alone
     finally:
         path.write_bytes(good)
 
@@ -96,7 +96,7 @@ def test_good_files_are_read(files):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_truncated_file_is_refused(files, name):
+def test_truncated_files_are_refused(files, name):
     good = (files[0] / name).read_bytes()
 
     @EASY
@@ -134,7 +134,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_hostile_files_are_refused_and_run_nothing(files, name, tmp_path):
+def test_hostile_files_are_refused_and_run_no_code(files, name, tmp_path):
     torch.save({"a": 1}, tmp_path / "x.pt")
     deep = b"[" * 100_000
     long = struct.pack("<Q", 2**62) + b"{}"
@@ -151,7 +151,9 @@ def test_wrong_tensors_are_refused(files, name, tmp_path):
     with safe_open(files[0] / name, framework="pt") as file:
         meta = file.metadata()
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
-    first = next(k for k, v in tensors.items() if v.is_floating_point() and v.dim() > 1)
+    # nan is a value of two columns of a plan
+    candidates = {k: v for k, v in tensors.items() if v.is_floating_point() and k not in ("noise", "kappa")}
+    first = next(k for k, v in candidates.items() if v.dim() > 1)
     value = tensors[first]
     bad = {
         "missing": None, "shape": value[:-1], "flat": value.flatten(), "complex": value.to(torch.complex64),
@@ -165,8 +167,8 @@ def test_wrong_tensors_are_refused(files, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [k for k in KINDS if "block" not in k])
-def test_words_of_another_type_are_refused_or_harmless(files, name, tmp_path):
-    """Every word of the metadata in turn becomes another type: InputError, or an object all the same."""
+def test_metadata_of_another_type_is_refused_or_harmless(files, name, tmp_path):
+    """Each entry of the metadata in turn gets another type: InputError, or a valid object."""
     home, readers = files
     path, good = home / name, (home / name).read_bytes()
     if name.endswith(".json"):
@@ -188,51 +190,16 @@ def test_words_of_another_type_are_refused_or_harmless(files, name, tmp_path):
                 path.write_bytes(good)
 
 
-BAD = {
-    "convergence": ["--solver milstein --paths 0", "--solver milstein --paths -3", "--solver milstein "
-                                                                                   "--levels 9 4",
-                    "--solver milstein --levels -2 4", "--solver milstein --levels 4 99", "--solver "
-                                                                                          "milstein "
-                                                                                          "--seed -1",
-                    "--solver milstein --device nonsense", "--solver milstein --block -1 --reference levels",
-                    "--solver milstein --problem sine --reference exact", ""],
-    "work-precision": ["--problem ring --nfe 0", "--problem ring --solver nonsense", "--problem sine "
-                                                                                     "--paths 0",
-                       "--problem sine --levels 3 3", "--problem sine --solver ddim"],
-    "distill dode": ["--problem nonsense", "--problem ring --base nonsense", "--problem ring --steps 0",
-                     "--problem ring --terms 0", "--problem ring --samples 3", "--problem ring --device "
-                                                                               "nonsense",
-                     "--problem ring --teacher-substeps 0", "--problem ring --refine --iterations 0", ""],
-    "study": ["nonsense", "headline-orders --budget nonsense"],
-    "train-teacher": ["nonsense", "digits --resume", "mnist --data /nonexistent"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("line", [f"{command} {words}" for command in BAD for words in BAD[command]])
-def test_a_command_refuses_in_one_line(line, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fewstep", *line.split()])
-    monkeypatch.delenv("FEWSTEP_DATA", raising=False)
-    with pytest.raises(SystemExit) as end:
-        __main__.main()
-    said = capsys.readouterr().err
-    assert end.value.code == 2
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1 or said.startswith("Usage: fewstep ")  # options are typer's
-    assert not list(tmp_path.iterdir())
-
-
 MISSING = {
-    "sklearn": (lambda: datasets.digits(), "fewstep\\[demo\\]"),
     "diffusers": (unet_class, "fewstep\\[diffusers\\]"),
-    "diffusers adapter": (lambda: __import__("fewstep.integrations.diffusers"), "fewstep\\[diffusers\\]"),
+    "diffusers integration": (lambda: __import__("fewstep.integrations.diffusers"), "fewstep\\[diffusers\\]"),
     "comfy": (lambda: __import__("fewstep.integrations.k_diffusion", fromlist=["x"]).register("x", fs.DDIM()),
               "ComfyUI cannot be imported"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_a_missing_extra_is_named(name, monkeypatch):
+def test_missing_extra_is_named(name, monkeypatch):
     call, words = MISSING[name]
     for module in [m for m in sys.modules if m.split(".")[0] == name.split()[0]]:
         monkeypatch.delitem(sys.modules, module)
@@ -242,7 +209,7 @@ def test_a_missing_extra_is_named(name, monkeypatch):
         call()
 
 
-def test_a_file_is_readable_as_others_of_its_folder(tmp_path):
+def test_files_have_the_permissions_of_others_in_their_folder(tmp_path):
     (tmp_path / "plain").touch()
     fs.DDIM().plan(torch.tensor([2.0, 1.0])).save(tmp_path / "plan.safetensors")
     assert (tmp_path / "plan.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

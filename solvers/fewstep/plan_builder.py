@@ -17,7 +17,7 @@ from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
 Key = tuple[Any, ...]
-"""What a term multiplies: the state ("x", generation), an evaluation ("D", row), a normal ("z", row, letter)."""
+"""What a term multiplies: state ("x", generation), evaluation ("D", row) or normal ("z", row, letter)."""
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 OFF_PATH = (0.0, 0.0)
@@ -48,8 +48,8 @@ class LinearExpr:
 class PlanBuilder:
     """Records the formulas of one solver on one grid.
 
-    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)` for
-    each pair (s, t) of adjacent levels.
+    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)`
+    for each pair (s, t) of adjacent levels.
 
     Args:
         name: of the plan.
@@ -115,7 +115,8 @@ class PlanBuilder:
     def finish(self) -> Plan:
         """The table."""
         rows = len(self._levels)
-        cells = [*self._cells("stage", self._stages, newest=1), *self._cells("update", self._updates, newest=0)]
+        cells = [*self._cells("stage", self._stages, newest=1)]
+        cells += self._cells("update", self._updates, newest=0)
         window = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_eval"))])
         slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])
         shapes = {"x": (rows,), "eval": (rows, window), "noise": (rows, slots, self.letters)}
@@ -124,17 +125,18 @@ class PlanBuilder:
         for name, at, value in cells:
             out[name][at] = value
         noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
+        columns: dict[str, Any] = {k: torch.from_numpy(v) for k, v in out.items()}
         return Plan(
             name=self.name, prediction=self.prediction, sigmas=self.sigmas,
             sigma=torch.tensor(self._levels, dtype=torch.float64),
             noise=torch.tensor(noise, dtype=torch.float64),
-            **{k: torch.from_numpy(v) for k, v in out.items()},
+            **columns,
         )  # fmt: skip
 
     def _cells(
         self, part: str, exprs: list[LinearExpr], newest: int
     ) -> Iterator[tuple[str, tuple[int, ...], float]]:
-        """(column, index, weight) of each term; `newest` is 1 where the row's own evaluation is not known yet."""
+        """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""
         opened = sorted(self._noise)
         for i, expr in enumerate(exprs):
             so_far = sum(row <= i for row in opened)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.compat import MisalignedTeacher
 from fewstep.executor import State, stage, update
 from fewstep.learned.dode.correction import corrected
-from fewstep.learned.dode.teacher import MisalignedTeacher
 from fewstep.learned.training import held_out
 
 DIM = 64
@@ -44,13 +44,14 @@ def bumps(x, s):
 
 BUMPS = fs.DiffusionModel(bumps, VP)
 BASES = [
-    fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.DPMSolver(3), fs.EDMHeun(), fs.UniPC(2),
-    fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3), fs.UniPC(2, prediction="noise"),
+    fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.DPMSolver(3), fs.EDMHeun(),
+    fs.UniPC(2), fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3),
+    fs.UniPC(2, prediction="noise"),
 ]  # fmt: skip
 
 
 def ddim_path(x, levels, substeps=10):
-    """The state of a DDIM teacher at the last of the levels, with ten steps even in log sigma between them."""
+    """The state of a DDIM teacher at the last level, with ten steps even in log sigma between levels."""
     for s, t in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
         nodes = [s * (t / s) ** (k / substeps) for k in range(substeps + 1)] if t < s else []
         for a, b in zip(nodes[:-1], nodes[1:], strict=True):
@@ -62,7 +63,7 @@ def ddim_path(x, levels, substeps=10):
 @pytest.mark.parametrize("terms", [1, 2, 3])
 @pytest.mark.parametrize("base", BASES, ids=repr)
 def test_each_row_solves_least_squares_at_the_states_of_the_finished_table(base, terms):
-    """The residual that kappa leaves is orthogonal to every direction, and kappa is lstsq's where it is unique.
+    """The residual that kappa leaves is orthogonal to every direction; kappa is lstsq's where it is unique.
 
     Stages within a step have the next input as their outcome.
     """
@@ -176,7 +177,7 @@ CASES = [(b, "x0") for b in BASES] + [(b, "sigma_min") for b in BASES[:4]]
 
 @pytest.mark.parametrize(("base", "final"), CASES, ids=str)
 def test_every_base_is_wrapped(base, final):
-    """With zero kappa the table is the base to the bit; fitted it is closer to the exact ODE on fresh noise."""
+    """Zero kappa is bitwise the base; fitted, the table is closer to the exact ODE on fresh noise."""
     noise, grid = normals(64, 2, 1), dict(steps=6, final=final)
     table, _ = fs.distill_dode(BUMPS, base, noise=noise, terms=2, **grid)
     plan = base.plan(table.sigmas, VP)
@@ -306,10 +307,13 @@ class TestRegrid:
     def test_bad_input_is_refused(self):
         table = self.fit(fs.DDIM())
         other = fs.DiffusionModel(lambda x, s: 0.5 * bumps(x, s), VP)
-        refined = self.fit(fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False)
+        refined = self.fit(
+            fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False
+        )
         for case in (
             (table, other, fs.DDIM(), "answers differently"), (table, BUMPS, fs.UniPC(2), "base: got"),
-            (refined, BUMPS, fs.DDIM(), "no kappa"), (fs.DDIM().plan(table.sigmas), BUMPS, fs.DDIM(), "no kappa"),
+            (refined, BUMPS, fs.DDIM(), "no kappa"),
+            (fs.DDIM().plan(table.sigmas), BUMPS, fs.DDIM(), "no kappa"),
         ):  # fmt: skip
             *arguments, words = case
             with pytest.raises(fs.InputError, match=words):

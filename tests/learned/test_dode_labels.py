@@ -172,7 +172,9 @@ def old_problem(labels):
     return fs.DiffusionModel(lambda x, s: v.to(x) / (v.to(x) + s * s) * x, fs.EDM(0.1, 10.0))
 
 
-@pytest.mark.parametrize("file", ["dode-0.safetensors", "dode-1.safetensors", "dode-1.json", "dode-1-labels.json"])
+@pytest.mark.parametrize(
+    "file", ["dode-0.safetensors", "dode-1.safetensors", "dode-1.json", "dode-1-labels.json"]
+)
 def test_tables_of_version_0_1_load_and_sample_alike(file, tmp_path):
     """Their samples are those that version 0.1 made; the first tables had one row of answers and no notes."""
     table = fs.load(DATA / file)

@@ -1,4 +1,4 @@
-"""The strong order of the learned SDE step, and what its fit rests on: units, seeds, files, bad states."""
+"""The strong order of the learned SDE step; units, seeds, files and resuming of its fit."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import fewstep as fs
 from experiments import names
 from experiments import sigdeg_order as study
-from fewstep.learned.sigdeg import step_training as sigdeg_sde
+from fewstep.learned.sigdeg import distill_step
 from fewstep.learned.sigdeg.networks import Coefficients
 from fewstep.learned.sigdeg.student import TERMS
 from fewstep_analysis import Record
@@ -23,19 +23,19 @@ GRID = torch.linspace(0, 1, 9, dtype=F64)
 
 
 @pytest.mark.parametrize("name", ["sine", "arctangent"])
-def test_the_learned_step_meets_the_criterion(name):
-    """On 95 % bounds, not on point values: the slopes lie near 1.5 and the ratios near 0.2."""
+def test_learned_step_meets_the_criterion(name):
+    """On 95 % bounds, not on point values; the slopes are near 1.5 and the ratios near 0.2."""
     row = study.measure(study.CASES[name](), SMALL, seed=1)
     euler, _, learned = (OrderEstimate(**e) for e in row["estimates"])
     assert learned.reference == "torchsde"
     assert min(learned.local_low[-2:]) >= study.LEAST_SLOPE
     assert row["ratio"][2] <= study.MOST_RATIO
     assert study.meets(row)
-    assert max(euler.local_high[-2:]) < study.LEAST_SLOPE  # the same measurement refuses order 0.5
-    assert row["derivative_error"][0] < 0.01  # of c_1 from g'g, which the fit never saw
+    assert max(euler.local_high[-2:]) < study.LEAST_SLOPE  # the same measurement rejects order 0.5
+    assert row["derivative_error"][0] < 0.01  # of c_1 from g'g, which the fit does not use
 
 
-def test_the_criterion_can_be_missed():
+def test_criterion_can_be_missed():
     e = {"local": [1.5, 1.2, 0.95]}
     row = {"ratio": [1.2, 1.0, 1.4], "estimates": [e, e, e]}
     assert study.meets(row)
@@ -44,11 +44,11 @@ def test_the_criterion_can_be_missed():
         assert not study.meets(row | {"estimates": [e, e, {"local": bad}]})
 
 
-def test_the_study_runs_and_its_record_makes_figure_and_tables(tmp_path, monkeypatch):
+def test_study_writes_record_figure_and_tables(tmp_path, monkeypatch):
     assert "sigdeg-order" in names()
     tiny = study.Budget(("igbm",), 32, 1, 16, range(4, 7), range(4, 7), 16)
     monkeypatch.setitem(study.BUDGETS, "smoke", tiny)
-    monkeypatch.setattr(sigdeg_sde, "ROUNDS", 2)
+    monkeypatch.setattr(distill_step, "ROUNDS", 2)
     lines = study.run(tmp_path, "smoke", seed=3, paths=24)
     file = tmp_path / "records" / "sigdeg-order.json"
     data = Record.load(file).data
@@ -63,18 +63,22 @@ def fitted(sde=None, y0=None, **options):
     """A quick fit."""
     sde = sde or study.sine().problem.sde
     y0 = torch.linspace(-1, 1, 16, dtype=F64).unsqueeze(1) if y0 is None else y0
-    options = {"steps": 4, "trajectories": 64, "iterations": 6, "batch": 32} | options
-    return fs.distill_sigdeg(sde, y0=y0, **options)[0]
+    given = {"steps": 4, "trajectories": 64, "folder": None, "seed": 0} | options
+    return fs.distill_sigdeg_step(
+        sde, y0=y0, steps=given["steps"], folder=given["folder"], seed=given["seed"],
+        teacher_options=fs.TeacherOptions(trajectories=given["trajectories"]),
+        training=fs.TrainingOptions(6, 32, checkpoint_every=2),
+    )[0]  # fmt: skip
 
 
 def weights(step):
     return list(step.network.state_dict().values())
 
 
-def test_the_fit_is_a_function_of_its_seed_even_when_it_was_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sigdeg_sde, "ROUNDS", 2)
-    whole = weights(fitted(every=2))
-    loss = sigdeg_sde._Local.loss
+def test_fit_is_a_function_of_its_seed_also_when_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_step, "ROUNDS", 2)
+    want = weights(fitted())
+    loss = distill_step._Task.loss
 
     def killed(self, batch):
         if batch.iteration == 5:
@@ -82,17 +86,17 @@ def test_the_fit_is_a_function_of_its_seed_even_when_it_was_killed(tmp_path, mon
         return loss(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sigdeg_sde._Local, "loss", killed)
+        patch.setattr(distill_step._Task, "loss", killed)
         with pytest.raises(KeyboardInterrupt):
-            fitted(every=2, folder=tmp_path)
-    again = weights(fitted(every=2, folder=tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
-    other = weights(fitted(every=2, seed=1))
-    assert not all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+            fitted(folder=tmp_path)
+    again = weights(fitted(folder=tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(want, again, strict=True))
+    other = weights(fitted(seed=1))
+    assert not all(torch.equal(a, b) for a, b in zip(want, other, strict=True))
 
 
-def test_the_fit_knows_no_units(monkeypatch):
-    monkeypatch.setattr(sigdeg_sde, "ROUNDS", 2)
+def test_fit_is_equivariant_to_units(monkeypatch):
+    monkeypatch.setattr(distill_step, "ROUNDS", 2)
     sde, much = study.sine().problem.sde, 1024.0  # a power of two: rounding is the same
     big = replace(
         sde, drift=lambda t, y: much * sde.drift(t, y / much),
@@ -103,8 +107,8 @@ def test_the_fit_knows_no_units(monkeypatch):
     torch.testing.assert_close(much * a, b)
 
 
-def test_a_component_at_rest_and_single_precision_are_fitted_too(monkeypatch):
-    monkeypatch.setattr(sigdeg_sde, "ROUNDS", 4)
+def test_constant_component_and_single_precision(monkeypatch):
+    monkeypatch.setattr(distill_step, "ROUNDS", 4)
     move = torch.tensor([1.0, 0.0])
     sde = fs.SDE(lambda t, y: -y * move, lambda t, y: (0.8 + 0.6 * torch.cos(y)) * move)
     y0 = torch.stack([torch.linspace(-1, 1, 16), torch.full((16,), 0.1)], 1)
@@ -117,7 +121,7 @@ def test_a_component_at_rest_and_single_precision_are_fitted_too(monkeypatch):
     assert c[:, 1].abs().max() < 1e-3
 
 
-def test_a_file_from_before_there_were_units_still_loads(tmp_path):
+def test_file_without_units_loads(tmp_path):
     network = Coefficients(2, TERMS).to(F64)
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     fs.SigStep(network).save(tmp_path / "step.safetensors")
@@ -131,10 +135,11 @@ def test_a_file_from_before_there_were_units_still_loads(tmp_path):
     assert torch.equal(old.network(GRID[1], y), network(GRID[1], y))
 
 
-def test_a_checkpoint_of_another_problem_is_not_gone_on_from(tmp_path):
-    make = dict(steps=4, y0=torch.linspace(0.5, 1.5, 64)[:, None], trajectories=64, iterations=5, batch=16)
+def test_resume_rejects_checkpoint_of_other_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill_step, "ROUNDS", 2)
+    y0 = torch.linspace(0.5, 1.5, 64)[:, None]
     one, other = (fs.SDE(lambda t, y, a=a: a * y, lambda t, y: 0.2 * y) for a in (-1.0, 1.0))
-    fs.distill_sigdeg(one, **make, teacher_steps=64, folder=tmp_path)
-    for problem, steps in ((other, 4), (one, 8)):
+    fitted(one, y0, folder=tmp_path)
+    for sde, steps in ((other, 4), (one, 8)):
         with pytest.raises(fs.InputError, match="checkpoint"):
-            fs.distill_sigdeg(problem, **make | {"steps": steps}, teacher_steps=64, folder=tmp_path)
+            fitted(sde, y0, steps=steps, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Sig-DEG over processes: the shares of data and minibatches make the student of one process."""
+"""Sig-DEG on several processes gives the student of a single process."""
 
 import pytest
 import torch
@@ -14,8 +14,9 @@ def denoiser(x, sigma):
 
 def distil(folder):
     student, report = fs.distill_sigdeg(
-        fs.DiffusionModel(denoiser, EDM), steps=3, teacher_steps=6, event_shape=(2,), trajectories=600,
-        folder=folder, iterations=12, batch=33, every=6,
+        fs.DiffusionModel(denoiser, EDM), steps=3, teacher_steps=6, event_shape=(2,), folder=folder,
+        teacher_options=fs.TeacherOptions(trajectories=600),
+        training=fs.TrainingOptions(12, 33, checkpoint_every=6),
     )  # fmt: skip
     return student.network.state_dict(), report.student_rmse
 
@@ -31,8 +32,8 @@ def worker(rank, world, folder):
 
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_processes_make_the_student_of_one(world, tmp_path):
-    """Unrolled: nothing but the shares of a minibatch differs, and these to rounding."""
+def test_processes_give_the_student_of_one(world, tmp_path):
+    """Unrolled: only the summation order of a minibatch differs, which changes rounding."""
     want, rmse = distil(None)
     torch.multiprocessing.spawn(worker, (world, tmp_path), nprocs=world)
     for rank in range(world):

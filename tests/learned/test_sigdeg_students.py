@@ -1,6 +1,5 @@
-"""Learned steps: born equal to their parent, better after training, whole on disk."""
+"""Signature-driven students: equal to their parent at first, better after training, saved and loaded."""
 
-import inspect
 import json
 
 import pytest
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 import fewstep as fs
 from fewstep.learned.sigdeg.networks import Coefficients, DenoisingMLP
 from fewstep.learned.sigdeg.student import TERMS, integrals
-from fewstep_analysis import strong_order, strong_orders, weak_order, weak_orders
 
 SINE = fs.SDE(lambda t, y: -2 * torch.sin(y), lambda t, y: 0.8 + 0.6 * torch.cos(y))
 EDM = fs.EDM(0.05, 10.0)
@@ -20,14 +18,13 @@ EDM = fs.EDM(0.05, 10.0)
 def mixture(x, sigma):
     """The exact denoiser of two Gaussians at -1 and 1, standard deviation 0.3."""
     s, v = sigma * sigma, 0.09
-    weight = torch.tanh(x / (v + s))
-    return (x * v + weight * s) / (v + s)
+    return (x * v + torch.tanh(x / (v + s)) * s) / (v + s)
 
 
 MIXTURE = fs.DiffusionModel(mixture, EDM)
 
 
-def test_iterated_integrals_scale_as_they_must():
+def test_iterated_integrals_follow_their_formulas():
     path = fs.BrownianPath((5, 2), levy="H", seed=1, dtype=torch.float64)
     inc = path.increment(0.0, 0.25)
     I11, I10, I01, I00, I111 = integrals(inc).unbind(-1)
@@ -37,7 +34,7 @@ def test_iterated_integrals_scale_as_they_must():
     assert torch.equal(I00, torch.full_like(I00, inc.h**2 / 2))
 
 
-def test_a_step_is_born_equal_to_its_parent():
+def test_step_is_initialised_to_its_parent():
     y0, grid = torch.linspace(-1, 1, 12).reshape(6, 2), torch.linspace(0, 1, 9)
     student = fs.SigStep(Coefficients(2, TERMS))
     path = fs.BrownianPath((6, 2), levy="H")
@@ -46,7 +43,7 @@ def test_a_step_is_born_equal_to_its_parent():
 
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
-def test_a_sampler_is_born_equal_to_its_parent(levy):
+def test_sampler_is_initialised_to_its_parent(levy):
     grid = fs.sigma_grid(EDM, 5, final="sigma_min")
     network = DenoisingMLP((2,), width=16, depth=1)
     torch.nn.init.normal_(network.leave.weight, generator=torch.Generator().manual_seed(0))
@@ -61,85 +58,55 @@ def test_a_sampler_is_born_equal_to_its_parent(levy):
 
 
 @pytest.mark.parametrize("head", ["direct", "graded"])
-def test_the_default_correction_of_a_users_denoiser_is_born_nought(head):
-    from fewstep.learned.sigdeg.sampler_training import _network
-    from fewstep.learned.trajectories import make_trajectories
-
-    data = make_trajectories(MIXTURE, torch.tensor([2.0, 1.0]), count=16, event_shape=(1,), substeps=2)
-    network, residual = _network(MIXTURE, data, "H", None, head, False, 0)
-    assert residual
+def test_default_correction_is_initialised_to_zero(head):
+    network = DenoisingMLP((1,), 128, 2, 2, skip=False, head=head)
     x, s = torch.randn(5, 1, generator=torch.Generator().manual_seed(0)), torch.tensor(2.0)
     assert not network(x, s, s / 2, torch.ones(5, 2, 1)).any()
 
 
+def distil(iterations=200):
+    return fs.distill_sigdeg(
+        MIXTURE, steps=4, teacher_steps=32, event_shape=(1,), seed=0,
+        teacher_options=fs.TeacherOptions(trajectories=2048), training=fs.TrainingOptions(iterations),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def mixture_student():
-    return fs.distill_sigdeg(
-        MIXTURE,
-        steps=4,
-        teacher_steps=64,
-        event_shape=(1,),
-        trajectories=2048,
-        iterations=300,
-        seed=0,
-    )
+    return distil()
 
 
-def test_distillation_brings_the_sampler_to_its_teacher(mixture_student):
+def test_distillation_improves_the_sampler(mixture_student):
     student, report = mixture_student
-    assert student.residual  # a denoiser of the user's own is kept, and corrected
-    # paths that flip the mode weigh most: 0.61 to 0.66 over draws of the trajectories
+    assert student.residual  # a user's denoiser is kept and corrected
+    # paths that change the mode have the largest errors
     assert report.student_rmse < 0.75 * report.parent_rmse
     assert report.losses[-1] < report.losses[0]
     assert set(report.seconds) == {"teacher", "training"}
-    # fresh features, other noise: the modes are there and weigh the same
+    # on other noise both modes have the same weight
     x = fs.sample(MIXTURE, student, shape=(4000, 1), seed=9)
     assert not x.requires_grad
     assert abs(float((x > 0).float().mean()) - 0.5) < 5 * 0.5 / 4000**0.5
     assert abs(float(x.abs().mean()) - 1.0) < 0.15
 
 
-def test_distillation_is_reproducible_and_leaves_global_randomness_alone(mixture_student):
+def test_distillation_is_reproducible_and_leaves_the_global_generator_unchanged():
     state = torch.random.get_rng_state()
-    again, report = fs.distill_sigdeg(
-        MIXTURE,
-        steps=4,
-        teacher_steps=64,
-        event_shape=(1,),
-        trajectories=2048,
-        iterations=300,
-        seed=0,
-    )
+    (one, report), (two, again) = distil(5), distil(5)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert report.losses == mixture_student[1].losses
-    for a, b in zip(again.network.parameters(), mixture_student[0].network.parameters(), strict=True):
+    assert report.losses == again.losses
+    for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_students_say_what_they_are_in_a_line(mixture_student, sine_student):
-    assert repr(mixture_student[0]) == "<SigSampler(EulerMaruyama): 4 evaluations, DenoisingMLP told 'H'>"
+def test_repr_of_students(mixture_student, sine_student):
+    assert (
+        repr(mixture_student[0]) == "<SigSampler(EulerMaruyama): 4 evaluations, DenoisingMLP with levy='H'>"
+    )
     assert repr(sine_student[0]) == "SigStep(Coefficients, parent=EulerMaruyama())"
 
 
-DOORS = [
-    fs.distill_dode, fs.distill_sfddm, fs.distill_sigdeg, fs.regrid, fs.from_epsilon, fs.from_flow,
-    fs.from_sample, fs.from_score, fs.from_v, strong_order, strong_orders, weak_order, weak_orders,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("door", DOORS, ids=lambda f: f.__qualname__)
-def test_a_doors_signature_names_every_option(door):
-    assert all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(door).parameters.values())
-
-
-def test_an_option_of_the_other_kind_of_problem_is_refused():
-    with pytest.raises(fs.InputError, match="option: got 'forcing', expected one of .*'y0'"):
-        fs.distill_sigdeg(SINE, steps=4, y0=torch.ones(1), forcing=0.5)
-    with pytest.raises(fs.InputError, match="option: got 't1', expected one of .*'forcing'"):
-        fs.distill_sigdeg(MIXTURE, steps=2, event_shape=(1,), t1=2.0)
-
-
-def test_the_sampler_survives_its_file(mixture_student, tmp_path):
+def test_sampler_survives_its_file(mixture_student, tmp_path):
     student, _ = mixture_student
     student.save(tmp_path / "few.safetensors")
     back = fs.load(tmp_path / "few.safetensors")
@@ -152,10 +119,13 @@ def test_the_sampler_survives_its_file(mixture_student, tmp_path):
 @pytest.fixture(scope="module")
 def sine_student():
     y0 = torch.linspace(-2, 2, 64, dtype=torch.float64).unsqueeze(1)
-    return fs.distill_sigdeg(SINE, steps=32, y0=y0, trajectories=1024, iterations=200, seed=0)
+    return fs.distill_sigdeg_step(
+        SINE, steps=32, y0=y0, seed=0,
+        teacher_options=fs.TeacherOptions(trajectories=512), training=fs.TrainingOptions(50),
+    )  # fmt: skip
 
 
-def test_the_step_learns_the_iterated_integral_it_never_saw(sine_student, tmp_path):
+def test_step_learns_the_coefficient_of_the_iterated_integral(sine_student, tmp_path):
     student, report = sine_student
     assert report.student_rmse < 0.4 * report.parent_rmse
     y = torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
@@ -170,34 +140,48 @@ def test_the_step_learns_the_iterated_integral_it_never_saw(sine_student, tmp_pa
 
 
 BAD = {
-    "substeps": (dict(problem=MIXTURE, steps=4, teacher_steps=30, event_shape=(1,)), "multiple of steps"),
-    "noise": (dict(problem=fs.SDE(SINE.drift, SINE.diffusion, "general"), steps=4, y0=torch.ones(1)), "diag"),
-    "problem": (dict(problem="digits", steps=4), "DiffusionModel or fewstep.SDE"),
-    "typo": (dict(problem=MIXTURE, steps=2, event_shape=(1,), iteration=5), "Did you mean 'iterations'"),
-    "no shape": (dict(problem=MIXTURE, steps=2), "event_shape: got nothing"),
-    "no y0": (dict(problem=SINE, steps=2), "y0: got nothing"),
-    "no grid": (dict(problem=MIXTURE, event_shape=(1,)), "steps=... or sigmas"),
-    "levy": (dict(problem=MIXTURE, steps=2, event_shape=(1,), levy="A"), "levy: got 'A'"),
-    "few": (dict(problem=MIXTURE, steps=2, event_shape=(1,), trajectories=1), "at least 16"),
-    "two grids": (
-        dict(problem=MIXTURE, steps=4, event_shape=(1,), sigmas=torch.tensor([10.0, 1.0, 0.1])), "drop one",
+    "substeps": (dict(steps=4, teacher_steps=30), "multiple of steps"),
+    "two substeps": (
+        dict(steps=4, teacher_steps=8, teacher_options=fs.TeacherOptions(substeps=2)),
+        "drop one",
     ),
-    "to nought": (dict(problem=MIXTURE, event_shape=(1,), sigmas=torch.tensor([9.0, 1.0, 0.0])), "ends in 0"),
-    "iterations": (
-        dict(problem=MIXTURE, steps=2, teacher_steps=4, event_shape=(1,), trajectories=16, iterations=0),
-        "iterations",
-    ),
-}  # fmt: skip
+    "problem": (dict(problem="digits", steps=4), "expected fewstep.DiffusionModel"),
+    "sde": (dict(problem=SINE, steps=4), "distill_sigdeg_step"),
+    "typo": (dict(steps=2, spacin="logsnr"), "Did you mean 'spacing'"),
+    "no shape": (dict(steps=2, event_shape=None), "event_shape: got None"),
+    "no grid": (dict(), "steps=... or sigmas"),
+    "levy": (dict(steps=2, levy="A"), "levy: got 'A'"),
+    "few": (dict(steps=2, teacher_options=fs.TeacherOptions(trajectories=1)), "at least 16"),
+    "two grids": (dict(steps=4, sigmas=torch.tensor([10.0, 1.0, 0.1])), "drop one"),
+    "to zero": (dict(sigmas=torch.tensor([9.0, 1.0, 0.0])), "ends in 0"),
+    "options": (dict(steps=2, teacher_options=fs.ShARK()), "expected fewstep.TeacherOptions"),
+}
+BAD_STEP = {
+    "noise": (dict(sde=fs.SDE(SINE.drift, SINE.diffusion, "general")), "diagonal"),
+    "sde": (dict(sde=MIXTURE), "sde: got DiffusionModel"),
+    "y0": (dict(y0=[1.0]), "y0: got"),
+    "times": (dict(t0=1.0), "t0 < t1"),
+    "option": (dict(forcing=0.5), "option: got 'forcing', expected one of .*'y0'"),
+    "teacher": (dict(teacher_options=fs.TeacherOptions(fs.DDIM())), "teacher_options.solver: got DDIM"),
+    "few": (dict(teacher_options=fs.TeacherOptions(trajectories=1)), "at least 16"),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(case):
-    call, words = BAD[case]
-    with pytest.raises(fs.InputError, match=words):
-        fs.distill_sigdeg(**call)
+def test_invalid_input_is_rejected(case):
+    options, match = BAD[case]
+    with pytest.raises(fs.InputError, match=match):
+        fs.distill_sigdeg(**dict(problem=MIXTURE, event_shape=(1,)) | options)
 
 
-def test_students_refuse_states_they_were_not_made_for(mixture_student, sine_student):
+@pytest.mark.parametrize("case", BAD_STEP)
+def test_invalid_input_to_the_step_is_rejected(case):
+    options, match = BAD_STEP[case]
+    with pytest.raises(fs.InputError, match=match):
+        fs.distill_sigdeg_step(**dict(sde=SINE, steps=4, y0=torch.ones(1)) | options)
+
+
+def test_students_reject_other_shapes_and_dtypes(mixture_student, sine_student):
     with pytest.raises(fs.InputError, match=r"events of shape \(3,\).*made for \(1,\)"):
         fs.sample(MIXTURE, mixture_student[0], shape=(2, 3))
     with pytest.raises(fs.InputError, match="float64.*network is in torch.float32"):
@@ -207,7 +191,7 @@ def test_students_refuse_states_they_were_not_made_for(mixture_student, sine_stu
             fs.solve(SINE, sine_student[0], y0, torch.linspace(0, 1, 3))
 
 
-def test_a_student_file_cannot_name_anything_to_run(mixture_student, tmp_path):
+def test_student_file_cannot_name_code(mixture_student, tmp_path):
     file = tmp_path / "few.safetensors"
     hostile = [
         {"network": "os.system"}, {"kind": "eval"}, {"config": 7}, {"config": {"event": [10**9]}},

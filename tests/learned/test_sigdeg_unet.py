@@ -1,4 +1,4 @@
-"""A U-Net of diffusers as a signature-driven student."""
+"""A U-Net of diffusers as a student of Sig-DEG."""
 
 import json
 
@@ -30,42 +30,40 @@ def unet(**options):
 
 
 def model_of(net, labels=None, prediction="epsilon"):
-    told = {} if labels is None else {"class_labels": labels}
-    model = CONVERT[prediction](lambda x, t: net(x, t, **told).sample, SCHEDULE, dtype=torch.float32)
+    arguments = {} if labels is None else {"class_labels": labels}
+    model = CONVERT[prediction](lambda x, t: net(x, t, **arguments).sample, SCHEDULE, dtype=torch.float32)
     return fs.DiffusionModel(model, SCHEDULE)
 
 
 @pytest.mark.parametrize("head", ["direct", "graded"])
-@pytest.mark.parametrize("feedback", [False, True])
 @pytest.mark.parametrize("prediction", CONVERT)
-def test_it_is_born_equal_to_its_teacher(head, feedback, prediction):
+def test_student_is_initialised_to_its_teacher(head, prediction):
     net = unet()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    student = fs.SigUNet.of(net, SCHEDULE, 3, head=head, feedback=feedback, prediction=prediction)
+    student = fs.SigUNet.of(net, SCHEDULE, 3, head=head, prediction=prediction)
     x, xi = torch.randn(4, 2, 8, 8), torch.randn(4, 3, 2, 8, 8)
     problem = model_of(net, prediction=prediction)
-    extra = {"last": torch.randn_like(x)} if feedback else {}
     with torch.no_grad():
         for s in (0.05, 1.0, 50.0):
             sigma = torch.tensor(s)
-            got, want = student(x * s, sigma, sigma * 0.7, xi, **extra), problem.denoiser(x * s, sigma)
+            got, want = student(x * s, sigma, sigma * 0.7, xi), problem.denoiser(x * s, sigma)
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * s)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 @pytest.fixture(scope="module")
 def conditional():
-    """A student of a class-conditional U-Net, a little trained."""
+    """A student of a class-conditional U-Net after a short training."""
     net = unet(num_class_embeds=3)
     labels = torch.arange(32) % 3
     return net, fs.distill_sigdeg(
         lambda c: model_of(net, c), sigmas=GRID, teacher_steps=12, event_shape=(2, 8, 8), labels=labels,
-        network=fs.SigUNet.of(net, SCHEDULE, 2), trajectories=32, iterations=12, batch=8, forcing=0.5,
-        rate=3e-4,
+        network=fs.SigUNet.of(net, SCHEDULE, 2), forcing=0.5,
+        teacher_options=fs.TeacherOptions(trajectories=32), training=fs.TrainingOptions(12, 8, 3e-4),
     )  # fmt: skip
 
 
-def test_it_learns_and_survives_its_file(conditional, tmp_path):
+def test_student_learns_and_survives_its_file(conditional, tmp_path):
     net, (student, report) = conditional
     assert report.student_rmse < report.parent_rmse
     labels = torch.tensor([2, 0])
@@ -77,7 +75,7 @@ def test_it_learns_and_survives_its_file(conditional, tmp_path):
     assert not torch.allclose(a, other)
 
 
-def test_the_scheduler_gives_what_sample_gives(conditional):
+def test_scheduler_equals_sample(conditional):
     net, (student, _) = conditional
     labels = torch.tensor([2, 0])
     theirs = df.DDPMScheduler(beta_schedule="linear", clip_sample=False)
@@ -85,13 +83,13 @@ def test_the_scheduler_gives_what_sample_gives(conditional):
     scheduler.set_timesteps(3)
     noise = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(4)) * scheduler.init_noise_sigma
     x = noise
-    for t in scheduler.timesteps:  # the pipeline's own network is not asked
+    for t in scheduler.timesteps:  # the pipeline's own network is not used
         x = scheduler.step(torch.zeros_like(x), t, x, generator=torch.Generator().manual_seed(0)).prev_sample
     want = fs.sample(model_of(net), student.at(labels), noise=noise, path=scheduler._path)
     assert (x - want).norm() < 1e-5 * want.norm()
 
 
-def test_hostile_files_and_wrong_networks_are_refused(conditional, tmp_path):
+def test_hostile_files_and_wrong_networks_are_rejected(conditional, tmp_path):
     _, (student, _) = conditional
     student.save(tmp_path / "s.safetensors")
     with safe_open(tmp_path / "s.safetensors", framework="pt") as file:

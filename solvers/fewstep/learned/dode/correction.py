@@ -21,7 +21,7 @@ def is_plain(plan: Plan) -> bool:
 
 
 def outcome_weights(plan: Plan) -> Tensor:
-    """(rows,) the weight of the newest evaluation in each row's outcome, the next input or the final state."""
+    """(rows,) weight of the newest evaluation in each row's outcome, the next input or the final state."""
     update, stage = plan.update_eval[:, 0], plan.stage_eval[:, 0].roll(-1)
     return torch.where(torch.tensor([in_state(plan, i) for i in range(plan.nfe)]), update, stage)
 

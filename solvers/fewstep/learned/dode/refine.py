@@ -93,9 +93,9 @@ def refine_plan(
     Gradients go through all rows, so a minibatch takes the memory of `nfe` evaluations with their graphs.
     """
     kept = work.kept
-    table = (
-        GridTable(start.plan, work.model.schedule.sigma_min) if learn_grid else KappaTable(base, start.kappa)
-    )
+    table: KappaTable | GridTable = KappaTable(base, start.kappa)
+    if learn_grid:
+        table = GridTable(start.plan, work.model.schedule.sigma_min)
     ends = _ends(work, teacher)
 
     def loss(batch: Minibatch) -> Tensor:
@@ -130,9 +130,10 @@ def refine_plan(
             f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
         )
         return replace(start, how=how)
-    kappa = torch.full_like(start.kappa, float("nan")) if learn_grid else table.kappa.detach()
-    how = "grid and weights" if learn_grid else "global"
-    return replace(start, plan=refined, kappa=kappa, student_rmse=after, how=how)
+    if isinstance(table, KappaTable):
+        return replace(start, plan=refined, kappa=table.kappa.detach(), student_rmse=after, how="global")
+    kappa = torch.full_like(start.kappa, float("nan"))
+    return replace(start, plan=refined, kappa=kappa, student_rmse=after, how="grid and weights")
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from ...errors import InputError, named
 from ...executor import State, begin, run, stage, update
 from ...grid import MOST, sigma_grid
 from ...plan import Plan
-from ...problem import DiffusionModel
+from ...problem import SDE, DiffusionModel
 from ...resolve import evaluator_of
 from ...sde.euler_maruyama import EulerMaruyama
 from ...solver import DiffusionSolver
@@ -97,6 +97,8 @@ def distill_sigdeg(
         InputError: arguments that are missing, out of range, contradict each other or have no effect.
     """
     device, seed = _validation.check_device(device), _validation.check_seed(seed)
+    if isinstance(problem, SDE):
+        raise InputError("problem: got an SDE, expected fewstep.DiffusionModel; use distill_sigdeg_step.")
     if levy is not None:
         _validation.check_choice("levy", levy, LEVY_ORDER)
     if forcing is not None:
