@@ -1,4 +1,4 @@
-"""Networks as other repositories leave them: score_sde's closures, DPM-Solver's, EDM's networks."""
+"""Networks of other repositories: score_sde's functions, DPM-Solver's interface, EDM's networks."""
 
 import math
 
@@ -33,7 +33,7 @@ MARGINALS = {
 
 
 def score_fn(marginal):
-    """What score_sde's get_score_fn returns: (x, t) -> score, t (batch,) in (0, 1]."""
+    """A function like that of score_sde's get_score_fn: (x, t) -> score, t (batch,) in (0, 1]."""
 
     def score(x, t):
         alpha, std = (v[:, None] for v in marginal(t))
@@ -48,7 +48,7 @@ def of_closure(name):
 
 
 def of_network(name):
-    """The network inside, received 999 t and predicting the noise, or (VE) received sigma_t."""
+    """The inner network: called with 999 t it predicts the noise, or (VE) with sigma_t."""
     schedule, marginal = MARGINALS[name]
     score = score_fn(marginal)
     if name == "ve":
@@ -131,7 +131,7 @@ CLOCKS = {
 
 
 def model_fn(ns):
-    """(x, t_continuous) -> eps, exact, in the clock of ns."""
+    """(x, t_continuous) -> eps, exact, in the time of ns."""
 
     def eps(x, t):
         assert t.shape == (len(x),)
@@ -222,7 +222,7 @@ def edm_ends(**options):
     "labels", [None, torch.eye(3)[2], torch.eye(3)[[1]], torch.eye(3).long()[[0, 1, 2, 1]]]
 )
 def test_edm_networks_receive_class_labels(labels):
-    """A float64 trajectory through a network that answers in float32, at each label's own mean."""
+    """A float64 trajectory through a float32 network, at the mean of each label."""
     ends, net = edm_ends(class_labels=labels, force_fp32=True)
     want = torch.zeros(4) if labels is None else torch.atleast_2d(labels).argmax(1).expand(4).float()
     assert ends.dtype == torch.float64
