@@ -160,12 +160,8 @@ def base_plan(schedule: Schedule, base: DiffusionSolver, **grid: Any) -> Plan:
 def facts(plan: Plan, noise: Tensor) -> dict[str, Any]:
     """The notes on the grid and the start states."""
     ends = [float(plan.sigmas[0]), float(plan.sigmas[-1])]
-    return {
-        "evaluations": plan.nfe,
-        "intervals": len(plan.sigmas) - 1,
-        "sigma": ends,
-        "start states": len(noise),
-    }
+    intervals = len(plan.sigmas) - 1
+    return {"evaluations": plan.nfe, "intervals": intervals, "sigma": ends, "start states": len(noise)}
 
 
 def why(student: float, base: float) -> str:
