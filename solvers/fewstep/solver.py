@@ -76,6 +76,12 @@ class Card:
         _validation.check_int("evaluations", self.evaluations, 1)
         _validation.check_instance("lower_bound", self.lower_bound, bool, "True or False")
 
+    @property
+    def noise_types(self) -> tuple[str, ...]:
+        """The noise types that an SDE solver solves; "none" (ODEs) if it has a deterministic order."""
+        ode = self.strong_order and self.deterministic_order is not None
+        return (*self.strong_order, *(["none"] if ode else []))
+
 
 class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
     """Anything with a card. It keeps the arguments of its constructor under their names.

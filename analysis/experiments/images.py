@@ -64,9 +64,9 @@ def class_score(a: Tensor, logits: Extractor | None = None) -> float:
     """
     _check("a", a)
     if logits is None:
-        from .mnist_teacher import features as shipped
+        from fewstep_analysis.teachers import mnist_features
 
-        logits = shipped().logits
+        logits = mnist_features().logits
     log_p = _apply("a", a, logits).log_softmax(1)
     p = log_p.exp()
     # a class that never occurs counts 0 log 0 = 0
@@ -80,9 +80,9 @@ def _pair(a: Tensor, b: Tensor, features: Extractor | None) -> tuple[Tensor, Ten
     if a.shape[1:] != b.shape[1:]:
         raise InputError(f"b: got events {tuple(b.shape[1:])}, expected those of a, {tuple(a.shape[1:])}.")
     if features is None:
-        from .mnist_teacher import features as shipped
+        from fewstep_analysis.teachers import mnist_features
 
-        features = shipped()
+        features = mnist_features()
     return _apply("a", a, features), _apply("b", b, features)
 
 
@@ -96,7 +96,7 @@ def _check(name: str, x: Tensor) -> None:
 def _apply(name: str, x: Tensor, features: Extractor) -> Tensor:
     _validation.check_callable("features", features, "a function x -> (batch, d); of class_score, logits")
     module = getattr(features, "__self__", features)
-    if module.__class__.__module__ == "fewstep_analysis.mnist_teacher" and x.shape[1:] != (1, 28, 28):
+    if module.__class__.__module__ == "fewstep_analysis.teachers" and x.shape[1:] != (1, 28, 28):
         raise InputError(
             f"{name}: got events {tuple(x.shape[1:])}; the MNIST classifier takes (1, 28, 28) in [-1, 1]. "
             "Pass a network for these images as features= (logits= for class_score)."

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from fewstep.errors import InputError
-from fewstep.learned.training import seeded
-from fewstep_analysis import images, mnist_teacher
+import images
+from fewstep import InputError
+from fewstep_analysis import teachers
 
 
 def same(x):
@@ -25,7 +25,7 @@ def whitened(n, d, seed):
     return x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (n - 1))).T
 
 
-def test_frechet_distance_of_gaussians_is_the_closed_form():
+def test_frechet_distance_equals_closed_form_of_gaussians():
     a, b = whitened(200, 3, 0), whitened(300, 3, 1)
     scale, shift = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([1.0, -2.0, 0.0]).double()
     # for commuting covariances: |shift|^2 + the sum of (s - s')^2
@@ -41,7 +41,7 @@ def test_frechet_distance_of_gaussians_is_the_closed_form():
     )
 
 
-def test_equal_samples_are_at_distance_nought_and_nothing_is_random():
+def test_distances_of_equal_samples_are_zero_and_deterministic():
     a, b = normals(64, 5, 0), normals(48, 5, 1)
     degenerate = a[:3]  # a covariance of rank 2 in five dimensions
     assert images.frechet_distance(a, a, same) == pytest.approx(0, abs=1e-12)
@@ -53,7 +53,7 @@ def test_equal_samples_are_at_distance_nought_and_nothing_is_random():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_kernel_distance_is_the_u_statistic_of_all_pairs(monkeypatch):
+def test_kernel_distance_equals_u_statistic_of_all_pairs(monkeypatch):
     a, b = normals(7, 2, 0), normals(5, 2, 1) + 1
 
     def k(x, y):
@@ -79,7 +79,7 @@ def test_class_score_lies_between_one_and_the_number_of_classes():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_the_figures_are_those_of_torchmetrics():
+def test_distances_equal_torchmetrics():
     fid = pytest.importorskip("torchmetrics.image.fid")
     kid = pytest.importorskip("torchmetrics.image.kid")
 
@@ -108,35 +108,26 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("distance", [images.frechet_distance, images.kernel_distance])
-def test_bad_input_is_told(case, distance):
+def test_distances_reject_bad_input(case, distance):
     arguments, message = BAD[case]
     with pytest.raises(InputError) as caught:
         distance(*arguments)
     assert message in str(caught.value)
 
 
-def test_class_score_refuses_what_it_cannot_judge():
+def test_class_score_rejects_other_image_sizes():
     with pytest.raises(InputError, match="takes \\(1, 28, 28\\)"):
         images.class_score(torch.zeros(3, 1, 8, 8))
 
 
-def test_the_shipped_features_are_small_deterministic_and_tell_noise_from_strokes():
-    assert mnist_teacher.FEATURES.stat().st_size < 600_000
+def test_shipped_classifier_distinguishes_strokes_from_noise():
+    assert (teachers.WEIGHTS / "mnist_features.safetensors").stat().st_size < 600_000
     x = torch.full((20, 1, 28, 28), -1.0)
     for i in range(20):  # upright strokes: what a one looks like
         x[i, :, 4:24, 12 + i % 3 : 15 + i % 3] = 1.0
     noise = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    net = mnist_teacher.features()
+    net = teachers.mnist_features()
     assert net(x).shape == (20, 64)
     assert (net.logits(x).argmax(1) == 1).float().mean() > 0.9
     assert images.frechet_distance(x, noise) > 10 * images.frechet_distance(x[:10], x[10:])
     assert images.frechet_distance(x, noise) == images.frechet_distance(x, noise)
-
-
-def test_normalised_features_have_mean_square_one_and_the_same_logits():
-    net = seeded(0, mnist_teacher.Features)
-    x = torch.randn(30, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    before = net.logits(x)
-    net.normalise(x)
-    assert net(x).square().mean().item() == pytest.approx(1, rel=1e-5)
-    assert torch.allclose(net.logits(x), before, atol=1e-5)
