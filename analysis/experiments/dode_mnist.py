@@ -11,32 +11,17 @@ from typing import Any
 import torch
 
 import fewstep as fs
-from base import (  # fmt: skip
-    Experiment,
-    Job,
-    Record,
-    Row,
-    canvas,
-    colour,
-    curve,
-    images_figure,
-    packed,
-    progress,
-    table,
-    ticks,
-    write,
-)
+from base import Experiment, Job, Record, Row, canvas, images_figure, packed, progress, table, write
 from dode_bench import (  # fmt: skip
     BEST,
     GREEDY,
     GRID,
     PEER_SHADES,
     SPACINGS,
-    STYLES,
     TERMS,
-    UNTRAINED,
     Bench,
     cell,
+    draw_errors,
     gains,
     peak_bytes,
 )
@@ -216,22 +201,9 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
 def draw(records: dict[str, Record], folder: Path) -> None:
     """Distance to the exact ODE against evaluations, and pictures."""
     figure, axes = canvas(6.4, 4.8)
-    rows = records[NAME].data["rows"]
-
-    def points(base: str, kind: str) -> list[tuple[float, float]]:
-        return [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
-
-    for family, shade in PEER_SHADES.items():
-        curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1,
-              label=f"{family}, untrained")  # fmt: skip
-    for base, width in (("DPMSolverPP(2)", 0.8), (MAIN, 1.8)):
-        for kind, (shade, style) in STYLES.items():
-            if kind != UNTRAINED:
-                curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width,
-                      label=f"{base}, {kind}")  # fmt: skip
-    axes.set_xlabel("network evaluations")
+    data = records[NAME].data
+    draw_errors(axes, data["rows"], data["counts"], {"DPMSolverPP(2)": 0.8, MAIN: 1.8})
     axes.set_ylabel("RMSE to the exact ODE on held-out noise")
-    ticks(axes, records[NAME].data["counts"])
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7.5, ncols=3, loc="outside lower center")
     write(figure, folder / f"{NAME}.svg")
     images_figure(records[NAME], folder / f"{NAME}.png")
