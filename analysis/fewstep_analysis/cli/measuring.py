@@ -181,7 +181,8 @@ def work_precision(
         if work.is_sde(problem):
             record = work.sde_work_precision(
                 by_name(problem), _solvers(solver) if solver else None,
-                levels=range(levels[0], levels[1] + 1), paths=paths, torchsde=peers, device=common.check_device(device), seed=seed,
+                levels=range(levels[0], levels[1] + 1), paths=paths, torchsde=peers,
+                device=common.check_device(device), seed=seed,
             )  # fmt: skip
             work.work_figure(record, out)
             columns, rows = work.summary(record)
