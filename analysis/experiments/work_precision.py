@@ -55,8 +55,8 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
         name: records[f"work-precision-{name}"] for name in PROBLEMS if f"work-precision-{name}" in records
     }
     for name, record in samplers.items():
-        text = sampler_work.table(record, spacing="logsnr")
-        made[f"work-{name}"] = text.replace("| logsnr ", "").replace("| spacing ", "").replace("---|", "", 1)
+        cells = [line.split("|") for line in sampler_work.table(record, spacing="logsnr").splitlines()]
+        made[f"work-{name}"] = "\n".join("|".join(c[:2] + c[3:]) for c in cells)  # all have one spacing
     if len(samplers) == len(PROBLEMS):
         made["work-spacings"] = spacings({name: r.data["series"] for name, r in samplers.items()})
     rows = [

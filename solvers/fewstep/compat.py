@@ -299,3 +299,20 @@ class _Velocities(_Strides):
     def transfer(self, X: LinearExpr, eps: LinearExpr, start: int, end: int) -> LinearExpr:
         s = self.level(start)
         return super().transfer(X, self.alpha(s) * (eps + s * X), start, end)
+
+
+class MisalignedTeacher(DiffusionSolver):
+    """A teacher for `distill_dode` whose targets are those of the authors' code of arXiv 2309.16421.
+
+    That code compares states at equal indices of two grids, not at equal levels: the targets are up to one
+    student step too noisy.
+    """
+
+    aligned = False
+
+    def __init__(self, solver: DiffusionSolver) -> None:
+        self.solver = solver
+        self.card: Card = solver.card
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return self.solver.plan(sigmas, schedule)

@@ -137,10 +137,10 @@ def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, sh
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
 def test_refinement_preserves_coarse_increments(levy):
     path = BrownianPath((16, 3), 0.0, 1.0, seed=2, levy=levy, dtype=torch.float64)
-    whole = path.increment(0.0, 1.0)
+    full = path.increment(0.0, 1.0)
     for n in (2, 3, 64, 100):
         parts = list(path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)))
-        assert close(reduce(Increment.join, parts), whole, 1e-11)
+        assert close(reduce(Increment.join, parts), full, 1e-11)
 
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
@@ -162,8 +162,8 @@ def test_float32_path_is_additive_over_2_to_the_14_steps():
     total = torch.zeros(4, dtype=torch.float64)
     for inc in path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)):
         total += inc.W
-    whole = path.increment(0.0, 1.0).W.double()
-    assert ((total - whole).abs() <= 1e-5 * whole.abs().clamp(min=0.1)).all()
+    full = path.increment(0.0, 1.0).W.double()
+    assert ((total - full).abs() <= 1e-5 * full.abs().clamp(min=0.1)).all()
 
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])

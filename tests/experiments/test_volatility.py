@@ -26,7 +26,7 @@ HURST = [0.02, 0.1, 0.3, 0.49, 0.5]
 
 
 def near(sample, truth):
-    """Whether the means over the first axis are the truth, to 4 standard errors for one, as likely for many."""
+    """Whether the means over the first axis are the truth, to 4 standard errors (more for many means)."""
     error = sample.std(0) / math.sqrt(len(sample))
     bound = scipy.stats.norm.isf(scipy.stats.norm.sf(4) / error.numel())
     return bool(((sample.mean(0) - truth).abs() <= bound * error).all())

@@ -53,11 +53,13 @@ def students(problem, event=(1, 8, 8)):
     noise = torch.randn(16, *event, generator=torch.Generator().manual_seed(0))
     few = dict(noise=noise, steps=3, teacher_substeps=2, guard=False)
     dode, _ = fs.distill_dode(problem, fs.DDIM(), **few)
-    learned = dict(refine="global", learn_grid=True, iterations=2)
-    grid, _ = fs.distill_dode(problem, fs.DPMSolverPP(2), **few, **learned)
+    training = fs.TrainingOptions(iterations=2)
+    refined = dict(refine="global", learn_grid=True, training=training)
+    grid, _ = fs.distill_dode(problem, fs.DPMSolverPP(2), **few, **refined)
     sig, _ = fs.distill_sigdeg(
-        problem, steps=3, teacher_steps=6, event_shape=event, trajectories=16, iterations=2
-    )
+        problem, steps=3, teacher_steps=6, event_shape=event, training=training,
+        teacher_options=fs.TeacherOptions(trajectories=16),
+    )  # fmt: skip
     return {
         "dode": dode,
         "grid": grid,

@@ -616,7 +616,7 @@ HOSTILE = {
     "header only": lambda b: b[:20],
     "giant header": lambda b: (2**62).to_bytes(8, "little") + b[8:],
     "longer than it says": lambda b: b + b"\0" * 100,
-    "another version": lambda b: b.replace(b"fewstep-plan-1", b"fewstep-plan-9"),
+    "another version": lambda b: b.replace(b"fewstep-plan-2", b"fewstep-plan-9"),
     "pickle": lambda b: b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.",
     "empty": lambda b: b"",
 }
