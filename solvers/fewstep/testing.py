@@ -46,7 +46,7 @@ def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
     SDE solvers, for every noise type and calculus of the card: y's dtype and shape are kept; the step writes
     to none of its arguments, is reproducible, needs no more of the increment than `levy` says, and lets
     gradients reach y0; drift evaluations are counted. The strong order is the mean of the two finest local
-    slopes of the RMS difference between 2, 4, 8 and 16 steps over [0, 1/8] along 4,096 paths, where the
+    slopes of E|difference| between 2, 4, 8 and 16 steps over [0, 1/8] along 4,096 paths, where the
     noise depends on time; the deterministic order is that slope on an ODE. Weak orders are not measured:
     see `fewstep_analysis.weak_order`.
 
@@ -57,8 +57,9 @@ def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
     estimated, and must be that of the data.
 
     Measured orders may differ by 0.25 from the card's (and exceed it with `lower_bound`). The standard error
-    of a strong slope is about 0.03 and its bias at these steps at most 0.15: the verdict on one order is
-    wrong with a probability below 0.001. Seeds are fixed, and with them the verdict.
+    of a strong slope is about 0.02 and its bias at these steps at most 0.15, which is five standard errors
+    from the threshold: the verdict on one order is wrong with a probability below 1e-6. Seeds are fixed, and
+    with them the verdict.
 
     Raises:
         InputError: not a solver.
@@ -205,11 +206,11 @@ def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
 
 @torch.no_grad()
 def _slope(solver: StochasticSolver, sde: SDE, y0: Tensor) -> float:
-    """The mean of the two finest local slopes of the RMS difference of consecutive refinements."""
+    """The mean of the two finest local slopes of E|difference| of consecutive refinements."""
     path = None if sde.noise_type == "none" else path_for(solver, y0, sde, REFINEMENTS[-1], SPAN)
     grids = [torch.linspace(0, SPAN, n + 1, dtype=F64) for n in REFINEMENTS]
     ends = [solve(sde, solver, y0, grid, path=path).y for grid in grids]
-    gaps = [float((a - b).square().mean().sqrt()) for a, b in zip(ends[:-1], ends[1:])]
+    gaps = [float((a - b).abs().mean()) for a, b in zip(ends[:-1], ends[1:])]
     return math.log2(gaps[-3] / gaps[-1]) / 2
 
 
