@@ -1,9 +1,8 @@
-"""Samples of the ten digits against MNIST: distances of features, class score, right classes."""
+"""Judges samples of the ten digits by MNIST: distances of features, class score, share of right classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,11 +14,11 @@ from mnist_data import mnist
 
 @dataclass(frozen=True)
 class Judge:
-    """The training set's features, and the test set as what a perfect sampler would give.
+    """The features of the training set, and the test set in the place of a perfect sampler.
 
     Attributes:
         net: the shipped classifier.
-        real: (60000, 64) its features of the training set.
+        real: (n, 64) its features of the training set.
         test, classes: the test set.
     """
 
@@ -30,11 +29,11 @@ class Judge:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, data: Path | None = None) -> Judge:
-        """Read MNIST from this folder; by default FEWSTEP_DATA."""
-        train, _, test, classes = mnist(data)
+    def of(cls, most: int | None = None) -> Judge:
+        """Read MNIST from the folder that FEWSTEP_DATA names; compare with its first `most` images."""
+        train, _, test, classes = mnist()
         net = teachers.mnist_features()
-        return cls(net, torch.cat([net(x) for x in train.split(1000)]), test, classes)
+        return cls(net, torch.cat([net(x) for x in train[:most].split(1000)]), test, classes)
 
     def digits(self, labels: Tensor, seed: int) -> Tensor:
         """Test digits of these classes, drawn without repetition."""
@@ -48,7 +47,7 @@ class Judge:
     @torch.no_grad()
     def frechet(self, x: Tensor) -> float:
         """Fréchet distance of the features to those of the training set."""
-        return images.frechet_distance(self.net(x), self.real, features=lambda f: f)
+        return images.frechet_distance(self.net(x), self.real)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
@@ -56,7 +55,7 @@ class Judge:
         few = self.real[:: max(1, len(self.real) // 10000)]
         return {
             "frechet": self.frechet(x),
-            "kernel": images.kernel_distance(self.net(x), few, features=lambda f: f),
-            "score": images.class_score(x, logits=self.net.logits),
+            "kernel": images.kernel_distance(self.net(x), few),
+            "score": images.class_score(self.net.logits(x)),
             "right": float((self.net.logits(x).argmax(1) == labels).double().mean()),
         }

@@ -1,7 +1,7 @@
 """Solvers that reproduce the numbers of other codes where these depart from the papers.
 
-Nothing here is needed for sampling well: each class repeats a departure so that results of another code
-can be reproduced or compared.
+Sampling well needs none of them: each class repeats one difference, for results of another code to be
+reproduced or compared.
 """
 
 from __future__ import annotations
@@ -299,3 +299,20 @@ class _Velocities(_Strides):
     def transfer(self, X: LinearExpr, eps: LinearExpr, start: int, end: int) -> LinearExpr:
         s = self.level(start)
         return super().transfer(X, self.alpha(s) * (eps + s * X), start, end)
+
+
+class MisalignedTeacher(DiffusionSolver):
+    """A teacher for `distill_dode` whose targets are those of the authors' code of arXiv 2309.16421.
+
+    That code compares states at equal indices of two grids, not at equal levels: the targets are up to one
+    student step too noisy.
+    """
+
+    aligned = False
+
+    def __init__(self, solver: DiffusionSolver) -> None:
+        self.solver = solver
+        self.card: Card = solver.card
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return self.solver.plan(sigmas, schedule)

@@ -117,13 +117,13 @@ class Teacher:
         levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
         nodes = levels[:1]
         self.stops: list[int] = [0] * base.nfe
-        misaligned = isinstance(solver, MisalignedTeacher)
+        aligned = getattr(solver, "aligned", True)  # see compat.MisalignedTeacher
         for k in sorted(range(1, len(levels)), key=lambda k: -levels[k]):
             start, end = nodes[-1], levels[k]
             first = len(nodes)
             if end < start:
                 nodes += _between(start, end, substeps, schedule.sigma_min)
-            early = misaligned and end < start and end > float(base.sigmas[-1])
+            early = not aligned and end < start and end > float(base.sigmas[-1])
             self.stops[k - 1] = first if early else len(nodes) - 1
         self.plan: Plan = solver.plan(torch.tensor(nodes, dtype=torch.float64), schedule)
         if not is_plain(self.plan) or self.plan.levy:
@@ -148,20 +148,6 @@ class Teacher:
             x = held[stop]
             held = {s: y for s, y in held.items() if s in self.stops[k + 1 :]}
             yield x
-
-
-class MisalignedTeacher(DiffusionSolver):
-    """A teacher whose targets are those of the authors' code: up to one student step too noisy.
-
-    That code compares states at equal indices of two grids, not at equal levels. For reproduction only.
-    """
-
-    def __init__(self, solver: DiffusionSolver) -> None:
-        self.solver = solver
-        self.card = solver.card
-
-    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        return self.solver.plan(sigmas, schedule)
 
 
 def _between(start: float, end: float, substeps: int, smallest: float) -> list[float]:
