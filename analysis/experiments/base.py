@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fewstep._distributed import is_first
 from fewstep._progress import progress
-from fewstep.errors import one_of
+from fewstep.errors import InputError, one_of
 from fewstep_analysis.figures import canvas, colour, image_rows, write
 from fewstep_analysis.parallel import processes
 from fewstep_analysis.records import Record
@@ -106,12 +106,13 @@ class Experiment:
         """
         if budget not in self.budgets:
             raise one_of("budget", budget, self.budgets)
-        seed = self.seed if seed is None else seed
-        records, figures = (RECORDS, FIGURES) if out is None else (out / "records", out / "figures")
-        work = (ROOT / "analysis" if out is None else out) / "work" / f"{self.name}-{budget}-{seed}"
-        made = self.measure(
-            dataclasses.replace(self.budgets[budget], **(changes or {})), Job(seed, device, work)
-        )
+        seed, chosen = self.seed if seed is None else seed, vars(self.budgets[budget])
+        for name in changes or {}:
+            if name not in chosen:
+                raise one_of("changes", name, chosen)
+        records, figures, work = folders(out)
+        job = Job(seed, device, work / f"{self.name}-{budget}-{seed}")
+        made = self.measure(dataclasses.replace(self.budgets[budget], **(changes or {})), job)
         if is_first():
             facts = {"command": self.command(budget, seed, changes or ())}
             made = {name: dataclasses.replace(r, made=r.made | facts) for name, r in made.items()}
@@ -150,19 +151,28 @@ class Experiment:
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=fields)
         parser.add_argument("--redraw", action="store_true", help="draw the saved records again and stop")
         asked = parser.parse_args()
+        if asked.redraw:
+            records, figures, _ = folders(asked.out)
+            return self.draw(self.saved(records), figures)
         if asked.budget == "smoke" and asked.out is None:
             asked.out = Path(tempfile.mkdtemp(prefix="fewstep-"))
-        if asked.redraw:
-            folders = (RECORDS, FIGURES) if asked.out is None or asked.budget == "smoke" else (
-                asked.out / "records", asked.out / "figures")  # fmt: skip
-            return self.draw(self.saved(folders[0]), folders[1])
-        changes = {k: ast.literal_eval(v) for k, _, v in (word.partition("=") for word in asked.set)}
-        with processes(asked.device) as device:
-            made = self.run(asked.budget, asked.out, seed=asked.seed, device=device, changes=changes)
+        try:
+            changes = {k: ast.literal_eval(v) for k, _, v in (word.partition("=") for word in asked.set)}
+            with processes(asked.device) as device:
+                made = self.run(asked.budget, asked.out, seed=asked.seed, device=device, changes=changes)
+        except (InputError, SyntaxError) as error:
+            parser.error(str(error))
         if is_first():
             for title, text in self.tables(made).items():
                 print(f"{title}\n\n{text}\n")
-            print(f"wrote {', '.join(f'{n}.json' for n in made)} to {asked.out or ROOT / 'analysis'}/records")
+            print(f"wrote {', '.join(f'{n}.json' for n in made)} to {folders(asked.out)[0]}")
+
+
+def folders(out: Path | None) -> tuple[Path, Path, Path]:
+    """Where records, figures and work go: below `out`, or in the checkout."""
+    if out is None:
+        return RECORDS, FIGURES, ROOT / "analysis" / "work"
+    return out / "records", out / "figures", out / "work"
 
 
 def load(name: str) -> Experiment:

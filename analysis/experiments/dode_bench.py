@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from base import Row, table
+from base import Row, colour, curve, table, ticks
 from fewstep_analysis.distillation import Task
 from fewstep_analysis.sampler_work import SOLVERS as NAMED
 from fewstep_analysis.sampler_work import plan_of
@@ -188,3 +188,21 @@ def bases_table(rows: list[Row], counts: Sequence[int] = (5, 8, 10)) -> str:
         ]
         lines.append([base, *(" / ".join(c) if any(c) else None for c in cells)])
     return table(["base", *KINDS], lines)
+
+
+def draw_errors(axes: Any, rows: list[Row], counts: Sequence[int], widths: dict[str, float]) -> None:
+    """Error against evaluations: untrained families dotted, and the fits of bases with these line widths."""
+
+    def points(base: str, kind: str) -> list[tuple[float, float]]:
+        return [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
+
+    for family, shade in PEER_SHADES.items():
+        label = f"{family}, untrained"
+        curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1, label=label)
+    for base, width in widths.items():
+        for kind, (shade, style) in STYLES.items():
+            if kind != UNTRAINED or base == "DDIM":
+                label = f"{base}, {kind}"
+                curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width, label=label)
+    axes.set_xlabel("network evaluations")
+    ticks(axes, counts)

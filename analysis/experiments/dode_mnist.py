@@ -11,32 +11,17 @@ from typing import Any
 import torch
 
 import fewstep as fs
-from base import (  # fmt: skip
-    Experiment,
-    Job,
-    Record,
-    Row,
-    canvas,
-    colour,
-    curve,
-    images_figure,
-    packed,
-    progress,
-    table,
-    ticks,
-    write,
-)
+from base import Experiment, Job, Record, Row, canvas, images_figure, packed, progress, table, write
 from dode_bench import (  # fmt: skip
     BEST,
     GREEDY,
     GRID,
     PEER_SHADES,
     SPACINGS,
-    STYLES,
     TERMS,
-    UNTRAINED,
     Bench,
     cell,
+    draw_errors,
     gains,
     peak_bytes,
 )
@@ -62,6 +47,7 @@ class Budget:
         reference_steps: of the ODE that is taken as exact.
         counts: network evaluations.
         shown: those of the pictures and Fréchet distances.
+        real: training images that Fréchet distances are taken to; None for all.
     """
 
     fit: int
@@ -72,12 +58,19 @@ class Budget:
     reference_steps: int
     counts: tuple[int, ...]
     shown: tuple[int, ...]
+    real: int | None = None
 
 
 BUDGETS = {
-    "smoke": Budget(16, 16, 4, 16, 2, 5, (5,), (5,)),
-    "paper": Budget(64, 128, 16, 500, 120, 80, (5, 8, 10), (5, 8)),
-}
+    "smoke": Budget(
+        fit=16, test=16, scout=2, images=10, iterations=1, reference_steps=3, counts=(5,), shown=(5,),
+        real=500,
+    ),
+    "paper": Budget(
+        fit=64, test=128, scout=16, images=500, iterations=120, reference_steps=80, counts=(5, 8, 10),
+        shown=(5, 8),
+    ),
+}  # fmt: skip
 
 
 def measure(budget: Budget, job: Job) -> dict[str, Record]:
@@ -133,7 +126,7 @@ def shown(bench: Bench, n: int) -> dict[str, Any]:
 
 def frechet(bench: Bench, budget: Budget, seed: int) -> Row:
     """Fréchet distances to the training set: of as many test digits, of the exact ODE, of solvers."""
-    judge, many = Judge.of(), budget.images
+    judge, many = Judge.of(budget.real), budget.images
     judged = Bench(bench.task, bench.fitted, bench.task.noise(many, seed + 500), bench.labels,
                    bench.task.labels(many, seed + 500), bench.exact)  # fmt: skip
     labels = torch.arange(10).repeat_interleave(-(-many // 10))[:many]
@@ -208,22 +201,9 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
 def draw(records: dict[str, Record], folder: Path) -> None:
     """Distance to the exact ODE against evaluations, and pictures."""
     figure, axes = canvas(6.4, 4.8)
-    rows = records[NAME].data["rows"]
-
-    def points(base: str, kind: str) -> list[tuple[float, float]]:
-        return [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
-
-    for family, shade in PEER_SHADES.items():
-        curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1,
-              label=f"{family}, untrained")  # fmt: skip
-    for base, width in (("DPMSolverPP(2)", 0.8), (MAIN, 1.8)):
-        for kind, (shade, style) in STYLES.items():
-            if kind != UNTRAINED:
-                curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width,
-                      label=f"{base}, {kind}")  # fmt: skip
-    axes.set_xlabel("network evaluations")
+    data = records[NAME].data
+    draw_errors(axes, data["rows"], data["counts"], {"DPMSolverPP(2)": 0.8, MAIN: 1.8})
     axes.set_ylabel("RMSE to the exact ODE on held-out noise")
-    ticks(axes, records[NAME].data["counts"])
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7.5, ncols=3, loc="outside lower center")
     write(figure, folder / f"{NAME}.svg")
     images_figure(records[NAME], folder / f"{NAME}.png")

@@ -13,35 +13,8 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from base import (  # fmt: skip
-    F64,
-    Experiment,
-    Job,
-    Record,
-    Row,
-    canvas,
-    colour,
-    curve,
-    images_figure,
-    packed,
-    progress,
-    table,
-    ticks,
-    write,
-)
-from dode_bench import (  # fmt: skip
-    BEST,
-    GREEDY,
-    GRID,
-    PEER_SHADES,
-    STYLES,
-    UNTRAINED,
-    Bench,
-    bases_table,
-    gains,
-    peak_bytes,
-    ways,
-)
+from base import F64, Experiment, Job, Record, Row, canvas, images_figure, packed, progress, table, write
+from dode_bench import BEST, GREEDY, GRID, UNTRAINED, Bench, bases_table, draw_errors, gains, peak_bytes, ways
 from fewstep.learned.training import held_out
 from fewstep_analysis.distillation import Task, task
 
@@ -200,22 +173,8 @@ def draw(records: dict[str, Record], folder: Path) -> None:
     """One panel per problem: learned tables by kind (thin: from DDIM), untrained families dotted."""
     figure, panels = canvas(4.1 * len(records), 4.4, ncols=len(records), squeeze=False)
     for axes, record in zip(panels[0], records.values()):
-        rows = record.data["rows"]
-
-        def points(base: str, kind: str, rows: list[Row] = rows) -> list[tuple[float, float]]:
-            return [(r["budget"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
-
-        for family, shade in PEER_SHADES.items():
-            curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1,
-                  label=f"{family}, untrained")  # fmt: skip
-        for base, width in zip(BASES, (0.8, 1.8)):
-            for kind, (shade, style) in STYLES.items():
-                if kind != UNTRAINED or base == "DDIM":
-                    curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width,
-                          label=f"{base}, {kind}")  # fmt: skip
+        draw_errors(axes, record.data["rows"], record.data["counts"], dict(zip(BASES, (0.8, 1.8))))
         axes.set_title(record.data["problem"], fontsize=10)
-        axes.set_xlabel("network evaluations")
-        ticks(axes, record.data["counts"])
     panels[0][0].set_ylabel("RMSE to the exact ODE on held-out noise")
     handles, labels = panels[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7.5, ncols=4, loc="outside lower center")

@@ -31,9 +31,15 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(256, 100, (5, 10), 5, 3, ("DDIM", "DPMSolver(3)", "DPMSolverPP(2)", "UniPC(2)")),
-    "paper": Budget(8192, 2000, (3, 5, 8, 10, 20), 3000, 400),
-}
+    "smoke": Budget(
+        samples=256, reference_steps=100, counts=(5, 10), grid_iterations=5, weight_iterations=3,
+        bases=("DDIM", "DPMSolver(3)", "DPMSolverPP(2)", "UniPC(2)"),
+    ),
+    "paper": Budget(
+        samples=8192, reference_steps=2000, counts=(3, 5, 8, 10, 20), grid_iterations=3000,
+        weight_iterations=400,
+    ),
+}  # fmt: skip
 
 
 def measure(budget: Budget, job: Job) -> dict[str, Record]:

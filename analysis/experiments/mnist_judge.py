@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ class Judge:
 
     Attributes:
         net: the shipped classifier.
-        real: (60000, 64) its features of the training set.
+        real: (n, 64) its features of the training set.
         test, classes: the test set.
     """
 
@@ -30,11 +29,11 @@ class Judge:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, data: Path | None = None) -> Judge:
-        """Read MNIST from this folder; by default FEWSTEP_DATA."""
-        train, _, test, classes = mnist(data)
+    def of(cls, most: int | None = None) -> Judge:
+        """Read MNIST from the folder that FEWSTEP_DATA names; compare with its first `most` images."""
+        train, _, test, classes = mnist()
         net = teachers.mnist_features()
-        return cls(net, torch.cat([net(x) for x in train.split(1000)]), test, classes)
+        return cls(net, torch.cat([net(x) for x in train[:most].split(1000)]), test, classes)
 
     def digits(self, labels: Tensor, seed: int) -> Tensor:
         """Test digits of these classes, drawn without repetition."""

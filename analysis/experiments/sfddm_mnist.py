@@ -5,7 +5,7 @@ The students that are missing in the work folder are trained; an interrupted run
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Budget:
         published, displaced: trainings with the published loss, and of each fold of displacement.
         data: training images at most; the distances of a report are of as many samples, 64 at most.
         students: which are trained.
+        real: training images that Fréchet distances are taken to; None for all.
     """
 
     images: int
@@ -51,7 +52,8 @@ class Budget:
     published: TrainingOptions
     displaced: TrainingOptions
     data: int | None = None
-    students: tuple[str, ...] = field(default=tuple(STUDENTS))
+    students: tuple[str, ...] = tuple(STUDENTS)
+    real: int | None = None
 
 
 def training_options(iterations: int, batch_size: int, learning_rate: float) -> TrainingOptions:
@@ -59,7 +61,7 @@ def training_options(iterations: int, batch_size: int, learning_rate: float) -> 
 
 
 BUDGETS = {
-    "smoke": Budget(20, 3, training_options(1, 2, 1e-3), training_options(1, 2, 3e-4), data=8),
+    "smoke": Budget(20, 3, training_options(1, 2, 1e-3), training_options(1, 2, 3e-4), data=8, real=500),
     "paper": Budget(2000, 40, training_options(2000, 32, 1e-3), training_options(800, 32, 3e-4)),
 }
 
@@ -101,7 +103,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     for n in (16, 8, 4):
         ends[PLAIN, n] = draw_from(tools.on_phi(net, schedule, n))
         ends |= {key: draw_from(t.student) for key, t in made.items() if key[1] == n}
-    rows = judge_samples(ends, made, labels, job.seed)
+    rows = judge_samples(ends, made, labels, job.seed, budget.real)
     arc = partial(sample, noise=tools.slerp(noise[0], noise[1], ARC), labels=torch.full((ARC,), ARC_CLASS),
                   device=job.device)  # fmt: skip
     arcs = {label(("fine", 0)): arc(every, fs.UniPC(3), steps=budget.fine_steps)}
@@ -134,9 +136,11 @@ def sample(
 
 
 @torch.no_grad()
-def judge_samples(ends: dict[Key, Tensor], made: dict[Key, Trained], labels: Tensor, seed: int) -> list[Row]:
+def judge_samples(
+    ends: dict[Key, Tensor], made: dict[Key, Trained], labels: Tensor, seed: int, real: int | None
+) -> list[Row]:
     """Distances to the training set, and to the fine ODE and teacher-DDIM from the same noise."""
-    judge, fine = Judge.of(), ends["fine", 0]
+    judge, fine = Judge.of(real), ends["fine", 0]
     out: list[Row] = [{"way": "test digits", "steps": 0} | judge(judge.digits(labels, seed), labels)]
     for (way, n), x in ends.items():
         row = {"way": way, "steps": n, **judge(x, labels), **tools.cost(made.get((way, n)))}

@@ -37,16 +37,14 @@ class Size:
     Attributes:
         trajectories, judged: of the teacher, to train on and to judge by.
         substeps: of the teacher in each of 30 steps.
-        iterations, batch, rate: of training.
+        training: of each student.
         pairs: samples of each kind in an MMD.
     """
 
     trajectories: int
     judged: int
     substeps: int
-    iterations: int
-    batch: int
-    rate: float
+    training: fs.TrainingOptions
     pairs: int
 
 
@@ -60,12 +58,22 @@ class Budget:
     digits: Size
 
 
+def size(trajectories: int, judged: int, substeps: int, *, pairs: int, **training: Any) -> Size:
+    return Size(trajectories, judged, substeps, fs.TrainingOptions(**training), pairs)
+
+
 BUDGETS = {
-    "smoke": Budget(2048, 30, Size(128, 128, 1, 2, 32, 2e-3, 64), Size(64, 64, 1, 1, 16, 1e-3, 64)),
-    "paper": Budget(
-        1 << 18, 4000, Size(8192, 8192, 10, 800, 256, 2e-3, 2048), Size(3072, 1024, 10, 200, 128, 1e-3, 1024)
+    "smoke": Budget(
+        teacher_data=2048, teacher_iterations=30,
+        mixture=size(128, 128, 1, iterations=2, batch_size=32, learning_rate=2e-3, pairs=64),
+        digits=size(64, 64, 1, iterations=1, batch_size=16, learning_rate=1e-3, pairs=64),
     ),
-}
+    "paper": Budget(
+        teacher_data=1 << 18, teacher_iterations=4000,
+        mixture=size(8192, 8192, 10, iterations=800, batch_size=256, learning_rate=2e-3, pairs=2048),
+        digits=size(3072, 1024, 10, iterations=200, batch_size=128, learning_rate=1e-3, pairs=1024),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
             grids[str(steps)] = mine.train.sigmas.tolist()
             floors[str(steps)] = distances(mine, list(everything(mine.noise).knots[1:]), size.pairs)
         rows = measure_students(task, size, seed)
-        data[name] = {"levels": grids, "floor": floors, "rows": rows, "budget": vars(size)}
+        data[name] = {"levels": grids, "floor": floors, "rows": rows, "budget": spent(size)}
     return {NAME: Record(NAME, data | {"cpu_seconds": round(time.process_time() - start)}, seed)}
 
 
@@ -149,12 +157,19 @@ def measure_students(task: Task, size: Size, seed: int) -> list[Row]:
         mine = task.coarse(steps)
         student, report = fs.distill_sigdeg(
             mine.problem, data=mine.train, levy=levy, head=head, forcing=0.0, seed=seed,
-            training=fs.TrainingOptions(size.iterations, size.batch, size.rate),
+            training=size.training,
         )  # fmt: skip
         judge(
             mine, student, {"steps": steps, "levy": levy, "head": head, "seconds": report.seconds["training"]}
         )
     return rows
+
+
+def spent(size: Size) -> Row:
+    """The size as the record has it."""
+    training = size.training
+    facts = {"iterations": training.iterations, "batch": training.batch_size, "rate": training.learning_rate}
+    return {k: v for k, v in vars(size).items() if k != "training"} | facts
 
 
 def everything(data: Trajectories) -> Any:

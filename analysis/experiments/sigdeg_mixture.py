@@ -71,9 +71,15 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(4096, 60, 256, 64, 10, 512, 2, 128, 1, 1),
-    "paper": Budget(1 << 18, 4000, 16_384, 512, 2500, 1 << 17, 4, 8192, 2, 5),
-}
+    "smoke": Budget(
+        data=4096, iterations=60, trajectories=256, batch=64, distillation=10, samples=512, blocks=2,
+        paths=128, seeds=1, rounds=1,
+    ),
+    "paper": Budget(
+        data=1 << 18, iterations=4000, trajectories=16_384, batch=512, distillation=2500, samples=1 << 17,
+        blocks=4, paths=8192, seeds=2, rounds=5,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,8 @@ PRECISE = (
 EVENT = (1, 28, 28)
 
 
-@dataclass(frozen=True)
-class Training:
-    """Of one student."""
-
-    iterations: int
-    batch_size: int
-    learning_rate: float
+def training(iterations: int, learning_rate: float, batch_size: int = 64) -> fs.TrainingOptions:
+    return fs.TrainingOptions(iterations, batch_size, learning_rate, checkpoint_every=100, autocast=True)
 
 
 @dataclass(frozen=True)
@@ -67,17 +62,19 @@ class Budget:
         trajectories: of the teacher; also the number of samples of a Fréchet distance.
         substeps: of the teacher in each of 20 intervals.
         first, later: trainings of the student of 10 steps, and of those of 20 and 5, which start from it.
+        real: training images that Fréchet distances are taken to; None for all.
     """
 
     trajectories: int
     substeps: int
-    first: Training
-    later: Training
+    first: fs.TrainingOptions
+    later: fs.TrainingOptions
+    real: int | None = None
 
 
 BUDGETS = {
-    "smoke": Budget(32, 1, Training(2, 8, 1e-4), Training(2, 8, 1e-4)),
-    "paper": Budget(4096, 15, Training(2400, 64, 4e-4), Training(300, 64, 2e-4)),
+    "smoke": Budget(32, 1, first=training(2, 1e-4, 8), later=training(2, 1e-4, 8), real=500),
+    "paper": Budget(4096, 15, first=training(2400, 4e-4), later=training(300, 2e-4)),
 }
 
 
@@ -112,12 +109,11 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     seconds = {"teacher": time.perf_counter() - start}
     students, reports, trainings = {}, {}, {10: budget.first, 20: budget.later, 5: budget.later}
     network = fs.SigUNet.of(net, teachers.mnist_schedule(), 3)
-    for n, training in trainings.items():
+    for n, options in trainings.items():
         start = time.perf_counter()
         students[n], reports[n] = fs.distill_sigdeg(
-            problem, data=data.coarsen(KEPT[n]), network=network, forcing=1.0, folder=job.work,
-            device=job.device, progress=True,
-            training=fs.TrainingOptions(**vars(training), checkpoint_every=100, autocast=True),
+            problem, data=data.coarsen(KEPT[n]), network=network, forcing=1.0, training=options,
+            folder=job.work, device=job.device, progress=True,
         )  # fmt: skip
         seconds[f"student of {n}"] = time.perf_counter() - start
         network = fs.SigUNet(**students[10].network.config)  # the students of 20 and 5 start from that of 10
@@ -125,21 +121,23 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     body = {
         "trajectories": budget.trajectories, "levels": levels().tolist(),
         "kept": {str(n): KEPT[n] for n in trainings}, "teacher steps": data.evaluations,
-        "trainings": {str(n): list(vars(t).values()) for n, t in trainings.items()},
+        "trainings": {str(n): [t.iterations, t.batch_size, t.learning_rate] for n, t in trainings.items()},
         "seconds of the last call": seconds, "knots": {str(n): r.knots for n, r in reports.items()},
         "losses": {str(n): r.losses for n, r in reports.items()},
-        "rows": distances(problem, data, students, job),
+        "rows": distances(problem, data, students, job, budget.real),
         "pictures": packed(pictures(problem, data, students, job.device)),
     }  # fmt: skip
     return {NAME: Record(NAME, body, job.seed)}
 
 
-def distances(problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], job: Job) -> list[Row]:
+def distances(
+    problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], job: Job, real: int | None
+) -> list[Row]:
     """Fréchet and kernel distances to the training set, class score and share of right classes.
 
     Each is of as many samples as there are trajectories: a Fréchet distance is larger for fewer samples.
     """
-    judge, labels = Judge.of(), torch.arange(len(data)) % 10
+    judge, labels = Judge.of(real), torch.arange(len(data)) % 10
     ends = data.pick(torch.arange(len(data))).knots[-1]
     samples = [("test digits", 0, judge.digits(labels, job.seed)), ("teacher", data.evaluations, ends)]
     for n, student in sorted(students.items()):

@@ -84,9 +84,15 @@ CASES: dict[str, Callable[[], Case]] = {
     f.__name__: f for f in (sine, arctangent, hyperbolic_sine, igbm, torchsde_diagonal)
 }
 BUDGETS = {
-    "smoke": Budget(("sine", "igbm"), 512, 20, 128, range(4, 7), range(4, 7), 32),
-    "paper": Budget(tuple(CASES), 4096, 300, 4096, range(3, 11), range(9, 14), 256),
-}
+    "smoke": Budget(
+        cases=("sine", "igbm"), trajectories=512, iterations=20, paths=128, levels=range(4, 7),
+        finer=range(4, 7), finer_paths=32,
+    ),
+    "paper": Budget(
+        cases=tuple(CASES), trajectories=4096, iterations=300, paths=4096, levels=range(3, 11),
+        finer=range(9, 14), finer_paths=256,
+    ),
+}  # fmt: skip
 
 
 def measure(budget: Budget, job: Job) -> dict[str, Record]:

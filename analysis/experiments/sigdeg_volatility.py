@@ -68,9 +68,15 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(2_000, 50, 2, 64, 5, 64, 300, 2, 2_000),
-    "paper": Budget(200_000, 10_000, 20, 16_384, 2400, 128, 12_000, 3, 200_000),
-}
+    "smoke": Budget(
+        data=2_000, iterations=50, substeps=2, trajectories=64, distillation=5, batch=64, paths=300,
+        seeds=2, reference=2_000,
+    ),
+    "paper": Budget(
+        data=200_000, iterations=10_000, substeps=20, trajectories=16_384, distillation=2400, batch=128,
+        paths=12_000, seeds=3, reference=200_000,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -346,7 +346,8 @@ def _reduction(e: Experiment, error: Callable[[Tensor, Tensor], Tensor]) -> Redu
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).flatten(1).norm(dim=1)
+    out: Tensor = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+    return out
 
 
 def _floor(e: Experiment, difference: Tensor) -> float:

@@ -78,7 +78,7 @@ def _compare(
     noise = torch.randn(SAMPLES, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * fine[0].float()
     noise = noise.to(device)
     naive = fs.EulerMaruyama()
-    samplers = {
+    samplers: dict[str, Any] = {
         f"teacher, {TEACHER_STEPS} steps": naive.plan(fine), f"naive, {STEPS} steps": naive.plan(coarse),
         f"learned, {STEPS} steps": student,
     }  # fmt: skip
@@ -100,7 +100,7 @@ def _compare(
 
 def _distance(images: Tensor, held_out: Tensor) -> float:
     """Mean sliced W2 of batches of 500 to the 500 held-out digits: it depends on the sample size."""
-    parts = images.split(len(held_out))
+    parts = torch.split(images, len(held_out))
     return sum(sliced_w2(part, held_out) for part in parts) / len(parts)
 
 

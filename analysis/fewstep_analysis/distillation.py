@@ -108,6 +108,8 @@ def distill_dode(
     """
     device = str(_validation.check_device(device))
     solver, model = solver_named(base, "base"), task(problem, device)
+    if not isinstance(solver, fs.DiffusionSolver):
+        raise fs.InputError(f"base: got {base!r}, expected a diffusion solver such as ddim or unipc:2.")
     noise, labels = model.noise(samples, seed), model.labels(samples, seed)
     student, report = fs.distill_dode(
         model.problem,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -82,11 +83,12 @@ class Experiment:
 
 
 class Stored:
-    """The increments of one refinement, in memory; coarser ones by joining neighbouring increments."""
+    """A path whose increments over equidistant steps are in memory; coarser ones by joining neighbours."""
 
-    def __init__(self, increments: list[Increment]) -> None:
+    def __init__(self, increments: list[Increment], t0: float = 0.0) -> None:
         first = increments[0]
         self.pieces = increments
+        self.t0 = t0
         self.levy: str = first.levy
         self.area: bool = first.A is not None
         self.shape: tuple[int, ...] = tuple(first.W.shape)
@@ -96,9 +98,15 @@ class Stored:
         assert len(grid) - 1 == len(self.pieces)
         return iter(self.pieces)
 
+    def increment(self, s: Any, t: Any) -> Increment:
+        h = float(self.pieces[0].h)
+        first, last = (round((float(v) - self.t0) / h) for v in (s, t))
+        return reduce(lambda a, b: a.join(b), self.pieces[first:last])
+
     def coarser(self) -> Stored:
         """The same paths with half the steps."""
-        return Stored([a.join(b) for a, b in zip(self.pieces[::2], self.pieces[1::2], strict=True)])
+        pairs = zip(self.pieces[::2], self.pieces[1::2], strict=True)
+        return Stored([a.join(b) for a, b in pairs], self.t0)
 
     def mirrored(self) -> Stored:
         """The antithetic paths -W. Areas between channels are even in W and stay."""
@@ -106,7 +114,8 @@ class Stored:
             [
                 Increment(i.h, -i.W, None if i.H is None else -i.H, None if i.K is None else -i.K, i.A)
                 for i in self.pieces
-            ]
+            ],
+            self.t0,
         )
 
 
@@ -124,7 +133,7 @@ def own_noise(e: Experiment, first: int, count: int) -> Stored:
     )  # fmt: skip
     if e.area:
         path = AreaPath(path, 2 ** (e.finest + AREA_FINER))
-    return Stored(list(path.increments(grid_of(e.ends, e.finest))))
+    return Stored(list(path.increments(grid_of(e.ends, e.finest))), e.ends[0])
 
 
 def own_ends(e: Experiment, first: int, count: int, mirror: bool) -> tuple[list[dict[int, Tensor]], Any]:
@@ -166,7 +175,7 @@ def torchsde_ends(e: Experiment, first: int, count: int) -> tuple[list[dict[int,
     # coarse before fine: in the other order torchsde's tree degenerates
     for level in e.levels:
         grid = grid_of(e.ends, level)
-        noise = Stored(list(path.increments(grid)))
+        noise = Stored(list(path.increments(grid)), e.ends[0])
         for solver, ys in zip(e.solvers, found, strict=True):
             ys[level] = solve(e.sde, solver, start, grid, path=noise).y
     theirs, ts = TorchsdeSDE(e.sde, start.shape[-1]), torch.tensor(e.ends, dtype=torch.float64)
@@ -199,11 +208,11 @@ class TorchsdeSDE(torch.nn.Module):
 Reduce = Callable[[dict[int, Tensor], Any], Tensor]
 
 
-def sweep(e: Experiment, reduce: Reduce, floor: Callable[[Any], Tensor]) -> tuple[list[Tensor], Tensor]:
+def sweep(e: Experiment, errors: Reduce, floor: Callable[[Any], Tensor]) -> tuple[list[Tensor], Tensor]:
     """Solve all paths, block by block; rank r processes blocks r, r + world_size, ...
 
     Args:
-        reduce: `(states by refinement, reference) -> (paths, refinements)` errors of one solver.
+        errors: `(states by refinement, reference) -> (paths, refinements)` errors of one solver.
         floor: `reference -> (paths,)` difference of the reference at its two resolutions.
 
     Returns:
@@ -223,7 +232,7 @@ def sweep(e: Experiment, reduce: Reduce, floor: Callable[[Any], Tensor]) -> tupl
             share = 0.5 if e.antithetic else 1.0
             ends = torchsde_ends(e, k, count) if e.truth == "torchsde" else own_ends(e, k, count, mirror)
             for mine, ys in zip(out, ends[0], strict=True):
-                mine[rows] += share * reduce(ys, ends[1]).to("cpu", torch.float64)
+                mine[rows] += share * errors(ys, ends[1]).to("cpu", torch.float64)
             if len(ends[1]) > 1:
                 own[rows] += share * floor(ends[1]).to("cpu", torch.float64)
     # each row is non-zero in one process only: the sum is bitwise that of a single process

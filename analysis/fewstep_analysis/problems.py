@@ -261,7 +261,7 @@ def neural_general(d: int = 3, m: int = 2, seed: int = 0) -> TestProblem:
 
     def diffusion(t: Tensor, y: Tensor) -> Tensor:
         flat = torch.sigmoid(torch.tanh(y @ g1.to(y).mT + t) @ g2.to(y).mT)
-        return flat.unflatten(-1, (d, m))
+        return flat.reshape(*flat.shape[:-1], d, m)
 
     sde = SDE(drift, diffusion, noise_type="general", sde_type="stratonovich")
     return TestProblem("neural_general", sde, torch.full((d,), 0.1, dtype=F64))

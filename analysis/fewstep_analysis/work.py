@@ -16,7 +16,6 @@ from fewstep import (  # fmt: skip
     AreaPath,
     BrownianPath,
     GeneralMilstein,
-    Increment,
     Milstein,
     SlowRK,
     StochasticSolver,
@@ -244,27 +243,24 @@ def _theirs(e: Experiment, method: str, evaluations: int) -> Series:
         return solve_along(interval, level)
 
     def end(noise: Stored, level: int) -> Tensor:
-        return solve_along(_StoredBrownian(noise, e.ends, area), level)
+        return solve_along(_StoredBrownian(noise, area), level)
 
     return Series(method, "torchsde", [evaluations * 2**n for n in e.levels], run, end)
 
 
 class _StoredBrownian:
-    """Stored increments with torchsde's interface, so that its solvers use the same path."""
+    """A stored path with torchsde's interface: its solvers use the same increments."""
 
-    def __init__(self, noise: Stored, ends: tuple[float, float], levy_area_approximation: str) -> None:
+    def __init__(self, noise: Stored, levy_area_approximation: str) -> None:
         first = noise.pieces[0].W
-        self.pieces: list[Increment] = noise.pieces
-        self.t0: float = ends[0]
-        self.h: float = (ends[1] - ends[0]) / len(noise.pieces)
+        self.noise = noise
         self.shape: torch.Size = first.shape
         self.dtype: torch.dtype = first.dtype
         self.device: torch.device = first.device
         self.levy_area_approximation = levy_area_approximation
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
-        piece = self.pieces[round((float(ta) - self.t0) / self.h)]
-        assert abs(float(tb) - float(ta) - self.h) < 1e-9 * self.h + 1e-12
+        piece = self.noise.increment(ta, tb)
         return (piece.W, piece.U) if return_U else piece.W
 
 

@@ -85,10 +85,9 @@ def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], d
             with safe_open(str(path), framework="pt") as file:
                 meta = json.loads((file.metadata() or {}).get("fewstep", "{}"))
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise InputError(f"path: {path} does not exist.") from error
     except OSError as error:
-        reason = "is a folder" if Path(path).is_dir() else f"cannot be read ({error})"
+        missing, folder = not Path(path).exists(), Path(path).is_dir()
+        reason = "does not exist" if missing else "is a folder" if folder else f"cannot be read ({error})"
         raise InputError(f"path: {path} {reason}; expected a file written by .save().") from error
     except (SafetensorError, *DAMAGE) as error:
         raise InputError(
@@ -147,9 +146,9 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | SFDDM | S
 
     try:
         meta, tensors = read(path, (*FORMATS, STUDENT_FORMAT))
-        return Plan.from_tensors(meta, tensors) if meta["format"] in FORMATS else _student(
-            path, meta, tensors, network
-        )  # fmt: skip
+        if meta["format"] in FORMATS:
+            return Plan.from_tensors(meta, tensors)
+        return _student(path, meta, tensors, network)
     except InputError:
         raise
     except (*DAMAGE, ArithmeticError, RuntimeError, ImportError) as error:

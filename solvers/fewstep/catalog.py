@@ -33,7 +33,7 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
         for package in ("sde", "samplers")
         for module in iter_modules(import_module(f"fewstep.{package}").__path__)
     ]
-    classes = {n: c for module in modules for n, c in vars(module).items() if n in fewstep.__all__}
+    classes = {n: c for module in modules for n, c in vars(module).items() if n in dir(fewstep)}
     found = {
         name: kind()
         for name, kind in sorted(classes.items())

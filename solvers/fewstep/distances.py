@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -75,7 +76,7 @@ def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
     n, m = len(a), len(b)
     within_a = (_pair_sum(a, a, kernel) - n) / (n * (n - 1))  # the kernel of a sample with itself is 1
     within_b = (_pair_sum(b, b, kernel) - m) / (m * (m - 1))
-    return max(within_a + within_b - 2 * _pair_sum(a, b, kernel) / (n * m), 0.0) ** 0.5
+    return math.sqrt(max(within_a + within_b - 2 * _pair_sum(a, b, kernel) / (n * m), 0.0))
 
 
 def median_distance(x: Tensor, count: int = SUBSET) -> float:
@@ -99,7 +100,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     else:
         within_a, within_b, across = (_pair_sum(*v, lambda d: d) for v in ((a, a), (b, b), (a, b)))
     square = 2 * across / (n * m) - within_a / (n * (n - 1)) - within_b / (m * (m - 1))
-    return max(square, 0.0) ** 0.5
+    return math.sqrt(max(square, 0.0))
 
 
 def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,7 @@ def _quantiles(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _pair_sum(a: Tensor, b: Tensor, of: Callable[[Tensor], Tensor]) -> float:
     """The sum over all pairs of a function of their distance, in blocks of rows."""
     exact = "donot_use_mm_for_euclid_dist"  # the other mode is inaccurate for small distances
-    rows = a.split(max(1, PAIRS // len(b)))
+    rows = torch.split(a, max(1, PAIRS // len(b)))
     return sum(float(of(torch.cdist(r, b, compute_mode=exact)).sum()) for r in rows)
 
 

@@ -31,7 +31,7 @@ class NonFiniteError(ArithmeticError):
 
 
 def one_of(argument: str, got: object, expected: Iterable[str]) -> InputError:
-    """An `InputError` for a word that is not in a list; suggests the closest word."""
+    """An `InputError` for a string that is not in a list; suggests the closest one."""
     words = sorted(expected)
     near = difflib.get_close_matches(str(got), words, n=1, cutoff=0.5)
     cure = f" Did you mean {near[0]!r}?" if near else ""

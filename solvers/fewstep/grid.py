@@ -126,23 +126,6 @@ def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
     return s
 
 
-def check_times(grid: Tensor) -> Tensor:
-    """A time grid for `solve` as (n,) float64 on the CPU: finite, at least two times, strictly increasing."""
-    if not torch.is_tensor(grid) or not grid.is_floating_point():
-        raise InputError(
-            f"grid: got {_validation.describe(grid)}; expected a 1-D floating-point tensor of times."
-        )
-    t = grid.detach().to("cpu", torch.float64)
-    good = t.dim() == 1 and len(t) > 1 and bool(t.isfinite().all()) and bool((t.diff() > 0).all())
-    if not good:
-        got = _short(t) if t.dim() == 1 else f"shape {tuple(t.shape)}"
-        raise InputError(
-            f"grid: got {got}; expected (n,) finite, strictly increasing times, at least two, for instance "
-            "torch.linspace(0, 1, 65)."
-        )
-    return t
-
-
 def _short(t: Tensor) -> str:
     values = [f"{v:.4g}" for v in torch.as_tensor(t).flatten().tolist()]
     return "[" + ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]]) + "]"

@@ -19,7 +19,11 @@ from fewstep_analysis import convergence, diffusion_problems, distillation, prob
 from fewstep_analysis.cli import app, common, completion, main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [
+    str(page.relative_to(ROOT))
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    if page.name != "CHANGELOG.md" and not {"_generated", "_build"} & {*page.parts}
+]
 RUN = "from fewstep_analysis.cli import main; main()"
 COMMANDS = {path: command for path, command, _ in app.helps()}
 HELP = {path: text for path, _, text in app.helps()}
@@ -39,36 +43,34 @@ def cli(monkeypatch, capsys, tmp_path):
     return run
 
 
-def examples():
-    """(place, command line) of every example in a help text or a page."""
+def examples(page):
+    """The command lines of a page, or those of all help texts for None."""
 
     def joined(text):
         return re.sub(r"\\\n\s*", "", text)
 
-    for path, text in HELP.items():
-        for line in re.findall(r"Example: (fewstep .*)", joined(text)):
-            yield path, line
-    for page in PAGES:
-        if "_generated" not in page.parts and "_build" not in page.parts:
-            pattern = r"(?:^ *|&& |[A-Z_]+=\S+ |`)(fewstep [a-z][^`\n]*)"
-            for line in re.findall(pattern, joined(page.read_text()), re.M):
-                yield page.name, re.split("&&|[|]", line)[0]
+    if page is None:
+        return [line for text in HELP.values() for line in re.findall("Example: (fewstep .*)", joined(text))]
+    pattern = r"(?:^ *|&& |[A-Z_]+=\S+ |`)(fewstep [a-z][^`\n]*)"
+    found = re.findall(pattern, joined((ROOT / page).read_text()), re.M)
+    return [re.split("&&|[|]", line)[0] for line in found]
 
 
-def test_examples_parse_and_name_what_exists():
+@pytest.mark.parametrize("page", [None, *(p for p in PAGES if examples(p))])
+def test_examples_parse_and_name_what_exists(page):
     names = [*problems.PROBLEMS, *distillation.TASKS]
-    for where, line in examples():
+    for line in examples(page):
         words, command = app.repeat_nfe(shlex.split(line, comments=True)[1:]), COMMANDS["fewstep"]
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
         if not words or "NAME" in words:  # the name of a command, or a pattern
             continue
-        assert not hasattr(command, "commands"), f"{where}: no command {words[0]}"
+        assert not hasattr(command, "commands"), f"no command {words[0]}"
         params = command.make_context("fewstep", words).params
         given = params.get("solver") or []
         for name in [*given, *([params["base"]] if "base" in params else [])]:
             solver_named(name)
-        assert params.get("problem", "sine") in names, f"{where}: {line}"
+        assert params.get("problem", "sine") in names, line
 
 
 @pytest.mark.parametrize("path", HELP)

@@ -1,4 +1,4 @@
-"""Several processes, one result: started as torchrun starts them, on gloo."""
+"""Several processes give the result of one: started by torchrun, on gloo."""
 
 import json
 import subprocess
@@ -28,13 +28,12 @@ with processes("cpu") as device:
 
 
 def torchrun(world):
-    # standalone: the rendezvous finds its own port, which no other program can take in between
+    # standalone: the rendezvous chooses its own port
     return [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
 
 
 def run(words, folder):
-    """Run to success. A signal from gloo's threads (seen once) says nothing of the numbers,
-    so that such a start is made once more; a Python error is not forgiven."""
+    """Run to success; a start that dies from a signal in gloo's threads (seen once) is repeated."""
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, *words], capture_output=True, text=True, cwd=folder, timeout=120
@@ -57,13 +56,14 @@ def alone(tmp_path_factory):
     return launch(1, tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_two_and_three_processes_give_what_one_gives(world, alone, tmp_path):
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_give_the_result_of_one(world, alone, tmp_path):
     for a, b in zip(alone, launch(world, tmp_path), strict=True):
         assert max(abs(x - y) / max(abs(x), 1e-3) for x, y in zip(a, b, strict=True)) < 1e-12
 
 
-def test_the_command_line_runs_under_torchrun(tmp_path):
+@pytest.mark.slow
+def test_command_line_runs_under_torchrun(tmp_path):
     words = "-m fewstep_analysis convergence --solver milstein --problem sine --reference levels --levels 2 5"
     done = run([*torchrun(2), *words.split(), "--paths", "100", "--out", "o.svg"], tmp_path)
     assert done.stdout.count("Milstein: order") == 1

@@ -1,4 +1,4 @@
-"""Work-precision: exact problems, anchors, records and figures."""
+"""Work-precision of samplers: exact problems, reference values, records and figures."""
 
 import math
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep_analysis import sampler_work as diffusion_work
+from fewstep_analysis import sampler_work
 from fewstep_analysis.diffusion_problems import PROBLEMS, by_name
 from fewstep_analysis.records import Record
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_the_denoiser_is_the_posterior_mean(name):
-    """Against sums over draws of the data, and the score against the gradient of the log density."""
+def test_denoiser_is_the_posterior_mean(name):
+    """Compared with sums over samples of the data; the score with the gradient of the log density."""
     mixture = by_name(name).mixture
     data = mixture.sample(200000, seed=0)
     x = mixture.sample(4, seed=1) + 0.1
@@ -31,7 +31,7 @@ def test_the_denoiser_is_the_posterior_mean(name):
         torch.testing.assert_close(mixture.score(x, sigma), score)
 
 
-def test_the_reference_flow_is_the_gaussians_own():
+def test_reference_flow_of_gaussian_is_exact():
     problem = by_name("gaussian")
     m, v = problem.mixture.means[0], problem.mixture.stds[0] ** 2
     x = problem.noise(16)
@@ -41,10 +41,14 @@ def test_the_reference_flow_is_the_gaussians_own():
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
 
 
-def test_anchors_on_the_ring(tmp_path):
-    """Figures measured once for this project with diffusers' schedulers on the same problem."""
-    record = diffusion_work.work_precision(
-        "ring", (5, 10, 20), solvers=["DDIM", "DPMSolverPP(2)", "EDMHeun", "IPNDM(4)"], diffusers=False
+def test_errors_on_the_ring_equal_independent_measurements(tmp_path):
+    """RMSEs of diffusers' schedulers on the same problem, measured once."""
+    record = sampler_work.work_precision(
+        "ring",
+        (5, 10, 20),
+        solvers=["ddim", fs.DPMSolverPP(2), "edm_heun", "IPNDM(4)"],
+        samples=1024,
+        diffusers=False,
     )
     found = {(s["name"], s["spacing"]): dict(zip(s["nfe"], s["rmse"])) for s in record.data["series"]}
     for n, value in {5: 0.361, 10: 0.139, 20: 0.065}.items():
@@ -53,15 +57,17 @@ def test_anchors_on_the_ring(tmp_path):
         assert found["DPMSolverPP(2)", "logsnr"][n] == pytest.approx(value, rel=0.05)
     assert found["IPNDM(4)", "logsnr"][10] < 0.03
     assert set(found["EDMHeun", "karras"]) == {5, 9, 19}
-    text = diffusion_work.table(record, (5, 10))
+    text = sampler_work.table(record, (5, 10))
     assert "| DDIM | trailing | 0.36 | 0.14 |" in text
     assert "(9)" in text
     back = Record.load(record.save(tmp_path / "wp.json"))
-    assert diffusion_work.figure(back, tmp_path / "wp.svg").stat().st_size > 5000
+    assert sampler_work.figure(back, tmp_path / "wp.svg").stat().st_size > 5000
 
 
-def test_distances_to_data_fall_with_work():
-    record = diffusion_work.work_precision("smooth", (4, 32), solvers=["UniPC(2)"], diffusers=False)
+def test_distances_to_data_decrease_with_work():
+    record = sampler_work.work_precision(
+        "smooth", (4, 32), solvers=["UniPC(2)"], samples=1024, diffusers=False
+    )
     series = next(s for s in record.data["series"] if s["spacing"] == "logsnr")
     assert series["rmse"][1] < series["rmse"][0] / 5
     assert series["w2"][1] < 3 * record.data["w2_floor"]
@@ -70,20 +76,36 @@ def test_distances_to_data_fall_with_work():
     assert all(len(s["mmd"]) == len(s["nfe"]) for s in record.data["series"])
 
 
-def test_records_made_before_the_mmd_still_plot(tmp_path):
-    record = diffusion_work.work_precision("smooth", (4, 8), solvers=["DDIM"], diffusers=False, samples=64)
+def test_records_without_mmd_are_drawn(tmp_path):
+    record = sampler_work.work_precision("smooth", (4, 8), solvers=["DDIM"], diffusers=False, samples=64)
     for one in record.data["series"]:
         del one["mmd"]
     del record.data["mmd_floor"]
     old = Record.load(record.save(tmp_path / "old.json"))
-    assert "| DDIM |" in diffusion_work.table(old, (4, 8))
-    assert diffusion_work.figure(old, tmp_path / "old.svg").stat().st_size > 2000
+    assert "| DDIM |" in sampler_work.table(old, (4, 8))
+    assert sampler_work.figure(old, tmp_path / "old.svg").stat().st_size > 2000
 
 
-def test_bad_names_are_refused():
+def test_bad_input_is_rejected():
     with pytest.raises(fs.InputError, match="solvers"):
-        diffusion_work.work_precision("ring", (5,), solvers=["DDIMM"])
+        sampler_work.work_precision("ring", (5,), solvers=["DDIMM"])
     with pytest.raises(fs.InputError, match="problem"):
-        diffusion_work.work_precision("rings", (5,))
+        sampler_work.work_precision("rings", (5,))
     with pytest.raises(fs.InputError, match="nfe"):
-        diffusion_work.work_precision("ring", ())
+        sampler_work.work_precision("ring", ())
+    with pytest.raises(fs.InputError, match="adds noise"):
+        sampler_work.work_precision("ring", (5,), solvers=[fs.DDPM()])
+
+
+def test_any_configured_solver_is_measured():
+    record = sampler_work.work_precision(
+        "gaussian",
+        (4,),
+        solvers=["unipc(3, corrector=False)"],
+        spacings=["logsnr"],
+        samples=8,
+        diffusers=False,
+    )
+    assert [(s["name"], s["nfe"]) for s in record.data["series"]] == [
+        ("UniPC(order=3, corrector=False)", [4])
+    ]

@@ -32,9 +32,9 @@ def test_parts_are_independent_increments_that_join_to_the_interval(n, share, la
     forms = forms / scale[:, None]
     assert torch.allclose(forms @ forms.mT, torch.eye(2 * n, dtype=torch.float64), atol=1e-9)
     left, right = Increment(x, *M[:n]), Increment(y, *M[n:])
-    whole = left.join(right)
+    full = left.join(right)
     expected = torch.eye(2 * n, dtype=torch.float64)[:n]
-    got = torch.stack([v for v in (whole.W, whole.H, whole.K) if v is not None])
+    got = torch.stack([v for v in (full.W, full.H, full.K) if v is not None])
     assert torch.allclose(got, expected, atol=1e-13)
 
 

@@ -1,6 +1,5 @@
 """What all experiments share: the command line, records, tables, packed images; comparing records."""
 
-import subprocess
 import sys
 
 import pytest
@@ -11,8 +10,6 @@ import fewstep as fs
 import regenerate
 import strong_order
 from fewstep_analysis import Record
-
-SCRIPT = base.ROOT / "analysis" / "experiments" / "strong_order.py"
 
 
 def test_command_line_runs_with_changed_budget(tmp_path, monkeypatch, capsys):
@@ -27,19 +24,25 @@ def test_command_line_runs_with_changed_budget(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "figures" / "strong-order-sine.svg").exists()
 
 
-def test_help_of_every_script_has_an_example():
-    for name in base.NAMES:
-        e = base.load(name)
-        assert e.name == name
-        assert set(e.budgets) == {"smoke", "paper"}
-        assert (base.ROOT / e.command("smoke").split()[1]).exists()
-    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
-    assert "Example: python analysis/experiments/strong_order.py --budget smoke" in done.stdout
+@pytest.mark.parametrize("name", base.NAMES)
+def test_help_of_every_script_has_an_example(name, monkeypatch, capsys):
+    e = base.load(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit):
+        e.main()
+    example = e.command("smoke")
+    assert f"Example: {example}" in capsys.readouterr().out
+    assert (base.ROOT / example.split()[1]).exists()
 
 
-def test_unknown_budget_is_rejected(tmp_path):
+def test_unknown_budget_and_field_are_rejected(tmp_path, monkeypatch, capsys):
     with pytest.raises(fs.InputError, match="Did you mean 'smoke'"):
         strong_order.EXPERIMENT.run("smok", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["strong_order.py", "--set", "path=3"])
+    with pytest.raises(SystemExit) as end:
+        strong_order.EXPERIMENT.main()
+    assert end.value.code == 2
+    assert "Did you mean 'paths'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", base.NAMES)

@@ -56,6 +56,7 @@ def test_samplers_of_k_diffusion_do_the_same_work():
     assert len(benchmarks.drop_in_k(1, 0)) == expected
 
 
+@pytest.mark.slow
 def test_figures_of_brownian_paths(run):
     data = run(brownian_figures)["brownian-figures"].data
     path = data["path"]
@@ -70,6 +71,7 @@ def test_increments(run):
     assert {"bare torch loop", "path W, walked"} <= {r["series"] for r in rows}
 
 
+@pytest.mark.filterwarnings("ignore")  # those of diffusers
 def test_sampling_overhead(run):
     rows = run(sampler_overhead, rounds={(2, 4, 8, 8): 2})["sampler-overhead"].data["rows"]
     assert len(rows) == len(sampler_overhead.SOLVERS) * len(sampler_overhead.STEPS)

@@ -55,7 +55,7 @@ def test_displacement_takes_at_least_64_teacher_steps():
 def test_resumed_training_equals_uninterrupted_training(tmp_path, monkeypatch):
     denoiser, table = teachers.digits().denoiser, sfddm_digits.schedule()
     training = fs.TrainingOptions(4, 8, 1e-3, checkpoint_every=2)
-    options = {"data": torch.zeros(8, 1, 8, 8), "seed": 1}
+    options = {"data": torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), "seed": 1}
 
     def distil(folder):
         return sfddm_training.distil(DISPLACED, denoiser, table, 4, folder, training, 2, **options)
@@ -99,6 +99,7 @@ def test_mnist_with_any_network(run, any_network):
     assert [r["steps"] for r in data["folds"]] == [8]
 
 
+@pytest.mark.slow
 def test_fold_of_halving_starts_from_the_one_before(tmp_path, any_network):
     from base import Job
 

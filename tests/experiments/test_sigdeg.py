@@ -49,6 +49,7 @@ def test_ablation(run):
             assert math.isclose(r["local"][-1], r["takeover"][-1], rel_tol=1e-5)
 
 
+@pytest.mark.slow
 def test_order(run):
     record = run(sigdeg_order, cases=("igbm",), trajectories=32, iterations=1, paths=24, finer_paths=16)
     (row,) = record["sigdeg-order"].data["rows"]

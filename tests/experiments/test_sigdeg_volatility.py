@@ -52,6 +52,7 @@ def test_verdicts(student, teacher, verdict):
     assert experiment.verdict(errors, "price") == verdict
 
 
+@pytest.mark.slow
 def test_small_run(run):
     records = run(experiment, iterations=2, distillation=2, trajectories=16, paths=200)
     found = records["sigdeg-volatility"].data["sets"]

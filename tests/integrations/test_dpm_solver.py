@@ -1,4 +1,4 @@
-"""Networks as other repositories leave them: score_sde's closures, DPM-Solver's, EDM's networks."""
+"""Networks of other repositories: score_sde's functions, DPM-Solver's interface, EDM's networks."""
 
 import math
 
@@ -33,7 +33,7 @@ MARGINALS = {
 
 
 def score_fn(marginal):
-    """What score_sde's get_score_fn returns: (x, t) -> score, t (batch,) in (0, 1]."""
+    """A function like that of score_sde's get_score_fn: (x, t) -> score, t (batch,) in (0, 1]."""
 
     def score(x, t):
         alpha, std = (v[:, None] for v in marginal(t))
@@ -48,7 +48,7 @@ def of_closure(name):
 
 
 def of_network(name):
-    """The network inside, told 999 t and predicting the noise, or (VE) told sigma_t."""
+    """The inner network: called with 999 t it predicts the noise, or (VE) with sigma_t."""
     schedule, marginal = MARGINALS[name]
     score = score_fn(marginal)
     if name == "ve":
@@ -67,7 +67,7 @@ def told_999(x, labels, marginal, score):
 
 @pytest.mark.parametrize("made", [of_closure, of_network], ids=["score_fn", "network"])
 @pytest.mark.parametrize("name", MARGINALS)
-def test_score_sde_samples_exactly(name, made):
+def test_score_sde_model_samples_exactly(name, made):
     schedule, marginal = MARGINALS[name]
     t = torch.tensor([0.01, 0.3, 1.0], dtype=torch.float64)
     alpha, std = marginal(t)
@@ -131,7 +131,7 @@ CLOCKS = {
 
 
 def model_fn(ns):
-    """(x, t_continuous) -> eps, exact, in the clock of ns."""
+    """(x, t_continuous) -> eps, exact, in the time of ns."""
 
     def eps(x, t):
         assert t.shape == (len(x),)
@@ -143,7 +143,7 @@ def model_fn(ns):
 
 @pytest.mark.parametrize("name", CLOCKS)
 @pytest.mark.parametrize(("spacing", "power"), [("uniform", 1), ("quadratic", 2)])
-def test_ddim_in_the_clock_of_dpm_solver(name, spacing, power):
+def test_ddim_equals_dpm_solver_1_in_its_own_time(name, spacing, power):
     ns, x = CLOCKS[name], torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     problem = from_model_fn(model_fn(ns), ns)
     got = fs.sample(problem, fs.DDIM(), noise=x, steps=8, spacing=spacing, final="sigma_min")
@@ -158,7 +158,7 @@ def test_ddim_in_the_clock_of_dpm_solver(name, spacing, power):
 
 
 @pytest.mark.parametrize("name", CLOCKS)
-def test_the_clock_of_dpm_solver_is_a_schedule(name):
+def test_noise_schedule_vp_is_a_schedule(name):
     schedule = DPMSolverSchedule(CLOCKS[name])
     t = torch.linspace(1e-3, 1, 200, dtype=torch.float64).reshape(20, 10)
     sigma = schedule.sigma(t)
@@ -179,7 +179,7 @@ def test_the_clock_of_dpm_solver_is_a_schedule(name):
         torch.testing.assert_close(schedule.sigma((labels + 1) / 1000), own, rtol=1e-9, atol=0)
 
 
-def test_a_range_of_the_clock():
+def test_range_of_times_is_checked():
     ns = NoiseSchedule()
     problem = from_model_fn(model_fn(ns), ns, t_start=0.9, t_end=0.01)
     schedule, x = problem.schedule, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
@@ -221,8 +221,8 @@ def edm_ends(**options):
 @pytest.mark.parametrize(
     "labels", [None, torch.eye(3)[2], torch.eye(3)[[1]], torch.eye(3).long()[[0, 1, 2, 1]]]
 )
-def test_edm_networks_with_classes(labels):
-    """A float64 trajectory through a network that answers in float32, at each label's own mean."""
+def test_edm_networks_receive_class_labels(labels):
+    """A float64 trajectory through a float32 network, at the mean of each label."""
     ends, net = edm_ends(class_labels=labels, force_fp32=True)
     want = torch.zeros(4) if labels is None else torch.atleast_2d(labels).argmax(1).expand(4).float()
     assert ends.dtype == torch.float64
@@ -259,7 +259,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(case):
+def test_bad_input_raises_a_clear_error(case):
     call, words = BAD[case]
     with pytest.raises(fs.InputError, match=words):
         call()

@@ -122,11 +122,11 @@ def test_sig_sampler_uses_its_own_network():
 @pytest.mark.parametrize("zero", [True, False], ids=["to0", "above0"])
 def test_callback_is_called_as_in_k_diffusion(solver, zero):
     """Once per step, in order, with the model's input and output."""
-    x, sigmas, told = start(), karras(6, zero), []
-    kd.sampler(solver)(model, x, sigmas, callback=told.append)
+    x, sigmas, calls = start(), karras(6, zero), []
+    kd.sampler(solver)(model, x, sigmas, callback=calls.append)
     n = len(sigmas) - 1
-    assert [d["i"] for d in told] == list(range(n))
-    for i, d in enumerate(told):
+    assert [d["i"] for d in calls] == list(range(n))
+    for i, d in enumerate(calls):
         assert set(d) == {"x", "i", "sigma", "sigma_hat", "denoised"}
         assert torch.equal(d["sigma"], sigmas[i])
         if solver in CHURNED:
@@ -136,7 +136,7 @@ def test_callback_is_called_as_in_k_diffusion(solver, zero):
         again = model(d["x"], d["sigma_hat"].expand(BATCH))
         torch.testing.assert_close(d["denoised"], again, rtol=1e-9, atol=1e-9)
     if not (solver in CHURNED or name(solver) in ("SEA", "ShARK")):  # their stages add noise to x
-        assert torch.equal(told[0]["x"], x)
+        assert torch.equal(calls[0]["x"], x)
 
 
 def test_callback_of_irregular_plan_reports_levels():
@@ -145,11 +145,11 @@ def test_callback_of_irregular_plan_reports_levels():
     for s, t in ((4.0, 2.0), (2.0, 1.0), (1.0, 0.0)):
         D = builder.evaluate(builder.x, s)
         builder.advance(t / s * builder.x + (1 - t / s) * D)
-    told = []
+    calls = []
     f = kd.sampler(builder.finish())
-    f(model, start(sigma=4.0), f.sigmas, callback=told.append)
-    assert [d["i"] for d in told] == [0, 0, 1]
-    assert [float(d["sigma_hat"]) for d in told] == [4, 2, 1]
+    f(model, start(sigma=4.0), f.sigmas, callback=calls.append)
+    assert [d["i"] for d in calls] == [0, 0, 1]
+    assert [float(d["sigma_hat"]) for d in calls] == [4, 2, 1]
 
 
 def test_progress_bar_counts_steps_and_no_gradient_is_recorded(capfd):
@@ -236,8 +236,8 @@ def stand_in():
     def ksampler(sampler_name, model, noise, sigmas, extra_args, callback):
         """As KSAMPLER.sample calls the function of that name."""
         function = getattr(sampling, f"sample_{sampler_name}")
-        told = lambda d: callback(d["i"], d["denoised"], d["x"], len(sigmas) - 1)  # noqa: E731
-        return function(model, noise, sigmas, extra_args=extra_args, callback=told, disable=True)
+        calls = lambda d: callback(d["i"], d["denoised"], d["x"], len(sigmas) - 1)  # noqa: E731
+        return function(model, noise, sigmas, extra_args=extra_args, callback=calls, disable=True)
 
     samplers.ksampler = ksampler
     return comfy
@@ -254,8 +254,8 @@ def test_registered_solver_runs_by_name_in_comfyui(monkeypatch):
     assert comfy.samplers.KSampler.SAMPLERS == ["euler", "ddim", "uni_pc", "fewstep_unipc"]
     x, sigmas, steps = start(), karras(6), []
     extra = {"model_options": {}, "seed": 7, "denoise_mask": None}
-    told = lambda i, D, x, n: steps.append((i, n))  # noqa: E731
-    out = comfy.samplers.ksampler("fewstep_unipc", model, x, sigmas, extra, told)
+    calls = lambda i, D, x, n: steps.append((i, n))  # noqa: E731
+    out = comfy.samplers.ksampler("fewstep_unipc", model, x, sigmas, extra, calls)
     assert torch.equal(out, kd.sampler(fs.UniPC(2))(model, x, sigmas))
     assert steps == [(i, 6) for i in range(6)]
     for taken in ("euler", "ddim"):

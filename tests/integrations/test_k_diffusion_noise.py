@@ -33,12 +33,12 @@ def test_seed_is_taken_from_argument_then_extra_args_then_zero():
     x, sigmas, f = start(), karras(5), kd.sampler(fs.EulerMaruyama())
     seen = []
 
-    def told(x, sigma, seed=None, **rest):
+    def conditioned(x, sigma, seed=None, **rest):
         seen.append((seed, rest))
         return MIXTURE.denoiser(x, sigma)
 
     comfy = {"model_options": {}, "seed": 7, "denoise_mask": None}
-    a = f(told, x, sigmas, extra_args=comfy)
+    a = f(conditioned, x, sigmas, extra_args=comfy)
     assert seen == [(7, {"model_options": {}, "denoise_mask": None})] * 5
     assert comfy["seed"] == 7
     assert torch.equal(a, f(model, x, sigmas, seed=7))
@@ -74,8 +74,8 @@ def test_run_from_a_lower_level_uses_the_same_path():
     """A grid that starts lower gets the noise that a full run had there."""
     x, sigmas, seen = start(), karras(9), []
     f = kd.sampler(fs.EulerMaruyama())
-    whole = f(model, x, sigmas, callback=lambda d: seen.append(d["x"]), seed=5)
-    torch.testing.assert_close(f(model, seen[4], sigmas[4:], seed=5), whole, rtol=1e-9, atol=1e-9)
+    full = f(model, x, sigmas, callback=lambda d: seen.append(d["x"]), seed=5)
+    torch.testing.assert_close(f(model, seen[4], sigmas[4:], seed=5), full, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_noise_is_additive_over_intervals(clock):
     u = transform(levels)
     root = u.diff().abs().sqrt()
     parts = [a(s, t) for s, t in zip(levels[:-1], levels[1:], strict=True)]
-    whole = sum(r * z for r, z in zip(root, parts, strict=True)) / (u[-1] - u[0]).abs().sqrt()
-    torch.testing.assert_close(b(levels[0], levels[-1]), whole, rtol=1e-5, atol=1e-5)
+    full = sum(r * z for r, z in zip(root, parts, strict=True)) / (u[-1] - u[0]).abs().sqrt()
+    torch.testing.assert_close(b(levels[0], levels[-1]), full, rtol=1e-5, atol=1e-5)
     backwards = [b(t, s) for s, t in zip(levels[:-1], levels[1:], strict=True)][::-1]
     for z, minus in zip(parts, backwards[::-1], strict=True):
         assert torch.equal(z, -minus)

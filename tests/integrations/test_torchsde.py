@@ -270,11 +270,11 @@ class Parts:
 
     def __init__(self, noise_type, **methods):
         self.noise_type, self.sde_type = noise_type, "ito"
-        whole = Neural(noise_type, "ito", torch.float64)
+        full = Neural(noise_type, "ito", torch.float64)
         of = {
-            "f": whole.f, "g": whole.g, "f_and_g": lambda t, y: (whole.f(t, y), whole.g(t, y)),
-            "g_prod": lambda t, y, v: fs.problem.diffuse(whole.g(t, y), v),
-            "f_and_g_prod": lambda t, y, v: (whole.f(t, y), fs.problem.diffuse(whole.g(t, y), v)),
+            "f": full.f, "g": full.g, "f_and_g": lambda t, y: (full.f(t, y), full.g(t, y)),
+            "g_prod": lambda t, y, v: fs.problem.diffuse(full.g(t, y), v),
+            "f_and_g_prod": lambda t, y, v: (full.f(t, y), fs.problem.diffuse(full.g(t, y), v)),
         }  # fmt: skip
         vars(self).update({mine: of[theirs] for mine, theirs in methods.items()})
 

@@ -72,7 +72,7 @@ def test_zero_terminal_snr():
 SPACINGS = ["logsnr", "karras", "exponential", "uniform", "quadratic", "linspace", "leading", "trailing"]
 
 
-CASES = [(name, SPACINGS[i % len(SPACINGS)], "sigma_min" if i % 3 else "x0") for i, name in enumerate(SCHEDULES)]
+CASES = [(name, SPACINGS[i % 8], ("x0", "sigma_min", "sigma_min")[i % 3]) for i, name in enumerate(SCHEDULES)]
 CASES += [("linear", spacing, final) for spacing in SPACINGS for final in ("x0", "sigma_min")]
 
 

@@ -93,7 +93,7 @@ def convergence(
         from ..convergence import strong_orders, weak_orders
         from ..parallel import processes
 
-        sde, chosen = problems.by_name(problem), [solver_named(name) for name in solver]
+        sde, chosen = problems.by_name(problem), _solvers(solver)
         options: dict[str, Any] = {
             "reference": reference if reference in REFERENCES else solver_named(reference, "reference"),
             "levels": range(levels[0], levels[1] + 1), "paths": paths, "block": block or None, "seed": seed,
@@ -109,6 +109,12 @@ def convergence(
     lines = [line for e in found for line in _order_lines(e)]
     files = f"wrote {out} and {out.with_suffix('.json')}"
     common.tell(as_json, record | {"wrote": wrote()}, [*lines, files])
+
+
+def _solvers(names: list[str]) -> list[Any]:
+    from fewstep.catalog import solver_named
+
+    return [solver_named(name) for name in names]
 
 
 def _save_orders(found: list[Any], out: Path, seed: int) -> dict[str, Any]:
@@ -173,17 +179,15 @@ def work_precision(
         from ..problems import by_name
 
         if work.is_sde(problem):
-            from fewstep.catalog import solver_named
-
-            chosen: Any = [solver_named(name) for name in solver] if solver else None
             record = work.sde_work_precision(
-                by_name(problem), chosen, levels=range(levels[0], levels[1] + 1), paths=paths,
-                torchsde=peers, device=common.check_device(device), seed=seed,
+                by_name(problem), _solvers(solver) if solver else None,
+                levels=range(levels[0], levels[1] + 1), paths=paths, torchsde=peers,
+                device=common.check_device(device), seed=seed,
             )  # fmt: skip
             work.work_figure(record, out)
             columns, rows = work.summary(record)
         else:
-            given = {k: v for k, v in {"nfe": nfe, "solvers": solver}.items() if v}
+            given: dict[str, Any] = {k: v for k, v in {"nfe": nfe, "solvers": solver}.items() if v}
             record = work.work_precision(problem, samples=paths, seed=seed, diffusers=peers, **given)
             sampler_work.figure(record, out)
             columns, rows = sampler_work.summary(record, nfe or (5, 8, 10, 20, 50))

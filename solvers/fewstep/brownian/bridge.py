@@ -45,8 +45,8 @@ def _left_then_right(letters: int, x: float, y: float) -> list[list[float]]:
     left = [mean[i][:letters] + noise[i] for i in range(letters)]
     columns = []
     for j in range(2 * letters):
-        whole = [1.0 if i == j else 0.0 for i in range(letters)]
-        columns.append(_complement(whole, [row[j] for row in left], x, y))
+        full = [1.0 if i == j else 0.0 for i in range(letters)]
+        columns.append(_complement(full, [row[j] for row in left], x, y))
     right = [[column[i] for column in columns] for i in range(letters)]
     return left + right
 
@@ -91,18 +91,18 @@ def _factor(cov: list[list[float]]) -> list[list[float]]:
     return low
 
 
-def _complement(whole: list[float], left: list[float], x: float, y: float) -> list[float]:
-    """The right part, from Chen's relation (B, section 2.3) for `left` and `whole`; x + y = 1."""
-    w, w1 = whole[0], left[0]
+def _complement(full: list[float], left: list[float], x: float, y: float) -> list[float]:
+    """The right part, from Chen's relation (B, section 2.3) for `left` and `full`; x + y = 1."""
+    w, w1 = full[0], left[0]
     w2 = w - w1
     right = [w2]
-    if len(whole) > 1:
+    if len(full) > 1:
         h1 = left[1]
-        h2 = (whole[1] - x * (h1 - w2 / 2)) / y - w1 / 2
+        h2 = (full[1] - x * (h1 - w2 / 2)) / y - w1 / 2
         right.append(h2)
-        if len(whole) > 2:
+        if len(full) > 2:
             rest = x * x * left[2] + x * y / 2 * (h1 - h2) + (x - y) / 12 * (x * w2 - y * w1)
-            right.append((whole[2] - rest) / (y * y))
+            right.append((full[2] - rest) / (y * y))
     return right
 
 

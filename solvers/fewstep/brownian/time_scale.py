@@ -79,8 +79,8 @@ class Clock:
     def shares(self, low: int, cut: int, high: int) -> tuple[float, float]:
         """The two parts' shares of the length; between two knots they depend on high - low alone."""
         if not self.within(low, high):
-            whole = self.length(low, high)
-            return self.length(low, cut) / whole, self.length(cut, high) / whole
+            full = self.length(low, high)
+            return self.length(low, cut) / full, self.length(cut, high) / full
         if not self.log:
             return 0.5, 0.5
         i, w = low >> self.bits, (high - low) / (1 << self.bits)

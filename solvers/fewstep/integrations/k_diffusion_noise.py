@@ -19,7 +19,7 @@ from ..executor import Draw
 from ..plan import Plan
 from ..plan_noise import OFF_PATH, plan_normals, uses_path
 
-# A cut of the tree costs normals for the whole batch, and a level takes as many cuts as it has bits. Moving
+# A cut of the tree costs normals for all samples, and a level takes as many cuts as it has bits. Moving
 # levels by 2^-24 of the clock changes no law: noise is scaled by the moved interval.
 BITS = 24
 # The default path reaches from sigma = 2^-16 to 2^16 whatever the grid, so grids of one seed share it.

@@ -38,7 +38,7 @@ from .grid import REFUSALS, Grid, Process, family, grid_of, process_of, referenc
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
-# what a configuration says about its own solver
+# what a configuration specifies for its own solver
 OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
 COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersPNDM, OfficialDPM)
 DDIM_FORMS = (DDIM, DiffusersDDIM)

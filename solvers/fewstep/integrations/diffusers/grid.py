@@ -5,8 +5,7 @@ The grids are made by diffusers' own schedulers, so each of their options means 
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -170,6 +169,19 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     )
 
 
+# solvers with a scheduler of their own, and whether it knows flows
+FAMILIES: tuple[tuple[Any, str, bool], ...] = (
+    (UniPC, "UniPCMultistepScheduler", True),
+    (DEIS, "DEISMultistepScheduler", True),
+    ((DDIM, DiffusersDDIM), "DDIMScheduler", False),
+    (DDPM, "DDPMScheduler", False),
+    ((PNDM, DiffusersPNDM), "PNDMScheduler", False),
+    (EDMEuler, "EulerDiscreteScheduler", False),
+    (EDMHeun, "HeunDiscreteScheduler", False),
+    (SASolver, "SASolverScheduler", False),
+)
+
+
 def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]:
     """The scheduler of diffusers for this solver under this configuration, and options that it needs."""
     if "sigma_data" in config:
@@ -177,32 +189,16 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
     if "shift" in config and "solver_order" not in config:
         return "FlowMatchEulerDiscreteScheduler", {}
     solver = getattr(solver, "solver", solver)  # the inner one of fewstep.compat
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
-    if isinstance(solver, UniPC):
-        return "UniPCMultistepScheduler", flow
-    if isinstance(solver, DEIS):
-        return "DEISMultistepScheduler", flow
-    if not flow:
-        for kinds, name in LABELLED:
-            if isinstance(solver, kinds):
-                return name, {}
-    if isinstance(solver, (DPMSolverPP, DPMSolver)) and not solver.multistep:
-        return "DPMSolverSinglestepScheduler", flow | _algorithm(solver)
-    return "DPMSolverMultistepScheduler", flow | _algorithm(solver)
-
-
-LABELLED: tuple[tuple[Any, str], ...] = (
-    ((DDIM, DiffusersDDIM), "DDIMScheduler"), (DDPM, "DDPMScheduler"),
-    ((PNDM, DiffusersPNDM), "PNDMScheduler"),
-    (EDMEuler, "EulerDiscreteScheduler"), (EDMHeun, "HeunDiscreteScheduler"), (SASolver, "SASolverScheduler"),
-)  # fmt: skip
-
-
-def _algorithm(solver: Any) -> dict[str, Any]:
-    """diffusers' noise-prediction algorithm has no step to sigma = 0."""
-    if isinstance(solver, DPMSolver):
-        return {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
-    return {"algorithm_type": "dpmsolver++"}
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
+    for kinds, name, flows in FAMILIES:
+        if isinstance(solver, kinds) and (flows or not options):
+            return name, options
+    noise = isinstance(solver, DPMSolver)
+    options |= {"algorithm_type": "dpmsolver" if noise else "dpmsolver++"}
+    if noise:  # diffusers' noise-prediction algorithm has no step to sigma = 0
+        options |= {"final_sigmas_type": "sigma_min"}
+    singlestep = isinstance(solver, (DPMSolverPP, DPMSolver)) and not solver.multistep
+    return f"DPMSolver{'Singlestep' if singlestep else 'Multistep'}Scheduler", options
 
 
 def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
@@ -294,43 +290,3 @@ def _last(process: Process, reference: Any) -> Tensor:
         kept = not config.get("set_alpha_to_one", True)
     zero = torch.zeros(1, dtype=torch.float64)
     return process.sigma(zero) if kept and process.kind == "vp" else zero
-
-
-class Noising:
-    """The forward process of a scheduler, for training and image-to-image pipelines."""
-
-    _setup: Any
-    _begin: int | None
-    _row: Callable[[Any], int]
-
-    @property
-    @abstractmethod
-    def _process(self) -> Process: ...
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""
-        alpha, sigma_t = self._weights(timesteps, noise)
-        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """`add_noise` under the name that flow pipelines use."""
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """alpha noise - sigma_t x0, the target of a network that predicts v."""
-        alpha, sigma_t = self._weights(timesteps, noise)
-        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
-
-    def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma_t at timesteps, shaped to multiply samples."""
-        labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
-        levels, own, made = self._process.sigma(labels).tolist(), dict[float, float](), self._setup
-        if made is not None:  # entries of a run have exactly the levels of its rows
-            own = dict(zip(made.labels.tolist(), made.plan.sigma.tolist()))
-            row = self._row(None)
-            if self._begin is not None and len(labels) == 1 and row < made.plan.nfe:
-                own = {float(labels[0]): float(made.plan.sigma[row])}
-        sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
-        alpha = self._process.schedule.alpha(sigma)
-        shape = (-1, *[1] * (like.dim() - 1))
-        return alpha.reshape(shape), (alpha * sigma).reshape(shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ from torch import Tensor
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-    from diffusers.utils import BaseOutput
 except ImportError as _error:
     raise ImportError(
         f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'"
@@ -31,17 +30,9 @@ from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals
 from ...problem import DiffusionModel
 from ...resolve import carried_plan
 from . import configuration
-from .grid import FORWARD, Noising, Process, check_count, process_of, reference_of
+from .grid import FORWARD, Process, check_count, process_of, reference_of
 
 NOISES = ("generator", "path")
-
-
-@dataclass
-class FewStepSchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """The result of a step: the next sample, and the estimate of x0 that the step used."""
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
 
 
 class Run(NamedTuple):
@@ -82,7 +73,7 @@ class Run(NamedTuple):
         return (x if scale == 1 else x * scale).to(dtype)
 
 
-class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any solver, plan or student of this library as the scheduler of a diffusers pipeline.
 
     `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` accepts every option of
@@ -146,10 +137,8 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         more: dict[str, Any] = {}
         if isinstance(config, Mapping):
             # options that only the class behind the solver has; unknown ones may be returned to the caller
-            skip = (
-                [k for k in kwargs if k not in configuration.options_of(cls)] if return_unused_kwargs else []
-            )
-            more = {k: kwargs.pop(k) for k in [*kwargs] if k not in (*cls._get_init_keys(cls), *skip)}
+            known = configuration.options_of(cls) if return_unused_kwargs else kwargs
+            more = {k: kwargs.pop(k) for k in [*kwargs] if k in known and k not in cls._get_init_keys(cls)}
             # diffusers lets each class have its own defaults; those of the forward process are the network's
             free = [k for k in config.get("_use_default_values", []) if k not in (*FORWARD, *more)]
             config = {**config, **more, "_use_default_values": free}
@@ -286,7 +275,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
         use_clipped_model_output: bool | None = None, generator: Any = None,
         variance_noise: Tensor | None = None, return_dict: bool = True, **unused: Any,
-    ) -> FewStepSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
+    ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """From one input of the network to the next.
 
         Args:
@@ -332,7 +321,7 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
             run = run._replace(state=state)
         new = run.write(state.x if run.over else stage(following, state), sample.dtype)
         self._run, x0 = run, x0.to(sample.dtype)
-        return FewStepSchedulerOutput(new, x0) if return_dict else (new, x0)
+        return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
         """The run with its Brownian path and its student's network, which depend on the samples."""
@@ -368,12 +357,9 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         """
         if run.state is None:
             state = begin(row, State(x if row.stage.scale == 1 else x / row.stage.scale), draw)
-            churned = row.interval is not None and row.interval[0] == row.interval[1]
-            return (
-                state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
-                if churned
-                else state
-            )
+            if row.interval is not None and row.interval[0] == row.interval[1]:
+                state = state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
+            return state
         state = run.state
         pure = not (row.stage.evaluations or row.stage.normals)
         # what was handed out, with its rounding to the pipeline's dtype
@@ -401,6 +387,34 @@ class FewStepScheduler(Noising, SchedulerMixin, ConfigMixin):  # type: ignore[mi
         if isinstance(self._setup.used, configuration.DDIM_FORMS) and not clipped:
             return fixed, *configuration.along_raw_noise(row, state, x0, fixed)
         return fixed, state, fixed if data else (x - fixed).div_(row.sigma)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""
+        alpha, sigma_t = self._weights(timesteps, noise)
+        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` under the name that flow pipelines use."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """alpha noise - sigma_t x0, the target of a network that predicts v."""
+        alpha, sigma_t = self._weights(timesteps, noise)
+        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
+
+    def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma_t at timesteps, shaped to multiply samples."""
+        labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
+        levels, own, made = self._process.sigma(labels).tolist(), dict[float, float](), self._setup
+        if made is not None:  # entries of a run have exactly the levels of its rows
+            own = dict(zip(made.labels.tolist(), made.plan.sigma.tolist()))
+            row = self._row(None)
+            if self._begin is not None and len(labels) == 1 and row < made.plan.nfe:
+                own = {float(labels[0]): float(made.plan.sigma[row])}
+        sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
+        alpha = self._process.schedule.alpha(sigma)
+        shape = (-1, *[1] * (like.dim() - 1))
+        return alpha.reshape(shape), (alpha * sigma).reshape(shape)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

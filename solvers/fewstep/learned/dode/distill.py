@@ -102,6 +102,8 @@ def distill_dode(
         given = [name for name, value in (("learn_grid", learn_grid), ("training", training)) if value]
         raise one_of("refine" + (f" (with {', '.join(given)})" if given else ""), refine, ("global",))
     _validation.check_seed(seed)
+    training = TrainingOptions() if training is None else training
+    _validation.check_instance("training", training, TrainingOptions, "a fewstep.TrainingOptions")
     numbers = {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps}
     check_arguments(base, teacher, **numbers)
     model = Model.of(problem, labels, noise)
@@ -113,8 +115,8 @@ def distill_dode(
         "teacher": f"{fine.plan.name}, {teacher_substeps} steps per interval",
         "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
     }  # fmt: skip
-    if training is not None:
-        words["training"] = {k: v for k, v in vars(training).items() if v != getattr(TrainingOptions, k)}
+    if options := {k: v for k, v in vars(training).items() if v != getattr(TrainingOptions, k)}:
+        words["training"] = options
     try:
         words = json.loads(json.dumps(words | dict({} if notes is None else notes)))
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
@@ -124,9 +126,7 @@ def distill_dode(
         ) from error
     found = greedy(work, plan, fine, terms, guard, progress)
     if refine:
-        found = refine_plan(
-            work, plan, found, fine, learn_grid, training or TrainingOptions(), seed=seed, progress=progress
-        )
+        found = refine_plan(work, plan, found, fine, learn_grid, training, seed=seed, progress=progress)
     fallback = why(found.student_rmse, found.base_rmse) if guard else ""
     if fallback:
         zero = torch.zeros_like(found.kappa)
@@ -160,12 +160,8 @@ def base_plan(schedule: Schedule, base: DiffusionSolver, **grid: Any) -> Plan:
 def facts(plan: Plan, noise: Tensor) -> dict[str, Any]:
     """The notes on the grid and the start states."""
     ends = [float(plan.sigmas[0]), float(plan.sigmas[-1])]
-    return {
-        "evaluations": plan.nfe,
-        "intervals": len(plan.sigmas) - 1,
-        "sigma": ends,
-        "start states": len(noise),
-    }
+    intervals = len(plan.sigmas) - 1
+    return {"evaluations": plan.nfe, "intervals": intervals, "sigma": ends, "start states": len(noise)}
 
 
 def why(student: float, base: float) -> str:
