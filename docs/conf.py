@@ -1,4 +1,7 @@
-"""Sphinx: `sphinx-build -q -W docs docs/_build/html`. Makes the tables and runs the pages' examples first."""
+"""Sphinx configuration: `sphinx-build -q -W docs docs/_build/html`.
+
+Building writes the tables and runs the examples of the pages first.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ version = release = fewstep.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "_generated", "figures", "records"]
+exclude_patterns = ["_build", "_generated", "figures"]
 html_theme = "furo"
 html_title = "fewstep"
 html_theme_options = {"navigation_with_keys": True}
@@ -41,7 +44,7 @@ napoleon_use_rtype = False
 
 
 def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text with `code` in backticks: keep shapes from being read as markup."""
+    """Escape what reStructuredText would read as markup: docstrings are plain text with `code`."""
     for i, line in enumerate(lines):
         parts = line.split("`")
         if len(parts) % 2:  # outside backticks: the even ones

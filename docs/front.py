@@ -1,99 +1,101 @@
-"""The README's tables, from cards and records: `python docs/front.py` writes them between their marks."""
+"""The tables of README.md and docs/reproduce.md, made of cards and records.
+
+`python docs/front.py` writes them between the marks `<!-- name -->` and `<!-- end -->`.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import tables
 
 import fewstep as fs
-from fewstep_analysis import Record
-from fewstep_analysis import solver_table as cards
+from base import table
+from fewstep_analysis import solver_table
 
-README = Path(__file__).parent.parent / "README.md"
+README, REPRODUCE = tables.ROOT / "README.md", tables.DOCS / "reproduce.md"
 MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
 
-# what the noise is, the solver to begin with, and the noise type whose order is shown
+# the kind of noise, the solver to start with, and the noise type whose order is shown
 SDES = [
     ("diagonal or scalar noise", "Milstein", "diagonal"),
-    ("the same, on a path that knows H", "SRID2", "diagonal"),
+    ("the same, on a path with H", "SRID2", "diagonal"),
     ("additive noise", "ShARK", "additive"),
     ("commutative noise", "Milstein", "commutative"),
     ("general noise", "EulerMaruyama", "general"),
-    ("general noise, on a path that knows areas", "LogODE", "general"),
+    ("general noise, on a path with areas", "LogODE", "general"),
 ]
-# evaluations of the network, the solver and its name in the records
+AGAINST = {
+    "levels": "differences of levels: torchsde's paths have no areas",
+    "torchsde": "torchsde's `srk` on the same path",
+}
+# evaluations of the network, the solver, and its name in the records
 SAMPLERS = [
     (5, "IPNDM(order=3)", "IPNDM(3)"), (10, "DEIS(order=3)", "DEIS(3)"), (20, "UniPC(order=3)", "UniPC(3)"),
     (50, "UniPC(order=3)", "UniPC(3)"),
 ]  # fmt: skip
 
 
-def head(*columns: str) -> list[str]:
-    return ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-
-
 def sdes() -> str:
-    """Which SDE solver: the card's order, the measured one, what a step needs and costs."""
-    lines = head("an SDE with", "begin with", "strong order", "measured", "a step needs", "drift evaluations")
-    known = {row[0]: row for row in cards.rows()}
-    for what, name, noise in SDES:
-        card, row = fs.solvers()[name].card, known[name]
-        at = list(card.strong_order).index(noise)
-        measured = row[cards.COLUMNS.index("measured")].split(", ")[at]
-        cells = [
-            what,
-            f"`{name}`",
-            f"{card.strong_order[noise]:g}",
-            measured,
-            card.levy or "-",
-            card.evaluations,
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+    """Which SDE solver: declared and measured order, what a step needs, what it costs."""
+    solvers, known = fs.solvers(), {row[0]: row for row in solver_table.rows()}
+    rows = []
+    for noise, name, kind in SDES:
+        card = solvers[name].card
+        measured = known[name][solver_table.COLUMNS.index("measured")].split(", ")
+        order = f"{card.strong_order[kind]:g}"
+        rows.append([noise, f"`{name}`", order, measured[list(card.strong_order).index(kind)], card.levy,
+                     card.evaluations])  # fmt: skip
+    head = ["an SDE with", "start with", "strong order", "measured", "a step needs", "drift evaluations"]
+    return table(head, rows)
 
 
 def samplers() -> str:
-    """Which sampler: RMSE to the exact ODE at some budgets, DDIM's beside it."""
-    lines = head("evaluations", "begin with", "error, ring", "DDIM's", "error, smooth mixture", "DDIM's")
+    """Which sampler: RMSE to the exact ODE by number of evaluations, next to DDIM's."""
     found = {
         (problem, s["name"]): dict(zip(s["nfe"], s["rmse"]))
         for problem in ("ring", "smooth")
         for s in tables.record(f"work-precision-{problem}").data["series"]
         if s["by"] == "fewstep" and s["spacing"] == "logsnr"
     }
-    for n, solver, name in SAMPLERS:
-        pairs = [f"{found[p, who][n]:.2g}" for p in ("ring", "smooth") for who in (name, "DDIM")]
-        lines.append(f"| {n} | `{solver}` | " + " | ".join(pairs) + " |")
-    return "\n".join(lines)
+    rows = [
+        [n, f"`{solver}`", *(f"{found[p, who][n]:.2g}" for p in ("ring", "smooth") for who in (name, "DDIM"))]
+        for n, solver, name in SAMPLERS
+    ]
+    head = ["evaluations", "start with", "error, ring", "DDIM's", "error, smooth mixture", "DDIM's"]
+    return table(head, rows)
 
 
 def orders() -> str:
-    """The headline's estimates."""
-    lines = head("solver", "noise", "declared", "measured", "finest local slope", "against")
+    """The estimates of the first figure."""
+    rows = []
     for e in tables.record("headline-orders").data["estimates"]:
-        said = "differences of levels: torchsde's paths have no area"
-        against = said if e["reference"] == "levels" else "torchsde's `srk` on the same path"
-        measured = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
-        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:g}", measured]
-        cells += [f"{e['local'][-1]:.2f}", against]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        levels = e["reference"] == "levels"
+        against = (
+            "differences of levels: torchsde's paths have no areas"
+            if levels
+            else "torchsde's `srk`, same path"
+        )
+        slope = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:g}", slope, f"{e['local'][-1]:.2f}"]
+        rows.append([*cells, against])
+    return table(["solver", "noise", "declared", "measured", "finest local slope", "against"], rows)
 
 
-def peers() -> str:
-    """The benchmark's ratios, by what was measured and against whom."""
-    return tables.benchmarks.summary(Record.load(tables.DOCS / "records" / "benchmarks.json"))
-
-
-PARTS = {"demo": tables.demo, "sdes": sdes, "samplers": samplers, "orders": orders, "peers": peers}
+# the tables of the README, and those of other pages
+PARTS = {"demo": tables.demo, "sdes": sdes, "samplers": samplers, "orders": orders, "peers": tables.peers}
+MORE = {"experiments": tables.experiments, "records": tables.records}
 
 
 def filled(text: str) -> str:
-    """The README with its tables made anew."""
-    return MARKS.sub(lambda found: found[1] + PARTS[found[2]]() + "\n" + found[3], text)
+    """A page with its tables made anew."""
+    return MARKS.sub(lambda found: found[1] + (PARTS | MORE)[found[2]]() + "\n" + found[3], text)
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    for page in (README, REPRODUCE):
+        page.write_text(filled(page.read_text()))

@@ -1,6 +1,6 @@
 """Run the python blocks of a page, in order, in one namespace, in a temporary directory.
 
-A text block that directly follows a python block is what that block must print. An exception keeps the
+A text block directly after a python block states what it must print. The traceback of an exception shows the
 page's name and line. Example: python docs/run_blocks.py README.md docs/sdes.md
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 NEEDS = re.compile(r"<!-- needs: (?P<module>\w+) -->")
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n?^```text\n(?P<out>.*?)^```\n)?", re.M | re.S)
 DOCS = Path(__file__).parent
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("families/*.md"))]
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("*/*.md"))]
+PAGES = [page for page in PAGES if page.parent.name[0] != "_"]
 
 
 def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
@@ -31,13 +32,17 @@ def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
 
 
 def missing(page: Path) -> str | None:
-    """The package that a page says it needs, where it is not installed."""
+    """The package that a page declares as needed, if it is not installed; else None."""
     said = NEEDS.match(page.read_text())
     return said["module"] if said and importlib.util.find_spec(said["module"]) is None else None
 
 
 def run(page: Path) -> int:
-    """Run a page; returns the number of its blocks. Raises what a block raises, or ValueError."""
+    """Run a page; returns the number of its blocks.
+
+    Raises:
+        ValueError: a block prints something else than the page shows.
+    """
     names: dict[str, Any] = {"__name__": "__main__"}
     ran, home = 0, os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +51,7 @@ def run(page: Path) -> int:
             for line, code, expected in blocks(page):
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
-                    # the empty lines give a traceback the page's own line numbers
+                    # empty lines in front give the traceback the line numbers of the page
                     exec(compile("\n" * line + code, str(page), "exec"), names)
                 if expected is not None and _plain(printed.getvalue()) != _plain(expected):
                     raise ValueError(
@@ -65,7 +70,7 @@ def _plain(text: str) -> list[str]:
 if __name__ == "__main__":
     import torch
 
-    torch.set_num_threads(1)  # small tensors: more threads only wait for one another
+    torch.set_num_threads(1)  # tensors are small: more threads only wait for each other
     for name in sys.argv[1:] or PAGES:
         page = Path(name).resolve()
         print(f"{name}: " + (f"needs {missing(page)}" if missing(page) else f"{run(page)} blocks"))

@@ -1,346 +1,167 @@
-"""Tables that are made, not typed: of the solvers' cards, and of records of measurements."""
+"""Tables that the pages include: of the solvers' cards, of the records of experiments, of the commands' help.
+
+Run `python docs/tables.py` to write them to docs/_generated.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fewstep as fs
-from experiments import (
-    benchmarks,
-    brownian_figures,
-    brownian_speed,
-    sfddm_digits,
-    sfddm_mnist,
-    sigdeg_ablation,
-    sigdeg_features,
-    sigdeg_mixture,
-    sigdeg_order,
-)
-from fewstep_analysis import Record
-from fewstep_analysis import sampler_work as diffusion_work
-from fewstep_analysis import solver_table as cards
+from fewstep_analysis import Record, solver_table
 from fewstep_analysis.cli.app import helps
 
 DOCS = Path(__file__).parent
-DEMO = DOCS / "records" / "demo.json"
-ORDER = DOCS / "records" / "sigdeg-order.json"
-MIXTURE = DOCS / "records" / "sigdeg-mixture.json"
-ABLATION = DOCS / "records" / "sigdeg-ablation.json"
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT / "analysis" / "experiments"))  # experiments are scripts, not a package
+
+import benchmarks  # noqa: E402
+from base import NAMES, load, table  # noqa: E402
+
+RECORDS = ROOT / "analysis" / "records"
+EXPERIMENTS = {name: load(name) for name in NAMES}
 
 
 def record(name: str) -> Record:
     """A record of this checkout."""
-    return Record.load(DOCS / "records" / f"{name}.json")
+    return Record.load(RECORDS / f"{name}.json")
+
+
+def of_experiments() -> dict[str, str]:
+    """The tables of every experiment whose records are in this checkout."""
+    made: dict[str, str] = {}
+    for experiment in EXPERIMENTS.values():
+        if saved := experiment.saved():
+            made |= experiment.tables(saved)
+    return made
+
+
+def experiments() -> str:
+    """What each experiment writes: the command, its time, and the commit that made the committed record."""
+    rows = []
+    for e in EXPERIMENTS.values():
+        needs = f"; needs {e.needs}" if e.needs else ""
+        files = [f"`{name}.json`" for name in e.records or (e.name,)]
+        commits = {one.made["commit"]: None for one in e.saved().values()}
+        figures = ", ".join(f"`{name}`" for name in e.figures)
+        command = f"`{e.command()}`{needs}"
+        rows.append(
+            [", ".join(files), figures, command, f"{e.minutes} min", ", ".join(f"`{c}`" for c in commits)]
+        )
+    demo = record("demo").made["commit"]
+    rows.append(["`demo.json`", "`digits.png`, `demo-convergence.png`", "`fewstep demo`, see below", "3 min",
+                 f"`{demo}`"])  # fmt: skip
+    return table(["record", "figures", "command", "time", "made at commit"], rows)
 
 
 def records() -> str:
-    """What made each record: the command, the commit of the code, the versions, the machine."""
-    lines = ["| record | command | seed | code at | on |", "| --- " * 5 + "|"]
-    seen: dict[str, list[str]] = {}
-    for file in sorted((DOCS / "records").glob("*.json")):
+    """What made each record: seed, commit, machine and versions."""
+    rows, versions = [], dict[str, list[str]]()
+    for file in sorted(RECORDS.glob("*.json")):
         one = Record.load(file)
-        made, versions = one.made, one.made["versions"]
-        shown = ", ".join(f"{k} {v}" for k, v in versions.items() if k not in ("fewstep", "numpy", "scipy"))
-        on = f"{made['device']}, threads: {made['threads']}"
-        seen.setdefault(shown, []).append(file.name)
-        cells = [f"`{file.name}`", f"`{made['command']}`", one.seed, f"`{made['commit']}`", on]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    versions = max(seen, key=lambda v: len(seen[v]))
-    others = [f"{', '.join(names)}: {v}" for v, names in seen.items() if v != versions]
-    return "\n".join([*lines, "", f"Versions: {'; '.join([versions, *others])}."])
+        made = one.made
+        shown = ", ".join(
+            f"{k} {v}" for k, v in made["versions"].items() if k not in ("fewstep", "numpy", "scipy")
+        )
+        versions.setdefault(shown, []).append(file.name)
+        machine = f"{made['device']}, threads: {made['threads']}"
+        rows.append([f"`{file.name}`", one.seed, f"`{made['commit']}`", machine])
+    most = max(versions, key=lambda v: len(versions[v]))
+    others = [f"{', '.join(names)}: {v}" for v, names in versions.items() if v != most]
+    return (
+        table(["record", "seed", "commit", "device"], rows) + f"\n\nVersions: {'; '.join([most, *others])}."
+    )
 
 
-def headline() -> str:
-    """Every estimate of the headline: the fit, its levels, the local slopes."""
-    lines = ["| solver | noise | declared | fitted slope | levels fitted | local slopes, coarse to fine |"]
-    lines += ["| --- " * 6 + "|"]
-    for e in record("headline-orders").data["estimates"]:
-        fitted = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
-        levels, local = f"{min(e['used'])} to {max(e['used'])}", " ".join(f"{v:.2f}" for v in e["local"])
-        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:.1f}", fitted, levels, local]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def summaries() -> str:
+    """One line per experiment."""
+    rows = [
+        [f"`{e.name}`", " ".join(e.summary.split("\n\n")[0].split()), e.minutes] for e in EXPERIMENTS.values()
+    ]
+    return table(["experiment", "what it does", "minutes"], rows)
 
 
 def references() -> str:
-    """What each solver is and where it stands in the literature."""
-    lines = ["| solver | what it is | source |", "| --- | --- | --- |"]
-    lines += [f"| `{n}` | {c.card.summary} | {c.card.reference} |" for n, c in fs.solvers().items()]
-    return "\n".join(lines)
+    """What each solver is, and its source."""
+    rows = [[f"`{name}`", s.card.summary, s.card.reference] for name, s in fs.solvers().items()]
+    return table(["solver", "what it is", "source"], rows)
 
 
-def names(stochastic: bool) -> str:
-    """The solvers' own documentation, for the page of names."""
-    found = [n for n, c in fs.solvers().items() if issubclass(c, fs.StochasticSolver) == stochastic]
+def solver_names(stochastic: bool) -> str:
+    """The docstrings of the solvers of SDEs, or of those that sample diffusion models alone."""
+    found = [n for n, s in fs.solvers().items() if isinstance(s, fs.StochasticSolver) == stochastic]
     return documented("autoclass", found)
 
 
-def documented(directive: str, found: list[str]) -> str:
-    """The docstrings of names of the public surface."""
-    lines = ["```{eval-rst}", ".. currentmodule:: fewstep", *(f".. {directive}:: {n}" for n in found)]
+def documented(directive: str, names: list[str]) -> str:
+    """The docstrings of public names."""
+    lines = ["```{eval-rst}", ".. currentmodule:: fewstep", *(f".. {directive}:: {n}" for n in names)]
     return "\n".join([*lines, "```"])
 
 
-def public(test: Callable[[object], bool]) -> list[str]:
-    """Names of the public surface whose value passes the test."""
-    return [name for name, value in vars(fs).items() if name[0] != "_" and test(value)]
+def public(test: Callable[[Any], bool]) -> list[str]:
+    """The public names whose value passes the test."""
+    return [name for name in dir(fs) if name[0] != "_" and test(getattr(fs, name))]
+
+
+def is_schedule(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, fs.Schedule) and value is not fs.Schedule
 
 
 def schedules() -> str:
     """Each schedule with the first sentence of its docstring."""
-    lines = ["| schedule | process |", "| --- | --- |"]
-    for name in public(lambda v: isinstance(v, type) and issubclass(v, fs.Schedule) and v is not fs.Schedule):
+    rows = []
+    for name in public(is_schedule):
         first = " ".join(inspect.getdoc(getattr(fs, name)).split("\n\n")[0].split())
-        safe = re.sub(r"([*|])", r"\\\1", first)
-        lines.append(f"| `{name}` | {safe} |")
-    return "\n".join(lines)
+        rows.append([f"`{name}`", re.sub(r"([*|])", r"\\\1", first)])
+    return table(["schedule", "process"], rows)
 
 
-def schedule_names() -> str:
-    """The schedules' own documentation."""
-    found = public(lambda v: isinstance(v, type) and issubclass(v, fs.Schedule) and v is not fs.Schedule)
-    return documented("autoclass", found)
-
-
-def borders() -> str:
-    """The conversions to the one convention, and what else stands at the border."""
+def conversions() -> str:
+    """The docstrings of the functions that convert networks to denoisers."""
     found = public(lambda v: callable(v) and getattr(v, "__module__", "") == "fewstep.denoiser")
     return documented("autofunction", found)
 
 
 def demo() -> str:
-    """The record's table: distance to held-out real digits, evaluations, seconds."""
-    if not DEMO.exists():
-        return "The record of the demo is not part of this checkout: run `fewstep demo`."
-    lines = ["| sampler | network evaluations | sliced W2 to held-out digits | seconds for 1,000 digits |"]
-    lines += ["| --- | --- | --- | --- |"]
-    for row in Record.load(DEMO).data["table"]:
-        made = bool(row["evaluations"])
-        cells = [row["sampler"], row["evaluations"] if made else "-", f"{row['sliced_w2']:.3f}"]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{row['seconds']:.3f}" if made else "-"])) + " |")
-    return "\n".join(lines)
+    """Distance to held-out real digits, evaluations, seconds."""
+    rows = []
+    for r in record("demo").data["table"]:
+        cost = [r["evaluations"], f"{r['sliced_w2']:.3f}", f"{r['seconds']:.3f}"]
+        rows.append([r["sampler"], *(cost if r["evaluations"] else [None, cost[1], None])])
+    head = ["sampler", "network evaluations", "sliced W2 to held-out digits", "seconds for 1,000 digits"]
+    return table(head, rows)
 
 
-def work(problem: str) -> str:
-    """RMSE against evaluations of one problem, on the grid even in log sigma."""
-    record = Record.load(DOCS / "records" / f"work-precision-{problem}.json")
-    text = diffusion_work.table(record, spacing="logsnr")
-    return text.replace("| logsnr ", "").replace("| spacing ", "").replace("---|", "", 1)
-
-
-def spacings(evaluations: int = 10, digits: str = ".2g") -> str:
-    """RMSE of the solvers that can spend just so many evaluations, a column for each problem and grid."""
-    columns = [(p, s) for p in ("ring", "smooth") for s in diffusion_work.SPACINGS]
-    found: dict[str, dict[tuple[str, str], str]] = {}
-    for problem in ("ring", "smooth"):
-        for s in Record.load(DOCS / "records" / f"work-precision-{problem}.json").data["series"]:
-            known = dict(zip(s["nfe"], s["rmse"]))
-            if s["by"] == "fewstep" and evaluations in known:
-                cell = format(known[evaluations], digits)
-                found.setdefault(s["name"], {})[problem, s["spacing"]] = cell
-    lines = ["| solver | " + " | ".join(f"{p}, {s}" for p, s in columns) + " |"]
-    lines += ["| --- " * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(cells[c] for c in columns) + " |"
-        for name, cells in found.items() if all(c in cells for c in columns)
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def overhead() -> str:
-    """Time of a sampling loop over that of a bare loop of the same arithmetic."""
-    record = Record.load(DOCS / "records" / "sampler-overhead.json")
-    lines = ["| shape | solver | steps | bare loop, µs a step | fewstep | scheduler | diffusers |"]
-    lines += ["| --- " * 7 + "|"]
-    for r in record.data["rows"]:
-        cells = [r["shape"], r["solver"], r["steps"], f"{r['bare_us_per_step']:.0f}"]
-        cells += [f"{r['fewstep_ratio']:.2f}", f"{r['scheduler_ratio']:.2f}", f"{r['diffusers_ratio']:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    made, versions = record.made, record.made["versions"]
-    machine = f"{made['device']}, threads: {made['threads']}"
-    machine += f"; torch {versions['torch']}, Python {versions['python']}"
-    return "\n".join([*lines, "", f"*Measured on: {machine}.*"])
-
-
-def dode(problem: str) -> str:
-    """RMSE of every base and way of fitting at 5, 8 and 10 evaluations, and the best against the best."""
-    rows = Record.load(DOCS / "records" / f"dode-{problem}.json").data["rows"]
-    kinds = ("untrained", "greedy, 1 term", "greedy, 3 terms", "global, 3 terms", "grid and weights")
-    fitted = [r for r in rows if r["kind"] in kinds]
-    bases = list(dict.fromkeys(r["base"] for r in fitted if r["kind"] == "greedy, 1 term"))
-    lines = ["| base | " + " | ".join(kinds) + " |", "| --- " * (len(kinds) + 1) + "|"]
-    for base in bases:
-        found = {(r["kind"], r["budget"]): r for r in fitted if r["base"] == base}
-        cells = [[_cell(found, k, n) for n in (5, 8, 10)] for k in kinds]
-        lines.append(f"| {base} | " + " | ".join(" / ".join(c) if any(c) else "-" for c in cells) + " |")
-    if problem == "ring":
-        grids = [r["seconds"] for r in fitted if r["kind"] == kinds[-1] and r["budget"] in (5, 8, 10)]
-        return "\n".join(
-            [*lines, "", f"Grid and weights took {min(grids):.0f} to {max(grids):.0f} CPU seconds."]
-        )
-    lines += ["", "| evaluations | best untrained | best learned | ratio |", "| --- " * 4 + "|"]
-    for n in sorted({r["budget"] for r in rows}):
-        pair = [
-            min((r for r in rows if r["budget"] == n and test(r)), key=lambda r: r["rmse"])
-            for test in (lambda r: "untrained" in r["kind"], lambda r: "untrained" not in r["kind"])
-        ]
-        said = [f"{pair[0]['rmse']:.2g} ({pair[0].get('which', pair[0]['base'])})"]
-        said += [f"{pair[1]['rmse']:.2g} ({pair[1]['kind']})", f"{pair[0]['rmse'] / pair[1]['rmse']:.1f}"]
-        lines.append(f"| {n} | " + " | ".join(said) + " |")
-    return "\n".join(lines)
-
-
-def dode_mnist() -> str:
-    """RMSE of the untrained families and of the fits on MNIST; the best against the best."""
-    data = record("dode-mnist").data
-    counts = data["counts"]
-    lines = ["| solver | " + " | ".join(map(str, counts)) + " |", "| --- " * (len(counts) + 1) + "|"]
-    found = {(r["base"], r["kind"], r["budget"]): r for r in data["rows"]}
-    even, any_grid = "best untrained, even grids", "best untrained"
-    words = {even: "best of log sigma, Karras, time", any_grid: "and trailing"}
-    for base, kind in dict.fromkeys((r["base"], r["kind"]) for r in sorted(data["rows"], key=_rank)):
-        cells = []
-        for n in counts:
-            row, bare = found[base, kind, n], found.get((base, "untrained", n))
-            same = kind != "untrained" and bare is not None and row["rmse"] == bare["rmse"]
-            said = f" ({row['which']})" if "which" in row else ""
-            cells.append("base" if same else f"{row['rmse']:.2g}{said}")
-        name = f"{base}, {words[kind]}" if kind in words else f"{base}, trailing: {kind}"
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for kind, name in ((even, "best untrained on even grids"), (any_grid, any_grid)):
-        gains = " | ".join(f"{data['gains'][kind][str(n)]:.2f}" for n in counts)
-        lines.append(f"| *{name} / best learned* | {gains} |")
-    spent = [
-        " / ".join(f"{found['IPNDM(2)', k, n]['seconds']:.0f}" for n in counts)
-        for k in ("greedy, 1 term", "grid and weights")
-    ]
-    said = f"One number a step took {spent[0]} CPU seconds to fit, grid and weights {spent[1]}."
-    return "\n".join([*lines, "", said])
-
-
-def _rank(row: dict[str, Any]) -> int:
-    kinds = ("best untrained, even grids", "best untrained")
-    return kinds.index(row["kind"]) if row["kind"] in kinds else len(kinds)
-
-
-def dode_frechet() -> str:
-    """Distances of 500 images to the training images."""
-    found = record("dode-mnist").data["frechet"]
-    lines = ["| images | Fréchet distance |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.3f} |" for name, value in found.items() if name != "samples"]
-    return "\n".join(lines)
-
-
-def dode_population() -> str:
-    """How far the fitted kappa is from the population's."""
-    found = record("dode-gaussian").data["population"]
-    said = ", ".join(f"{100 * r['median']:.2g} % ({r['start_states']} start states)" for r in found)
-    return (
-        f"The fitted $\\kappa$ of DDIM at 10 evaluations lies {said} from the population's optimum, in the "
-        "median over rows."
+def demo_with_pictures() -> str:
+    """The demo's table below its two pictures."""
+    pictures = (
+        "![Digits of the teacher, the coarse sampler and the student, and real ones](figures/digits.png)",
+        "![Strong errors of Euler-Maruyama, Milstein and a learned step](figures/demo-convergence.png)",
     )
+    return "\n\n".join([*pictures, demo()])
 
 
-def dode_cost() -> str:
-    """Seconds and bytes of a fit."""
-    small, large = record("dode-digits").data["cost"], record("dode-mnist").data["cost"]
-    by = {int(k): v / 1e6 for k, v in small["sampling_bytes_by_batch"].items()}
-    return (
-        f"For 10 steps on the digits teacher, a small network, with {small['start_states']} start states: "
-        f"{small['seconds']:.1f} s; at most {small['fit_bytes'] / 1e6:.2f} MB of tensors, sampling them "
-        f"{by[max(by)]:.2f} MB at once and {by[min(by)]:.2f} MB in these batches. For the MNIST U-Net, whose "
-        f"activations outweigh its images, with {large['start_states']} start states: "
-        f"{large['fit_bytes'] / 1e6:.1f} MB, and {large['sampling_bytes'] / 1e6:.1f} MB in these batches."
-    )
-
-
-def _cell(found: dict[tuple[str, int], Any], kind: str, n: int) -> str:
-    row, bare = found.get((kind, n)), found.get(("untrained", n))
-    if row is None:
-        return ""
-    same = kind != "untrained" and bare is not None and row["rmse"] == bare["rmse"]
-    return "base" if same else f"{row['rmse']:.2g}"
-
-
-def sfddm(problem: str) -> str:
-    """The study's table, and its pictures where they are there."""
-    record, study = DOCS / "records" / f"sfddm-{problem}.json", {"digits": sfddm_digits, "mnist": sfddm_mnist}
-    if not record.exists():
-        return f"The record is not part of this checkout: run `fewstep study sfddm-{problem}`."
-    pictures = {
-        f"sfddm-{problem}.svg": "Distance against steps, and against what training cost",
-        f"sfddm-{problem}.png": "Digits of the same noise, a row a sampler",
-        f"sfddm-{problem}-arc.png": "Digits along an arc between two noises, a row a sampler",
-    }
-    shown = [f"![{alt}](figures/{n})" for n, alt in pictures.items() if (DOCS / "figures" / n).exists()]
-    return "\n\n".join([study[problem].markdown(Record.load(record)), *shown])
-
-
-def volatility() -> str:
-    """For each parameter set the error of each sampler in each statistic, and student over teacher."""
-    data, parts = Record.load(DOCS / "records" / "sigdeg-volatility.json").data, []
-    for found in data["sets"].values():
-        model, errors = found["model"], found["errors"]
-        parts += [f"H = {model['hurst']:g}, η = {model['eta']:g}, ρ = {model['rho']:g}:", ""]
-        heads = [f"{name}, {n}" for name, n in data["evaluations"].items()]
-        parts += [f"| statistic | exact | {' | '.join(heads)} | ratio | |", "| --- " * (len(heads) + 4) + "|"]
-        for name, ratio in found["ratio"].items():
-            cells = [f"{errors[sampler][name]['error']:.2g}" for sampler in ("exact", *data["evaluations"])]
-            parts.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} | {found['verdict'][name]} |")
-        parts.append("")
-    return "\n".join(parts)
-
-
-def mnist_students() -> str:
-    """The samplers of MNIST by their distances."""
-    rows = Record.load(DOCS / "records" / "sigdeg-mnist.json").data["rows"]
-    lines = ["| sampler | evaluations | Fréchet | kernel x 1000 | class score | right class | std |",
-             "| --- " * 7 + "|"]  # fmt: skip
-    for r in rows:
-        lines.append(
-            f"| {r['sampler']} | {r['evaluations'] or ''} | {r['frechet']:.3f} | {1000 * r['kernel']:.2f} | "
-            f"{r['score']:.2f} | {r['right']:.1%} | {r['std']:.3f} |"
-        )
-    return "\n".join(lines)
-
-
-def commands() -> dict[str, str]:
-    """The help of each command as a terminal shows it."""
-    return {f"cli-{path.replace(' ', '-')}": f"```text\n{text}\n```" for path, _, text in helps()}
+def peers() -> str:
+    """The ratios to peers, by what was measured."""
+    return benchmarks.summary(record("benchmarks"))
 
 
 def write(folder: Path) -> None:
-    """The tables as files that the pages include."""
+    """Write every table to a file of its own."""
     folder.mkdir(exist_ok=True)
-    pictures = {
-        "digits": "Digits of the teacher, the coarse sampler and the student, and real ones",
-        "demo-convergence": "Strong errors of Euler-Maruyama, Milstein and a learned step",
-    }
-    there = {k: v for k, v in pictures.items() if (DOCS / "figures" / f"{k}.png").exists()}
-    shown = "".join(f"![{alt}](figures/{name}.png)\n\n" for name, alt in there.items())
     made = {
-        "cards": cards.markdown(cards.rows()), "references": references(), "demo": shown + demo(),
-        "api-sde": names(True), "api-diffusion": names(False),
-        "api-border": borders(), "schedules": schedules(), "api-schedules": schedule_names(),
-        "brownian-orders": brownian_figures.orders_table(record("brownian-figures")),
-        "brownian-speed": brownian_speed.markdown(record("brownian-speed")),
-        "headline-orders": headline(),
-        "benchmarks": benchmarks.markdown(record("benchmarks")), "records": records(),
-        "work-ring": work("ring"), "work-smooth": work("smooth"), "work-spacings": spacings(),
-        "sampler-overhead": overhead(),
-        "sigdeg-order": sigdeg_order.table(ORDER), "sigdeg-order-finer": sigdeg_order.finer_table(ORDER),
-        "sigdeg-volatility": volatility(), "sigdeg-mnist": mnist_students(),
-        "sigdeg-mixture": sigdeg_mixture.table(MIXTURE),
-        "sigdeg-features": sigdeg_features.features_table(MIXTURE),
-        **{f"sigdeg-ablation-{p}": sigdeg_ablation.table(ABLATION, p) for p in ("mixture", "digits")},
-        "dode-mnist": dode_mnist(), "dode-frechet": dode_frechet(), "dode-population": dode_population(),
-        "dode-cost": dode_cost(),
-        **{f"dode-{p}": dode(p) for p in ("ring", "gaussian", "smooth", "digits")},
-        **{f"sfddm-{p}": sfddm(p) for p in ("digits", "mnist")}, **commands(),
+        "cards": solver_table.markdown(solver_table.rows()), "references": references(),
+        "demo": demo_with_pictures(), "api-sde": solver_names(True), "api-diffusion": solver_names(False),
+        "api-border": conversions(), "schedules": schedules(),
+        "api-schedules": documented("autoclass", public(is_schedule)), "records": records(),
+        "experiments": summaries(), **of_experiments(),
+        **{f"cli-{path.replace(' ', '-')}": f"```text\n{text}\n```" for path, _, text in helps()},
     }  # fmt: skip
     for name, text in made.items():
         (folder / f"{name}.md").write_text(text + "\n")

@@ -1,47 +1,107 @@
-"""The public conformance suite: every solver here passes it, and each kind of broken one is caught."""
+"""The conformance suite: every solver passes it in every kind of configuration, each broken one is caught."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import torch
 
 import fewstep as fs
+from fewstep import compat
 from fewstep.testing import ConformanceError, check_solver
 
-LEARNED = {"SigStep"}  # needs its network
-OPTIONS = [
-    fs.DDIM(eta=1.0), fs.DPMSolver(3), fs.DPMSolver(2, multistep=True), fs.DPMSolverPP(3),
-    fs.DPMSolverPP(3, multistep=False), fs.DPMSolverPP(3, form="official"), fs.DPMSolverSDE(2),
-    fs.DEIS(3, "t"), fs.DEIS(4, "rho"), fs.EDMHeun(churn=10.0), fs.IPNDM(2), fs.PNDM("plms"),
-    fs.SASolver(2, 0), fs.UniPC(3, "bh1"), fs.UniPC(3, prediction="noise"), fs.UniPC(2, corrector=False),
+EVERYWHERE = (0.0, float("inf"))
+# at least two in addition to the default for every solver that has options
+CONFIGURATIONS = [
+    fs.DDIM(eta=0.7), fs.DDIM(eta=1.0),
+    fs.DDPM("fixed_large"),
+    fs.DEIS(1), fs.DEIS(4), fs.DEIS(3, "rho"), fs.DEIS(3, "t"),
+    fs.DPMSolver(1), fs.DPMSolver(3), fs.DPMSolver(3, solver_type="heun"), fs.DPMSolver(2, multistep=True),
+    fs.DPMSolver(3, multistep=True),
+    fs.DPMSolverPP(1), fs.DPMSolverPP(3), fs.DPMSolverPP(2, False), fs.DPMSolverPP(3, False),
+    fs.DPMSolverPP(3, False, "heun"),
+    fs.DPMSolverSDE(1), fs.DPMSolverSDE(3), fs.DPMSolverSDE(2, 0.5, "heun"), fs.DPMSolverSDE(3, 0.0),
+    fs.EDMEuler(churn=10.0), fs.EDMEuler(churn=10.0, churn_max=0.5),
+    fs.EDMHeun(churn=10.0), fs.EDMHeun(churn=1.0, churn_min=0.3),
+    fs.IPNDM(1), fs.IPNDM(2), fs.IPNDM(3, variable=True), fs.IPNDM(4, variable=True),
+    fs.PNDM("plms"),
+    fs.SASolver(1), fs.SASolver(2, 0), fs.SASolver(3, 4, tau=0), fs.SASolver(4, 0, tau=0), fs.SASolver(3, 2),
+    fs.SASolver(2, 3, 0.5, EVERYWHERE),
+    fs.SEEDS(1), fs.SEEDS(2),
+    fs.UniPC(1), fs.UniPC(3), fs.UniPC(3, "bh1"), fs.UniPC(3, prediction="noise"),
+    fs.UniPC(2, corrector=False), fs.UniPC(3, predictor=False), fs.UniPC(2, corrector={0, 1}),
+    compat.DiffusersDPM(fs.DPMSolver(3, True)), compat.DiffusersDPM(fs.DPMSolverPP(2)),
+    compat.DiffusersDPM(fs.DPMSolverPP(2), compat.Ending(euler=True)), compat.DiffusersDPM(fs.UniPC(3)),
+    compat.DiffusersDPM(fs.DEIS(2)), compat.OfficialDPM(fs.DPMSolverPP(3)),
 ]  # fmt: skip
-SOLVERS = [c() for n, c in fs.solvers().items() if n not in LEARNED] + OPTIONS
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-def test_every_solver_keeps_its_card(solver):
-    """Evaluations, dtype, shape, purity, what it needs of the noise; plans, and a fixed point of theirs."""
+@pytest.mark.parametrize("solver", [*fs.solvers().values(), *CONFIGURATIONS], ids=repr)
+def test_every_solver_keeps_the_contract_and_its_card(solver):
     check_solver(solver)
 
 
-class Forgetful(fs.EulerMaruyama):
-    """Keeps state: its second step is another."""
+def with_card(solver, **facts):
+    solver.card = replace(solver.card, **facts)
+    return solver
+
+
+WRONG_CARDS = {
+    "order 3 for 2": (partial(fs.DPMSolverPP, 2), dict(deterministic_order=3)),
+    "order 1 for 2": (fs.EDMHeun, dict(deterministic_order=1)),
+    "order 2 for 3": (partial(fs.DPMSolver, 3), dict(deterministic_order=2)),
+    "order 4 for 3": (partial(fs.UniPC, 3, corrector=False), dict(deterministic_order=4)),
+    "order 3 for 4": (partial(fs.DEIS, 4), dict(deterministic_order=3)),
+    "order 4 for 2 on uneven steps": (fs.IPNDM, dict(deterministic_order=4)),
+    "drift order 2 for 3": (partial(fs.DPMSolverSDE, 3), dict(deterministic_order=2)),
+    "drift order 4 for 3": (fs.SEEDS, dict(deterministic_order=4)),
+    "ODE order 2 for 1": (fs.EulerHeun, dict(deterministic_order=2)),
+    "ODE order 1 for 2": (fs.Heun, dict(deterministic_order=1)),
+    "strong order 1 for 0.5": (fs.EulerMaruyama, dict(strong_order={"general": 1.0})),
+    "strong order 0.5 for 1": (fs.Midpoint, dict(strong_order={"scalar": 0.5})),
+    "strong order 1 for 1.5": (fs.SRID2, dict(strong_order={"diagonal": 1.0})),
+    "strong order 1.5 for 1": (fs.SEA, dict(strong_order={"additive": 1.5}, weak_order={"additive": 2.0})),
+    "1 evaluation for 3": (partial(fs.DPMSolverPP, 3, False), dict(evaluations=1)),
+    "2 evaluations for 1": (fs.UniPC, dict(evaluations=2)),
+    "3 drift evaluations for 2": (fs.ShARK, dict(evaluations=3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_CARDS)
+def test_wrong_cards_are_caught(wrong):
+    make, facts = WRONG_CARDS[wrong]
+    fact = next(iter(facts))
+    kind = r"measured \d evaluations" if fact == "evaluations" else f"measured {fact.replace('_', ' ')}"
+    facts = facts if fact != "strong_order" else {"weak_order": {}} | facts
+    with pytest.raises(ConformanceError, match=kind):
+        check_solver(with_card(make(), **facts))
+
+
+def test_lower_bounds_may_be_exceeded_but_not_missed():
+    check_solver(with_card(fs.EDMHeun(), deterministic_order=1, lower_bound=True))
+    with pytest.raises(ConformanceError, match="measured deterministic order"):
+        check_solver(with_card(fs.EDMHeun(), deterministic_order=3, lower_bound=True))
+
+
+class Stateful(fs.EulerMaruyama):
+    """Keeps state: its second step differs."""
 
     seen = 0
 
     def step(self, *args):
         self.seen += 1
-        return super().step(*args)[0] * (1 + 1e-9 * self.seen), None
+        return fs.Step(super().step(*args).y * (1 + 1e-9 * self.seen))
 
 
-class Greedy(fs.EulerMaruyama):
-    """Takes H without saying so."""
+class NeedsH(fs.EulerMaruyama):
+    """Uses H, which the card does not list."""
 
     def step(self, sde, t0, t1, y, increment, carry):
-        return y + sde.drift(t0, y) * increment.h + 0 * y * increment.H.sum(), carry
+        return fs.Step(y + sde.drift(t0, y) * increment.h + 0 * y * increment.H.sum())
 
 
-class Twice(fs.EulerMaruyama):
-    """Evaluates drift twice and declares one."""
+class TwoEvaluations(fs.EulerMaruyama):
+    """Evaluates the drift twice and declares one."""
 
     def step(self, sde, t0, t1, y, increment, carry):
         sde.drift(t0, y)
@@ -57,107 +117,179 @@ class InPlace(fs.EulerMaruyama):
         return new
 
 
-class Double(fs.EulerMaruyama):
-    """Comes back in float64."""
+class ReturnsDouble(fs.EulerMaruyama):
+    """Returns float64."""
 
     def step(self, *args):
-        return super().step(*args)[0].double(), None
+        return fs.Step(super().step(*args).y.double())
 
 
-class Overtaken(fs.EulerMaruyama):
+class WeakBelowStrong(fs.EulerMaruyama):
     card = replace(fs.EulerMaruyama.card, weak_order={"diagonal": 0.25})
 
 
-class Absent(fs.EulerMaruyama):
-    """Has a step of another signature."""
-
+class OtherSignature(fs.EulerMaruyama):
     def step(self, sde, t0, t1, y):
-        return y
+        return fs.Step(y)
 
 
-class Bare(fs.EDMEuler):
+class FrozenNoise(fs.SlowRK):
+    """Evaluates the diffusion at the start of the step where the method has other times."""
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        return super().step(
+            replace(sde, diffusion=lambda t, y: sde.diffusion(t0, y)), t0, t1, y, increment, carry
+        )
+
+
+class WrongSign(fs.SlowRK):
+    """Uses -H for H."""
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        return super().step(sde, t0, t1, y, fs.Increment(increment.h, increment.W, -increment.H), carry)
+
+
+class NoArea(fs.LogODE):
+    """Drops the space-space area."""
+
+    def step(self, sde, t0, t1, y, increment, carry):
+        return super().step(sde, t0, t1, y, replace(increment, A=0 * increment.A), carry)
+
+
+class NoCard(fs.DDPM):
     card = None
 
 
-class Restless(fs.EDMEuler):
-    """Keeps state: its second plan is another."""
+class StatefulPlan(fs.EDMEuler):
+    """Keeps state: its second plan differs."""
 
     seen = 0
 
-    def plan(self, sigmas):
+    def plan(self, sigmas, schedule=None):
         self.seen += 1
         found = super().plan(sigmas)
-        return replace(found, b=found.b * (1 + 1e-9 * self.seen))
+        return replace(found, update_eval=found.update_eval * (1 + 1e-9 * self.seen))
 
 
-class Late(fs.EDMEuler):
-    """Leaves a little of the state where the whole estimate belongs."""
+class LeavesState(fs.EDMEuler):
+    """Leaves a little of the state where only the estimate of x0 belongs."""
 
-    def plan(self, sigmas):
+    def plan(self, sigmas, schedule=None):
         found = super().plan(sigmas)
-        return replace(found, b=found.b * (1 - 1e-3))
+        return replace(found, update_eval=found.update_eval * (1 - 1e-3))
 
 
-class Loud(fs.EulerMaruyama):
-    """Takes three times the estimate, where the grid does not end at 0."""
+class OtherEnd(fs.EulerMaruyama):
+    """Takes three times the estimate on grids that do not end at 0."""
 
-    def plan(self, sigmas):
+    def plan(self, sigmas, schedule=None):
         found = super().plan(sigmas)
-        return replace(found, b=3 * found.b) if sigmas[-1] > 0 else found
+        return replace(found, update_eval=3 * found.update_eval) if sigmas[-1] > 0 else found
 
 
-class Wandering(fs.DPMSolverSDE):
-    """Looks at another part of the path each time."""
+class OtherPath(fs.DPMSolverSDE):
+    """Uses another part of the path each time."""
 
     seen = 0
 
-    def plan(self, sigmas):
+    def plan(self, sigmas, schedule=None):
         self.seen += 1
         found = super().plan(sigmas)
         return replace(found, noise=found.noise * (1 + 1e-9 * self.seen))
 
 
-class Scribbling(fs.EDMEuler):
-    """Writes to the grid."""
+class TooMuchNoise(fs.DPMSolverSDE):
+    """Adds noise of 1.1 times the size."""
 
-    def plan(self, sigmas):
+    def plan(self, sigmas, schedule=None):
+        found = super().plan(sigmas)
+        return replace(found, update_noise=1.1 * found.update_noise)
+
+
+class WritesToGrid(fs.EDMEuler):
+    def plan(self, sigmas, schedule=None):
         found = super().plan(sigmas)
         sigmas[0] *= 1.001
         return found
 
 
-class Logarithmic(fs.EDMEuler):
-    """Does not know the end of the grid, sigma = 0."""
+class RejectsZero(fs.EDMEuler):
+    """Cannot end at sigma = 0."""
 
-    def plan(self, sigmas):
+    def plan(self, sigmas, schedule=None):
         if not sigmas.log().isfinite().all():
             raise ZeroDivisionError("log of 0")
         return super().plan(sigmas)
 
 
 BROKEN = {
-    Forgetful: "differ", Greedy: "more than levy='W'|NoneType",
-    Twice: "16 drift evaluations in 8 steps, the card says 8",
-    InPlace: "two solves|wrote", Double: "came back as torch.float64", Overtaken: "weak order is below",
-    Absent: "diagonal noise.*TypeError", Bare: "no card", Restless: "two plans", Late: "never changes",
-    Scribbling: "wrote to the grid", Logarithmic: "steps=1, final='x0': ZeroDivisionError: log of 0",
-    Loud: "final='sigma_min': where the estimate", Wandering: "two plans",
+    Stateful: "differ", NeedsH: "more than levy='W'|NoneType",
+    TwoEvaluations: "measured 2 evaluations per step, the card says 1",
+    InPlace: "two solves|wrote", ReturnsDouble: "came back as torch.float64",
+    WeakBelowStrong: "weak order is below", OtherSignature: "diagonal noise.*TypeError",
+    FrozenNoise: "measured strong order", WrongSign: "measured strong order",
+    NoArea: "measured strong order", NoCard: "no card", StatefulPlan: "two plans",
+    LeavesState: "never changes", WritesToGrid: "wrote to the grid",
+    RejectsZero: "steps=1, final='x0': ZeroDivisionError: log of 0",
+    OtherEnd: "final='sigma_min': where the estimate", OtherPath: "two plans", TooMuchNoise: "variance",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_the_conformance_suite_catches(broken):
+def test_broken_solvers_are_caught(broken):
     with pytest.raises(ConformanceError, match=BROKEN[broken]):
         check_solver(broken())
 
 
+STRATONOVICH = [n for n, s in fs.solvers("diagonal").items() if s.card.sde_types == ("stratonovich",)]
+
+
+@pytest.mark.parametrize("name", STRATONOVICH)
+def test_stratonovich_noise_is_centred_in_time(name):
+    """For dy = (1 + t) dW the step is (1 + t_middle) W, minus h H on a path with H.
+
+    Order 1.0 does not need it: a diffusion at t0 instead of t1 has the same order and a larger error.
+    """
+    sde = fs.SDE(lambda t, y: 0 * y, lambda t, y: (1 + t) * torch.ones_like(y), sde_type="stratonovich")
+    solver, y = fs.solvers()[name], torch.zeros(1, 2, dtype=torch.float64)
+    t0, t1 = y.new_tensor(0.25), y.new_tensor(0.75)
+    increment = fs.Increment(0.5, y.new_tensor([[0.3, -0.7]]), y.new_tensor([[0.1, 0.2]]))
+    got = solver.step(sde, t0, t1, y, increment, solver.init(sde, t0, y)).y
+    expected = 1.5 * increment.W - (0.5 * increment.H if solver.card.levy == "H" else 0)
+    torch.testing.assert_close(got, expected)
+
+
 WRONG = {
     "summary": None, "reference": 3, "levy": "Q", "sde_types": "ito", "strong_order": 0.5,
-    "weak_order": {"diagonl": 1.0}, "deterministic_order": "two", "evaluations": 0,
+    "weak_order": {"diagonl": 1.0}, "deterministic_order": "two", "evaluations": 0, "lower_bound": "no",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_card_refuses_what_no_loop_understands(name):
+def test_cards_reject_invalid_values(name):
     with pytest.raises(fs.InputError, match=name):
         fs.Card(**{"summary": "a solver", "reference": "Eq. (1)", name: WRONG[name]})
+
+
+MOVED = [
+    lambda: fs.DPMSolver(form="official"), lambda: fs.DPMSolver(nodes="grid"),
+    lambda: fs.DPMSolverPP(form="diffusers"), lambda: fs.DPMSolverSDE(form="diffusers"),
+    lambda: fs.DDIM(form="diffusers"), lambda: fs.PNDM(combine="v_prediction"),
+    lambda: fs.DEIS(form="diffusers"), lambda: fs.UniPC(form="diffusers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_moved_options_name_compat(old):
+    with pytest.raises(fs.InputError, match="compat"):
+        old()
+
+
+def test_repr_of_configured_solvers_rebuilds_them():
+    for solver in CONFIGURATIONS:
+        if type(solver).__module__.startswith("fewstep.samplers"):
+            again = eval(
+                repr(solver), {**vars(fs), **{type(solver).__name__: type(solver)}, "inf": EVERYWHERE[1]}
+            )
+            assert again.options() == solver.options()
+            assert again.card == solver.card

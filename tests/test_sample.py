@@ -41,7 +41,7 @@ def test_deterministic_orders_on_an_exact_score(solver, order, spacing):
     assert abs(local[-1] - order) < 0.15, local
 
 
-def test_the_default_end_is_the_denoisers_estimate():
+def test_default_final_is_the_last_denoiser_output():
     """final="x0" is a step to sigma = 0: x0 itself, with `steps` evaluations in all."""
     for solver in (fs.DDIM(), fs.DPMSolverPP(2), fs.UniPC(3), fs.EulerMaruyama()):
         seen = []
@@ -59,7 +59,7 @@ def same(a, b, **kw):
 
 
 @pytest.mark.parametrize("final", ["x0", "sigma_min"])
-def test_identities(final):
+def test_equivalent_solvers_give_equal_samples(final):
     same(fs.DDIM(), fs.DPMSolverPP(1), final=final)
     same(fs.DDIM(1.0), fs.EulerMaruyama(), final=final)
     same(fs.EDMHeun(churn=0), fs.EDMHeun(churn=5, churn_min=1e6, churn_max=1e7), final=final)
@@ -85,13 +85,13 @@ def test_stochastic_samplers_have_the_right_law(solver):
     assert ((x.var(0) / variance - 1).abs() < 5 * math.sqrt(2 / n) + 0.05).all()
 
 
-def test_half_precision_models_keep_a_float32_trajectory():
+def test_half_precision_noise_gives_a_float32_trajectory():
     noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).half() * 20
     x = fs.sample(gaussian(), fs.DDIM(), noise=noise, steps=5)
     assert x.dtype == torch.float32
 
 
-def test_epsilon_models_and_schedules_give_one_flow():
+def test_epsilon_models_follow_the_exact_flow_on_every_schedule():
     """The same Gaussian data behind three schedules: sample, and compare with the exact flow."""
     abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     for schedule in (fs.VPLinear(), fs.VE(0.01, 50.0), fs.DiscreteVP(abar)):
@@ -131,7 +131,7 @@ def test_time_is_the_inverse_of_sigma(name):
 
 @pytest.mark.parametrize("spacing", ["logsnr", "karras", "uniform", "quadratic"])
 @pytest.mark.parametrize("final", ["x0", "sigma_min"])
-def test_grids(spacing, final):
+def test_grids_decrease_between_the_ends_of_the_schedule(spacing, final):
     grid = fs.sigma_grid(fs.VPLinear(), 7, spacing, final)
     assert grid.shape == (8,)
     assert grid.dtype == torch.float64
@@ -169,7 +169,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(case):
+def test_bad_input_raises_a_clear_error(case):
     call, words = BAD[case]
     with pytest.raises(fs.InputError, match=words):
         fs.sample(gaussian(), **call)
@@ -179,18 +179,18 @@ def test_bad_input_is_refused(case):
     "wrong",
     [lambda x, s: x.mean(-1, keepdim=True), lambda x, s: x.double(), lambda x, s: 0.0, lambda x, s: x[:2]],
 )
-def test_what_the_denoiser_returns_is_checked_at_once(wrong):
+def test_denoiser_output_is_checked_at_the_first_evaluation(wrong):
     with pytest.raises(fs.InputError, match=r"denoiser: got .*expected x's torch.float32 of shape \(5, 3\)"):
         fs.sample(fs.DiffusionModel(wrong, EDM), fs.DDIM(), shape=(5, 3), steps=4)
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM, fs.VE])
-def test_ranges_that_are_none_are_refused(schedule):
+def test_empty_ranges_of_sigma_are_rejected(schedule):
     with pytest.raises(fs.InputError, match="sigma_min, sigma_max: got 10.*0.1"):
         schedule(10.0, 0.1)
 
 
-def test_all_stochastic_solvers_of_a_seed_have_one_limit():
+def test_stochastic_solvers_of_one_seed_have_one_limit():
     """Euler-Maruyama and ShARK, which need W and W, H, follow the same path of the seed."""
     kw = dict(shape=(300, 3), seed=2, dtype=torch.float64, final="sigma_min")
     gaps = []
@@ -201,8 +201,8 @@ def test_all_stochastic_solvers_of_a_seed_have_one_limit():
 
 
 @pytest.mark.parametrize("seeds", [dict(seed=0), dict(seeds=list(range(4000)))])
-def test_churn_is_not_the_start_again(seeds):
-    """The first input of a churned step is the start raised by noise of its own; |r| < 5/sqrt(3 n), 6e-7."""
+def test_churn_is_independent_of_the_start(seeds):
+    """The first input of a churned step is the start plus independent noise; |r| < 5/sqrt(3 n), 6e-7."""
     inputs, n = [], 4000
 
     def spy(x, sigma):

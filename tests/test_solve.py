@@ -1,5 +1,8 @@
-"""The SDE loop: what it refuses before work starts, what it returns, what it costs."""
+"""`solve`: what it rejects before the first step, what it returns, and problems without noise."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -15,20 +18,23 @@ def path(levy="W", shape=(8, 3), t1=1.0, **kw):
     return fs.BrownianPath(shape=shape, t0=0.0, t1=t1, seed=0, levy=levy, **kw)
 
 
+class Undeclared(fs.EulerMaruyama):
+    card = fs.Card(summary="x", reference="x", levy="W", sde_types=("ito",), strong_order={"diagonal": 0.5})
+
+
 def general(t, y):
     return y.unsqueeze(-1).expand(*y.shape, 2)
 
 
-# what is wrong: (keyword overrides, words that the error must contain)
+# case: (changed arguments, parts of the error message)
 BAD = {
     "one-point grid": (dict(grid=torch.zeros(1)), ["grid", "at least two"]),
     "falling grid": (dict(grid=GRID.flip(0)), ["grid", "strictly increasing", "Sort"]),
     "repeated time": (dict(grid=torch.tensor([0.0, 0.5, 0.5, 1.0])), ["grid", "0.5, 0.5"]),
     "nan in grid": (dict(grid=torch.tensor([0.0, float("nan")])), ["grid", "finite"]),
-    "integer grid": (dict(grid=torch.arange(3)), ["grid", "int64", ".double()"]),
-    "list for grid": (dict(grid=[0.0, 1.0]), ["grid", "list", "tensor"]),
-    "integer y0": (dict(y0=torch.ones(8, 3, dtype=torch.int64)), ["y0", "int64", ".float()"]),
-    "0-d y0": (dict(y0=torch.tensor(1.0)), ["y0", "0-d", "reshape(1)"]),
+    "words for grid": (dict(grid=["a"]), ["grid", "tensor of numbers"]),
+    "integer y0": (dict(y0=torch.ones(8, 3, dtype=torch.int64)), ["y0", "int64", "floating-point"]),
+    "0-d y0": (dict(y0=torch.tensor(1.0)), ["y0", "shape ()", "(*batch, *event)"]),
     "nan in y0": (dict(y0=torch.full((8, 3), float("nan"))), ["y0", "24 values"]),
     "drift shape": (dict(sde=fs.SDE(lambda t, y: y.sum(-1), GBM.diffusion)), ["drift", "(8,)", "(8, 3)"]),
     "drift dtype": (
@@ -58,16 +64,19 @@ BAD = {
         dict(sde=fs.SDE(GBM.drift, GBM.diffusion, sde_type="stratonovich"), solver=fs.EulerMaruyama()),
         ["EulerMaruyama", "'stratonovich'", "ito"],
     ),
-    "class for object": (dict(solver=fs.Milstein), ["solver", "Milstein", "Classes are called first"]),
+    "class for object": (dict(solver=fs.Milstein), ["solver", "Milstein", "Call a class first"]),
     "diffusion solver": (dict(solver=fs.DDIM()), ["solver", "DDIM", "fewstep.sample"]),
-    "no SDE": (dict(sde="gbm"), ["sde", "str"]),
+    "no SDE": (dict(sde="gbm"), ["sde", "gbm"]),
     "save": (dict(save="some"), ["save", "'some'"]),
-    "save, place": (dict(save=[0, 99]), ["save", "99", "places"]),
+    "save, index": (dict(save=[0, 99]), ["save", "99", "indices"]),
+    "solver without an order for ODEs": (
+        dict(sde=fs.ODE(GBM.drift), solver=Undeclared()), ["Undeclared", "'none'"],
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_before_the_first_step(case):
+def test_bad_input_is_rejected_before_the_first_step(case):
     changes, words = BAD[case]
     steps = []
 
@@ -84,37 +93,45 @@ def test_bad_input_is_refused_before_the_first_step(case):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize(("argument", "came"), [("noise_type", "diagonl"), ("sde_type", "itoo")])
-def test_unknown_words_suggest_the_nearest(argument, came):
-    with pytest.raises(fs.InputError, match=f"{argument}: got '{came}'.*Did you mean"):
-        fs.SDE(GBM.drift, GBM.diffusion, **{argument: came})
+@pytest.mark.parametrize(("argument", "got"), [("noise_type", "diagonl"), ("sde_type", "itoo")])
+def test_unknown_choice_suggests_the_closest(argument, got):
+    with pytest.raises(fs.InputError, match=f"{argument}: got '{got}'.*Did you mean"):
+        fs.SDE(GBM.drift, GBM.diffusion, **{argument: got})
 
 
-def test_a_solve_that_explodes_says_where_and_for_how_many():
+def test_grid_may_be_a_list_an_array_or_a_tensor():
+    grids = [0, 0.25, 1], np.array([0, 0.25, 1]), torch.tensor([0, 0.25, 1])
+    a, b, c = (fs.solve(GBM, fs.Milstein(), Y0, grid).y for grid in grids)
+    assert torch.equal(a, b)
+    assert torch.equal(a, c)
+
+
+def test_non_finite_error_names_the_step_and_counts_the_paths():
     cubic = fs.SDE(lambda t, y: y**3, lambda t, y: torch.zeros_like(y))
     y0 = torch.cat([torch.full((3, 2), 50.0), torch.zeros(5, 2)])
-    with pytest.raises(fs.NonFiniteError, match=r"at step \d+ .* for 3 of 8 paths") as error:
+    with pytest.raises(
+        fs.NonFiniteError, match=r"non-finite values at step \d+ .* for 3 of 8 paths"
+    ) as error:
         fs.solve(cubic, fs.EulerMaruyama(), y0, torch.linspace(0, 10, 21))
-    # the very step: one earlier all is finite
+    # the exact step: all values are finite before it
     short = torch.linspace(0, 10, 21)[: error.value.step + 1]
     assert fs.solve(cubic, fs.EulerMaruyama(), y0, short).y.isfinite().all()
     assert error.value.paths == 3
 
 
-EVERY = {n: c for n, c in fs.solvers().items() if issubclass(c, fs.StochasticSolver)
-         and "__init__" not in vars(c)}  # fmt: skip
+EVERY = {n: s for n, s in fs.solvers().items() if isinstance(s, fs.StochasticSolver)}
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n != "ReversibleHeun"])
-def test_chunks_equal_the_whole(name):
-    """A solve may be stopped and taken up; `ReversibleHeun`, whose second state is lost so, is not."""
-    solver = EVERY[name]()
+def test_solve_in_two_parts_equals_one_solve(name):
+    """Except for `ReversibleHeun`, whose second state is lost between the parts."""
+    solver = EVERY[name]
     for sde, _ in cases(solver):
         y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
         noise = path_for(solver, sde.noise_shape(y0, sde.diffusion(torch.zeros(()).to(y0), y0)), y0.dtype)
-        whole = fs.solve(sde, solver, y0, GRID, path=noise).y
+        full = fs.solve(sde, solver, y0, GRID, path=noise).y
         half = fs.solve(sde, solver, y0, GRID[:5], path=noise).y
-        torch.testing.assert_close(fs.solve(sde, solver, half, GRID[4:], path=noise).y, whole)
+        torch.testing.assert_close(fs.solve(sde, solver, half, GRID[4:], path=noise).y, full)
 
 
 DIFFERENTIABLE = [fs.EulerMaruyama, fs.Milstein, fs.DerivativeFreeMilstein, fs.SRID2, fs.Taylor15]
@@ -135,26 +152,37 @@ def test_gradients_flow_to_parameters_and_state(solver):
     assert not end(sigma.detach(), y0.detach()).requires_grad
 
 
-def test_ode_is_the_sde_without_noise():
-    sol = fs.solve(fs.ODE(lambda t, y: -y), fs.ShARK(), torch.ones(1, 1, dtype=torch.float64),
-                   torch.linspace(0, 1, 65))  # fmt: skip
-    assert abs(float(sol.y) - 0.36787944117) < 3e-5
+@pytest.mark.parametrize("name", [n for n, s in EVERY.items() if s.card.deterministic_order])
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 1, 2)])
+def test_every_solver_with_a_deterministic_order_solves_odes(name, shape):
+    """y' = -y to y(1) = y0/e; the bound is ten times the error constant of each order. No noise is drawn."""
+    y0 = torch.linspace(0.5, 1, 2, dtype=torch.float64).reshape(2, *[1] * (len(shape) - 1)).expand(shape)
+    state = torch.random.get_rng_state()
+    sol = fs.solve(fs.ODE(lambda t, y: -y), EVERY[name], y0, torch.linspace(0, 1, 33))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert (sol.y - y0 / math.e).abs().max() < 2 * 32.0 ** -EVERY[name].card.deterministic_order
+    assert not fs.ODE(lambda t, y: -y).diffusion(None, y0).any()
 
 
-def test_without_a_path_the_seed_decides():
+def test_none_is_the_noise_type_of_odes_alone():
+    assert fs.ODE(GBM.drift).noise_type == "none"
+    with pytest.raises(fs.InputError, match=r"fewstep\.ODE"):
+        fs.SDE(GBM.drift, GBM.diffusion, noise_type="none")
+
+
+def test_seed_fixes_the_noise_without_a_path():
     a, b, c = (fs.solve(GBM, fs.Milstein(), Y0, GRID, seed=s).y for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
 
-def test_milstein_is_one_method_with_and_without_derivative():
-    """For g linear in y the difference quotient differs from g'g by its own O(h) support drift only."""
+def test_milstein_with_and_without_derivative_agree_for_linear_diffusion():
     sde = fs.SDE(lambda t, y: 0 * y, lambda t, y: 0.4 * y, sde_type="ito")
     grid, p = torch.linspace(0, 1, 17), path(dtype=torch.float64)
     y0 = Y0.double()
     a = fs.solve(sde, fs.Milstein(), y0, grid, path=p).y
     b = fs.solve(sde, fs.DerivativeFreeMilstein(), y0, grid, path=p).y
-    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # linear g, no drift: no difference at all
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_ito_and_stratonovich_milstein_agree_on_the_same_equation():
@@ -169,7 +197,7 @@ def test_ito_and_stratonovich_milstein_agree_on_the_same_equation():
         assert error < 4e-3
 
 
-def test_torchsde_objects_are_taken_as_they_are():
+def test_torchsde_objects_are_accepted():
     class Theirs(torch.nn.Module):
         noise_type, sde_type = "diagonal", "ito"
 
@@ -185,16 +213,16 @@ def test_torchsde_objects_are_taken_as_they_are():
         fs.SDE.from_torchsde(object())
 
 
-@pytest.mark.parametrize("places", [[0], [0, 3, 8], [8], list(range(9))])
-def test_states_at_places_are_those_of_all(places):
+@pytest.mark.parametrize("indices", [[0], [0, 3, 8], [8], list(range(9))])
+def test_states_at_indices_are_those_of_all(indices):
     grid = torch.linspace(0, 1, 9)
     every = fs.solve(GBM, fs.Milstein(), Y0, grid, save="all").ys
-    some = fs.solve(GBM, fs.Milstein(), Y0, grid, save=places).ys
-    assert torch.equal(some, every[places])
+    some = fs.solve(GBM, fs.Milstein(), Y0, grid, save=indices).ys
+    assert torch.equal(some, every[indices])
 
 
-def test_a_fresh_area_is_independent_of_a_start_of_the_same_seed():
-    """Foster's residual against the normals of `manual_seed(seed)`; |r| < 5/sqrt(n), 6e-7."""
+def test_fresh_areas_are_independent_of_a_start_drawn_from_the_same_seed():
+    """Correlation of Foster's residual with the normals of `manual_seed(seed)`: 5 standard errors, 6e-7."""
     n, drawn = 20000, []
 
     class Spy(fs.LogODE):

@@ -1,14 +1,15 @@
 """Every ratio to a peer that the pages publish: torchsde, diffusers, diffrax, k-diffusion, where installed.
 
-Runs `brownian-speed`, `sampler-overhead` and `work-precision`, whose records it reads, then times the two
-drop-in interfaces beside what they replace. A ratio is the peer's time (or error) over this library's, of the
-same work in the same run: above 1 this library is faster (or nearer).
+Runs `brownian_speed`, `sampler_overhead` and `work_precision`, reads their records, and then times the two
+drop-in interfaces next to what they replace. A ratio is the peer's time (or error) over this library's, for
+the same work in the same run: above 1 this library is faster (or closer to the exact solution).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ import fewstep as fs
 import peers_k_diffusion
 import sampler_overhead
 import work_precision
+from base import Experiment, Job, Record, Row, single_threaded, table
 from fewstep.integrations import k_diffusion as ours_k
 from fewstep.integrations.torchsde import sdeint
-from fewstep_analysis.records import Record
+from sampler_overhead import keep_memory, medians
 
-TAKES = "15 min"
+NAME = "benchmarks"
 PARTS = (brownian_speed, sampler_overhead, work_precision)
-# what a step's noise costs: ours, and who does the same
+PEERS = ("torchsde", "diffrax", "jax", "diffusers", "k-diffusion")
+# what the noise of a step costs: ours, and the peer's series of the same work
 NOISE = {
     "W of 256 steps, path": ("path W, walked", "torchsde W, queries, dt hint"),
     "W of 256 steps, path, no hint": ("path W, walked", "torchsde W, queries"),
@@ -39,7 +42,7 @@ TREES = {
     "W and H of 256 steps, path": ("path W,H, walked", "diffrax W,H, queries in a scan"),
 }
 TWINS = {"euler": "EulerMaruyama", "srk": "SRA1", "Euler": "EulerMaruyama", "ShARK": "ShARK"}
-SDE_METHODS = {"euler": "none", "milstein": "none", "srk": "space-time"}  # and what their path must know
+SDE_METHODS = {"euler": "none", "milstein": "none", "srk": "space-time"}  # and the Lévy data of their path
 K_SAMPLERS: dict[str, fs.DiffusionSolver] = {
     "euler": fs.EDMEuler(), "heun": fs.EDMHeun(), "dpm_2": fs.DPMSolver(2), "dpmpp_2m": fs.DPMSolverPP(2),
     "dpmpp_2m_sde": fs.DPMSolverSDE(2),
@@ -47,36 +50,72 @@ K_SAMPLERS: dict[str, fs.DiffusionSolver] = {
 SAMPLERS = {"DPM++ 2M": "DPMSolverPP(2)", "DEIS 3": "DEIS(3)", "UniPC 2": "UniPC(2)", "UniPC 3": "UniPC(3)"}
 
 
-def row(group: str, what: str, peer: str, ours: float, theirs: float, unit: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Budget:
+    """Which budget the parts have, and rounds of timing."""
+
+    parts: str
+    rounds: int
+
+
+BUDGETS = {"smoke": Budget("smoke", 2), "paper": Budget("paper", 9)}
+
+
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
+    """The records of the parts, and the one of all ratios."""
+    made: dict[str, Record] = {}
+    for part in PARTS:
+        made |= part.measure(part.BUDGETS[budget.parts], job)
+    single_threaded()
+    keep_memory()
+    rows = [
+        *noise(made["brownian-speed"]), *solves(made["work-precision-sde"]),
+        *drop_in_sdeint(budget.rounds, job.seed), *overheads(made["sampler-overhead"]),
+        *drop_in_k(budget.rounds, job.seed), *errors(made["work-precision-ring"]),
+    ]  # fmt: skip
+    return made | {NAME: Record(NAME, {"rows": rows, "peers": {n: version(n) for n in PEERS}}, job.seed)}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def row(group: str, what: str, peer: str, ours: float, theirs: float, unit: str) -> Row:
     """One line of the table."""
-    return {"group": group, "what": what, "peer": peer, "ours": ours, "theirs": theirs,
-            "unit": unit, "ratio": theirs / ours}  # fmt: skip
+    return dict(group=group, what=what, peer=peer, ours=ours, theirs=theirs, unit=unit, ratio=theirs / ours)
 
 
-def noise(record: Record) -> list[dict[str, Any]]:
-    """Brownian increments; diffrax's against jax's bare loop, ours against torch's."""
+def noise(record: Record) -> list[Row]:
+    """Brownian increments; diffrax's relative to jax's bare loop, ours to torch's."""
     found = {r["series"]: r for r in record.data["rows"]}
-    pairs = [("torchsde", "seconds", "ms", 1e3, NOISE), ("diffrax", "to_bare_loop", "bare loops", 1.0, TREES)]
+    pairs = (("torchsde", "seconds", "ms", 1e3, NOISE), ("diffrax", "to_bare_loop", "bare loops", 1.0, TREES))
     return [
         row("noise", what, peer, scale * found[a][key], scale * found[b][key], unit)
-        for peer, key, unit, scale, table in pairs
-        for what, (a, b) in table.items() if b in found
-    ]  # fmt: skip
+        for peer, key, unit, scale, names in pairs
+        for what, (a, b) in names.items()
+        if b in found
+    ]
 
 
-def solves(record: Record) -> list[dict[str, Any]]:
-    """Whole solves of the finest level: the same errors, other seconds."""
+def solves(record: Record) -> list[Row]:
+    """Complete solves at the finest level, of equal errors."""
     own = {s["name"]: s for s in record.data["series"] if s["package"] == "fewstep"}
-    steps = 2 ** record.data["levels"][-1]
-    return [
-        row("solve", f"{own[TWINS[s['name']]]['name']}, {steps} steps, additive noise",
-            f"{s['package']} {s['name']}", 1e3 * own[TWINS[s["name"]]]["seconds"][-1],
-            1e3 * s["seconds"][-1], "ms")
-        for s in record.data["series"] if s["package"] != "fewstep"
-    ]  # fmt: skip
+    steps, rows = 2 ** record.data["levels"][-1], []
+    for s in record.data["series"]:
+        if s["package"] != "fewstep":
+            twin = own[TWINS[s["name"]]]
+            what, ms = (
+                f"{twin['name']}, {steps} steps, additive noise",
+                [1e3 * x["seconds"][-1] for x in (twin, s)],
+            )
+            rows.append(row("solve", what, f"{s['package']} {s['name']}", *ms, "ms"))
+    return rows
 
 
-def overheads(record: Record) -> list[dict[str, Any]]:
+def overheads(record: Record) -> list[Row]:
     """Sampling loops of 50 steps around a network that costs nothing."""
     return [
         row("sampling loop", f"{r['solver']}, {r['steps']} steps, {r['shape']}, {name}", "diffusers", r[key],
@@ -86,12 +125,13 @@ def overheads(record: Record) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def errors(record: Record, evaluations: int = 10) -> list[dict[str, Any]]:
+def errors(record: Record, evaluations: int = 10) -> list[Row]:
     """RMSE to the exact ODE at ten evaluations, both on Karras' grid, which diffusers has too."""
     found = {
         (s["by"], s["name"]): dict(zip(s["nfe"], s["rmse"])).get(evaluations)
-        for s in record.data["series"] if s["spacing"] == "karras"
-    }  # fmt: skip
+        for s in record.data["series"]
+        if s["spacing"] == "karras"
+    }
     return [
         row("error", f"{own}, {evaluations} evaluations, {record.data['problem']}, Karras grid", "diffusers",
             found["fewstep", own], found["diffusers", name], "RMSE")
@@ -99,29 +139,8 @@ def errors(record: Record, evaluations: int = 10) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def drop_in_sdeint(rounds: int, seed: int) -> list[dict[str, Any]]:
-    """`sdeint` on torchsde's own SDE object: our import, our path; theirs, with the step told to its path."""
-    sde, y0, ts = Gbm(), torch.ones(4096, 16), torch.tensor([0.0, 1.0])
-    h, rows = 2.0**-8, []
-    for method, area in SDE_METHODS.items():
-
-        def ours(method: str = method, area: str = area) -> Tensor:
-            path = fs.BrownianPath((4096, 16), seed=seed, levy="W" if area == "none" else "H")
-            return sdeint(sde, y0, ts, bm=path, method=method, dt=h)  # type: ignore[no-any-return]
-
-        def theirs(method: str = method, area: str = area) -> Tensor:
-            bm = torchsde.BrownianInterval(0.0, 1.0, size=(4096, 16), dtype=torch.float32, entropy=seed, dt=h,
-                                           levy_area_approximation=area)  # fmt: skip
-            return torchsde.sdeint(sde, y0, ts, bm=bm, method=method, dt=h)  # type: ignore[no-any-return]
-
-        seconds = sampler_overhead.medians({"ours": ours, "theirs": theirs}, rounds)
-        rows.append(row("drop-in", f"sdeint, {method}, 256 steps", "torchsde", 1e3 * seconds["ours"],
-                        1e3 * seconds["theirs"], "ms"))  # fmt: skip
-    return rows
-
-
-class Gbm(torch.nn.Module):
-    """Geometric Brownian motion as torchsde has SDEs."""
+class GeometricBrownianMotion(torch.nn.Module):
+    """An SDE object of torchsde."""
 
     noise_type: str = "diagonal"
     sde_type: str = "ito"
@@ -133,8 +152,28 @@ class Gbm(torch.nn.Module):
         return 0.2 * y
 
 
-def drop_in_k(rounds: int, seed: int) -> list[dict[str, Any]]:
-    """k-diffusion's sampler functions and ours in their place: one model, grid and noise; 50 steps."""
+def drop_in_sdeint(rounds: int, seed: int) -> list[Row]:
+    """`sdeint` on an SDE object of torchsde: this library's with its path, torchsde's with dt as a hint."""
+    sde, y0, ts, h = GeometricBrownianMotion(), torch.ones(4096, 16), torch.tensor([0.0, 1.0]), 2.0**-8
+    rows = []
+    for method, area in SDE_METHODS.items():
+
+        def ours(method: str = method, area: str = area) -> Tensor:
+            path = fs.BrownianPath((4096, 16), seed=seed, levy="W" if area == "none" else "H")
+            return sdeint(sde, y0, ts, bm=path, method=method, dt=h)  # type: ignore[no-any-return]
+
+        def theirs(method: str = method, area: str = area) -> Tensor:
+            bm = torchsde.BrownianInterval(0.0, 1.0, size=(4096, 16), dtype=torch.float32, entropy=seed, dt=h,
+                                           levy_area_approximation=area)  # fmt: skip
+            return torchsde.sdeint(sde, y0, ts, bm=bm, method=method, dt=h)  # type: ignore[no-any-return]
+
+        ms = {k: 1e3 * v for k, v in medians({"ours": ours, "theirs": theirs}, rounds).items()}
+        rows.append(row("drop-in", f"sdeint, {method}, 256 steps", "torchsde", **ms, unit="ms"))
+    return rows
+
+
+def drop_in_k(rounds: int, seed: int) -> list[Row]:
+    """k-diffusion's sampler functions and this library's: one model, grid and noise; 50 steps."""
     if not peers_k_diffusion.installed():
         return []
     rows, shape = [], (2, 4, 8, 8)
@@ -143,71 +182,55 @@ def drop_in_k(rounds: int, seed: int) -> list[dict[str, Any]]:
         x = 15.0 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         for name, solver in K_SAMPLERS.items():
             args: tuple[Any, ...] = (lambda x, sigma, **_: 0.1 * x, x, sigmas)
-            kind: dict[str, Any] = {"disable": True}
+            options: dict[str, Any] = {"disable": True}
             if name.endswith("sde"):
-                kind["noise_sampler"] = lambda *_, x=x: 0.1 * x  # no noise is drawn: the loop alone
-            ready = ours_k.sampler(solver)  # once, and called for each batch, as a program does
+                options["noise_sampler"] = lambda *_, x=x: 0.1 * x  # no noise is drawn: the loop alone
+            ready = ours_k.sampler(solver)  # made once, and called for each batch, as a program does
             series: dict[str, Callable[[], Tensor]] = {
-                "ours": lambda f=ready, a=args, k=kind: f(*a, **k),
-                "theirs": lambda n=name, a=args, k=kind: getattr(sampling, f"sample_{n}")(*a, **k),
+                "ours": lambda f=ready, a=args, k=options: f(*a, **k),
+                "theirs": lambda n=name, a=args, k=options: getattr(sampling, f"sample_{n}")(*a, **k),
             }
             assert torch.allclose(series["ours"](), series["theirs"](), rtol=1e-4, atol=1e-4)
-            seconds = sampler_overhead.medians(series, 7 * rounds)
-            rows.append(row("drop-in", f"sample_{name}, 50 steps, {shape}", "k-diffusion",
-                            1e3 * seconds["ours"], 1e3 * seconds["theirs"], "ms"))  # fmt: skip
+            ms = {k: 1e3 * v for k, v in medians(series, 7 * rounds).items()}
+            rows.append(row("drop-in", f"sample_{name}, 50 steps, {shape}", "k-diffusion", **ms, unit="ms"))
     return rows
 
 
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the records of the parts and the table of ratios; returns the table."""
-    for part in PARTS:
-        part.run(out, budget=budget, seed=seed, device=device)
-    torch.set_num_threads(1)
-    sampler_overhead.keep_memory()
-    read = {k: Record.load(out / "records" / f"{k}.json") for k in (
-        "brownian-speed", "sampler-overhead", "work-precision-sde", "work-precision-ring")}  # fmt: skip
-    rounds = 9 if budget == "paper" else 2
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """The geometric means, and then every row."""
+    record = records[NAME]
+    head = ["what", "peer", "fewstep", "peer's", "unit", "ratio"]
     rows = [
-        *noise(read["brownian-speed"]), *solves(read["work-precision-sde"]), *drop_in_sdeint(rounds, seed),
-        *overheads(read["sampler-overhead"]), *drop_in_k(rounds, seed),
-        *errors(read["work-precision-ring"]),
-    ]  # fmt: skip
-    record = Record("benchmarks", {"rows": rows, "peers": peers()}, seed)
-    record.save(out / "records" / "benchmarks.json")
-    return markdown(record).splitlines()
-
-
-def peers() -> dict[str, str | None]:
-    """The peers' versions, None for those that are not installed."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
-
-    return {name: version(name) for name in ("torchsde", "diffrax", "jax", "diffusers", "k-diffusion")}
+        [r["what"], r["peer"], f"{r['ours']:.3g}", f"{r['theirs']:.3g}", r["unit"], f"{r['ratio']:.2f}"]
+        for r in record.data["rows"]
+    ]
+    versions = ", ".join(f"{k} {v or 'not installed'}" for k, v in record.data["peers"].items())
+    made = record.made
+    note = f"*{versions}; torch {made['versions']['torch']}, Python {made['versions']['python']}; "
+    note += f"{made['device']}, one thread; seed {record.seed}.*"
+    return {NAME: f"{summary(record)}\n\n{table(head, rows)}\n\n{note}"}
 
 
 def summary(record: Record) -> str:
     """The geometric mean of the ratios, by group and peer."""
-    rows, lines = record.data["rows"], ["| what | peer | ratios | geometric mean |", "| --- " * 4 + "|"]
-    for group, peer in dict.fromkeys((r["group"], r["peer"].split()[0]) for r in rows):
-        some = [r["ratio"] for r in rows if r["group"] == group and r["peer"].split()[0] == peer]
-        mean = math.exp(sum(map(math.log, some)) / len(some))
-        lines.append(f"| {group} | {peer} | {min(some):.2f} to {max(some):.2f} | {mean:.2f} |")
-    return "\n".join(lines)
+    groups: dict[tuple[str, str], list[float]] = {}
+    for r in record.data["rows"]:
+        groups.setdefault((r["group"], r["peer"].split()[0]), []).append(r["ratio"])
+    rows = []
+    for (group, peer), ratios in groups.items():
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        rows.append([group, peer, f"{min(ratios):.2f} to {max(ratios):.2f}", f"{mean:.2f}"])
+    return table(["what", "peer", "ratios", "geometric mean"], rows)
 
 
-def markdown(record: Record) -> str:
-    """The summary, then every row."""
-    rows, lines = record.data["rows"], [summary(record)]
-    lines += ["", "| what | peer | fewstep | peer's | unit | ratio |", "| --- " * 6 + "|"]
-    lines += [
-        f"| {r['what']} | {r['peer']} | {r['ours']:.3g} | {r['theirs']:.3g} | {r['unit']} "
-        f"| {r['ratio']:.2f} |" for r in rows
-    ]  # fmt: skip
-    said = ", ".join(f"{k} {v or 'not installed'}" for k, v in record.data["peers"].items())
-    made = record.made
-    said += f"; torch {made['versions']['torch']}, Python {made['versions']['python']}"
-    return "\n".join([*lines, "", f"*{said}; {made['device']}, one thread; seed {record.seed}.*"])
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """The figures of the parts."""
+    for part in PARTS:
+        part.EXPERIMENT.draw(records, folder)
+
+
+NEEDS = "the peers for their rows (diffusers; diffrax; k-diffusion with torchdiffeq)"
+EXPERIMENT = Experiment(NAME, __doc__, 15, BUDGETS, measure, tables, draw, needs=NEEDS)
+
+if __name__ == "__main__":
+    EXPERIMENT.main()

@@ -1,196 +1,238 @@
-"""D-ODE on the MNIST U-Net: distance to the exact ODE, a FID-type distance to real digits, and pictures."""
+"""D-ODE on the MNIST U-Net: distance to the exact ODE, a Fréchet distance to real digits, and pictures."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fewstep as fs
-from dode_problems import PEER_SHADES
-from dode_ring import STYLES
-from dode_tools import GREEDY, GRID, KINDS, SPACINGS, TERMS, UNTRAINED, Bench, Task, mnist, table
-from fewstep_analysis import datasets, images
-from fewstep_analysis.figures import canvas, colour, image_rows, write
-from fewstep_analysis.memory import PeakMemory
-from fewstep_analysis.parallel import progress
-from fewstep_analysis.records import Record
+from base import (  # fmt: skip
+    Experiment,
+    Job,
+    Record,
+    Row,
+    canvas,
+    colour,
+    curve,
+    images_figure,
+    packed,
+    progress,
+    table,
+    ticks,
+    write,
+)
+from dode_bench import (  # fmt: skip
+    BEST,
+    GREEDY,
+    GRID,
+    PEER_SHADES,
+    SPACINGS,
+    STYLES,
+    TERMS,
+    UNTRAINED,
+    Bench,
+    cell,
+    gains,
+    peak_bytes,
+)
+from fewstep_analysis.distillation import Task, mnist
+from mnist_judge import Judge
 
-TAKES = "18 min"
-COUNTS, SHOWN = (5, 8, 10), (5, 8)  # SHOWN: of the pictures and the Fréchet distances
+NAME = "dode-mnist"
 MAIN = "IPNDM(2)"
-# even in the model's time from the largest level, and then to 0: no evaluation is spent at the smallest level
+# even in the model's time from the largest noise level, then to 0: no evaluation at the smallest level
 SPACING = "trailing"
-ANY, COMMON = "best untrained", "best untrained, even grids"  # over all spacings, over SPACINGS alone
+EVEN = "best untrained, even grids"  # over SPACINGS alone; BEST is over these and SPACING
 GUIDANCE = 3.0
-# start states fitted to, judged on, to choose peers by, of a Fréchet distance; iterations; steps of the ODE
-SIZES = {"paper": (64, 128, 16, 500, 120, 80), "smoke": (16, 16, 4, 16, 2, 5)}
 
 
-def ways(base: str, n: int, iterations: int) -> dict[str, dict[str, Any]]:
-    """What is fitted to a base at this count; a teacher of 30 to 40 steps."""
-    quick: dict[str, Any] = {"teacher": fs.IPNDM(4), "teacher_substeps": {5: 6, 8: 4}.get(n, 3)}
+@dataclass(frozen=True)
+class Budget:
+    """What a run computes.
+
+    Attributes:
+        fit, test, scout: initial states to fit to, to judge on, and to choose untrained samplers by.
+        images: of each Fréchet distance.
+        iterations: of training grid and weights.
+        reference_steps: of the ODE that is taken as exact.
+        counts: network evaluations.
+        shown: those of the pictures and Fréchet distances.
+    """
+
+    fit: int
+    test: int
+    scout: int
+    images: int
+    iterations: int
+    reference_steps: int
+    counts: tuple[int, ...]
+    shown: tuple[int, ...]
+
+
+BUDGETS = {
+    "smoke": Budget(16, 16, 4, 16, 2, 5, (5,), (5,)),
+    "paper": Budget(64, 128, 16, 500, 120, 80, (5, 8, 10), (5, 8)),
+}
+
+
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
+    """Fit and judge, with one class per sample; the guided model at five evaluations alone."""
+    start, seed, steps, task = time.process_time(), job.seed, budget.reference_steps, mnist()
+    bench = Bench.of(task, budget.fit, budget.test, seed, steps)
+    scout = Bench.of(task, budget.fit, budget.scout, seed + 1, steps)
+    check = bench.rmse(bench.sample(fs.IPNDM(4), steps=3 * steps // 4))
+    for n in progress(budget.counts, "evaluations"):
+        untrained(bench, scout, n)
+        for base in ("DDIM", "DPMSolverPP(2)", MAIN):
+            bench.learned(base, n, ways(base, n, budget.iterations), SPACING)
+    data: Row = {
+        "samples": budget.fit, "held_out": budget.test, "counts": list(budget.counts), "spacing": SPACING,
+        "rows": bench.rows, "reference": f"UniPC(3), {steps} steps", "reference_against_IPNDM(4)": check,
+        "gains": {kind: gains(bench.rows, budget.counts, (kind,)) for kind in (BEST, EVEN)},
+        "frechet": frechet(bench, budget, seed), "pictures": packed(pictures(bench, budget.shown)),
+        "guided": guided(budget, seed), "cost": cost(task, budget.fit),
+    }  # fmt: skip
+    return {NAME: Record(NAME, data | {"seconds": round(time.process_time() - start)}, seed)}
+
+
+def ways(base: str, n: int, iterations: int) -> dict[str, Row]:
+    """The options of each way of fitting a base at this count; the teacher takes 30 to 40 steps."""
+    quick: Row = {"teacher": fs.IPNDM(4), "teacher_substeps": {5: 6, 8: 4}.get(n, 3)}
     if base != MAIN:
         return {GREEDY: quick}
-    rate = 0.03 if n == 5 else 0.008  # at 8 and 10 a rate of 0.03 helped no more
-    grid = {"refine": "global", "learn_grid": True, "iterations": iterations, "rate": rate, "minibatch": 8}
+    rate = 0.03 if n == 5 else 0.008  # at 8 and 10 a learning rate of 0.03 gained nothing
+    grid = {"refine": "global", "learn_grid": True, "training": fs.TrainingOptions(iterations, 8, rate)}
     return {GREEDY: quick, TERMS: quick | {"terms": 3}, GRID: quick | {"terms": 3} | grid}
 
 
-def study(
-    budget: str = "paper", seed: int = 0, data: Path | None = None
-) -> tuple[Record, dict[str, Tensor]]:  # fmt: skip
-    """Fit and judge, one class a sample; the guided model at one count alone."""
-    began = time.process_time()
-    fit, test, few, many, iterations, steps = SIZES[budget]
-    counts = COUNTS if budget == "paper" else SHOWN[:1]
-    task = mnist()
-    bench, scout = Bench.of(task, fit, test, seed, steps), Bench.of(task, fit, few, seed + 1, steps)
-    check = bench.rmse(bench.sample(fs.IPNDM(4), steps=3 * steps // 4))
-    for n in progress(counts, "budget"):
-        _peers(bench, scout, n)
-        for base in ("DDIM", "DPMSolverPP(2)", MAIN):
-            bench.learned(base, n, ways(base, n, iterations), SPACING)
-    body: dict[str, Any] = {
-        "samples": fit, "held_out": test, "counts": list(counts), "spacing": SPACING, "rows": bench.rows,
-        "reference": f"UniPC(3), {steps} steps", "reference_against_IPNDM(4)": check,
-        "gains": {kind: gains(bench.rows, kind, counts) for kind in (ANY, COMMON)},
-    }  # fmt: skip
-    shown = [n for n in SHOWN if n in counts]
-    body["frechet"] = frechet(bench, many, seed, shown, data)
-    pictures = rows_of(bench, shown)
-    body["guided"] = _guided(fit, test // 4, steps // 2, seed)
-    body["cost"] = cost(task, fit)
-    body["seconds"] = round(time.process_time() - began)
-    return Record("dode-mnist", body, seed), pictures
-
-
-def _peers(bench: Bench, scout: Bench, n: int) -> None:
+def untrained(bench: Bench, scout: Bench, n: int) -> None:
     """Each family's best over the even grids, and over these and the trailing one."""
-    bench.peers(n, spacings=SPACINGS, scout=scout, kind=COMMON)
-    bench.peers(n, spacings=(SPACING,), scout=scout, kind=ANY)
+    bench.peers(n, SPACINGS, scout, EVEN)
+    bench.peers(n, (SPACING,), scout, BEST)
     for family in PEER_SHADES:
-        even, trailing = (_row(bench, family, kind, n) for kind in (COMMON, ANY))
+        even, trailing = (bench.row(family, kind, n) for kind in (EVEN, BEST))
         if even["rmse"] < trailing["rmse"]:
             trailing |= {k: even[k] for k in ("rmse", "which")}
-            bench.made[family, ANY, n] = bench.made[family, COMMON, n]
+            bench.made[family, BEST, n] = bench.made[family, EVEN, n]
 
 
-def _row(bench: Bench, base: str, kind: str, n: int) -> dict[str, Any]:
-    return next(r for r in bench.rows if (r["base"], r["kind"], r["budget"]) == (base, kind, n))
-
-
-def _best(bench: Bench, n: int) -> str:
-    """The family of the best untrained solver."""
-    return min(PEER_SHADES, key=lambda family: float(_row(bench, family, ANY, n)["rmse"]))
-
-
-def gains(rows: list[dict[str, Any]], kind: str, counts: tuple[int, ...]) -> dict[str, float]:
-    """Per count the best untrained error of that kind over the best learned one."""
-    out = {}
-    for n in counts:
-        learned = min(r["rmse"] for r in rows if r["budget"] == n and r["kind"] in KINDS[1:])
-        out[str(n)] = min(r["rmse"] for r in rows if r["budget"] == n and r["kind"] == kind) / learned
-    return out
-
-
-def _shown(bench: Bench, n: int) -> dict[str, Any]:
-    """The solvers that pictures and Fréchet distances are of, by their words."""
-    row = _row(bench, _best(bench, n), ANY, n)
-    words = {GREEDY: "one number a step", GRID: "grid and weights"}
-    return {f"{row['which']}, {n} evaluations": bench.made[_best(bench, n), ANY, n]} | {
-        f"{text}, {n}": bench.made[MAIN, kind, n] for kind, text in words.items()
+def shown(bench: Bench, n: int) -> dict[str, Any]:
+    """The solvers of the pictures and Fréchet distances: the best untrained one and two fits."""
+    family = min(PEER_SHADES, key=lambda f: float(bench.row(f, BEST, n)["rmse"]))
+    return {
+        f"{bench.row(family, BEST, n)['which']}, {n} evaluations": bench.made[family, BEST, n],
+        f"one number per step, {n}": bench.made[MAIN, GREEDY, n],
+        f"grid and weights, {n}": bench.made[MAIN, GRID, n],
     }
 
 
-def frechet(bench: Bench, many: int, seed: int, counts: list[int], data: Path | None) -> dict[str, Any]:
+def frechet(bench: Bench, budget: Budget, seed: int) -> Row:
     """Fréchet distances to the training set: of as many test digits, of the exact ODE, of solvers."""
-    from fewstep_analysis.mnist_teacher import features
-
-    train, _, test, classes = datasets.mnist(data)
-    with torch.no_grad():
-        net = features()
-        real = torch.cat([net(x) for x in train.split(1000)])
-        apart = lambda x: images.frechet_distance(net(x), real, features=lambda f: f)  # noqa: E731
-        judged = Bench(bench.task, bench.fitted, bench.task.noise(many, seed + 500), bench.labels,
-                       bench.task.labels(many, seed + 500), bench.exact)  # fmt: skip
-        floors = [apart(test[_balanced(classes, many, seed + k)]) for k in range(5)]
-        out = {"samples": many, "test digits": sum(floors) / len(floors)}
-        out["UniPC(3), 30 steps"] = apart(judged.sample(fs.UniPC(3), steps=30))
-        for n in counts:
-            out |= {label: apart(judged.sample(solver)) for label, solver in _shown(bench, n).items()}
+    judge, many = Judge.of(), budget.images
+    judged = Bench(bench.task, bench.fitted, bench.task.noise(many, seed + 500), bench.labels,
+                   bench.task.labels(many, seed + 500), bench.exact)  # fmt: skip
+    labels = torch.arange(10).repeat_interleave(-(-many // 10))[:many]
+    floors = [judge.frechet(judge.digits(labels, seed + k)) for k in range(5)]
+    out = {"samples": many, "test digits": sum(floors) / len(floors)}
+    out["UniPC(3), 30 steps"] = judge.frechet(judged.sample(fs.UniPC(3), steps=30))
+    for n in budget.shown:
+        out |= {label: judge.frechet(judged.sample(solver)) for label, solver in shown(bench, n).items()}
     return out
 
 
-def _balanced(classes: Tensor, many: int, seed: int) -> Tensor:
-    """(many,) places of chance, the classes in equal shares as far as they go round."""
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
-    each = [order[classes[order] == k] for k in range(10)]
-    return torch.cat([places[: -(-many // 10)] for places in each])[:many]
-
-
-def rows_of(bench: Bench, counts: list[int]) -> dict[str, Tensor]:
-    """Rows of images of one noise, a column a digit."""
+def pictures(bench: Bench, counts: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Images of the same noise, one row per sampler, one column per digit."""
     assert bench.test_labels is not None
     which = [int((bench.test_labels == k).nonzero()[0]) for k in range(10)]
     rows = {"fine ODE": bench.exact[which]}
     for n in counts:
-        rows |= {label: bench.sample(solver)[which] for label, solver in _shown(bench, n).items()}
+        rows |= {label: bench.sample(solver)[which] for label, solver in shown(bench, n).items()}
     return rows
 
 
-def _guided(fit: int, test: int, steps: int, seed: int) -> list[dict[str, Any]]:
-    """Classifier-free guidance, by the closed form alone."""
-    bench = Bench.of(mnist(guidance=GUIDANCE), fit, test, seed, steps)
+def guided(budget: Budget, seed: int) -> list[Row]:
+    """The model with classifier-free guidance, fitted by the closed form alone."""
+    bench = Bench.of(
+        mnist(guidance=GUIDANCE), budget.fit, budget.test // 4, seed, budget.reference_steps // 2
+    )
     bench.learned(MAIN, 5, {TERMS: {"terms": 3, "teacher": fs.IPNDM(4), "teacher_substeps": 6}}, SPACING)
     return bench.rows
 
 
-def cost(task: Task, samples: int) -> dict[str, int]:
-    """Peak memory of a three-step fit, and of sampling the same start states in the fit's batches."""
+def cost(task: Task, samples: int) -> Row:
+    """Peak memory of a three-step fit, and of sampling the same initial states in the fit's batches."""
     noise, labels = task.noise(samples, 3), task.labels(samples, 3)
     assert labels is not None
-    with PeakMemory() as fitting:
-        fs.distill_dode(task.problem, fs.DDIM(), noise=noise, labels=labels, steps=3, teacher_substeps=2)
-    with PeakMemory() as sampling, torch.no_grad():
-        parts = zip(noise.split(samples // 4), labels.split(samples // 4))
-        torch.cat([fs.sample(task.at(y), fs.DDIM(), noise=x, steps=3) for x, y in parts])
-    return {"start_states": samples, "fit_bytes": fitting.peak, "sampling_bytes": sampling.peak}
+    fit = partial(fs.distill_dode, task.problem, fs.DDIM(), steps=3, teacher_substeps=2)
+    fitting = peak_bytes(lambda: fit(noise=noise, labels=labels))
+    parts = list(zip(noise.split(samples // 4), labels.split(samples // 4)))
+    sampling = peak_bytes(
+        lambda: torch.cat([fs.sample(task.at(y), fs.DDIM(), noise=x, steps=3) for x, y in parts])
+    )
+    return {"start_states": samples, "fit_bytes": fitting, "sampling_bytes": sampling}
 
 
-def draw(record: Record, path: str | Path) -> Path:
-    """Distance to the exact ODE against evaluations."""
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """RMSE of the untrained families and of the fits, best against best; Fréchet distances."""
+    data = records[NAME].data
+    counts, words = data["counts"], {EVEN: "best of log sigma, Karras, time", BEST: "and trailing"}
+    found = {(r["base"], r["kind"], r["budget"]): r for r in data["rows"]}
+    solvers = dict.fromkeys(key[:2] for key in found)
+    rows: list[list[Any]] = []
+    for base, kind in sorted(solvers, key=lambda s: list(words).index(s[1]) if s[1] in words else 2):
+        which = [found[base, kind, n].get("which") for n in counts]
+        cells = [cell(found, base, kind, n) + (f" ({w})" if w else "") for n, w in zip(counts, which)]
+        rows.append([f"{base}, {words.get(kind, f'trailing: {kind}')}", *cells])
+    for kind, name in ((EVEN, "best untrained on even grids"), (BEST, BEST)):
+        rows.append([f"*{name} / best learned*", *(f"{data['gains'][kind][str(n)]:.2f}" for n in counts)])
+    spent = [" / ".join(f"{found[MAIN, kind, n]['seconds']:.0f}" for n in counts) for kind in (GREEDY, GRID)]
+    used = data["cost"]
+    note = (
+        f"One number per step took {spent[0]} CPU seconds to fit, grid and weights {spent[1]}. A three-step "
+        f"fit with {used['start_states']} initial states takes {used['fit_bytes'] / 1e6:.1f} MB of tensors, "
+        f"sampling them in the same batches {used['sampling_bytes'] / 1e6:.1f} MB, most of it activations."
+    )
+    distances = [[name, f"{value:.3f}"] for name, value in data["frechet"].items() if name != "samples"]
+    head = ["solver", *map(str, counts)]
+    return {
+        NAME: f"{table(head, rows)}\n\n{note}",
+        "dode-frechet": table(["images", "Fréchet distance"], distances),
+    }
+
+
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """Distance to the exact ODE against evaluations, and pictures."""
     figure, axes = canvas(6.4, 4.8)
-    rows, counts = record.data["rows"], record.data["counts"]
+    rows = records[NAME].data["rows"]
+
+    def points(base: str, kind: str) -> list[tuple[float, float]]:
+        return [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
+
     for family, shade in PEER_SHADES.items():
-        points = [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (family, ANY)]
-        axes.loglog(*zip(*points), ":", color=colour(shade), marker="s", ms=3, lw=1,
-                    label=f"{family}, untrained")  # fmt: skip
+        curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1,
+              label=f"{family}, untrained")  # fmt: skip
     for base, width in (("DPMSolverPP(2)", 0.8), (MAIN, 1.8)):
         for kind, (shade, style) in STYLES.items():
-            points = [(r["evaluations"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
-            if points and kind != UNTRAINED:
-                axes.loglog(*zip(*points), style, color=shade, marker="o", ms=3, lw=width,
-                            label=f"{base}, {kind}")  # fmt: skip
+            if kind != UNTRAINED:
+                curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width,
+                      label=f"{base}, {kind}")  # fmt: skip
     axes.set_xlabel("network evaluations")
     axes.set_ylabel("RMSE to the exact ODE on held-out noise")
-    axes.set_xticks(counts, [str(n) for n in counts])
-    axes.set_xticks([], minor=True)
-    axes.grid(True, which="major", alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7.5, ncols=3, loc="outside lower center")
-    return write(figure, path)
+    ticks(axes, records[NAME].data["counts"])
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7.5, ncols=3, loc="outside lower center")
+    write(figure, folder / f"{NAME}.svg")
+    images_figure(records[NAME], folder / f"{NAME}.png")
 
 
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the record, the figure and the pictures; returns the tables. Needs MNIST (FEWSTEP_DATA)."""
-    record, pictures = study(budget, seed)
-    record.save(out / "records" / "dode-mnist.json")
-    draw(record, out / "figures" / "dode-mnist.svg")
-    image_rows(pictures, out / "figures" / "dode-mnist.png")
-    data = record.data
-    rows = [table(data["rows"], KINDS, data["counts"]), table(data["rows"], (ANY, COMMON), data["counts"])]
-    return [*rows, *(f"{k}: {data[k]}" for k in ("gains", "frechet", "guided", "cost", "seconds"))]
+EXPERIMENT = Experiment(
+    NAME, __doc__, 18, BUDGETS, measure, tables, draw, figures=(f"{NAME}.svg", f"{NAME}.png"),
+    needs="diffusers, and MNIST in the folder that FEWSTEP_DATA names",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    EXPERIMENT.main()

@@ -1,43 +1,88 @@
-"""D-ODE on a Gaussian, a smooth mixture and handwritten digits: distance to the exact ODE for 3 to 20
-evaluations, beside the best untrained samplers of the same cost."""
+"""D-ODE on a Gaussian, a smooth mixture and handwritten digits, for 3 to 20 network evaluations.
+
+Errors are distances to the exact ODE, next to those of the best untrained samplers of the same cost.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import fewstep as fs
-from dode_ring import STYLES, kinds
-from dode_tools import COUNTS, GREEDY, GRID, KINDS, PEERS, UNTRAINED, Bench, Task, table, task
+from base import (  # fmt: skip
+    F64,
+    Experiment,
+    Job,
+    Record,
+    Row,
+    canvas,
+    colour,
+    curve,
+    images_figure,
+    packed,
+    progress,
+    table,
+    ticks,
+    write,
+)
+from dode_bench import (  # fmt: skip
+    BEST,
+    GREEDY,
+    GRID,
+    PEER_SHADES,
+    STYLES,
+    UNTRAINED,
+    Bench,
+    bases_table,
+    gains,
+    peak_bytes,
+    ways,
+)
 from fewstep.learned.training import held_out
-from fewstep_analysis.figures import canvas, colour, image_rows, write
-from fewstep_analysis.memory import PeakMemory
-from fewstep_analysis.parallel import progress
-from fewstep_analysis.records import Record
+from fewstep_analysis.distillation import Task, task
 
-TAKES = "10 min"
+PROBLEMS = ("gaussian", "smooth", "digits")
 BASES = ("DDIM", "DPMSolverPP(2)")
-# start states fitted to, judged on; iterations of grid and weights, of kappa alone
-BUDGETS = {
-    "gaussian": (1024, 1024, 1000, 400), "smooth": (1024, 1024, 2000, 400), "digits": (1024, 512, 500, 150),
-}  # fmt: skip
 SHOWN = 5  # evaluations of the pictures
-PEER_SHADES = {
-    "DPM-Solver++": "DPMSolverPP",
-    "UniPC": "UniPC",
-    "DEIS": "LogODE",
-    "iPNDM": "DerivativeFreeMilstein",
-}
 
 
-def linear() -> Task:
-    """64 independent Gaussian modes of variance 0.01 to 1: a linear flow, kappa with a population optimum."""
-    variance = torch.logspace(-2, 0, 64, dtype=torch.float64)
+@dataclass(frozen=True)
+class Size:
+    """Initial states to fit to and to judge on; iterations of grid and weights, and of kappa alone."""
+
+    fit: int
+    test: int
+    grid_iterations: int
+    kappa_iterations: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A size per problem; evaluations; steps of the reference; the most initial states of the Gaussian."""
+
+    sizes: dict[str, Size]
+    counts: tuple[int, ...]
+    reference_steps: int
+    population: int
+
+
+BUDGETS = {
+    "smoke": Budget(dict.fromkeys(PROBLEMS, Size(64, 64, 5, 5)), (3, 5), 50, 64),
+    "paper": Budget(
+        {"gaussian": Size(1024, 1024, 1000, 400), "smooth": Size(1024, 1024, 2000, 400),
+         "digits": Size(1024, 512, 500, 150)},
+        (3, 5, 8, 10, 20), 400, 16384,
+    ),
+}  # fmt: skip
+
+
+def gaussian() -> Task:
+    """64 independent Gaussian modes of variance 0.01 to 1: a linear flow, whose best kappa is known."""
+    variance = torch.logspace(-2, 0, 64, dtype=F64)
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         v = variance.to(x)
@@ -47,131 +92,142 @@ def linear() -> Task:
     return Task("gaussian", fs.DiffusionModel(denoiser, schedule), schedule, (64,))
 
 
-def study(name: str, seed: int = 0, quick: bool = False) -> tuple[Record, dict[str, Tensor]]:
-    """One problem; returns its record and, for images, rows of pictures from the same noise."""
-    fit, test, iterations, descents = BUDGETS[name] if not quick else (64, 64, 5, 5)
-    asked = linear() if name == "gaussian" else task(name)
-    bench = Bench.of(asked, fit, test, seed, steps=50 if quick else 400)
-    pictures: dict[str, Tensor] = {}
-    counts = (3, 5) if quick else COUNTS
-    for n in progress(counts, "budget"):
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
+    """One record per problem."""
+    return {f"dode-{name}": measure_problem(name, budget, job.seed) for name in budget.sizes}
+
+
+def measure_problem(name: str, budget: Budget, seed: int) -> Record:
+    """Untrained families and fitted tables for each number of evaluations."""
+    size, model = budget.sizes[name], gaussian() if name == "gaussian" else task(name)
+    bench = Bench.of(model, size.fit, size.test, seed, steps=budget.reference_steps)
+    data: Row = {"problem": name, "samples": size.fit, "held_out": size.test, "counts": list(budget.counts)}
+    for n in progress(budget.counts, "evaluations"):
         bench.peers(n)
         for base in BASES:
-            ends = bench.learned(base, n, kinds(base, BASES[1:], iterations, descents, 3, minibatch=128))
-            if n == SHOWN and base == BASES[1] and len(asked.event) > 1:
-                pictures = pick(bench, ends, n)
-    data: dict[str, Any] = {"problem": name, "samples": fit, "held_out": test, "counts": list(counts)}
-    data |= {"rows": bench.rows, "gains": gains(bench.rows, counts)}
+            kinds = ways(base, BASES[1:], size.grid_iterations, size.kappa_iterations, 3, batch_size=128)
+            ends = bench.learned(base, n, kinds)
+        if n == SHOWN and len(model.event) > 1:
+            shown = {f"{base}, {n} evaluations": UNTRAINED, f"one number per step, {n}": GREEDY,
+                     f"grid and weights, {n}": GRID}  # fmt: skip
+            images = {label: ends[kind][:14] for label, kind in shown.items()}
+            data["pictures"] = packed(images | {"the exact ODE": bench.exact[:14]})
+    data |= {"rows": bench.rows, "gains": gains(bench.rows, budget.counts)}
     if name == "gaussian":
-        data["population"] = population(asked, 64 if quick else 16384)
+        data["population"] = population(model, budget.population)
     if name == "digits":
-        data["cost"] = cost(asked, 256)
-    return Record(f"dode-{name}", data, seed), pictures
+        data["cost"] = cost(model, 256)
+    return Record(f"dode-{name}", data, seed)
 
 
-def gains(rows: list[dict[str, Any]], counts: Sequence[int]) -> dict[str, float]:
-    """Per count the best untrained error over the best learned one."""
-    out = {}
-    for n in counts:
-        learned, plain = ([r["rmse"] for r in rows if r["budget"] == n and (r["kind"] in KINDS[1:]) == side]
-                          for side in (True, False))  # fmt: skip
-        out[str(n)] = min(plain) / min(learned)
-    return out
+def population(model: Task, most: int) -> list[Row]:
+    """The fitted kappa of DDIM at 10 evaluations against the population's, by number of initial states.
 
-
-def population(task: Task, many: int) -> list[dict[str, float]]:
-    """The fitted kappa of DDIM at 10 evaluations against the population's, by number of start states.
-
-    On Gaussian data of mean 0 each mode of a state is a number times that of the start state, so that the
-    expectations in the normal equations are sums over modes: one start state a mode has them exactly, among
-    those that are fitted to and among those held out.
+    On Gaussian data of mean 0 each mode of a state is a number times that of the initial state, so the
+    expectations in the normal equations are sums over modes. One initial state per mode gives them exactly,
+    among those that are fitted to and among those held out.
     """
-    modes, problem = task.event[0], task.at(None)
-    options: dict[str, Any] = {"steps": 10, "guard": False}
-    each, one = torch.zeros(8 * modes, modes, dtype=task.dtype), torch.eye(modes, dtype=task.dtype)
+    modes, problem = model.event[0], model.at(None)
+
+    def kappa(noise: Tensor) -> Tensor:
+        return fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10, guard=False)[0].fit.kappa[1:]
+
+    each, one = torch.zeros(8 * modes, modes, dtype=model.dtype), torch.eye(modes, dtype=model.dtype)
     for part in held_out(len(each)):
-        each[part] = task.schedule.sigma_max * one.repeat(len(part) // modes, 1)
-    exact, _ = fs.distill_dode(problem, fs.DDIM(), noise=each, **options)
-    out = []
-    for n in (16, 64, 256, 1024, many):
-        fitted, _ = fs.distill_dode(problem, fs.DDIM(), noise=task.noise(n, 5), **options)
-        gap = (fitted.kappa - exact.kappa)[1:].abs() / exact.kappa[1:].abs()
+        each[part] = model.schedule.sigma_max * one.repeat(len(part) // modes, 1)
+    exact, out = kappa(each), []
+    for n in (16, 64, 256, 1024, most):
+        gap = (kappa(model.noise(n, 5)) - exact).abs() / exact.abs()
         out.append({"start_states": n, "median": float(gap.median()), "largest": float(gap.max())})
     return out
 
 
-def cost(asked: Task, samples: int) -> dict[str, Any]:
-    """Seconds and peak memory of a ten-step table's fit, and of sampling as many start states."""
-    noise, problem = asked.noise(samples, 3), asked.at(None)
+def cost(model: Task, samples: int) -> Row:
+    """Seconds and peak memory of a ten-step table's fit, and memory of sampling as many initial states."""
+    noise, problem = model.noise(samples, 3), model.at(None)
     start = time.perf_counter()
     fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10)
-    seconds = time.perf_counter() - start
-    with PeakMemory() as fitting:
-        fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10)
-    peaks = {}
-    for batch in (samples // 4, samples):
-        with PeakMemory() as sampling, torch.no_grad():
-            torch.cat([fs.sample(problem, fs.DDIM(), noise=x, steps=10) for x in noise.split(batch)])
-        peaks[str(batch)] = sampling.peak
-    return {"start_states": samples, "seconds": round(seconds, 2), "threads": torch.get_num_threads(),
-            "fit_bytes": fitting.peak, "sampling_bytes_by_batch": peaks}  # fmt: skip
+    seconds = round(time.perf_counter() - start, 2)
+    fitting = peak_bytes(lambda: fs.distill_dode(problem, fs.DDIM(), noise=noise, steps=10))
+
+    def sampling(batch: int) -> int:
+        return peak_bytes(lambda: torch.cat(
+            [fs.sample(problem, fs.DDIM(), noise=x, steps=10) for x in noise.split(batch)]))  # fmt: skip
+
+    peaks = {str(batch): sampling(batch) for batch in (samples // 4, samples)}
+    return {"start_states": samples, "seconds": seconds, "threads": torch.get_num_threads(),
+            "fit_bytes": fitting, "sampling_bytes_by_batch": peaks}  # fmt: skip
 
 
-def pick(bench: Bench, ends: dict[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Rows of images of one noise: the base, the best learned table, the exact ODE."""
-    shown = {f"{BASES[1]}, {n} evaluations": UNTRAINED, f"one number a step, {n}": GREEDY,
-             f"grid and weights, {n}": GRID}  # fmt: skip
-    return {label: ends[kind][:14] for label, kind in shown.items()} | {"the exact ODE": bench.exact[:14]}
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """RMSE of every base and way of fitting, and the best against the best, per problem."""
+    made = {}
+    for name, record in records.items():
+        rows, lines = record.data["rows"], []
+        for n in record.data["counts"]:
+            untrained, learned = (
+                min((r for r in rows if r["budget"] == n and ("untrained" in r["kind"]) == side),
+                    key=lambda r: r["rmse"])
+                for side in (True, False)
+            )  # fmt: skip
+            lines.append([n, f"{untrained['rmse']:.2g} ({untrained.get('which', untrained['base'])})",
+                          f"{learned['rmse']:.2g} ({learned['kind']})",
+                          f"{untrained['rmse'] / learned['rmse']:.1f}"])  # fmt: skip
+        best = table(["evaluations", BEST, "best learned", "ratio"], lines)
+        made[name] = f"{bases_table(rows)}\n\n{best}"
+    if "dode-gaussian" in records:
+        found = records["dode-gaussian"].data["population"]
+        gaps = ", ".join(f"{100 * r['median']:.2g} % ({r['start_states']} initial states)" for r in found)
+        made["dode-population"] = (
+            f"The fitted $\\kappa$ of DDIM at 10 evaluations lies {gaps} from the population's optimum, in "
+            "the median over rows."
+        )
+    if "dode-digits" in records:
+        spent = records["dode-digits"].data["cost"]
+        few, many = (
+            spent["sampling_bytes_by_batch"][b] / 1e6
+            for b in sorted(spent["sampling_bytes_by_batch"], key=int)
+        )
+        made["dode-cost"] = (
+            f"For 10 steps on the digits teacher, a small network, with {spent['start_states']} initial "
+            f"states: {spent['seconds']:.1f} s; at most {spent['fit_bytes'] / 1e6:.2f} MB of tensors, where "
+            f"sampling them takes {many:.2f} MB at once and {few:.2f} MB in these batches."
+        )
+    return made
 
 
-def draw(records: list[Record], path: str | Path) -> Path:
-    """A panel a problem: learned tables by kind, from DDIM thin, and the untrained families dotted."""
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """One panel per problem: learned tables by kind (thin: from DDIM), untrained families dotted."""
     figure, panels = canvas(4.1 * len(records), 4.4, ncols=len(records), squeeze=False)
-    for axes, record in zip(panels[0], records):
+    for axes, record in zip(panels[0], records.values()):
         rows = record.data["rows"]
-        for family in PEERS:
-            points = [(r["budget"], r["rmse"]) for r in rows if r["base"] == family]
-            axes.loglog(*zip(*points), ":", color=colour(PEER_SHADES[family]), marker="s", ms=3, lw=1,
-                        label=f"{family}, untrained")  # fmt: skip
+
+        def points(base: str, kind: str, rows: list[Row] = rows) -> list[tuple[float, float]]:
+            return [(r["budget"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
+
+        for family, shade in PEER_SHADES.items():
+            curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1,
+                  label=f"{family}, untrained")  # fmt: skip
         for base, width in zip(BASES, (0.8, 1.8)):
             for kind, (shade, style) in STYLES.items():
-                points = [(r["budget"], r["rmse"]) for r in rows if (r["base"], r["kind"]) == (base, kind)]
-                if points and (kind != UNTRAINED or base == "DDIM"):
-                    axes.loglog(*zip(*points), style, color=shade, marker="o", ms=3, lw=width,
-                                label=f"{base}, {kind}")  # fmt: skip
+                if kind != UNTRAINED or base == "DDIM":
+                    curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width,
+                          label=f"{base}, {kind}")  # fmt: skip
         axes.set_title(record.data["problem"], fontsize=10)
         axes.set_xlabel("network evaluations")
-        axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
-        axes.set_xticks([], minor=True)
-        axes.grid(True, which="major", alpha=0.3)
+        ticks(axes, record.data["counts"])
     panels[0][0].set_ylabel("RMSE to the exact ODE on held-out noise")
     handles, labels = panels[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=7.5, ncols=4, loc="outside lower center")
-    return write(figure, path)
+    write(figure, folder / "dode-problems.svg")
+    if "dode-digits" in records:
+        images_figure(records["dode-digits"], folder / "dode-digits.png")
 
 
-def lines(record: Record) -> list[str]:
-    """The tables of a record."""
-    data = record.data
-    peers = [r for r in data["rows"] if r["kind"] == "best untrained"]
-    out = [
-        record.kind,
-        table(data["rows"], KINDS, data["counts"]),
-        table(peers, ("best untrained",), data["counts"]),
-    ]
-    out += [f"best untrained / best learned: {data['gains']}"]
-    return out + [f"{k}: {data[k]}" for k in ("population", "cost") if k in data]
+EXPERIMENT = Experiment(
+    "dode-problems", __doc__, 10, BUDGETS, measure, tables, draw,
+    records=tuple(f"dode-{name}" for name in PROBLEMS), figures=("dode-problems.svg", "dode-digits.png"),
+)  # fmt: skip
 
-
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write a record for each problem, the figure and the pictures; returns the tables."""
-    records, said = [], []
-    for name in BUDGETS:
-        record, pictures = study(name, seed, quick=budget == "smoke")
-        record.save(out / "records" / f"dode-{name}.json")
-        records.append(record)
-        said += lines(record)
-        if pictures:
-            image_rows(pictures, out / "figures" / f"dode-{name}.png")
-    draw(records, out / "figures" / "dode-problems.svg")
-    return said
+if __name__ == "__main__":
+    EXPERIMENT.main()

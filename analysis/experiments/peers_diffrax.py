@@ -1,4 +1,4 @@
-"""diffrax's SDE solvers as series of a work-precision plot. Imported only where diffrax is installed."""
+"""diffrax's SDE solvers as series of a work-precision figure; imported only where diffrax is installed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from torch import Tensor
 
 from fewstep_analysis.monte_carlo import Experiment, Stored
 from fewstep_analysis.problems import TestProblem
+from fewstep_analysis.work import Series
 
-# drift and diffusion of one number, as `problems` has them with their default parameters
+# drift and diffusion of one number: those of `problems` with their default parameters
 EQUATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "geometric_brownian_motion": (lambda t, y: 0.5 * y, lambda t, y: 0.7 * y),
     "sine": (lambda t, y: -2.0 * jnp.sin(y), lambda t, y: 0.8 + 0.6 * jnp.cos(y)),
     "additive_sine": (lambda t, y: jnp.sin(y), lambda t, y: jnp.ones_like(y)),
     "additive_in_time": (lambda t, y: jnp.sin(y + t), lambda t, y: (1 + t * t) * jnp.ones_like(y)),
 }
-# solvers with their drift evaluations a step
+# solvers with their drift evaluations per step
 SOLVERS = {"diagonal": {"Euler": 1, "ItoMilstein": 1}, "additive": {"Euler": 1, "ShARK": 2}}
 
 
 class _StoredPath(diffrax.AbstractBrownianPath):
-    """One path's increments behind diffrax's interface; asked for its own steps and nothing else."""
+    """Stored increments of one path behind diffrax's interface; it can be queried at its own steps only."""
 
     t0: Any
     t1: Any
@@ -41,15 +42,15 @@ class _StoredPath(diffrax.AbstractBrownianPath):
         return self.levy_area(dt=t1 - t0, W=self.W[k], H=self.H[k]) if use_levy else self.W[k]
 
 
-def diffrax_series(e: Experiment, problem: TestProblem) -> list[dict[str, Any]]:
-    """Series like those of `work`; none for a problem that is not, value for value, in EQUATIONS."""
+def diffrax_series(e: Experiment, problem: TestProblem) -> list[Series]:
+    """diffrax's solvers of a problem, for `sde_work_precision(peers=)`; none if EQUATIONS lacks it."""
     if problem.name not in EQUATIONS or not _matches(problem) or e.device != "cpu":
         return []
     return [_series(e, problem.name, s, n) for s, n in SOLVERS[problem.sde.noise_type].items()]
 
 
 def solve_diffrax(problem: str, solver: str, y0: Tensor, ends: tuple[float, float], noise: Stored) -> Tensor:
-    """The end of every path, solved by diffrax in float64 with one step for each stored increment."""
+    """(paths, 1) final states, solved by diffrax in float64 with one step per stored increment."""
     with jax.enable_x64(True):
         W, H = (_columns([getattr(i, name) for i in noise.pieces]) for name in ("W", "H"))
 
@@ -61,7 +62,7 @@ def solve_diffrax(problem: str, solver: str, y0: Tensor, ends: tuple[float, floa
 
 
 def _matches(problem: TestProblem) -> bool:
-    """Whether the equation here is the problem's own: its parameters may have been changed."""
+    """Whether the equation here equals the problem's, whose parameters may have been changed."""
     t, y = torch.tensor(0.3, dtype=torch.float64), torch.linspace(-1, 2, 7, dtype=torch.float64)[:, None]
     theirs = (problem.sde.drift(t, y), problem.sde.diffusion(t, y))
     with jax.enable_x64(True):
@@ -70,7 +71,7 @@ def _matches(problem: TestProblem) -> bool:
 
 
 def _columns(pieces: list[Tensor | None]) -> Any:
-    """(paths, steps); nothing where the noise has no such letter."""
+    """(paths, steps), or None where the noise lacks this coordinate."""
     if pieces[0] is None:
         return None
     return jnp.asarray(torch.cat([p.reshape(-1, 1) for p in pieces], 1).numpy())
@@ -88,8 +89,8 @@ def _end(problem: str, solver: str, y: Any, path: Any, steps: int) -> Any:
     ).ys[-1]  # fmt: skip
 
 
-def _series(e: Experiment, problem: str, solver: str, evaluations: int) -> dict[str, Any]:
-    """Timed as a user of diffrax would run it: along a VirtualBrownianTree, compiled beforehand."""
+def _series(e: Experiment, problem: str, solver: str, evaluations: int) -> Series:
+    """Timed as users of diffrax run it: along a VirtualBrownianTree, compiled beforehand."""
     start, compiled = e.start(e.paths), {n: _compiled(e, problem, solver, n) for n in e.levels}
 
     def run(level: int) -> Any:
@@ -97,11 +98,9 @@ def _series(e: Experiment, problem: str, solver: str, evaluations: int) -> dict[
             keys = jax.random.split(jax.random.key(e.seed), e.paths)
             return compiled[level](jnp.asarray(start.flatten().numpy()), keys).block_until_ready()
 
-    return {
-        "name": solver, "package": "diffrax", "run": run,
-        "evaluations": [evaluations * 2**n for n in e.levels],
-        "end": lambda noise, n: solve_diffrax(problem, solver, start, e.ends, noise),
-    }  # fmt: skip
+    counts = [evaluations * 2**n for n in e.levels]
+    return Series(solver, "diffrax", counts, run,
+                  lambda noise, n: solve_diffrax(problem, solver, start, e.ends, noise))  # fmt: skip
 
 
 def _compiled(e: Experiment, problem: str, solver: str, level: int) -> Any:

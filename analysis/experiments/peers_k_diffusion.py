@@ -1,4 +1,4 @@
-"""k-diffusion's samplers, without the package's own imports, which want its training scripts' needs."""
+"""k-diffusion's samplers, imported without the packages that only its training scripts need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNUSED = ("torchvision", "torchvision.transforms", "torchvision.transforms.funct
 
 
 def installed() -> bool:
-    """Whether its wheel and torchdiffeq are here: pip install --no-deps k-diffusion torchdiffeq."""
+    """Whether it can be imported: pip install --no-deps k-diffusion==0.1.1 torchdiffeq."""
     return all(importlib.util.find_spec(name) for name in ("k_diffusion", "torchdiffeq"))
 
 

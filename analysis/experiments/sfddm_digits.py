@@ -1,125 +1,154 @@
-"""SFDDM on 8x8 digits: what the published loss reaches, and one fold of displacement against halving."""
+"""SFDDM on 8x8 digits: what the published loss reaches, and one fold of displacement compared with halving.
+
+Finished students stay in the work folder; the same command resumes. They are small: the CPU is used.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fewstep as fs
-import sfddm_tools as tools
+import sfddm_training as tools
+from base import F64, Experiment, Job, Record, Row, canvas, images_figure, packed, rms, table, ticks, write
+from fewstep import TrainingOptions
 from fewstep.distances import sliced_w2
 from fewstep_analysis import datasets, teachers
-from fewstep_analysis.figures import canvas, image_rows, write
-from fewstep_analysis.records import Record
-from sfddm_tools import COPIED, DISPLACED, HALVED, PLAIN, PUBLISHED, SHADES, SHORT, Trained, distil, rms
+from sfddm_training import COPIED, DISPLACED, HALVED, PLAIN, PUBLISHED, SHORT, Trained, distil, short
 
-TAKES = "15 min"
-Row = dict[str, Any]
+NAME = "sfddm-digits"
 LABELS = 1024  # of the teacher's table
-COPIED_AT = 16  # the number of steps at which the teacher's weights are shown to stay
+COPIED_AT = 16  # the number of steps at which the teacher's weights are shown to stay as they are
 SHOWN, COLUMNS = 4, 12  # steps and number of the digits in the picture
-Training = tuple[int, float]  # iterations, rate
-# steps; samples judged by; batch; of the published loss, of displacement in one fold, of a fold of halving
-BUDGETS: dict[str, tuple[tuple[int, ...], int, int, Training, Training, Training]] = {
-    "paper": ((128, 64, 16, 8, 4), 1000, 128, (2500, 2e-3), (1400, 1e-3), (1000, 1e-3)),
-    "smoke": ((16, 4), 64, 16, (3, 2e-3), (2, 1e-3), (2, 1e-3)),
-}
 
 
-def table() -> fs.DiscreteVP:
+@dataclass(frozen=True)
+class Budget:
+    """What a run computes.
+
+    Attributes:
+        counts: steps of the students.
+        samples: to judge by.
+        halve_from: steps of the teacher where halving starts.
+        published, displaced, halved: trainings with the published loss, with displacement in one fold, and of
+            each fold of halving.
+        data: training images at most; the distances of a report are of as many samples, 64 at most.
+    """
+
+    counts: tuple[int, ...]
+    samples: int
+    halve_from: int
+    published: TrainingOptions
+    displaced: TrainingOptions
+    halved: TrainingOptions
+    data: int | None = None
+
+
+BUDGETS = {
+    "smoke": Budget(
+        (16, 4), 64, 64, TrainingOptions(3, 16, 2e-3), TrainingOptions(2, 16, 1e-3),
+        TrainingOptions(2, 16, 1e-3), data=8,
+    ),
+    "paper": Budget(
+        (128, 64, 16, 8, 4), 1000, LABELS, TrainingOptions(2500, 128, 2e-3), TrainingOptions(1400, 128, 1e-3),
+        TrainingOptions(1000, 128, 1e-3),
+    ),
+}  # fmt: skip
+
+
+def schedule() -> fs.DiscreteVP:
     """1024 levels, even in log sigma over the teacher's range, as a variance-preserving table."""
     low, high = (math.log10(s) for s in (teachers.DIGITS.sigma_min, teachers.DIGITS.sigma_max))
-    sigmas = torch.logspace(low, high, LABELS, dtype=torch.float64)
-    return fs.DiscreteVP(1 / (1 + sigmas.square()))
+    return fs.DiscreteVP(1 / (1 + torch.logspace(low, high, LABELS, dtype=F64).square()))
 
 
 def substeps(steps: int) -> int:
-    """Of the teacher in one of the student's: 64 or more in all, at least 4 in one."""
+    """Of the teacher in one step of the student: 64 or more in all, at least 4 in one."""
     return max(4, -(-64 // steps))
 
 
-def train(budget: str, seed: int, work: Path) -> dict[tuple[str, int], Trained]:
-    """All students by way and number of steps; what lies finished in `work` is not trained again."""
-    counts, _, batch, *trainings = BUDGETS[budget]
-    teacher, levels = teachers.digits().denoiser, table()
+def train(budget: Budget, job: Job) -> dict[tuple[str, int], Trained]:
+    """All students by way and number of steps; finished ones of the work folder are not trained again."""
+    teacher, levels = teachers.digits().denoiser, schedule()
     assert isinstance(teacher, nn.Module)
-    data = datasets.digits()[0]
-    # the report's distances are of as many samples as there are data, 64 at most
-    common: dict[str, Any] = {"data": data if budget == "paper" else data[:8], "batch": batch, "seed": seed}
-    slow, fast, fold = ({"iterations": n, "rate": r, **common} for n, r in trainings)
-    make = partial(distil, teacher=teacher, table=levels)
+    common = {"data": datasets.digits()[0][: budget.data], "seed": job.seed}
     made = {}
-    for steps in counts:
-        made[DISPLACED, steps] = make(
-            DISPLACED, steps=steps, folder=work / f"displacement-{steps}", substeps=substeps(steps), **fast
+    for steps in budget.counts:
+        made[DISPLACED, steps] = distil(
+            DISPLACED, teacher, levels, steps, job.work / f"displacement-{steps}", budget.displaced,
+            substeps=substeps(steps), **common,
+        )  # fmt: skip
+        made[PUBLISHED, steps] = distil(
+            PUBLISHED, teacher, levels, steps, job.work / f"published-{steps}", budget.published, **common
         )
-        made[PUBLISHED, steps] = make(PUBLISHED, steps=steps, folder=work / f"published-{steps}", **slow)
-    few = slow | {"iterations": 20}
-    made[COPIED, COPIED_AT] = make(COPIED, steps=COPIED_AT, folder=work / "copied", **few)
-    first = LABELS if budget == "paper" else 4 * counts[0]
-    made |= {(HALVED, n): t for n, t in tools.halvings(teacher, levels, first, counts[-1], work, **fold)}
-    return made
+    few = replace(budget.published, iterations=20)
+    made[COPIED, COPIED_AT] = distil(COPIED, teacher, levels, COPIED_AT, job.work / "copied", few, **common)
+    first, last = budget.halve_from, budget.counts[-1]
+    halved = tools.halvings(teacher, levels, first, last, job.work, budget.halved, **common)
+    return made | {(HALVED, n): t for n, t in halved}
 
 
-def study(budget: str, seed: int, work: Path) -> Record:
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
     """Train or find the students, sample all from the same noise, and measure."""
-    counts, many, batch, published, displaced, fold = BUDGETS[budget]
-    made, levels, problem = train(budget, seed, work), table(), teachers.digits()
-    assert isinstance(problem.denoiser, nn.Module)
+    made, levels, denoiser = train(budget, job), schedule(), teachers.digits().denoiser
+    assert isinstance(denoiser, nn.Module)
     real, held_out = datasets.digits()
-    noise = torch.randn(many, 1, 8, 8, generator=torch.Generator().manual_seed(seed + 1000))
-    exact = fs.DiffusionModel(problem.denoiser, levels)
+    noise = torch.randn(budget.samples, 1, 8, 8, generator=torch.Generator().manual_seed(job.seed + 1000))
+    exact = fs.DiffusionModel(denoiser, levels)
     fine = fs.sample(exact, fs.DPMSolverPP(2), noise=noise, steps=200)
     check = fs.sample(exact, fs.UniPC(3), noise=noise, steps=100)
-    judge = partial(_row, fine=fine, held_out=held_out)
+    judge = partial(judge_samples, fine=fine, held_out=held_out)
     rows, ends = [], {}
     for steps in sorted({n for _, n in made}, reverse=True):
-        plain = tools.on_phi(problem.denoiser, levels, steps)
-        ends[PLAIN, steps] = _sample(plain, noise)
-        rows.append(judge(PLAIN, steps, ends[PLAIN, steps], None))
+        plain = ends[PLAIN, steps] = sample(tools.on_phi(denoiser, levels, steps), noise)
+        rows.append(judge(PLAIN, steps, plain, None))
         for (way, n), t in made.items():
             if n == steps:
-                ends[way, n] = _sample(t.student, noise)
-                rows.append(judge(way, n, ends[way, n], t) | {"to_plain": rms(ends[way, n] - ends[PLAIN, n])})
-    shown = {"teacher, 200 steps": fine} | {f"{SHORT[w]}, {n}": x for (w, n), x in ends.items() if n == SHOWN}
-    body = {
-        "labels": LABELS, "counts": list(counts), "samples": many, "batch": batch,
-        "published": published, "displaced": displaced, "fold": fold,
-        "substeps": {str(n): substeps(n) for n in counts},
-        "floor": _distance(real[: len(real) // 500 * 500], held_out), "fine": _distance(fine, held_out),
+                ends[way, n] = sample(t.student, noise)
+                rows.append(judge(way, n, ends[way, n], t) | {"to_plain": rms(ends[way, n] - plain)})
+    images = {f"{SHORT[way]}, {n}": x[:COLUMNS] for (way, n), x in ends.items() if n == SHOWN}
+    data = {
+        "labels": LABELS, "counts": list(budget.counts), "samples": budget.samples,
+        "batch": budget.halved.batch_size,
+        **{k: short(getattr(budget, k)) for k in ("published", "displaced")}, "fold": short(budget.halved),
+        "substeps": {str(n): substeps(n) for n in budget.counts},
+        "floor": distance(real[: len(real) // 500 * 500], held_out), "fine": distance(fine, held_out),
         "fine_against_UniPC(3)": rms(fine - check), "apart": rms(fine - fine.roll(1, 0)), "rows": rows,
-        "copied_loss": max(made[COPIED, COPIED_AT].losses), "folds": tools.folds(rows, "rmse", "sliced_w2"),
-        "pictures": {k: tools.packed(x[:COLUMNS]) for k, x in shown.items()},
+        "copied_loss": max(made[COPIED, COPIED_AT].losses),
+        "folds": tools.compare_folds(rows, "rmse", "sliced_w2"),
+        "pictures": packed({"teacher, 200 steps": fine[:COLUMNS]} | images),
     }  # fmt: skip
-    return Record("sfddm-digits", body, seed)
+    return {NAME: Record(NAME, data, job.seed)}
 
 
 @torch.no_grad()
-def _sample(student: fs.SFDDM, noise: Tensor) -> Tensor:
+def sample(student: fs.SFDDM, noise: Tensor) -> Tensor:
     return fs.sample(student.problem(), student, noise=noise)
 
 
-def _row(way: str, steps: int, x: Tensor, t: Trained | None, *, fine: Tensor, held_out: Tensor) -> Row:
+def judge_samples(
+    way: str, steps: int, x: Tensor, t: Trained | None, *, fine: Tensor, held_out: Tensor
+) -> Row:
     """Distances of one sampler, and what its training cost."""
     return {
-        "way": way, "steps": steps, "sliced_w2": _distance(x, held_out), "rmse": rms(x - fine),
-        "same_class": _agreement(x, fine), **tools.cost(t),
+        "way": way, "steps": steps, "sliced_w2": distance(x, held_out), "rmse": rms(x - fine),
+        "same_class": agreement(x, fine), **tools.cost(t),
     }  # fmt: skip
 
 
-def _distance(images: Tensor, held_out: Tensor) -> float:
-    """Mean sliced W2 of batches of 500 to the 500 held-out digits: a like number on either side."""
+def distance(images: Tensor, held_out: Tensor) -> float:
+    """Mean sliced W2 of batches of 500 to the 500 held-out digits: equal numbers on both sides."""
     parts = images.split(len(held_out))
     return sum(sliced_w2(part, held_out) for part in parts) / len(parts)
 
 
-def _agreement(a: Tensor, b: Tensor) -> float:
-    """The share of samples of the same number whose nearest real digits are of the same class."""
+def agreement(a: Tensor, b: Tensor) -> float:
+    """The share of pairs of samples whose nearest real digits have the same class."""
     from sklearn.datasets import load_digits
 
     images, labels = (torch.from_numpy(v) for v in load_digits(return_X_y=True))
@@ -128,62 +157,44 @@ def _agreement(a: Tensor, b: Tensor) -> float:
     return float((x == y).double().mean())
 
 
-def draw(record: Record, path: str | Path) -> Path:
-    """Distance to the fine ODE against steps, and against what training cost."""
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """One row per number of steps and way; then one fold relative to halving."""
+    data = records[NAME].data
+    head = ["steps", "way", "sliced W2 to held-out digits", "RMSE to the fine ODE", "RMSE to DDIM on phi",
+            "same class", "training: evaluations, millions", "CPU seconds"]  # fmt: skip
+    rows = [
+        [r["steps"], r["way"], f"{r['sliced_w2']:.3f}", f"{r['rmse']:.3g}",
+         f"{r['to_plain']:.3g}" if "to_plain" in r else None, f"{r['same_class']:.1%}",
+         *([f"{r['evaluations'] / 1e6:.3g}", f"{r['seconds']:.3g}"] if r["evaluations"] else [None, None])]
+        for r in data["rows"] if r["steps"] in data["counts"]
+    ]  # fmt: skip
+    note = f"Sliced W2 to held-out digits: training digits {data['floor']:.3f}, fine ODE {data['fine']:.3f}."
+    columns = {
+        "one fold's evaluations over halving's": "evaluations", "CPU seconds": "seconds",
+        "RMSE": "rmse, over halving", "sliced W2": "sliced_w2, over halving",
+        "RMSE of teacher-DDIM over one fold's": "rmse, gain on DDIM",
+    }  # fmt: skip
+    folds = [[r["steps"], *(f"{r[k]:.2f}" for k in columns.values())] for r in reversed(data["folds"])]
+    return {NAME: f"{table(head, rows)}\n\n{note}\n\n{table(['steps', *columns], folds)}"}
+
+
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """Distance to the fine ODE, and digits of the same noise."""
     figure, (left, right) = canvas(9.0, 4.2, ncols=2, sharey=True)
-    rows, counts = record.data["rows"], record.data["counts"]
-    asked = [r for r in rows if r["steps"] in counts]
-    tools.curve(left, asked, "steps", "rmse")
-    left.set_xlabel("steps = network evaluations in sampling")
+    data = records[NAME].data
+    tools.draw_ways(left, right, [r for r in data["rows"] if r["steps"] in data["counts"]], "rmse")
     left.set_ylabel("RMSE to the teacher's fine ODE, same noise")
-    left.set_xticks(counts, [str(n) for n in counts])
-    left.set_xticks([], minor=True)
-    tools.curve(right, asked, "evaluations", "rmse")
-    for r in asked:
-        if r["evaluations"] and r["way"] in SHADES:
-            right.annotate(str(r["steps"]), (r["evaluations"], r["rmse"]), xytext=(4, 4),
-                           textcoords="offset points", fontsize=7.5, color="0.3")  # fmt: skip
-    right.set_xlabel("samples through networks in training; steps beside")
-    for axes in (left, right):
-        axes.grid(True, which="major", alpha=0.3)
+    ticks(left, data["counts"])
+    right.set_xlabel("samples through networks in training; labels: steps")
     figure.legend(*left.get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
-    return write(figure, path)
+    write(figure, folder / f"{NAME}.svg")
+    images_figure(records[NAME], folder / f"{NAME}.png")
 
 
-def pictures(record: Record, path: str | Path) -> Path:
-    """Digits of the same noise, a row a sampler."""
-    return image_rows({k: tools.unpacked(v) for k, v in record.data["pictures"].items()}, path)
+EXPERIMENT = Experiment(
+    NAME, __doc__, 15, BUDGETS, measure, tables, draw, figures=(f"{NAME}.svg", f"{NAME}.png"),
+    needs="scikit-learn",
+)  # fmt: skip
 
-
-def markdown(record: Record) -> str:
-    """The table: a row for each number of steps and way."""
-    data = record.data
-    lines = ["| steps | way | sliced W2 to held-out digits | RMSE to the fine ODE | RMSE to DDIM on phi | "
-             "same class | training: evaluations, millions | CPU seconds |", "| --- " * 8 + "|"]  # fmt: skip
-    for r in data["rows"]:
-        if r["steps"] in data["counts"]:
-            cells = [r["steps"], r["way"], f"{r['sliced_w2']:.3f}", f"{r['rmse']:.3g}"]
-            cells += [f"{r['to_plain']:.3g}" if "to_plain" in r else "-", f"{r['same_class']:.1%}"]
-            made = r["evaluations"]
-            cells += [f"{made / 1e6:.3g}", f"{r['seconds']:.3g}"] if made else ["-", "-"]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", f"Sliced W2 of training digits to held-out ones {data['floor']:.3f}, of the fine ODE's "
-              f"{data['fine']:.3f}.", "", "| steps | one fold's evaluations over halving's | CPU seconds "
-              "| RMSE | sliced W2 | RMSE of teacher-DDIM over one fold's |", "| --- " * 6 + "|"]  # fmt: skip
-    for r in reversed(data["folds"]):
-        cells = [r["evaluations"], r["seconds"], r["rmse, over halving"], r["sliced_w2, over halving"]]
-        cells.append(r["rmse, gain on DDIM"])
-        lines.append(f"| {r['steps']} | " + " | ".join(f"{v:.2f}" for v in cells) + " |")
-    return "\n".join(lines)
-
-
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the record, the figure and the pictures; returns the table.
-
-    Students stay in `out`/work; the same command goes on from them. They are small: the CPU is used.
-    """
-    record = study(budget, seed, out / "work" / f"sfddm-digits-{budget}-{seed}")
-    record.save(out / "records" / "sfddm-digits.json")
-    draw(record, out / "figures" / "sfddm-digits.svg")
-    pictures(record, out / "figures" / "sfddm-digits.png")
-    return markdown(record).splitlines()
+if __name__ == "__main__":
+    EXPERIMENT.main()

@@ -1,4 +1,4 @@
-"""Sig-DEG taken apart: steps, depth of the signature, head and feedback, and where the errors accumulate.
+"""Sig-DEG by number of steps, depth of the signature and head, and where its errors accumulate.
 
 On the mixture of `sigdeg_mixture` and on the shipped teacher of 8x8 digits. Each student is judged at every
 knot of its grid: along the teacher's noise, step by step, and as a law on fresh noise.
@@ -7,7 +7,6 @@ knot of its grid: along the teacher's noise, step by step, and as a law on fresh
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,24 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
+from base import Experiment, Job, Record, Row, canvas, progress, rms, table, ticks, write
 from fewstep.distances import median_distance, mmd, sliced_w2
 from fewstep.learned.sigdeg.networks import HEADS
-from fewstep.learned.trajectories import Batch, Trajectories, make_trajectories
+from fewstep.learned.trajectories import Trajectories, make_trajectories
 from fewstep_analysis import teachers
-from fewstep_analysis.figures import canvas, write
-from fewstep_analysis.parallel import progress
-from fewstep_analysis.records import Record
 from sigdeg_mixture import SCHEDULE, SHADES, levels, trained
 
-TAKES = "10 min"
+NAME = "sigdeg-ablation"
 COUNTS, FINEST = (3, 5, 10), 30  # all grids are parts of one of 30 steps
 DEPTHS = "WHK"
 UNTRAINED = "untrained"
-SHOWN = {"mixture": "direct", "digits": "graded"}  # the head of the figure's curves: the nearer one
-FEEDBACK: dict[str, Any] = {
-    "steps": 5,
-    "levy": "H",
-    "head": "direct",
-}  # the one setting that is also tried with feedback
+SHOWN = {"mixture": "direct", "digits": "graded"}  # the head of the figure's curves: the better one
+NUMBERS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)  # labels of logarithmic axes
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much for one problem.
+class Size:
+    """What is spent on one problem.
 
     Attributes:
         trajectories, judged: of the teacher, to train on and to judge by.
@@ -57,25 +50,34 @@ class Budget:
     pairs: int
 
 
-PAPER = {
-    "mixture": Budget(8192, 8192, 10, 800, 256, 2e-3, 2048),
-    "digits": Budget(3072, 1024, 10, 200, 128, 1e-3, 1024),
-}  # fmt: skip
-SMOKE = {"mixture": Budget(128, 128, 1, 2, 32, 2e-3, 64), "digits": Budget(64, 64, 1, 1, 16, 1e-3, 64)}
-TEACHER_DATA = {"paper": (1 << 18, 4000), "smoke": (2048, 30)}  # samples and iterations of the mixture's
+@dataclass(frozen=True)
+class Budget:
+    """Samples and iterations of the mixture's teacher, and the two sizes."""
+
+    teacher_data: int
+    teacher_iterations: int
+    mixture: Size
+    digits: Size
+
+
+BUDGETS = {
+    "smoke": Budget(2048, 30, Size(128, 128, 1, 2, 32, 2e-3, 64), Size(64, 64, 1, 1, 16, 1e-3, 64)),
+    "paper": Budget(
+        1 << 18, 4000, Size(8192, 8192, 10, 800, 256, 2e-3, 2048), Size(3072, 1024, 10, 200, 128, 1e-3, 1024)
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model with three independent sets of its teacher's trajectories, on the finest grid.
+    """A model with three independent sets of its teacher's trajectories.
 
     Attributes:
         train: what students learn from.
-        noise: whose noise they are led along.
-        law: whose knots their own samples are held against.
+        noise: the noise that students are led along.
+        law: the knots that their own samples are compared with.
     """
 
-    name: str
     problem: fs.DiffusionModel
     train: Trajectories
     noise: Trajectories
@@ -83,25 +85,24 @@ class Task:
 
     @classmethod
     def of(
-        cls, name: str, problem: fs.DiffusionModel, event: tuple[int, ...], schedule: fs.EDM, budget: Budget,
-        seed: int,
-    ) -> Task:  # fmt: skip
-        """Three runs of the teacher."""
-        counts = (budget.trajectories, budget.judged, budget.judged)
+        cls, problem: fs.DiffusionModel, event: tuple[int, ...], schedule: fs.EDM, size: Size, seed: int
+    ) -> Task:
+        """Three runs of the teacher on the finest grid."""
+        counts = (size.trajectories, size.judged, size.judged)
         made = [
             make_trajectories(problem, levels(FINEST, schedule), count=n, event_shape=event, levy="K",
-                              substeps=budget.substeps, seed=seed + k) for k, n in enumerate(counts)
+                              substeps=size.substeps, seed=seed + k)
+            for k, n in enumerate(counts)
         ]  # fmt: skip
-        return cls(name, problem, *made)
+        return cls(problem, *made)
 
     def coarse(self, steps: int) -> Task:
         """The same trajectories for a student of so many steps."""
-        parts = (d.coarsen(FINEST // steps) for d in (self.train, self.noise, self.law))
-        return Task(self.name, self.problem, *parts)
+        return Task(self.problem, *(d.coarsen(FINEST // steps) for d in (self.train, self.noise, self.law)))
 
 
 class Replay:
-    """A noise source that gives the signatures of trajectories again: xi (steps, n, letters, *event)."""
+    """A noise source that returns the signatures of trajectories: xi (steps, n, letters, *event)."""
 
     levy = "K"
 
@@ -112,8 +113,57 @@ class Replay:
         return fs.Increment.from_coordinates(t1 - t0, *next(self._next).unbind(1))
 
 
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
+    """Both problems."""
+    start, seed, data = time.process_time(), job.seed, dict[str, Any]()
+    models = {
+        "mixture": (trained(budget.teacher_data, budget.teacher_iterations, seed), (1,), SCHEDULE),
+        "digits": (teachers.digits(), (1, 8, 8), teachers.DIGITS),
+    }
+    for name, (problem, event, schedule) in models.items():
+        size: Size = getattr(budget, name)
+        task = Task.of(problem, event, schedule, size, seed)
+        grids, floors = dict[str, list[float]](), dict[str, Row]()
+        for steps in COUNTS:
+            mine = task.coarse(steps)
+            grids[str(steps)] = mine.train.sigmas.tolist()
+            floors[str(steps)] = distances(mine, list(everything(mine.noise).knots[1:]), size.pairs)
+        rows = measure_students(task, size, seed)
+        data[name] = {"levels": grids, "floor": floors, "rows": rows, "budget": vars(size)}
+    return {NAME: Record(NAME, data | {"cpu_seconds": round(time.process_time() - start)}, seed)}
+
+
+def measure_students(task: Task, size: Size, seed: int) -> list[Row]:
+    """One row per student, and one per number of steps for the untrained parent."""
+    rows: list[Row] = []
+
+    def judge(mine: Task, solver: Any, facts: Row) -> None:
+        rows.append(facts | errors(mine, solver) | laws(mine, solver, size.pairs, seed + 10))
+
+    for steps in COUNTS:
+        mine = task.coarse(steps)
+        plan = fs.EulerMaruyama().plan(mine.train.sigmas)
+        judge(mine, plan, {"steps": steps, "levy": "", "head": UNTRAINED, "seconds": 0.0})
+    kinds = [(steps, levy, head) for steps in COUNTS for levy in DEPTHS for head in HEADS]
+    for steps, levy, head in progress(kinds, "student"):
+        mine = task.coarse(steps)
+        student, report = fs.distill_sigdeg(
+            mine.problem, data=mine.train, levy=levy, head=head, forcing=0.0, seed=seed,
+            training=fs.TrainingOptions(size.iterations, size.batch, size.rate),
+        )  # fmt: skip
+        judge(
+            mine, student, {"steps": steps, "levy": levy, "head": head, "seconds": report.seconds["training"]}
+        )
+    return rows
+
+
+def everything(data: Trajectories) -> Any:
+    """All trajectories in one batch."""
+    return data.pick(torch.arange(len(data)))
+
+
 def part(solver: Any, sigmas: Tensor) -> Any:
-    """The student, or the plan of Euler and Maruyama, on a part of its grid."""
+    """The student, or Euler-Maruyama's plan, on a part of its grid."""
     plan = fs.EulerMaruyama().plan(sigmas)
     if isinstance(solver, fs.SigSampler):
         return fs.SigSampler(plan, solver.network, solver.levy, solver.residual)
@@ -128,182 +178,121 @@ def states(problem: fs.DiffusionModel, solver: Any, **start: Any) -> list[Tensor
     return out
 
 
-def errors(task: Task, solver: Any, feedback: bool) -> dict[str, list[float]]:
-    """Root mean square errors along the teacher's noise, each in units of its knot's standard deviation.
+def errors(task: Task, solver: Any) -> dict[str, list[float]]:
+    """Root mean square errors along the teacher's noise, in units of the knot's standard deviation.
 
     Returns:
         knots: at each knot, of the sampler alone.
         local: at each knot, of one step from the teacher's knot before.
         takeover: at the end, of the sampler that takes over from the teacher at knot 0, 1, ...
-        shares: of the squared error at the end, by the step that made it: what is gained by taking over one
-            knot later. Their sum is 1.
-        With feedback the first alone, since a step needs the value of the step before.
+        shares: of the squared error at the end, by the step that made it: the gain of taking over one knot
+            later. They sum to 1.
     """
-    sigmas, some = task.noise.sigmas, task.noise.pick(torch.arange(len(task.noise)))
-    n, scale = len(sigmas) - 1, [_rms(x - x.mean(0)) for x in some.knots]
-    whole = states(task.problem, solver, noise=some.knots[0], path=Replay(some.xi))
-    out = {"knots": [_rms(a - b) / s for a, b, s in zip(whole, some.knots[1:], scale[1:])]}
-    if feedback:
-        return out
+    sigmas, some = task.noise.sigmas, everything(task.noise)
+    n, scale = len(sigmas) - 1, [rms(x - x.mean(0)) for x in some.knots]
+
+    def run(first: int, last: int) -> list[Tensor]:
+        source = Replay(some.xi[first:])
+        return states(
+            task.problem, part(solver, sigmas[first : last + 1]), noise=some.knots[first], path=source
+        )
 
     def end(first: int, last: int) -> float:
-        solver_part = part(solver, sigmas[first : last + 1])
-        passed = states(task.problem, solver_part, noise=some.knots[first], path=Replay(some.xi[first:]))
-        return _rms(passed[-1] - some.knots[last]) / scale[last]
+        return rms(run(first, last)[-1] - some.knots[last]) / scale[last]
 
-    out["local"] = [end(k, k + 1) for k in range(n)]
-    out["takeover"] = [end(k, n) for k in range(n)]
-    squares = [e * e for e in out["takeover"]] + [0.0]
-    out["shares"] = [(a - b) / squares[0] for a, b in zip(squares, squares[1:])]
-    return out
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())
+    knots = [rms(a - b) / s for a, b, s in zip(run(0, n), some.knots[1:], scale[1:])]
+    takeover = [end(k, n) for k in range(n)]
+    squares = [e * e for e in takeover] + [0.0]
+    shares = [(a - b) / squares[0] for a, b in zip(squares, squares[1:])]
+    local = [end(k, k + 1) for k in range(n)]
+    return {"knots": knots, "local": local, "takeover": takeover, "shares": shares}
 
 
-def laws(task: Task, solver: Any, budget: Budget, seed: int) -> dict[str, list[float]]:
+def laws(task: Task, solver: Any, pairs: int, seed: int) -> dict[str, list[float]]:
     """Distances of the laws at each knot: samples on fresh noise against the teacher's own, independent."""
-    plan = getattr(solver, "plan", solver)
-    shape = (len(task.law), *task.law.event)
+    plan, shape = getattr(solver, "plan", solver), (len(task.law), *task.law.event)
     source = fs.FreshIncrements(shape, levy=plan.levy, seed=seed)
-    return distances(task, states(task.problem, solver, shape=shape, seed=seed, path=source), budget)
+    return distances(task, states(task.problem, solver, shape=shape, seed=seed, path=source), pairs)
 
 
-def distances(task: Task, found: list[Tensor], budget: Budget) -> dict[str, list[float]]:
+def distances(task: Task, found: list[Tensor], pairs: int) -> dict[str, list[float]]:
     """At each knot MMD, sliced W2 in units of the knot's standard deviation, and the ratio of variances."""
     out: dict[str, list[float]] = {"mmd": [], "sliced_w2": [], "variance_ratio": []}
-    knots = task.law.pick(torch.arange(len(task.law))).knots[1:]
-    for mine, theirs in zip(found, knots, strict=True):
-        a, b = mine[: budget.pairs], theirs[: budget.pairs]
+    for mine, theirs in zip(found, everything(task.law).knots[1:], strict=True):
+        a, b = mine[:pairs], theirs[:pairs]
         out["mmd"].append(mmd(a, b, bandwidth=median_distance(b)))
-        out["sliced_w2"].append(sliced_w2(mine, theirs, projections=128) / _rms(theirs - theirs.mean(0)))
+        out["sliced_w2"].append(sliced_w2(mine, theirs, projections=128) / rms(theirs - theirs.mean(0)))
         out["variance_ratio"].append(float(mine.double().var(0).mean() / theirs.double().var(0).mean()))
     return out
 
 
-def kinds() -> Iterator[dict[str, Any]]:
-    """What students are tried."""
-    for steps in COUNTS:
-        for levy in DEPTHS:
-            for head in HEADS:
-                yield {"steps": steps, "levy": levy, "head": head, "feedback": False}
-    yield FEEDBACK | {"feedback": True}
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """Per problem: error at the end along the teacher's noise, distances of laws, shares of the error."""
+    head = ["steps", "depth", "head", "RMSE", "sliced W2", "MMD", "variance ratio",
+            "share of the error by step, %"]  # fmt: skip
+    made = {}
+    for name in SHOWN:
+        data = records[NAME].data[name]
+        rows = [
+            [r["steps"], r["levy"], r["head"] + (", feedback" if r.get("feedback") else ""),
+             *(f"{r[k][-1]:.3f}" for k in ("knots", "sliced_w2", "mmd", "variance_ratio")),
+             " ".join(f"{100 * s:.0f}" for s in r.get("shares", []))]
+            for steps in COUNTS for r in data["rows"] if r["steps"] == steps
+        ]  # fmt: skip
+        floor = data["floor"][str(COUNTS[0])]
+        last = [f"{floor[k][-1]:.3f}" for k in ("sliced_w2", "mmd", "variance_ratio")]
+        rows.append([None, None, "two runs of the teacher", None, *last, None])
+        made[f"{NAME}-{name}"] = table(head, rows)
+    return made
 
 
-def measure(task: Task, budget: Budget, seed: int) -> list[dict[str, Any]]:
-    """A row for each student, and for the untrained parent of each number of steps."""
-    rows: list[dict[str, Any]] = []
-    for steps in COUNTS:
-        mine = task.coarse(steps)
-        plan = fs.EulerMaruyama().plan(mine.train.sigmas)
-        rows.append({"steps": steps, "levy": "", "head": UNTRAINED, "feedback": False, "seconds": 0.0}
-                    | errors(mine, plan, False) | laws(mine, plan, budget, seed + 10))  # fmt: skip
-    for kind in progress(list(kinds()), "student"):
-        mine = task.coarse(kind["steps"])
-        student, report = fs.distill_sigdeg(
-            mine.problem, data=mine.train, levy=kind["levy"], head=kind["head"], feedback=kind["feedback"],
-            iterations=budget.iterations, batch=budget.batch, rate=budget.rate, seed=seed,
-        )  # fmt: skip
-        rows.append(kind | {"seconds": report.seconds["training"]} | errors(mine, student, kind["feedback"])
-                    | laws(mine, student, budget, seed + 10))  # fmt: skip
-    return rows
+def row_of(rows: list[Row], steps: int, levy: str, head: str) -> Row:
+    """The row of a student; records of version 0.1 have one more with feedback."""
+    return next(r for r in rows if (r["steps"], r["levy"], r["head"], r.get("feedback", False)) ==
+                (steps, levy, head, False))  # fmt: skip
 
 
-def study(seed: int = 0, budget: str = "paper") -> Record:
-    """Both problems."""
-    began, data = time.process_time(), dict[str, Any]()
-    budgets = SMOKE if budget == "smoke" else PAPER
-    models = {
-        "mixture": (trained(*TEACHER_DATA[budget], seed), (1,), SCHEDULE),
-        "digits": (teachers.digits(), (1, 8, 8), teachers.DIGITS),
-    }
-    for name, (problem, event, schedule) in models.items():
-        task = Task.of(name, problem, event, schedule, budgets[name], seed)
-        grids, floors = dict[str, list[float]](), dict[str, Any]()
-        for steps in COUNTS:
-            mine = task.coarse(steps)
-            every: Batch = mine.noise.pick(torch.arange(len(mine.noise)))
-            grids[str(steps)] = mine.train.sigmas.tolist()
-            floors[str(steps)] = distances(mine, list(every.knots[1:]), budgets[name])
-        rows = measure(task, budgets[name], seed)
-        data[name] = {"levels": grids, "floor": floors, "rows": rows, "budget": vars(budgets[name])}
-    return Record("sigdeg-ablation", data | {"cpu_seconds": round(time.process_time() - began)}, seed)
-
-
-def row_of(rows: list[dict[str, Any]], steps: int, levy: str, head: str, feedback: bool = False) -> Any:
-    """The row of a student."""
-    expected = (steps, levy, head, feedback)
-    return next(r for r in rows if (r["steps"], r["levy"], r["head"], r["feedback"]) == expected)
-
-
-def table(record: Path, problem: str) -> str:
-    """In Markdown: error at the end along the teacher's noise, distances of laws, shares of the error."""
-    data = Record.load(record).data[problem]
-    lines = [
-        "| steps | depth | head | RMSE | sliced W2 | MMD | variance ratio | share of the error by step, % |"
-    ]
-    lines += ["| --- " * 8 + "|"]
-    for steps in COUNTS:
-        for r in (r for r in data["rows"] if r["steps"] == steps):
-            cells = [steps, r["levy"] or "-", r["head"] + (", feedback" if r["feedback"] else "")]
-            cells += [f"{r[k][-1]:.3f}" for k in ("knots", "sliced_w2", "mmd", "variance_ratio")]
-            cells += [" ".join(f"{100 * s:.0f}" for s in r.get("shares", [])) or "-"]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    floor = data["floor"][str(COUNTS[0])]
-    cells = ["-", "-", "two runs of the teacher", "-"]
-    cells += [f"{floor[k][-1]:.3f}" for k in ("sliced_w2", "mmd", "variance_ratio")]
-    return "\n".join([*lines, "| " + " | ".join([*cells, "-"]) + " |"])
-
-
-def draw(record: Record, path: str | Path) -> Path:
-    """A row a problem: error against steps; errors along the knots; who made the error at the end."""
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """Per problem: error against steps; errors at the knots; which step made the error at the end."""
     figure, panels = canvas(11.4, 7.0, nrows=2, ncols=3)
     for line, (name, head) in zip(panels, SHOWN.items()):
-        data = record.data[name]
-        _steps(line[0], data["rows"])
-        _knots(line[1], data, head)
-        _shares(line[2], data, head)
+        data = records[NAME].data[name]
+        draw_steps(line[0], data["rows"])
+        draw_knots(line[1], data, head)
+        draw_shares(line[2], data, head)
         line[0].set_ylabel(f"{name}: RMSE at the end / std")
         line[1].set_title(f"10 steps, {head}: at the knots, / std", fontsize=10)
         line[2].set_title(f"10 steps, {head}: error at the end", fontsize=10)
     panels[0][0].set_title("error along the teacher's noise", fontsize=10)
     for axes in panels[0]:
         axes.set_xlabel("")
-    return write(figure, path)
+    write(figure, folder / f"{NAME}.svg")
 
 
-def _plain(axis: Any) -> None:
-    """Ticks as plain numbers."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+def finish(axes: Any, room: float, xs: Any = NUMBERS) -> None:
+    """Plain numbers on both axes, and room for the legend below the curves."""
+    left, right = axes.get_xlim()
+    low, high = axes.get_ylim()
+    low *= (low / high) ** room
+    ticks(axes, [v for v in xs if min(left, right) <= v <= max(left, right)])
+    ticks(axes, [v for v in NUMBERS if low <= v <= high], "y")
+    axes.set_ylim(low, high)
+    axes.legend(fontsize=7.5, ncols=2, frameon=False, loc="lower left")
 
-    axis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.set_minor_locator(NullLocator())
 
-
-def _steps(axes: Any, rows: list[dict[str, Any]]) -> None:
+def draw_steps(axes: Any, rows: list[Row]) -> None:
     for levy in DEPTHS:
         for head, style in zip(HEADS, ("o-", "s--")):
             ends = [row_of(rows, n, levy, head)["knots"][-1] for n in COUNTS]
             axes.loglog(COUNTS, ends, style, color=SHADES[levy], ms=4, lw=1.2, label=f"{levy}, {head}")
     ends = [row_of(rows, n, "", UNTRAINED)["knots"][-1] for n in COUNTS]
     axes.loglog(COUNTS, ends, "o:", color="0.5", ms=4, lw=1.2, label=UNTRAINED)
-    last = row_of(rows, **FEEDBACK, feedback=True)
-    axes.loglog([last["steps"]], last["knots"][-1:], "*", color=SHADES["H"], ms=10, mec="k", mew=0.6,
-                label="H, direct, feedback")  # fmt: skip
-    low, high = axes.get_ylim()
-    axes.set_ylim(low * (low / high) ** 0.45, high)
-    _plain(axes.yaxis)
-    axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
-    axes.set_xticks([], minor=True)
     axes.set_xlabel("steps")
-    axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=7.5, ncols=2, frameon=False, loc="lower left")
+    finish(axes, 0.45, COUNTS)
 
 
-def _knots(axes: Any, data: dict[str, Any], head: str) -> None:
-    """Accumulated thick, of one step from the teacher's knot thin, the laws' distance dotted."""
+def draw_knots(axes: Any, data: Row, head: str) -> None:
+    """Accumulated errors thick, of one step from the teacher's knot thin, the laws' distance dotted."""
     sigmas = data["levels"]["10"][1:]
     for levy in DEPTHS:
         row, shade = row_of(data["rows"], 10, levy, head), SHADES[levy]
@@ -316,33 +305,27 @@ def _knots(axes: Any, data: dict[str, Any], head: str) -> None:
         (":", 1.2, "sliced W2 of the laws", "0.2"), (":", 1.2, "of two teachers", "0.5"),
     ):  # fmt: skip
         axes.plot([], [], style, color=shade, lw=width, ms=4, label=label)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low * (low / high) ** 0.5, high)
-    _plain(axes.xaxis)
-    _plain(axes.yaxis)
     axes.invert_xaxis()
     axes.set_xlabel("sigma of the knot")
-    axes.grid(True, which="major", alpha=0.3)
-    axes.legend(fontsize=7.5, ncols=2, frameon=False, loc="lower left")
+    finish(axes, 0.5)
 
 
-def _shares(axes: Any, data: dict[str, Any], head: str) -> None:
-    places = range(1, 11)
+def draw_shares(axes: Any, data: Row, head: str) -> None:
     for k, levy in enumerate(DEPTHS):
         shares = row_of(data["rows"], 10, levy, head)["shares"]
-        axes.bar([i + 0.27 * (k - 1) for i in places], [100 * s for s in shares], 0.25, color=SHADES[levy],
-                 label=levy)  # fmt: skip
+        axes.bar([i + 0.27 * (k - 1) for i in range(1, 11)], [100 * s for s in shares], 0.25,
+                 color=SHADES[levy], label=levy)  # fmt: skip
     axes.axhline(0, color="0.4", lw=0.8)
-    axes.set_xticks(places, [f"{s:.2g}" for s in data["levels"]["10"][1:]], fontsize=8, rotation=45)
+    axes.set_xticks(range(1, 11), [f"{s:.2g}" for s in data["levels"]["10"][1:]], fontsize=8, rotation=45)
     axes.set_xlabel("sigma that the step ends at")
     axes.set_ylabel("share made by the step, %")
     axes.grid(True, axis="y", alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
 
 
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the record and the figure; returns a table for each problem."""
-    record = study(seed, budget)
-    file = record.save(out / "records" / "sigdeg-ablation.json")
-    draw(record, out / "figures" / "sigdeg-ablation.svg")
-    return [line for name in PAPER for line in (name, table(file, name))]
+EXPERIMENT = Experiment(
+    NAME, __doc__, 10, BUDGETS, measure, tables, draw, figures=(f"{NAME}.svg",), needs="scikit-learn"
+)
+
+if __name__ == "__main__":
+    EXPERIMENT.main()

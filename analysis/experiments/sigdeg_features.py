@@ -1,25 +1,24 @@
-"""A student's features made from fine increments, exactly or by a left Riemann sum: one law, and another."""
+"""A student's features (W, H) made from fine increments: exactly, and by a left Riemann sum."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep_analysis.records import Record
+from base import Record, Row, table
 
 LEVEL = 1e-3  # of the two-sample tests
 
 
 class Increments:
-    """A noise source that makes each interval's (W, H) from fine increments, exactly or by a left sum.
+    """A noise source that makes (W, H) of each interval from fine increments, exactly or by a left sum.
 
-    With `left` the integral of W is the Riemann sum over the left ends, h/n sum_i W(t_i), so that
-    Cov(W, H) = -h/(2n); otherwise fine intervals bring their own H and Chen's relation joins them.
+    With `left` the integral of W is the Riemann sum over the left ends, h/n sum_i W(t_i), so
+    Cov(W, H) = -h/(2n). Otherwise fine intervals have their own H and Chen's relation joins them.
 
     Args:
         shape: of W.
@@ -38,11 +37,11 @@ class Increments:
         h = t1 - t0
         ends = [t0 + h * i / self.parts for i in range(self.parts)] + [t1]
         fine = [self.fresh.increment(a, b) for a, b in zip(ends, ends[1:])]
-        whole, total = fine[0], torch.zeros(self.shape)
+        joined, total = fine[0], torch.zeros(self.shape)
         for one in fine[1:]:
-            total = total + whole.W * (h / self.parts)
-            whole = whole.join(one)
-        return fs.Increment.from_U(h, whole.W, total) if self.left else whole
+            total = total + joined.W * (h / self.parts)
+            joined = joined.join(one)
+        return fs.Increment.from_U(h, joined.W, total) if self.left else joined
 
 
 def correlation(parts: int) -> float:
@@ -51,14 +50,14 @@ def correlation(parts: int) -> float:
 
 
 def two_samples(a: Tensor, b: Tensor) -> dict[str, float]:
-    """Kolmogorov and Smirnov's distance of two samples, and the chance of one as large in one law."""
+    """Kolmogorov and Smirnov's distance of two samples, and its p-value."""
     from scipy.stats import ks_2samp
 
     found = ks_2samp(a.numpy(), b.numpy(), method="asymp")
     return {"distance": float(found.statistic), "p": float(found.pvalue)}
 
 
-def features(problem: fs.DiffusionModel, student: Any, count: int, seed: int) -> list[dict[str, Any]]:
+def compare_features(problem: fs.DiffusionModel, student: Any, count: int, seed: int) -> list[Row]:
     """A student of levy="H" on fresh features against the same student on features of fine increments."""
     shape = (count, 1)
 
@@ -66,7 +65,7 @@ def features(problem: fs.DiffusionModel, student: Any, count: int, seed: int) ->
         with torch.no_grad():
             return fs.sample(problem, student, shape=shape, seed=seed + at, path=source).flatten()
 
-    fresh, rows = ends(fs.FreshIncrements(shape, levy="H", seed=seed), 0), list[dict[str, Any]]()
+    fresh, rows = ends(fs.FreshIncrements(shape, levy="H", seed=seed), 0), list[Row]()
     for at, (left, parts) in enumerate(((False, 60), (False, 4), (True, 60), (True, 4)), 1):
         W, H = Increments(shape, parts, left, seed + 50 + at).increment(0.0, 1.0).coordinates()
         rows.append({
@@ -78,11 +77,12 @@ def features(problem: fs.DiffusionModel, student: Any, count: int, seed: int) ->
     return rows
 
 
-def features_table(record: Path) -> str:
-    """Features of a student made in other ways than it is trained with, in Markdown."""
-    lines = ["| features from | fine steps | correlation of W and H | expected | KS distance | p |"]
-    lines += ["| --- " * 6 + "|"]
-    for r in Record.load(record).data["features"]["rows"]:
-        cells = [r["kind"], r["parts"], f"{r['correlation']:.4f}", f"{r['expected']:.4f}"]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{r['distance']:.4f}", f"{r['p']:.2g}"])) + " |")
-    return "\n".join(lines)
+def features_table(record: Record) -> str:
+    """What features made in other ways do to a student's samples."""
+    head = ["features from", "fine steps", "correlation of W and H", "expected", "KS distance", "p"]
+    numbers = ("correlation", "expected", "distance")
+    rows = [
+        [r["kind"], r["parts"], *(f"{r[k]:.4f}" for k in numbers), f"{r['p']:.2g}"]
+        for r in record.data["features"]["rows"]
+    ]
+    return table(head, rows)

@@ -1,8 +1,12 @@
-"""Sig-DEG on MNIST: a class-conditional U-Net teacher of 300 steps, students of 20, 10 and 5."""
+"""Sig-DEG on MNIST: a class-conditional U-Net teacher of 300 steps, students of 20, 10 and 5.
+
+Trajectories and checkpoints stay in the work folder; the same command resumes.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,177 +15,212 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep import DiffusionModel
-from fewstep.learned.sigdeg.sampler_training import along
-from fewstep.learned.sigdeg.unet import SigUNet
+from base import (
+    Experiment,
+    Job,
+    Record,
+    Row,
+    canvas,
+    colour,
+    curve,
+    images_figure,
+    packed,
+    table,
+    ticks,
+    write,
+)
+from fewstep.learned.sigdeg.distill import along
 from fewstep.learned.training import held_out
 from fewstep.learned.trajectories import Trajectories, make_trajectories
-from fewstep_analysis import mnist_teacher
-from fewstep_analysis.figures import canvas, colour, image_rows, write
-from fewstep_analysis.mnist_judge import Judge
-from fewstep_analysis.records import Record
+from fewstep_analysis import teachers
+from mnist_judge import Judge
 
-TAKES = "2 h"
-# Nine of the levels of ten steps that each take away the same share of the teacher's root mean squared error
-# (0.5 at the largest level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; the other levels of
-# 20 steps lie between them.
+NAME = "sigdeg-mnist"
+# Nine of the noise levels of ten steps that each take away the same share of the teacher's root mean squared
+# error (0.5 at the largest level, 0.34 at 3, 0.17 at 1, 0.08 at 0.3, 0.03 at 0.1), rounded; the other levels
+# of 20 steps lie between them.
 TEN = (9.0, 4.5, 2.8, 1.8, 1.2, 0.8, 0.5, 0.28, 0.1)
-# The levels of a student. The teacher's x0 is off by 2 at the largest, which a first step down to 9 carries
-# on: half of what ten untrained steps lose. Hence a level more there, and one less where little is decided.
+# The levels of a student. The teacher's x0 has an error of 2 at the largest, which a first step down to 9
+# carries on: half of what ten untrained steps lose. Hence one more level there, and one less where little is
+# decided.
 KEPT = {20: tuple(range(21)), 10: (0, 1, 2, 4, 6, 8, 10, 12, 14, 17, 20), 5: (0, 2, 6, 10, 14, 20)}
-SUBSTEPS = 15  # of the teacher in each of 20 intervals
-PRECISE = 0.1  # below this level the teacher computes in float32, above in bfloat16: half the time
-COUNTS = (10, 20, 5)  # the students of 20 and 5 begin as that of 10
-# trajectories = samples of a Fréchet distance; per count the iterations, batch and rate
-BUDGETS: dict[str, tuple[int, dict[int, tuple[int, int, float]]]] = {
-    "paper": (4096, {10: (2400, 64, 4e-4), 20: (300, 64, 2e-4), 5: (300, 64, 2e-4)}),
-    "smoke": (32, dict.fromkeys(COUNTS, (2, 8, 1e-4))),
+PRECISE = (
+    0.1  # below this level the teacher computes in float32, above in bfloat16, which takes half the time
+)
+EVENT = (1, 28, 28)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Of one student."""
+
+    iterations: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run computes.
+
+    Attributes:
+        trajectories: of the teacher; also the number of samples of a Fréchet distance.
+        substeps: of the teacher in each of 20 intervals.
+        first, later: trainings of the student of 10 steps, and of those of 20 and 5, which start from it.
+    """
+
+    trajectories: int
+    substeps: int
+    first: Training
+    later: Training
+
+
+BUDGETS = {
+    "smoke": Budget(32, 1, Training(2, 8, 1e-4), Training(2, 8, 1e-4)),
+    "paper": Budget(4096, 15, Training(2400, 64, 4e-4), Training(300, 64, 2e-4)),
 }
 
 
 def levels() -> Tensor:
-    """(21,) the levels of 20 steps."""
-    schedule = mnist_teacher.schedule()
+    """(21,) the noise levels of 20 steps."""
+    schedule = teachers.mnist_schedule()
     ends = torch.tensor([schedule.sigma_max, *TEN, schedule.sigma_min], dtype=torch.float64)
     middles = (ends[:-1] * ends[1:]).sqrt()
     return torch.cat([torch.stack([ends[:-1], middles], 1).flatten(), ends[-1:]])
 
 
-def teacher(labels: Tensor, net: object) -> DiffusionModel:
-    """The teacher with a class a sample."""
-    problem = mnist_teacher.problem(labels, net=net)  # type: ignore[arg-type]
+def teacher(labels: Tensor, net: Any) -> fs.DiffusionModel:
+    """The class-conditional teacher, one label per sample."""
+    problem = teachers.mnist(labels, net=net)
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=float(sigma.max()) > PRECISE):
             return problem.denoiser(x, sigma)
 
-    return DiffusionModel(denoiser, problem.schedule)
+    return fs.DiffusionModel(denoiser, problem.schedule)
 
 
-def study(
-    budget: str, seed: int, device: torch.device | str, work: Path, data: Path | None = None
-) -> tuple[Record, dict[str, Tensor]]:
-    """Teacher data, students and distances; what is done is kept in `work`, and not done again."""
-    count, trainings = BUDGETS[budget]
-    net = mnist_teacher.network().to(device)
-    problem, began = partial(teacher, net=net), time.perf_counter()
-    substeps = SUBSTEPS if budget == "paper" else 1
-    taught = make_trajectories(
-        problem, levels(), count=count, event_shape=(1, 28, 28), substeps=substeps, levy="K",
-        labels=torch.arange(count) % 10, seed=seed, folder=work / "teacher", device=device,
-        progress=True,
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
+    """The teacher's trajectories, the students, their distances and pictures."""
+    net = teachers.mnist_network().to(job.device)
+    problem, start = partial(teacher, net=net), time.perf_counter()
+    data = make_trajectories(
+        problem, levels(), count=budget.trajectories, event_shape=EVENT, substeps=budget.substeps, levy="K",
+        labels=torch.arange(budget.trajectories) % 10, seed=job.seed, folder=job.work / "teacher",
+        device=job.device, progress=True,
     )  # fmt: skip
-    seconds = {"teacher": time.perf_counter() - began}
-    students, reports, network = {}, {}, SigUNet.of(net, mnist_teacher.schedule(), 3)
-    for n in COUNTS:
-        began, (iterations, batch, rate) = time.perf_counter(), trainings[n]
+    seconds = {"teacher": time.perf_counter() - start}
+    students, reports, trainings = {}, {}, {10: budget.first, 20: budget.later, 5: budget.later}
+    network = fs.SigUNet.of(net, teachers.mnist_schedule(), 3)
+    for n, training in trainings.items():
+        start = time.perf_counter()
         students[n], reports[n] = fs.distill_sigdeg(
-            problem, data=taught.coarsen(KEPT[n]), network=network, forcing=1.0, autocast=True,
-            iterations=iterations, batch=batch, rate=rate, every=100, folder=work, device=device,
-            progress=True,
+            problem, data=data.coarsen(KEPT[n]), network=network, forcing=1.0, folder=job.work,
+            device=job.device, progress=True,
+            training=fs.TrainingOptions(**vars(training), checkpoint_every=100, autocast=True),
         )  # fmt: skip
-        seconds[f"student of {n}"] = time.perf_counter() - began
-        network = _copy(students[10].network)
-    body: dict[str, Any] = {
-        "trajectories": count, "levels": levels().tolist(), "kept": {str(n): KEPT[n] for n in COUNTS},
-        "teacher steps": taught.evaluations, "trainings": {str(n): trainings[n] for n in COUNTS},
+        seconds[f"student of {n}"] = time.perf_counter() - start
+        network = fs.SigUNet(**students[10].network.config)  # the students of 20 and 5 start from that of 10
+        network.load_state_dict(students[10].network.state_dict())
+    body = {
+        "trajectories": budget.trajectories, "levels": levels().tolist(),
+        "kept": {str(n): KEPT[n] for n in trainings}, "teacher steps": data.evaluations,
+        "trainings": {str(n): list(vars(t).values()) for n, t in trainings.items()},
         "seconds of the last call": seconds, "knots": {str(n): r.knots for n, r in reports.items()},
         "losses": {str(n): r.losses for n, r in reports.items()},
+        "rows": distances(problem, data, students, job),
+        "pictures": packed(pictures(problem, data, students, job.device)),
     }  # fmt: skip
-    body["rows"] = distances(problem, taught, students, seed, device, data)
-    return Record("sigdeg-mnist", body, seed), pictures(problem, taught, students, device)
+    return {NAME: Record(NAME, body, job.seed)}
 
 
-def _copy(network: Any) -> SigUNet:
-    """Another of the same weights, to be trained on."""
-    other = SigUNet(**network.config)
-    other.load_state_dict(network.state_dict())
-    return other
+def distances(problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], job: Job) -> list[Row]:
+    """Fréchet and kernel distances to the training set, class score and share of right classes.
 
-
-def distances(
-    problem: Any, taught: Trajectories, students: dict[int, fs.SigSampler], seed: int, device: Any,
-    data: Path | None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Fréchet and kernel distances to the training set, class score and right classes.
-
-    Of as many samples as there are trajectories: a Fréchet distance is the larger the fewer they are.
+    Each is of as many samples as there are trajectories: a Fréchet distance is larger for fewer samples.
     """
-    judge, labels = Judge.of(data), torch.arange(len(taught)) % 10
-    ends = taught.pick(torch.arange(len(taught))).knots[-1]
-    rows = [("test digits", 0, judge.digits(labels, seed)), ("teacher", taught.evaluations, ends)]
+    judge, labels = Judge.of(), torch.arange(len(data)) % 10
+    ends = data.pick(torch.arange(len(data))).knots[-1]
+    samples = [("test digits", 0, judge.digits(labels, job.seed)), ("teacher", data.evaluations, ends)]
     for n, student in sorted(students.items()):
         for name, solver in ({f"student of {n}": student} | untrained(student.plan.sigmas)).items():
-            rows.append((name, n, _sample(problem, solver, labels, seed + n, device)))
-    head = ("sampler", "evaluations")
-    return [dict(zip(head, said)) | judge(x, labels) | {"std": float(x.std())} for *said, x in rows]
+            samples.append((name, n, sample(problem, solver, labels, job.seed + n, job.device)))
+    return [
+        {"sampler": name, "evaluations": n, **judge(x, labels), "std": float(x.std())}
+        for name, n, x in samples
+    ]
 
 
 def untrained(sigmas: Tensor) -> dict[str, Any]:
-    """The same parent without training, on the student's grid and on one even in log SNR."""
-    parent = fs.EulerMaruyama()
-    even = fs.sigma_grid(mnist_teacher.schedule(), len(sigmas) - 1, "logsnr", "sigma_min")
+    """The parent without training, on the student's grid and on one even in log SNR."""
+    even = fs.sigma_grid(teachers.mnist_schedule(), len(sigmas) - 1, "logsnr", "sigma_min")
     grids = {"even in log SNR": even, "the student's grid": sigmas}
-    return {f"untrained, {name}": parent.plan(grid) for name, grid in grids.items()}
+    return {f"untrained, {name}": fs.EulerMaruyama().plan(grid) for name, grid in grids.items()}
 
 
-def _sample(problem: Any, solver: Any, labels: Tensor, seed: int, device: Any) -> Tensor:
-    """Samples of these classes; a student computes as it was trained, in bfloat16."""
-    parts, taught = [], isinstance(solver, fs.SigSampler)
+def sample(problem: Any, solver: Any, labels: Tensor, seed: int, device: str) -> Tensor:
+    """Samples of these classes; a student computes in bfloat16, as it was trained."""
+    parts, learned = [], isinstance(solver, fs.SigSampler)
     for k, part in enumerate(labels.split(250)):
-        mine = solver.at(part) if taught else solver
-        with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=taught):
-            parts.append(fs.sample(problem(part), mine, shape=(len(part), 1, 28, 28), seed=1000 * seed + k,
-                                   device=device).float().cpu())  # fmt: skip
+        mine = solver.at(part) if learned else solver
+        with torch.no_grad(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=learned):
+            x = fs.sample(problem(part), mine, shape=(len(part), *EVENT), seed=1000 * seed + k, device=device)
+        parts.append(x.float().cpu())
     return torch.cat(parts)
 
 
 def pictures(
-    problem: Any, taught: Trajectories, students: dict[int, fs.SigSampler], device: Any
+    problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], device: str
 ) -> dict[str, Tensor]:
-    """Held-out paths, a column each of a class: teacher, students and untrained along the same noise."""
-    held = held_out(len(taught))[1].tolist()
+    """Held-out paths, one column per class: teacher, students and untrained along the same noise."""
+    held = held_out(len(data))[1].tolist()
     index = torch.tensor([next((i for i in held if i % 10 == k), held[0]) for k in range(10)])
-    rows = {f"teacher, {taught.evaluations} steps": taught.pick(index).knots[-1]}
+    rows = {f"teacher, {data.evaluations} steps": data.pick(index).knots[-1]}
     for n, student in sorted(students.items(), reverse=True):
-        some = taught.coarsen(KEPT[n]).pick(index).to(device)
+        some = data.coarsen(KEPT[n]).pick(index).to(device)
         solvers = {f"student, {n}": student.at(some.labels), f"untrained, {n}": student.plan}
         with torch.no_grad():
             rows |= {k: along(problem(some.labels), s, some)[-1].cpu() for k, s in solvers.items()}
     return rows
 
 
-def draw(record: Record, path: str | Path) -> Path:
-    """Fréchet distance against evaluations."""
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """The samplers by their distances."""
+    rows = [
+        [r["sampler"], r["evaluations"] or None, f"{r['frechet']:.3f}", f"{1000 * r['kernel']:.2f}",
+         f"{r['score']:.2f}", f"{r['right']:.1%}", f"{r['std']:.3f}"]
+        for r in records[NAME].data["rows"]
+    ]  # fmt: skip
+    head = ["sampler", "evaluations", "Fréchet", "kernel x 1000", "class score", "right class", "std"]
+    return {NAME: table(head, rows)}
+
+
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """Fréchet distance against evaluations, and pictures."""
     figure, axes = canvas(6.4, 4.4)
-    rows = record.data["rows"]
-    kinds = {
-        "student": ("student", "SigStep"),
-        "untrained, the": ("untrained, on the student's grid", "EulerMaruyama"),
-        "untrained, even": ("untrained, even in log SNR", "Milstein"),
-    }
-    for kind, (said, shade) in kinds.items():
+    rows = records[NAME].data["rows"]
+    for kind, words, shade in (
+        ("student", "student", "SigStep"),
+        ("untrained, the", "untrained, on the student's grid", "EulerMaruyama"),
+        ("untrained, even", "untrained, even in log SNR", "Milstein"),
+    ):
         points = sorted((r["evaluations"], r["frechet"]) for r in rows if r["sampler"].startswith(kind))
-        axes.loglog(*zip(*points), "-", color=colour(shade), marker="o", ms=4, label=said)
+        curve(axes, points, "-", color=colour(shade), marker="o", ms=4, label=words)
     for name, style in (("teacher", "--"), ("test digits", ":")):
         value = next(r["frechet"] for r in rows if r["sampler"] == name)
         axes.axhline(value, color="0.3", ls=style, lw=1, label=name)
     axes.set_xlabel("network evaluations")
     axes.set_ylabel("Fréchet distance to the training set")
-    axes.set_xticks([5, 10, 20], ["5", "10", "20"])
-    axes.set_xticks([], minor=True)
-    axes.grid(True, which="major", alpha=0.3)
+    ticks(axes, (5, 10, 20))
     axes.legend(fontsize=8)
-    return write(figure, path)
+    write(figure, folder / f"{NAME}.svg")
+    images_figure(records[NAME], folder / f"{NAME}.png")
 
 
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the record, the figure and the pictures; returns the table. Needs MNIST (FEWSTEP_DATA).
+EXPERIMENT = Experiment(
+    NAME, __doc__, 120, BUDGETS, measure, tables, draw, figures=(f"{NAME}.svg", f"{NAME}.png"),
+    needs="diffusers, and MNIST in the folder that FEWSTEP_DATA names",
+)  # fmt: skip
 
-    Trajectories and checkpoints stay in `out`/work; the same command goes on from them.
-    """
-    record, shown = study(budget, seed, device, out / "work" / f"sigdeg-mnist-{budget}")
-    record.save(out / "records" / "sigdeg-mnist.json")
-    draw(record, out / "figures" / "sigdeg-mnist.svg")
-    image_rows(shown, out / "figures" / "sigdeg-mnist.png")
-    return [f"{r['sampler']}, {r['evaluations']}: {r['frechet']:.3f}" for r in record.data["rows"]]
+if __name__ == "__main__":
+    EXPERIMENT.main()

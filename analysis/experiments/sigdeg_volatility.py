@@ -1,43 +1,30 @@
-"""Sig-DEG on rough volatility: a teacher of 200 steps and a student of 10, judged by their paths' statistics.
+"""Sig-DEG on rough volatility: a teacher of 200 steps, a student of 10, judged by statistics of their paths.
 
-Events are paths of rough Bergomi on 32 trading days. The third experiment of arXiv 2508.16939, whose
-parameters are not available to us: sets, teacher and coding are our own.
+Events are paths of rough Bergomi on 32 trading days. After the third experiment of arXiv 2508.16939, whose
+parameters are not available to us: parameter sets, teacher and coding are our own.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fewstep as fs
+from base import F64, Experiment, Job, Record, Row, canvas, colour, progress, table, write
 from fewstep.brownian import FreshIncrements
 from fewstep.grid import refined
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.training import seeded
-from fewstep_analysis.figures import canvas, colour, write
-from fewstep_analysis.records import Record
-from fewstep_analysis.teachers import fit_denoiser
-from fewstep_analysis.volatility import (
-    Difference,
-    RoughBergomi,
-    Statistic,
-    compare,
-    rough_bergomi,
-    statistics,
-)
+from train_teachers import fit_denoiser
+from volatility import RoughBergomi, Statistic, compare, rough_bergomi, statistics
 
-TAKES = "25 min"
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-F64 = torch.float64
+NAME = "sigdeg-volatility"
 DAYS = 32
 EVENT = (2, DAYS)
 SETS = {
@@ -47,26 +34,26 @@ SETS = {
 # Between equal steps of log sigma, which are too fine above 2, where a denoiser is nearly linear, and equal
 # drops of the denoiser's root mean squared error, which are too coarse below 0.2.
 LEVELS = (10.0, 2.4, 1.4, 0.9, 0.62, 0.43, 0.3, 0.2, 0.125, 0.07, 0.03)
+STEPS = len(LEVELS) - 1
 SCHEDULE = fs.EDM(sigma_min=LEVELS[-1], sigma_max=LEVELS[0])
 LEVY = "K"
-LIMIT = 1.2  # of the student's error to the teacher's, in each statistic
+LIMIT = 1.2  # of the student's error over the teacher's, in each statistic
 MARGINALS = ("price", "variance", "return")
 CORRELATIONS = ("returns", "absolute", "squared", "leverage", "cross", "cross_log")
-NAMES = (*MARGINALS, *CORRELATIONS, "roughness")
+STATISTICS = (*MARGINALS, *CORRELATIONS, "roughness")
 TEACHER, STUDENT, UNTRAINED, EVEN, EXACT = "teacher", "student", "untrained", "untrained, even", "exact"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything.
+    """What a run computes.
 
     Attributes:
         data, iterations: paths and iterations of the teacher's training.
         substeps: of the teacher in each step of the student.
-        trajectories, distillation: of the teacher's, and iterations of the student's training.
-        batch: of the latter.
-        paths, seeds: of the samples, for each of so many seeds.
-        reference: exact paths that all samples are held against.
+        trajectories, distillation, batch: trajectories, iterations and batch of the student's training.
+        paths, seeds: samples for each of so many seeds.
+        reference: exact paths that all samples are compared with.
     """
 
     data: int
@@ -80,8 +67,10 @@ class Budget:
     reference: int
 
 
-PAPER = Budget(200_000, 10_000, 20, 16_384, 2400, 128, 12_000, 3, 200_000)
-SMOKE = Budget(2_000, 100, 2, 128, 10, 128, 500, 2, 2_000)
+BUDGETS = {
+    "smoke": Budget(2_000, 50, 2, 64, 5, 64, 300, 2, 2_000),
+    "paper": Budget(200_000, 10_000, 20, 16_384, 2400, 128, 12_000, 3, 200_000),
+}
 
 
 @dataclass(frozen=True)
@@ -127,15 +116,16 @@ class Coding:
 
 
 class Stepwise(nn.Module):
-    """`(x, sigma, sigma_next, xi) -> x0`: a denoiser told the signature, and a linear map for each step.
+    """`(x, sigma, sigma_next, xi) -> x0`: a denoiser that receives the signature, plus a linear map per step.
 
     Log v is Gaussian, and the best student of Gaussian data is linear in x and xi. The denoiser alone, whose
-    hidden layer is hardly wider than these, learns the fine part of that map slowly. Nought at birth.
+    hidden layers are hardly wider than these, learns the fine part of that map slowly. The linear maps are
+    initialised to zero.
 
     Args:
         denoiser: the teacher's network; its weights are copied.
         letters: coordinates of the signature.
-        levels: (steps,) of the evaluations.
+        levels: (steps,) noise levels of the evaluations.
     """
 
     def __init__(self, denoiser: DenoisingMLP, letters: int, levels: Tensor) -> None:
@@ -160,13 +150,86 @@ def exact(model: dict[str, float], paths: int, seed: int, first: int = 0) -> Rou
 
 
 def grid(substeps: int = 1) -> Tensor:
-    """(10 substeps + 1,) the student's levels, with equal steps of log sigma between them."""
+    """(10 substeps + 1,) the student's noise levels, with equal steps of log sigma between them."""
     return refined(torch.tensor(LEVELS, dtype=F64), substeps)
 
 
+def measure(budget: Budget, job: Job) -> dict[str, Record]:
+    """Both sets of parameters."""
+    steps = {TEACHER: STEPS * budget.substeps, STUDENT: STEPS, UNTRAINED: STEPS, EVEN: STEPS}
+    sets = {name: measure_set(SETS[name], budget, job.seed) for name in progress(list(SETS), "set")}
+    data = {
+        "sets": sets, "settings": asdict(budget), "levels": list(LEVELS), "levy": LEVY, "limit": LIMIT,
+        "days": DAYS, "evaluations": steps, "network": {"width": 256, "depth": 3},
+    }  # fmt: skip
+    return {NAME: Record(NAME, data, job.seed)}
+
+
+def measure_set(model: dict[str, float], budget: Budget, seed: int) -> Row:
+    """Train, distil, sample and compare, for one set of parameters.
+
+    Returns:
+        for each sampler its statistics and their errors, over the paths of all seeds together and for each
+        seed alone; ratios, verdicts and seconds.
+    """
+    seconds, last = dict[str, float](), time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[stage], last = round(now - last, 1), now
+
+    paths = exact(model, budget.data, seed)
+    coding = Coding.of(paths)
+    network = seeded(seed, lambda: DenoisingMLP(EVENT, data_std=1.0))
+    denoiser = fit_denoiser(network, coding.encode(paths), SCHEDULE, budget.iterations, seed)
+    problem = fs.DiffusionModel(denoiser.requires_grad_(False), SCHEDULE)
+    lap("training of the teacher")
+    student, report = distil(problem, budget, seed)
+    lap("distillation")
+    held = exact(model, budget.reference, seed, budget.data)
+    other = exact(model, budget.paths * budget.seeds, seed, budget.data + budget.reference)
+    truth = statistics(held.log_price, held.variance)
+    errors = {EXACT: compare_parts((other.log_price, other.variance), truth, budget.seeds)}
+    lap("exact paths")
+    for name, sampler in samplers(student, budget.substeps).items():
+        seeds = range(1 + seed * budget.seeds, 1 + (seed + 1) * budget.seeds)
+        events = torch.cat([draw_samples(problem, sampler, budget.paths, s) for s in seeds])
+        lap(name)
+        errors[name] = compare_parts(coding.decode(events), truth, budget.seeds)
+    return {
+        "model": model, "errors": errors, "reference": values(truth), "seconds": seconds,
+        "ratio": {n: errors[STUDENT][n]["error"] / errors[TEACHER][n]["error"] for n in STATISTICS},
+        "verdict": {n: verdict(errors, n) for n in STATISTICS},
+        "student_rmse": report.student_rmse, "parent_rmse": report.parent_rmse, "losses": report.losses,
+    }  # fmt: skip
+
+
+def distil(problem: fs.DiffusionModel, budget: Budget, seed: int) -> tuple[Any, Any]:
+    """The student, and the report of its training."""
+    levels, denoiser = grid(), problem.denoiser
+    assert isinstance(denoiser, DenoisingMLP)
+    network = seeded(seed, lambda: Stepwise(denoiser, 1 + "WHK".index(LEVY), levels[:-1]))
+    return fs.distill_sigdeg(
+        problem, event_shape=EVENT, sigmas=levels, levy=LEVY, network=network, seed=seed,
+        teacher_options=fs.TeacherOptions(substeps=budget.substeps, trajectories=budget.trajectories),
+        training=fs.TrainingOptions(budget.distillation, budget.batch),
+    )  # fmt: skip
+
+
+def samplers(student: Any, substeps: int) -> dict[str, Any]:
+    """Teacher and student; and the teacher in ten steps, on the student's noise levels and on even ones."""
+    euler = fs.EulerMaruyama()
+    even = fs.sigma_grid(SCHEDULE, STEPS, "logsnr", "sigma_min")
+    plans = {UNTRAINED: euler.plan(grid()), EVEN: euler.plan(even)}
+    return {TEACHER: euler.plan(grid(substeps)), STUDENT: student} | plans
+
+
 @torch.no_grad()
-def draw(problem: fs.DiffusionModel, sampler: Any, paths: int, seed: int, block: int = 1000) -> Tensor:
-    """(paths, 2, days) samples of a plan or a student, on noise of the seed."""
+def draw_samples(
+    problem: fs.DiffusionModel, sampler: Any, paths: int, seed: int, block: int = 1000
+) -> Tensor:
+    """(paths, 2, days) samples of a plan or a student."""
     parts = list[Tensor]()
     for first in range(0, paths, block):
         shape, number = (min(block, paths - first), *EVENT), 1_000_003 * seed + first
@@ -176,185 +239,95 @@ def draw(problem: fs.DiffusionModel, sampler: Any, paths: int, seed: int, block:
     return torch.cat(parts)
 
 
-def train(data: Tensor, iterations: int, seed: int) -> fs.DiffusionModel:
-    """The teacher: a denoiser of events."""
-    network = seeded(seed, lambda: DenoisingMLP(EVENT, data_std=1.0))
-    return fs.DiffusionModel(
-        fit_denoiser(network, data, SCHEDULE, iterations, seed).requires_grad_(False), SCHEDULE
-    )
-
-
-def distil(problem: fs.DiffusionModel, budget: Budget, seed: int) -> tuple[Any, Any]:
-    """The student and the report of its training."""
-    levels = grid()
-    network = seeded(seed, lambda: Stepwise(problem.denoiser, 1 + "WHK".index(LEVY), levels[:-1]))  # type: ignore[arg-type]
-    return fs.distill_sigdeg(
-        problem, event_shape=EVENT, sigmas=levels, teacher_steps=budget.substeps * (len(levels) - 1),
-        levy=LEVY, network=network, trajectories=budget.trajectories,
-        iterations=budget.distillation, batch=budget.batch, seed=seed,
-    )  # fmt: skip
-
-
-def judge(errors: dict[str, dict[str, Any]], name: str) -> str:
+def verdict(errors: Row, name: str) -> str:
     """Of one statistic: "met", "within noise" or "missed".
 
-    Within noise are a student and a teacher neither of which is farther off than two exact samples would be.
+    "within noise" are a student and a teacher whose errors are at most those of two exact samples.
     """
-    student, teacher = errors[STUDENT][name], errors[TEACHER][name]
-    if student["error"] <= LIMIT * teacher["error"]:
+    student, teacher = (errors[k][name]["error"] for k in (STUDENT, TEACHER))
+    if student <= LIMIT * teacher:
         return "met"
     floor = max(errors[EXACT][name]["error"], errors[EXACT][name]["noise"])
-    return "within noise" if max(student["error"], teacher["error"]) <= floor else "missed"
+    return "within noise" if max(student, teacher) <= floor else "missed"
 
 
-def measure(
-    model: dict[str, float], budget: Budget, seed: int, say: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """One set of parameters: train, distil, sample, compare.
-
-    Returns:
-        plain numbers: for each sampler its statistics, their errors over the paths of all seeds together and
-        for each seed alone; ratios, verdicts and seconds.
-    """
-    seconds, last = dict[str, float](), time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        seconds[stage], last = round(now - last, 1), now
-        say(f"{stage}: {seconds[stage]} s")
-
-    paths = exact(model, budget.data, seed)
-    coding = Coding.of(paths)
-    problem = train(coding.encode(paths), budget.iterations, seed)
-    lap("training of the teacher")
-    student, report = distil(problem, budget, seed)
-    lap("distillation")
-    held = exact(model, budget.reference, seed, budget.data)
-    other = exact(model, budget.paths * budget.seeds, seed, budget.data + budget.reference)
-    truth = statistics(held.log_price, held.variance)
-    rows = {EXACT: compared((other.log_price, other.variance), truth, budget.seeds)}
-    lap("exact paths")
-    for name, sampler in samplers(student, budget.substeps).items():
-        seeds = range(1 + seed * budget.seeds, 1 + (seed + 1) * budget.seeds)
-        events = torch.cat([draw(problem, sampler, budget.paths, s) for s in seeds])
-        lap(name)
-        rows[name] = compared(coding.decode(events), truth, budget.seeds)
-    say(", ".join(f"{n} {judge(rows, n)}" for n in NAMES))
-    return {
-        "model": model, "errors": rows, "reference": words(truth), "seconds": seconds,
-        "ratio": {n: rows[STUDENT][n]["error"] / rows[TEACHER][n]["error"] for n in NAMES},
-        "verdict": {n: judge(rows, n) for n in NAMES},
-        "student_rmse": report.student_rmse, "parent_rmse": report.parent_rmse, "losses": report.losses,
-    }  # fmt: skip
-
-
-def samplers(student: Any, substeps: int) -> dict[str, Any]:
-    """Teacher and student; and the teacher in ten steps, on the student's levels and on even ones."""
-    euler = fs.EulerMaruyama()
-    even = fs.sigma_grid(SCHEDULE, len(LEVELS) - 1, "logsnr", "sigma_min")
-    return {
-        TEACHER: euler.plan(grid(substeps)), STUDENT: student,
-        UNTRAINED: euler.plan(grid()), EVEN: euler.plan(even),
-    }  # fmt: skip
-
-
-def compared(paths: tuple[Tensor, Tensor], truth: dict[str, Statistic], parts: int) -> dict[str, Any]:
+def compare_parts(paths: tuple[Tensor, Tensor], truth: dict[str, Statistic], parts: int) -> Row:
     """Error and noise of each statistic, over all paths and for each of so many parts."""
     found = statistics(*paths)
-    rows: dict[str, Any] = {n: compare(found, truth)[n]._asdict() for n in NAMES}
-    by_part = list[dict[str, Difference]]()
-    for some in zip(*(p.chunk(parts) for p in paths), strict=True):
-        by_part.append(compare(statistics(*some), truth))
-    values = words(found)
-    for n in NAMES:
-        rows[n] |= {"by_seed": [p[n].error for p in by_part], "value": values.get(n, {}).get("value")}
-    return rows
+    all_paths, small = compare(found, truth), values(found)
+    by_part = [compare(statistics(*some), truth) for some in zip(*(p.chunk(parts) for p in paths))]
+    return {
+        n: all_paths[n]._asdict()
+        | {"by_seed": [p[n].error for p in by_part], "value": small.get(n, {}).get("value")}
+        for n in STATISTICS
+    }
 
 
-def words(found: dict[str, Statistic]) -> dict[str, dict[str, list[float]]]:
-    """Those with few numbers, as lists."""
+def values(found: dict[str, Statistic]) -> dict[str, dict[str, list[float]]]:
+    """Those statistics that have few numbers, as lists."""
     few = {n: s for n, s in found.items() if n not in MARGINALS}
     return {n: {k: v.tolist() for k, v in s._asdict().items()} for n, s in few.items()}
 
 
-def study(seed: int = 0, budget: Budget = PAPER, say: Callable[[str], None] = lambda _: None) -> Record:
-    """Both sets of parameters."""
-    sets = {}
-    for name, model in SETS.items():
-        say(name)
-        sets[name] = measure(model, budget, seed, say)
-    steps = len(LEVELS) - 1
-    evaluations = {TEACHER: steps * budget.substeps, STUDENT: steps, UNTRAINED: steps, EVEN: steps}
-    data = {
-        "sets": sets, "settings": asdict(budget), "levels": list(LEVELS), "levy": LEVY, "limit": LIMIT,
-        "days": DAYS, "evaluations": evaluations, "network": {"width": 256, "depth": 3},
-    }  # fmt: skip
-    return Record("sigdeg-volatility", data, seed)
+def tables(records: dict[str, Record]) -> dict[str, str]:
+    """For each set of parameters the error of each sampler in each statistic, and student over teacher."""
+    data, parts = records[NAME].data, []
+    for found in data["sets"].values():
+        model, errors = found["model"], found["errors"]
+        head = [
+            "statistic",
+            "exact",
+            *(f"{name}, {n}" for name, n in data["evaluations"].items()),
+            "ratio",
+            " ",
+        ]
+        rows = [
+            [n, *(f"{errors[k][n]['error']:.2g}" for k in (EXACT, *data["evaluations"])), f"{ratio:.2f}",
+             found["verdict"][n]]
+            for n, ratio in found["ratio"].items()
+        ]  # fmt: skip
+        better = {n: errors[STUDENT][n]["error"] < errors[UNTRAINED][n]["error"] for n in CORRELATIONS}
+        yes, no = (
+            ", ".join(n for n in CORRELATIONS if better[n] == side) or "none" for side in (True, False)
+        )
+        parts.append(
+            f"H = {model['hurst']:g}, η = {model['eta']:g}, ρ = {model['rho']:g}:\n\n{table(head, rows)}"
+        )
+        parts.append(f"Correlations closer than untrained at the same steps: {yes}; not: {no}.")
+    return {NAME: "\n\n".join(parts)}
 
 
-def table(record: Record) -> str:
-    """Errors of each sampler, the exact sample's, the ratio and the verdict."""
-    lines = list[str]()
-    order = (EXACT, TEACHER, STUDENT, UNTRAINED, EVEN)
-    for name, found in record.data["sets"].items():
-        lines += [f"{name}: " + ", ".join(f"{k} = {v:g}" for k, v in found["model"].items()), ""]
-        lines += ["| statistic | " + " | ".join(order) + " | ratio | verdict |", "| --- " * 8 + "|"]
-        for n in NAMES:
-            cells = [f"{found['errors'][k][n]['error']:.2g}" for k in order]
-            lines.append(
-                f"| {n} | " + " | ".join(cells) + f" | {found['ratio'][n]:.2f} | {found['verdict'][n]} |"
-            )
-        lines += ["", kept(found["errors"]), ""]
-    return "\n".join(lines)
-
-
-def kept(errors: dict[str, Any]) -> str:
-    """Whether the student keeps the correlations better than the teacher's sampler in as many steps."""
-
-    def closer(n: str) -> bool:
-        return bool(errors[STUDENT][n]["error"] < errors[UNTRAINED][n]["error"])
-
-    yes, no = [n for n in CORRELATIONS if closer(n)], [n for n in CORRELATIONS if not closer(n)]
-    text = f"correlations nearer than untrained at the same steps: {', '.join(yes) or 'none'}"
-    return text + (f"; not: {', '.join(no)}" if no else "")
-
-
-STYLES = {
-    TEACHER: ("k", "o", -0.2), STUDENT: (colour("SigSampler"), "D", 0.0),
-    UNTRAINED: (colour("EulerMaruyama"), "s", 0.2),
-}  # fmt: skip
-
-
-def draw_figure(record: Record, path: str | Path) -> Path:
-    """A panel a set: each statistic's error for each sampler, the noise of the samples in grey."""
-    sets = record.data["sets"]
-    figure, panels = canvas(9.6, 4.8, ncols=len(sets), sharey=True, squeeze=False)
-    for axes, (name, found) in zip(panels[0], sets.items(), strict=True):
-        _panel(axes, found, record.data["evaluations"])
+def draw(records: dict[str, Record], folder: Path) -> None:
+    """One panel per set: each statistic's error for each sampler, the noise of the samples in grey."""
+    data = records[NAME].data
+    figure, panels = canvas(9.6, 4.8, ncols=len(data["sets"]), sharey=True, squeeze=False)
+    for axes, (name, found) in zip(panels[0], data["sets"].items(), strict=True):
+        draw_panel(axes, found, data["evaluations"])
         hurst, eta, rho = (found["model"][k] for k in ("hurst", "eta", "rho"))
         axes.set_title(f"{name}: H = {hurst:g}, η = {eta:g}, ρ = {rho:g}", fontsize=10)
     panels[0, 0].invert_yaxis()
-    text = "error against exact paths (marginals: W1; others: root mean square over lags or orders)"
-    figure.supxlabel(text, fontsize=10)
+    words = "error against exact paths (marginals: W1; others: root mean square over lags or orders)"
+    figure.supxlabel(words, fontsize=10)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
-    return write(figure, path)
+    write(figure, folder / f"{NAME}.svg")
 
 
-def _panel(axes: Axes, found: dict[str, Any], steps: dict[str, int]) -> None:
+def draw_panel(axes: Any, found: Row, steps: dict[str, int]) -> None:
     """Errors from left to right; at the right the ratio, bold where the limit is missed."""
-    errors, y, at = found["errors"], list(range(len(NAMES))), ("axes fraction", "data")
-    floor = [max(errors[EXACT][n]["noise"], errors[EXACT][n]["error"]) for n in NAMES]
+    errors, y, at = found["errors"], list(range(len(STATISTICS))), ("axes fraction", "data")
+    floor = [max(errors[EXACT][n]["noise"], errors[EXACT][n]["error"]) for n in STATISTICS]
     least = min(floor) / 3
     axes.set_axisbelow(True)
     axes.grid(True, axis="x", alpha=0.3)
     axes.barh(y, [f - least for f in floor], left=least, color="0.87", height=0.8, label="two exact samples")
-    for kind, (shade, mark, shift) in STYLES.items():
-        label = f"{kind}, {steps[kind]} steps"
-        x = [errors[kind][n]["error"] for n in NAMES]
-        axes.plot(x, [k + shift for k in y], mark, color=shade, ms=5, label=label)
-    for k, n in enumerate(NAMES):
+    for kind, shade, mark, shift in (
+        (TEACHER, "k", "o", -0.2), (STUDENT, colour("SigSampler"), "D", 0.0),
+        (UNTRAINED, colour("EulerMaruyama"), "s", 0.2),
+    ):  # fmt: skip
+        x = [errors[kind][n]["error"] for n in STATISTICS]
+        axes.plot(x, [k + shift for k in y], mark, color=shade, ms=5, label=f"{kind}, {steps[kind]} steps")
+    for k, n in enumerate(STATISTICS):
         weight = "bold" if found["verdict"][n] == "missed" else "normal"
         axes.annotate(f"{found['ratio'][n]:.2f}", (1.02, k), xycoords=at, fontsize=9, va="center",
                       weight=weight, annotation_clip=False)  # fmt: skip
@@ -362,12 +335,10 @@ def _panel(axes: Axes, found: dict[str, Any], steps: dict[str, int]) -> None:
                   annotation_clip=False)  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(left=least)
-    axes.set_yticks(y, [n.replace("_", " ") for n in NAMES])
+    axes.set_yticks(y, [n.replace("_", " ") for n in STATISTICS])
 
 
-def run(out: Path, *, budget: str = "paper", seed: int = 0, device: torch.device | str = "cpu") -> list[str]:
-    """Write the record and the figure; returns the table. On one core: 20 minutes, or seconds for smoke."""
-    record = study(seed, SMOKE if budget == "smoke" else PAPER, print)
-    record.save(out / "records" / "sigdeg-volatility.json")
-    draw_figure(record, out / "figures" / "sigdeg-volatility.svg")
-    return [table(record)]
+EXPERIMENT = Experiment(NAME, __doc__, 25, BUDGETS, measure, tables, draw, figures=(f"{NAME}.svg",))
+
+if __name__ == "__main__":
+    EXPERIMENT.main()

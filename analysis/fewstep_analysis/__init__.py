@@ -1,13 +1,11 @@
-"""Measuring: orders of convergence, work-precision, distances. Never imported by `fewstep` itself."""
+"""fewstep_analysis: measure solvers by orders of convergence and error against work.
+
+The public names are those of `__init__.pyi`; each is imported when it is first used, which keeps the
+command line's help free of torch.
+"""
 
 from __future__ import annotations
 
-from . import problems
-from .convergence import OrderEstimate, strong_order, strong_orders, weak_order, weak_orders
-from .records import Record
-from .work import work_precision
+import lazy_loader as _lazy
 
-__all__ = [
-    "OrderEstimate", "Record", "problems", "strong_order", "strong_orders", "weak_order", "weak_orders",
-    "work_precision",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

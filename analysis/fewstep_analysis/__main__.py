@@ -1,6 +1,6 @@
-"""`python -m fewstep_analysis ...`, the same as `fewstep ...`; the commands are in `cli/`."""
+"""`python -m fewstep_analysis ...` is the command `fewstep ...`."""
 
-from .cli.app import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

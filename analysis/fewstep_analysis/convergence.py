@@ -1,7 +1,7 @@
 """Strong and weak orders of convergence, measured: slopes with intervals, local slopes, and a verdict.
 
-How an interval is made, what it covers and what it cannot see stands in `fewstep_analysis.estimate`; how
-paths are shared out over blocks and processes in `fewstep_analysis.blocks`.
+`fewstep_analysis.order_regression` describes how an interval is computed, what it covers and its limits;
+`fewstep_analysis.monte_carlo` how paths are distributed over blocks and processes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fewstep import SDE, InputError, StochasticSolver, _validation
 from fewstep.brownian.increment import check_dtype
 from fewstep.solve import check_solves
 
-from .monte_carlo import TORCHSDE_METHODS, Experiment, sweep
+from .monte_carlo import TORCHSDE_METHODS, Experiment, Reduce, sweep
 from .order_regression import fit, strong_logs, verdict, weak_logs
 from .problems import TestProblem
 from .records import Record, provenance
 
 REFERENCES = ("torchsde", "exact", "levels")
-FINER = 3  # a reference of higher order is 2^3 times finer than the finest level: its error stays below
-FINEST = 24  # level: 2^24 steps
-FINER_SAME = 5  # one of the same order needs more room
+FINER = 3  # a reference of higher order is 2^3 times finer than the finest refinement
+FINER_SAME = 5  # one of the same order needs more
+FINEST = 24  # at most 2^24 steps
 LEVELS, PATHS = range(4, 10), 4096
 
 TESTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,7 +35,7 @@ TESTS: dict[str, Callable[[Tensor], Tensor]] = {
     "fourth": lambda y: y.flatten(1).pow(4).sum(1),
     "cosine": lambda y: y.flatten(1).sum(1).cos(),
 }
-"""Test functions of weak orders, (paths, *event) -> (paths,)."""
+"""Test functions of weak orders: (paths, *event) -> (paths,)."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class OrderEstimate:
 
     Attributes:
         kind: "strong", or "weak" with `test` naming the test function.
-        solver, problem, reference: what was measured, against what.
-        levels: step counts are 2^level.
-        error, error_low, error_high: what the order is fitted to, with 95 % intervals: the RMSE at the end
-            over paths (strong), or the absolute difference of expectations (weak). Coarse to fine.
-        rmse, mean, median: of the paths' errors at the end.
+        solver, problem, reference: what was measured, against which reference.
+        levels: the refinements; refinement n takes 2^n steps.
+        error, error_low, error_high: the error to which the order is fitted, with 95 % intervals, coarse to
+            fine: the RMSE over paths at the end (strong), or the difference of expectations (weak).
+        rmse, mean, median: statistics over paths of the error at the end.
         order: slope of log2 error against -level over the levels in `used`.
-        low, high: its 95 % interval: sampling error, and what a bend may still hide.
+        low, high: 95 % interval of the order; it accounts for sampling error and for a detected bend.
         sampling: the half-width that is due to sampling alone.
-        bent: the interval of the slope that is left if log2 error also has a term in sqrt(h).
-        local: slopes between neighbouring levels, coarse to fine, with local_low and local_high. Judge
-            the order on the last ones.
-        used: the levels that were fitted: above the reference's floor, past the pre-asymptotic range.
-        usable: for each level, whether it is above the reference's floor (weak: above sampling noise too).
-        reference_error: RMSE of the reference itself, from its difference to half its resolution; 0 where
-            there is none.
-        paths_that_count: (sum e^2)^2 / sum e^4 at the finest level: how many paths carry the RMSE.
-        verdict: all this in plain words.
+        bent: interval of the slope if log2 error also has a term in sqrt(h).
+        local: slopes between neighbouring levels, coarse to fine, with local_low and local_high. The last
+            ones are the best evidence.
+        used: the fitted levels: above the reference's floor and past the pre-asymptotic range.
+        usable: for each level, whether it is above the reference's floor (weak: also above sampling noise).
+        reference_error: RMSE of the reference, estimated from its difference to half its resolution; 0 for
+            references without error.
+        paths_that_count: (sum e^2)^2 / sum e^4 at the finest level: the number of paths that carry the RMSE.
+        verdict: the conclusion in words.
     """
 
     kind: str
@@ -99,6 +99,7 @@ class OrderEstimate:
     dtype: str
 
     def record(self) -> Record:
+        """The estimate as a record."""
         return Record(f"{self.kind}-order", asdict(self), self.seed, provenance(self.device))
 
     def save(self, path: str | Path) -> Path:
@@ -106,7 +107,7 @@ class OrderEstimate:
         return self.record().save(path)
 
     def plot(self, path: str | Path) -> Path:
-        """Draw error against step size (SVG, PNG or PDF by the ending)."""
+        """Draw error against step size; the suffix chooses SVG, PNG or PDF."""
         from .figures import order_figure
 
         return order_figure([self.record()], path)
@@ -118,7 +119,7 @@ def strong_order(
     reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
     dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> OrderEstimate:  # fmt: skip
-    """Measure the strong order of one solver: `strong_orders` of it alone, with the same options."""
+    """Measure the strong order of one solver; the arguments are those of `strong_orders`."""
     return strong_orders(
         [solver], problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
         reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
@@ -131,37 +132,38 @@ def strong_orders(
     reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
     dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> list[OrderEstimate]:  # fmt: skip
-    """Measure the strong order of any solvers on any SDE, all of it on the same paths.
+    r"""Measure the strong orders of solvers on an SDE, all along the same Brownian paths.
+
+    The strong order p is the slope of $\log_2 (E|y_h - y|^2)^{1/2}$ at the end of the interval.
 
     Args:
-        problem: one of `fewstep_analysis.problems`, or an SDE of yours with y0 (*event) and t1.
-        y0, t0, t1: start and span, by default the problem's.
-        levels: at least three; level l takes 2^l steps.
-        paths: how many.
+        problem: one of `fewstep_analysis.problems`, or an SDE together with y0 (*event) and t1.
+        y0, t0, t1: initial value and time interval; by default the problem's.
+        levels: at least three refinements; refinement n takes 2^n steps.
+        paths: number of Brownian paths.
         reference: `"torchsde"` (default): torchsde's `srk` (Stratonovich: `midpoint`) on the same
-            `BrownianInterval`; `"exact"`: the problem's closed form; `"levels"`: differences of
-            neighbouring levels on one `BrownianPath`, no reference; or a solver, which is solved on the
-            same `BrownianPath`.
-        reference_level: of torchsde's or the solver's reference; by default 3 above the finest level, 5
-            where its order is no higher than the one declared.
+            `BrownianInterval`; `"exact"`: the problem's closed form; `"levels"`: differences of consecutive
+            refinements on one `BrownianPath`, which needs no reference; or a solver for the same path.
+        reference_level: refinement of torchsde's reference or of the solver; by default 3 above the finest
+            of `levels`, or 5 if its order is no higher than the highest declared order.
         device, dtype: where and in what precision (default "cpu", float64).
         seed: fixes the paths.
-        block: paths solved at a time, by default what fits in 256 MiB. The result does not depend on it.
+        block: number of paths per block; by default what fits in 256 MiB. The result does not depend on it.
 
-    Under `torchrun` (see `fewstep_analysis.parallel`) the blocks are shared out over the processes, and each
-    returns the result of all.
+    Under `torchrun` (see `fewstep_analysis.parallel`) blocks are distributed over the processes and each
+    process returns the result of all.
 
     Raises:
-        InputError: before any work: fewer than three levels, an unknown reference, one that is coarser than
-            the finest level or of lower order than what it shall judge, a problem without what the
-            reference needs, a solver that cannot solve the problem's noise.
+        InputError: before any work: fewer than three levels, an unknown reference, a reference that is too
+            coarse or of too low an order, a problem without what the reference needs, a solver that cannot
+            solve the problem.
     """
     e, name = _experiment(
         solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
         reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
     )  # fmt: skip
     with torch.no_grad():
-        errors, own = sweep(e, _strong_reduction(e), lambda truth: _distance(truth[0], truth[1]))
+        errors, own = sweep(e, _reduction(e, _distance), lambda truth: _distance(truth[0], truth[1]))
     floor = _floor(e, own.square().mean().sqrt())
     return [
         _estimate("strong", e, name, s, fit_of, of_paths, floor, None)
@@ -177,7 +179,7 @@ def weak_order(
     reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
     dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> OrderEstimate:  # fmt: skip
-    """Measure the weak order of one solver: `weak_orders` of it alone, with the same options."""
+    """Measure the weak order of one solver; the arguments are those of `weak_orders`."""
     return weak_orders(
         [solver], problem, test, antithetic=antithetic, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths,
         reference=reference, reference_level=reference_level, device=device, dtype=dtype, seed=seed,
@@ -192,21 +194,21 @@ def weak_orders(
     reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
     dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> list[OrderEstimate]:  # fmt: skip
-    """Measure |E phi(y_h) - E phi(y)| and its slope, for a test function phi.
+    r"""Measure weak orders of solvers: the slope of $\log_2 |E\varphi(y_h) - E\varphi(y)|$.
 
-    The expectation is of differences along common noise: to the next finer level (`reference="levels"`), to
-    the closed form of the same path (`"exact"`), or to a reference solution on it. Their variance falls
-    with the step as the strong error's square does, so that far fewer paths are expected than for two
-    separate means; the antithetic path -W of each takes away what is odd in W. Levels whose mean is not
-    four standard errors from nought are not used, and the verdict says when too few are left.
+    The expectation is over differences along common noise: to the next finer refinement
+    (`reference="levels"`), to the closed form of the same path (`"exact"`), or to a reference solution on
+    it. The variance of such differences falls with the step like the squared strong error, which needs far
+    fewer paths than two separate means. The antithetic path -W of each path removes what is odd in W.
+    Refinements whose mean is not four standard errors from zero are not used.
 
-    Limits: a solver whose bias for this phi vanishes (or nearly) shows a higher order than it has, or
-    none: try other test functions. Differences between levels see the rate, not the limit.
+    Limits: a solver whose bias for this test function (almost) vanishes shows a higher order than it has, or
+    none; try several. Differences of refinements show the rate, not the limit.
 
     Args:
-        test: "mean", "square", "fourth", "cosine", or `(paths, *event) -> (paths,)`.
-        antithetic: solve every path's mirror image as well (not with torchsde's paths).
-        y0, ..., block: as in `strong_orders`; reference defaults to "levels".
+        test: "mean", "square", "fourth", "cosine", or a function `(paths, *event) -> (paths,)`.
+        antithetic: also solve the mirror image of each path (not with torchsde's paths).
+        y0, ..., block: as in `strong_orders`, with reference "levels" by default.
     """
     phi = test if callable(test) else TESTS[_validation.check_choice("test", test, TESTS)]
     twin = antithetic and not (isinstance(reference, str) and reference == "torchsde")
@@ -216,13 +218,11 @@ def weak_orders(
         weak=True, antithetic=twin,
     )  # fmt: skip
 
-    def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
-        if e.truth is None:
-            return torch.stack([phi(ys[n]) - phi(ys[n + 1]) for n in e.levels], 1)
-        return torch.stack([phi(ys[n]) - phi(truth[0]) for n in e.levels], 1)
+    def error(a: Tensor, b: Tensor) -> Tensor:
+        return phi(a) - phi(b)
 
     with torch.no_grad():
-        found, own = sweep(e, reduce, lambda truth: phi(truth[0]) - phi(truth[1]))
+        found, own = sweep(e, _reduction(e, error), lambda truth: error(truth[0], truth[1]))
     floor = _floor(e, own.mean().abs())
     word = test if isinstance(test, str) else getattr(test, "__name__", "a function")
     return [
@@ -232,26 +232,13 @@ def weak_orders(
     ]
 
 
-def _check_shape(y0: Tensor, paths: int, reference: str | StochasticSolver) -> None:
-    if y0.dim() > 1 and len(y0) == paths:
-        raise InputError(
-            f"y0: got shape {tuple(y0.shape)} for {paths} paths; expected one state (*event), from which all "
-            "paths start, such as y0[0]; if this is one, ask for another number of paths."
-        )
-    if reference == "torchsde" and y0.dim() != 1:
-        raise InputError(
-            f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
-            "the event, or use reference='levels'."
-        )
-
-
 def _experiment(
     solvers: Sequence[StochasticSolver], problem: TestProblem | SDE, *, y0: Tensor | None, t0: float,
     t1: float | None, levels: Iterable[int], paths: int, reference: str | StochasticSolver,
     reference_level: int | None, device: str, dtype: torch.dtype, seed: int, block: int | None,
     weak: bool = False, antithetic: bool = False,
 ) -> tuple[Experiment, str]:  # fmt: skip
-    """The checked experiment and the problem's name."""
+    """The checked experiment and the name of the problem."""
     _validation.check_instance(
         "problem", problem, (TestProblem, SDE), "an SDE or one of fewstep_analysis.problems"
     )
@@ -261,77 +248,70 @@ def _experiment(
         y0, t1 = problem.y0 if y0 is None else y0, problem.t1 if t1 is None else t1
     else:
         sde, name, exact = problem, "user's SDE", None
-    levels = whole_levels(levels)
-    _check_words(levels, paths, reference, block)
-    seed, device, dtype = (
-        _validation.check_seed(seed),
-        str(_validation.check_device(device)),
-        check_dtype(dtype),
-    )
+    levels = check_levels(levels, least=3)
+    _validation.check_int("paths", paths, 2)
+    _validation.check_int("block", 1 if block is None else block)
+    if not isinstance(reference, StochasticSolver):
+        _validation.check_choice("reference", reference, REFERENCES)
+    seed, device = _validation.check_seed(seed), str(_validation.check_device(device))
     if y0 is None or t1 is None:
-        raise InputError("y0, t1: got None; an SDE of your own needs y0=(*event) and t1=.")
+        raise InputError("y0, t1: got None; an SDE that is not a test problem needs y0=(*event) and t1=.")
     _validation.check_state("y0", y0, "a finite floating-point tensor (*event)")
     if not _validation.check_float("t0", t0) < _validation.check_float("t1", t1):
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected t0 < t1.")
     for solver in solvers:
         _check_solver(sde, solver, reference)
-    truth = None if reference == "levels" else reference
     if reference == "exact" and exact is None:
-        raise InputError("reference: this problem has no closed form; use 'torchsde' or 'levels'.")
-    _check_shape(y0, paths, reference)
+        raise InputError("reference: got 'exact', but this problem has no closed form; use 'levels'.")
+    if y0.dim() > 1 and len(y0) == paths:
+        raise InputError(
+            f"y0: got shape {tuple(y0.shape)} for {paths} paths, expected one state (*event), from which all "
+            "paths start, such as y0[0]; if this is one state, use another number of paths."
+        )
+    if reference == "torchsde" and y0.dim() != 1:
+        raise InputError(
+            f"y0: got shape {tuple(y0.shape)}; torchsde solves (paths, d), so y0 must be (d,). Flatten "
+            "the event, or use reference='levels'."
+        )
+    truth = None if reference == "levels" else reference
     finest = levels[-1] + (truth is None)
     if truth == "torchsde" or isinstance(truth, StochasticSolver):
         finest = _reference_level(sde, solvers, truth, levels, reference_level, weak)
     e = Experiment(
-        sde, list(solvers), y0, (float(t0), float(t1)), levels, finest, paths, truth, exact, device, dtype,
-        seed, block, antithetic,
+        sde, list(solvers), y0, (float(t0), float(t1)), levels, finest, paths, truth, exact, device,
+        check_dtype(dtype), seed, block, antithetic,
     )  # fmt: skip
     return e, name
 
 
-def whole_levels(levels: Any) -> list[int]:
-    """Levels as a user gives them, sorted, each once; a level n takes 2^n steps."""
-    expected = "whole numbers such as range(4, 10)"
+def check_levels(levels: Any, least: int) -> list[int]:
+    """Refinements as a user gives them, sorted and without repetition; at least `least` of them."""
+    expected = "integers such as range(4, 10)"
     if torch.is_tensor(levels):
         levels = levels.tolist()
-    return sorted(
-        {
-            _validation.check_int("levels", n, 0, FINEST)
-            for n in _validation.check_sequence("levels", levels, expected)
-        }
-    )
-
-
-def _check_words(levels: Sequence[int], paths: int, reference: Any, block: int | None) -> None:
-    if len(levels) < 3:
-        raise InputError(
-            f"levels: got {list(levels)}, expected at least three different ones: two points always lie on "
-            "a line. Use range(4, 10)."
-        )
-    for word, value, least in (("paths", paths, 2), ("block", 1 if block is None else block, 1)):
-        _validation.check_int(word, value, least)
-    if not isinstance(reference, StochasticSolver):
-        _validation.check_choice("reference", reference, REFERENCES)
+    given = _validation.check_sequence("levels", levels, expected)
+    found = sorted({_validation.check_int("levels", n, 0, FINEST) for n in given})
+    if len(found) < least:
+        count = {2: "two", 3: "three"}[least]
+        raise InputError(f"levels: got {found}, expected at least {count} different ones. Use range(4, 10).")
+    return found
 
 
 def _check_solver(sde: SDE, solver: Any, reference: Any) -> None:
-    if not isinstance(solver, StochasticSolver):
-        raise InputError(
-            f"solver: got {_validation.describe(solver)}, expected an object such as EulerMaruyama()."
-        )
+    _validation.check_instance("solver", solver, StochasticSolver, "an object such as EulerMaruyama()")
     check_solves(sde, solver)
     if reference == "torchsde" and solver.card.levy in ("A", "K"):
         raise InputError(
             f"reference: got 'torchsde' for {type(solver).__name__}, which needs the path's "
-            f"{solver.card.levy}; torchsde's paths know W and H alone. Use reference='levels'."
+            f"{solver.card.levy}; torchsde's paths provide W and H alone. Use reference='levels'."
         )
 
 
 def _reference_level(
-    sde: SDE, solvers: Sequence[StochasticSolver], truth: Any, levels: Sequence[int], expected: int | None,
+    sde: SDE, solvers: Sequence[StochasticSolver], truth: Any, levels: Sequence[int], given: int | None,
     weak: bool,
 ) -> int:  # fmt: skip
-    """The reference's level; refuses one that would be measured in place of the solvers."""
+    """The refinement of the reference; rejects references whose own error would be measured."""
     if truth == "torchsde":
         name, order = TORCHSDE_METHODS[sde.sde_type]
         if sde.noise_type in ("general", "commutative"):
@@ -346,21 +326,21 @@ def _reference_level(
             f"{order:g} for {sde.noise_type!r} noise; it cannot judge order {highest:g}. Use "
             "reference='levels', or a solver of at least that order."
         )
-    if expected is None:
+    if given is None:
         return levels[-1] + (FINER if order > highest else FINER_SAME)
-    if _validation.check_int("reference_level", expected, 0, FINEST) < levels[-1] + FINER:
+    if _validation.check_int("reference_level", given, 0, FINEST) < levels[-1] + FINER:
         raise InputError(
-            f"reference_level: got {expected}, expected at least {levels[-1] + FINER}, 2^{FINER} times finer "
-            f"than the finest of levels, {levels[-1]}: a coarser reference's own error is measured instead."
+            f"reference_level: got {given}, expected at least {levels[-1] + FINER}, 2^{FINER} times finer "
+            f"than the finest of levels, {levels[-1]}; otherwise the error of the reference is measured."
         )
-    return expected
+    return given
 
 
-def _strong_reduction(e: Experiment) -> Callable[[dict[int, Tensor], Any], Tensor]:
+def _reduction(e: Experiment, error: Callable[[Tensor, Tensor], Tensor]) -> Reduce:
+    """(paths, levels) errors of one solver, to the reference or to the next finer refinement."""
+
     def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
-        if e.truth is None:
-            return torch.stack([_distance(ys[n], ys[n + 1]) for n in e.levels], 1)
-        return torch.stack([_distance(ys[n], truth[0]) for n in e.levels], 1)
+        return torch.stack([error(ys[n], ys[n + 1] if e.truth is None else truth[0]) for n in e.levels], 1)
 
     return reduce
 
@@ -370,7 +350,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _floor(e: Experiment, difference: Tensor) -> float:
-    """The reference's error from its difference to half its resolution: by its order, a geometric rest."""
+    """The error of the reference, extrapolated from its difference to half its resolution."""
     if e.truth == "torchsde":
         order = TORCHSDE_METHODS[e.sde.sde_type][1]
     elif isinstance(e.truth, StochasticSolver):

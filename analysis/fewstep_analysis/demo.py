@@ -1,4 +1,4 @@
-"""The main job on real images: distil a 300-step sampler of handwritten digits to 5 steps, and prove it."""
+"""The demo: distil a 300-step sampler of handwritten digits to 5 steps, and measure the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 import fewstep as fs
 from fewstep import _validation
 from fewstep.distances import sliced_w2
-from fewstep.learned.training import Report
 
 from . import datasets, problems, teachers
 from .convergence import strong_orders
@@ -21,6 +20,7 @@ from .figures import image_rows, order_figure
 from .records import Record, provenance
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
+QUICK_SHARE = 10  # divides the training of a quick demo
 Row = dict[str, Any]
 
 
@@ -28,25 +28,29 @@ def run(
     out: Path, *, seed: int = 0, quick: bool = False, device: torch.device | str = "cpu",
     say: Callable[[str], None] = print,
 ) -> Record:  # fmt: skip
-    """Do it all; write digits.png, convergence.png, report.json and student.safetensors to `out`.
+    """Run the demo; writes digits.png, convergence.png, report.json and student.safetensors.
 
     Args:
+        out: the folder of these files.
         quick: a tenth of the training.
-        device: where teacher and student are; the small student of an SDE is fitted on the CPU everywhere.
+        device: where teacher and student run; the small student of an SDE is always fitted on the CPU.
+        say: receives one line per stage.
     """
     began = time.perf_counter()
-    digits = datasets.digits()  # before any work: it wants the extra
+    digits = datasets.digits()  # before any work: it needs an extra package
     device = _validation.check_device(device)
     out.mkdir(parents=True, exist_ok=True)
     problem = teachers.digits(device)
     say(f"[1/4] distil {TEACHER_STEPS} steps of the digits teacher to {STEPS}")
-    share = 10 if quick else 1
+    share = QUICK_SHARE if quick else 1
     student, report = fs.distill_sigdeg(
         problem, steps=STEPS, teacher_steps=TEACHER_STEPS, levy="H", event_shape=(1, 8, 8), seed=seed,
-        trajectories=8192 // share, iterations=1000 // share, device=device, progress=True,
+        teacher_options=fs.TeacherOptions(trajectories=8192 // share), forcing=0.0,
+        training=fs.TrainingOptions(iterations=1000 // share), device=device, progress=True,
     )  # fmt: skip
     student.save(out / "student.safetensors")
-    say(f"      {_took(report)}")
+    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
+    say(f"      {stages}; distance to the teacher {report.parent_rmse:.3f} -> {report.student_rmse:.3f}")
     say(f"[2/4] sample {SAMPLES} digits each from the same noise")
     table = _compare(problem, student, *digits, seed, device)
     say("[3/4] draw them")
@@ -60,21 +64,13 @@ def run(
     return record
 
 
-def _took(report: Report) -> str:
-    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
-    return (
-        f"{stages}; distance to the teacher's own end points {report.parent_rmse:.3f} -> "
-        f"{report.student_rmse:.3f}"
-    )
-
-
 def _compare(
     problem: fs.DiffusionModel, student: fs.SigSampler, real: Tensor, held_out: Tensor, seed: int,
     device: torch.device,
 ) -> list[Row]:  # fmt: skip
     """The teacher, the naive coarse sampler and the student along one Brownian path."""
     fine, coarse = (fs.sigma_grid(problem.schedule, n, final="sigma_min") for n in (TEACHER_STEPS, STEPS))
-    # one path for all three; its knots are the fine grid's times, which makes its walk cheap
+    # one path for all three samplers; knots at the times of the fine grid make its queries cheap
     path = fs.BrownianPath(
         (SAMPLES, 1, 8, 8), t0=float(fine[0] ** -2), t1=float(fine[-1] ** -2), seed=seed + 1, levy="H",
         clock="log", knots=fine**-2.0, device=device,
@@ -103,13 +99,13 @@ def _compare(
 
 
 def _distance(images: Tensor, held_out: Tensor) -> float:
-    """Mean sliced W2 of batches of 500 to the 500 held-out digits: a like number on either side."""
+    """Mean sliced W2 of batches of 500 to the 500 held-out digits: it depends on the sample size."""
     parts = images.split(len(held_out))
     return sum(sliced_w2(part, held_out) for part in parts) / len(parts)
 
 
 def _seconds(problem: fs.DiffusionModel, solver: Any, device: torch.device) -> float:
-    """Median of five samplings on fresh noise, as one samples in earnest; the 300 steps once."""
+    """Median time of five samplings on fresh noise, as in practice; of one sampling with 300 steps."""
     plan = getattr(solver, "plan", solver)
     times = []
     for k in range(1 if plan.nfe > 100 else 5):
@@ -122,11 +118,12 @@ def _seconds(problem: fs.DiffusionModel, solver: Any, device: torch.device) -> f
 
 
 def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dict[str, Any]]:
-    """Euler-Maruyama, Milstein and a learned step that never saw the derivative of the diffusion."""
+    """Orders of Euler-Maruyama, Milstein and a learned step, which needs no derivative of the diffusion."""
     problem = problems.sine()
-    learned, _ = fs.distill_sigdeg(
+    learned, _ = fs.distill_sigdeg_step(
         problem.sde, steps=64, y0=torch.linspace(-2.5, 2.5, 512, dtype=torch.float64).unsqueeze(1),
-        trajectories=4096 // share, iterations=600 // share, seed=seed, progress=True,
+        teacher_options=fs.TeacherOptions(trajectories=4096 // share),
+        training=fs.TrainingOptions(iterations=600 // share), seed=seed, progress=True,
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]
     estimates = strong_orders(
@@ -137,8 +134,8 @@ def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dic
     return [r.data for r in records]
 
 
-def words(record: Record, out: Path) -> list[str]:
-    """What was found and where it lies, for people."""
+def lines(record: Record, out: Path) -> list[str]:
+    """The results and the names of the files, as lines of text."""
     table = record.data["table"]
     found = [f"{'sampler':<28}{'evaluations':>12}{'sliced W2':>12}{'seconds':>10}"]
     for row in table:

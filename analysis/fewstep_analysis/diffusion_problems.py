@@ -15,7 +15,7 @@ from fewstep.errors import one_of
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Isotropic Gaussians: its denoiser, score and samples are exact.
+    """A mixture of isotropic Gaussians, whose denoiser, score and samples are exact.
 
     Attributes:
         means: (K, d) float64.
@@ -39,20 +39,20 @@ class Mixture:
         return (share * pull).sum(1, keepdim=True) * x + (share * (1 - pull)) @ means
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """grad log p of x0 + sigma n at x, which is (D - x) / sigma^2."""
+        """The gradient of log p of x0 + sigma n at x: (D - x) / sigma^2."""
         return (self.denoiser(x, sigma) - x) / sigma.to(x).reshape(-1, 1).square()
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """(n, d) float64 data."""
+        """(n, d) float64 samples of the data."""
         generator = torch.Generator().manual_seed(seed)
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[which] + self.stds[which, None] * noise
 
     def flow(self, x: Tensor, sigmas: Tensor, substeps: int = 100) -> Tensor:
-        """(n, *x.shape) the exact ODE's states at the levels (n,) from x at the first: RK4 in float64.
+        """(n, *x.shape) solution of the probability-flow ODE at the levels (n,), from x at the first.
 
-        It runs in lambda = -log sigma, where dx/dlambda = D - x; a last level of 0 takes D.
+        RK4 in float64 in lambda = -log sigma, where dx/dlambda = D - x; a last level of 0 takes D.
         """
         states = [x.double()]
         levels = sigmas.double().tolist()
@@ -80,7 +80,7 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class DiffusionProblem:
-    """A mixture behind a schedule, ready for `fewstep.sample`."""
+    """A mixture with a schedule, for `fewstep.sample`."""
 
     name: str
     mixture: Mixture
@@ -88,10 +88,11 @@ class DiffusionProblem:
 
     @property
     def problem(self) -> DiffusionModel:
+        """The diffusion model."""
         return DiffusionModel(self.mixture.denoiser, self.schedule)
 
     def noise(self, n: int, seed: int = 0) -> Tensor:
-        """(n, d) float64 start states in variance-exploding coordinates, sigma_max n."""
+        """(n, d) float64 initial states sigma_max n, in variance-exploding coordinates."""
         generator = torch.Generator().manual_seed(seed)
         shape = (n, self.mixture.means.shape[1])
         return torch.randn(shape, generator=generator, dtype=torch.float64) * self.schedule.sigma_max
@@ -109,20 +110,20 @@ def gaussian() -> DiffusionProblem:
 
 
 def two_bumps() -> DiffusionProblem:
-    """On the line: 0.3 N(-1, 0.4^2) + 0.7 N(0.8, 0.6^2)."""
+    """0.3 N(-1, 0.4^2) + 0.7 N(0.8, 0.6^2) in one dimension."""
     mixture = _mixture([[-1.0], [0.8]], [0.4, 0.6], [0.3, 0.7])
     return DiffusionProblem("two_bumps", mixture, EDM(0.1, 10.0))
 
 
 def ring() -> DiffusionProblem:
-    """Eight Gaussians of std 0.15 on the unit circle behind DDPM's linear table."""
+    """Eight Gaussians of std 0.15 on the unit circle, with DDPM's linear schedule."""
     angles = [2 * math.pi * k / 8 for k in range(8)]
     means = [[math.cos(a), math.sin(a)] for a in angles]
     return DiffusionProblem("ring", _mixture(means, [0.15] * 8), DiscreteVP.named("linear"))
 
 
 def smooth() -> DiffusionProblem:
-    """Three broad Gaussians in the plane behind DDPM's linear table: little for a solver to stumble on."""
+    """Three broad Gaussians in the plane, with DDPM's linear schedule: an easy problem."""
     means = [[-0.8, -0.2], [0.6, 0.7], [0.5, -0.8]]
     mixture = _mixture(means, [0.6, 0.5, 0.7], [0.4, 0.3, 0.3])
     return DiffusionProblem("smooth", mixture, DiscreteVP.named("linear"))

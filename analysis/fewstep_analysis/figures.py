@@ -1,4 +1,4 @@
-"""Figures draw records and compute nothing. One colour for one solver, everywhere."""
+"""Figures of records. Each solver has one colour in all figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette first, told apart by the colour-blind; learned solvers are vermilion everywhere
+# Okabe and Ito's palette first, which is safe for colour-blind readers; learned solvers are vermilion
 COLOURS = {
     "EulerMaruyama": "#56B4E9", "Milstein": "#0072B2", "DerivativeFreeMilstein": "#CC79A7",
     "ShARK": "#009E73", "SigStep": "#D55E00", "SigSampler": "#D55E00", "LogODE": "#E69F00",
@@ -33,12 +33,12 @@ OTHERS = ("#666666", "#8C564B", "#2F4F4F", "#A0522D", "#708090")
 
 
 def colour(solver: str) -> str:
-    """The solver's colour; strangers get one by their name, the same each time; torchsde's are grey."""
+    """The colour of a solver; unknown solvers get a grey or brown that depends on the name only."""
     return COLOURS.get(solver) or OTHERS[sum(map(ord, solver)) % len(OTHERS)]
 
 
 def canvas(width: float = 6.4, height: float = 4.4, **axes: Any) -> tuple[Figure, Any]:
-    """A figure that needs no screen."""
+    """A figure and its axes, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,11 +48,11 @@ def canvas(width: float = 6.4, height: float = 4.4, **axes: Any) -> tuple[Figure
 
 
 def write(figure: Figure, path: str | Path) -> Path:
-    """Save by the ending of the path; SVG text stays text and carries no date."""
+    """Save a figure in the format of the suffix; SVG files keep text as text and carry no date."""
     import matplotlib
 
     path = _validation.check_path(path)
-    _validation.check_choice("path: the ending", path.suffix.lower(), FORMATS)
+    _validation.check_choice("path: the suffix", path.suffix.lower(), FORMATS)
     path.parent.mkdir(parents=True, exist_ok=True)
     rc = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"})
     with rc, atomic_write(path) as part:
@@ -62,9 +62,9 @@ def write(figure: Figure, path: str | Path) -> Path:
 
 
 def order_figure(records: Sequence[Any], path: str | Path, title: str = "") -> Path:
-    """Error against step size for order estimates, or their records: bands, slope triangles, labels.
+    """Error against step size for order estimates or their records: bands, slope triangles, labels.
 
-    Thin lines join all levels; the fitted ones have markers. Below the reference's own error it is grey.
+    Lines join all levels; the fitted ones have markers. The area below the error of the reference is grey.
     """
     figure, axes = canvas(7.4, 4.6)
     records = [r if isinstance(r, Record) else r.record() for r in records]
@@ -77,7 +77,7 @@ def order_figure(records: Sequence[Any], path: str | Path, title: str = "") -> P
 
 
 def draw_orders(axes: Axes, curves: Sequence[dict[str, Any]], beside: bool = True) -> None:
-    """The curves of order records; their labels beside the axes, or inside, each above its curve."""
+    """Draw the curves of order records, with labels to the right of the axes or inside them."""
     labels = []
     for data in curves:
         shade, steps = colour(data["solver"]), [data["t1"] / 2**level for level in data["levels"]]
@@ -96,7 +96,7 @@ def draw_orders(axes: Axes, curves: Sequence[dict[str, Any]], beside: bool = Tru
 
 
 def _inside_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names in the upper left corner, in the order of the curves; the room above is made for them."""
+    """Names in the upper left corner, in the order of the curves; the y axis is extended for them."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** (0.09 * len(labels)))
     for k, (_, _, text, shade) in enumerate(sorted(labels, reverse=True)):
@@ -104,7 +104,7 @@ def _inside_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) 
 
 
 def _direct_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Each curve's name, order and interval beside its coarse end, moved apart where they would overlap."""
+    """Name, order and interval to the right of the axes, moved apart where they would overlap."""
     low, high = (math.log10(v) for v in axes.get_ylim())
     gap = 0.055 * (high - low)
     at = high + gap
@@ -118,7 +118,7 @@ def _direct_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) 
 
 
 def _triangles(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
-    """One slope triangle for each declared order, below the finest points of the lowest curve that has it."""
+    """One slope triangle per declared order, below the finest points of a curve that has it."""
     for slope in sorted({c["declared"] for c in curves if c["declared"]}):
         able = [c for c in curves if c["declared"] == slope]
         data = min(able, key=lambda c: (round(abs(c["order"] - slope), 1), c["error"][-1]))
@@ -131,7 +131,7 @@ def _triangles(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
 
 
 def _floor(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
-    """The reference's own error, where it is in sight."""
+    """The error of the reference as a grey area, if it is within reach of the curves."""
     floor = max(c["reference_error"] for c in curves)
     if curves and floor > 0.02 * min(c["error"][-1] for c in curves):
         axes.axhspan(floor / 1e3, floor, color="0.9", lw=0)
@@ -143,7 +143,7 @@ def _words(name: str) -> str:
 
 
 def image_rows(rows: dict[str, Tensor], path: str | Path, title: str = "") -> Path:
-    """One row of grey images a label; images (n, 1, h, w) in [-1, 1]."""
+    """One row of grey images (n, 1, h, w) in [-1, 1] per label."""
     count = max(len(images) for images in rows.values())
     figure, axes = canvas(0.62 * count + 1.9, 0.72 * len(rows) + 0.5, nrows=len(rows), ncols=count,
                           squeeze=False)  # fmt: skip

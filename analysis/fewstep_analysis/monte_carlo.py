@@ -1,8 +1,8 @@
-"""Solving on many paths at many levels in blocks that fit in memory, shared out over processes.
+"""Solving many paths at many refinements, in blocks that fit in memory, distributed over processes.
 
-The noise of path i is a function of (seed, i), whatever the block it falls in: results depend on the size
-of the blocks and the number of processes by rounding only. torchsde's paths come in intervals of 4,096
-paths each, number j seeded from (seed, j).
+The noise of path i is a function of (seed, i), so results depend on the size of the blocks and on the number
+of processes by rounding only. torchsde's paths come in intervals of 4,096 paths each; interval j is seeded
+from (seed, j).
 """
 
 from __future__ import annotations
@@ -15,25 +15,30 @@ import torch
 from torch import Tensor
 
 from fewstep import SDE, AreaPath, BrownianPath, Increment, StochasticSolver, solve
+from fewstep._distributed import rank_and_world, sum_over_processes
+from fewstep._progress import progress
 from fewstep.brownian.random_normals import key_of
 from fewstep.integrations.torchsde import TorchsdePath
 
-from .parallel import gathered, is_first, place
-
-BUDGET = 1 << 28  # bytes of increments held at a time; states and temporaries stay well below as much again
+BUDGET = 1 << 28  # bytes of increments held at a time; states and temporaries stay well below twice that
 INTERVAL = 4096  # paths of one torchsde.BrownianInterval: part of the identity of its paths
-AREA_FINER = 1  # cells of an area path per finest step, as a power of two: all levels see the same join
+AREA_FINER = (
+    1  # cells of an area path per finest step, as a power of two: all refinements join the same cells
+)
+TORCHSDE_METHODS = {"ito": ("srk", 1.5), "stratonovich": ("midpoint", 1.0)}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is solved: every solver at every level along the same paths, and a truth.
+    """What is solved: every solver at every refinement along the same paths, and a reference.
 
     Attributes:
-        y0: (*event) one path's start.
+        y0: (*event) the initial value of one path.
         ends: t0 and t1.
-        finest: the finest level expected of the noise.
-        truth: None (neighbouring levels), "exact", "torchsde", or a solver for the finest level.
+        levels: the refinements measured; refinement n takes 2^n steps.
+        finest: the finest refinement of the noise.
+        truth: None (differences of consecutive refinements), "exact", "torchsde", or a solver that is solved
+            at the finest refinement.
     """
 
     sde: SDE
@@ -52,35 +57,38 @@ class Experiment:
     antithetic: bool = False
 
     def noise_shape(self, count: int) -> tuple[int, ...]:
-        """Of W for that many paths."""
+        """The shape of W for that many paths."""
         start = self.start(count)
         t = torch.tensor(self.ends[0], dtype=self.dtype, device=self.device)
         return self.sde.noise_shape(start, self.sde.diffusion(t, start))
 
     def start(self, count: int) -> Tensor:
+        """(count, *event) initial values."""
         return self.y0.to(self.device, self.dtype).expand(count, *self.y0.shape)
 
+    def _needs(self) -> list[str]:
+        everyone = [*self.solvers, *([self.truth] if isinstance(self.truth, StochasticSolver) else [])]
+        return [s.card.levy or "W" for s in everyone]
+
+    @property
     def levy(self) -> str:
-        """The richest that a solver needs."""
-        kinds = {s.card.levy or "W" for s in self.everyone()}
-        return max((k if k != "A" else "H" for k in kinds), key="WHK".index)
+        """The integrals of the path that some solver needs: "W", "H" or "K"."""
+        return max((k if k != "A" else "H" for k in self._needs()), key="WHK".index)
 
+    @property
     def area(self) -> bool:
-        return any(s.card.levy == "A" for s in self.everyone())
-
-    def everyone(self) -> list[StochasticSolver]:
-        truth = [self.truth] if isinstance(self.truth, StochasticSolver) else []
-        return [*self.solvers, *truth]
+        """Whether some solver needs areas between channels."""
+        return "A" in self._needs()
 
 
 class Stored:
-    """The increments of one level, in memory; coarser levels by joining neighbours."""
+    """The increments of one refinement, in memory; coarser ones by joining neighbouring increments."""
 
-    def __init__(self, increments: list[Increment], area: bool) -> None:
+    def __init__(self, increments: list[Increment]) -> None:
         first = increments[0]
         self.pieces = increments
-        self.area = area
         self.levy: str = first.levy
+        self.area: bool = first.A is not None
         self.shape: tuple[int, ...] = tuple(first.W.shape)
         self.dtype: torch.dtype = first.W.dtype
 
@@ -89,37 +97,38 @@ class Stored:
         return iter(self.pieces)
 
     def coarser(self) -> Stored:
-        """The level above: the same paths with half the steps."""
-        pairs = zip(self.pieces[::2], self.pieces[1::2], strict=True)
-        return Stored([a.join(b) for a, b in pairs], self.area)
+        """The same paths with half the steps."""
+        return Stored([a.join(b) for a, b in zip(self.pieces[::2], self.pieces[1::2], strict=True)])
 
     def mirrored(self) -> Stored:
-        """The paths -W: an antithetic twin. Areas between channels are even in W and stay."""
-        return Stored([_mirror(i) for i in self.pieces], self.area)
-
-
-def _mirror(i: Increment) -> Increment:
-    return Increment(i.h, -i.W, None if i.H is None else -i.H, None if i.K is None else -i.K, i.A)
+        """The antithetic paths -W. Areas between channels are even in W and stay."""
+        return Stored(
+            [
+                Increment(i.h, -i.W, None if i.H is None else -i.H, None if i.K is None else -i.K, i.A)
+                for i in self.pieces
+            ]
+        )
 
 
 def grid_of(ends: tuple[float, float], level: int) -> Tensor:
+    """(2^level + 1,) equidistant times."""
     return torch.linspace(*ends, 2**level + 1, dtype=torch.float64)
 
 
 def own_noise(e: Experiment, first: int, count: int) -> Stored:
-    """The paths first, first + 1, ... of this library at the finest level."""
+    """Paths first, first + 1, ... of this library at the finest refinement."""
     base = key_of(e.seed)
     path: Any = BrownianPath(
-        e.noise_shape(count), *e.ends, levy=e.levy(), dtype=e.dtype, device=e.device,
+        e.noise_shape(count), *e.ends, levy=e.levy, dtype=e.dtype, device=e.device,
         seeds=[base + i for i in range(first, first + count)],
     )  # fmt: skip
-    if e.area():
+    if e.area:
         path = AreaPath(path, 2 ** (e.finest + AREA_FINER))
-    return Stored(list(path.increments(grid_of(e.ends, e.finest))), e.area())
+    return Stored(list(path.increments(grid_of(e.ends, e.finest))))
 
 
 def own_ends(e: Experiment, first: int, count: int, mirror: bool) -> tuple[list[dict[int, Tensor]], Any]:
-    """For each solver its final states by level; the truth at two resolutions, where there is one."""
+    """The final states of each solver by refinement, and the reference (a solver's at two resolutions)."""
     noise, start = own_noise(e, first, count), e.start(count)
     if mirror:
         noise = noise.mirrored()
@@ -142,11 +151,8 @@ def own_ends(e: Experiment, first: int, count: int, mirror: bool) -> tuple[list[
     return found, truth
 
 
-TORCHSDE_METHODS = {"ito": ("srk", 1.5), "stratonovich": ("midpoint", 1.0)}
-
-
 def torchsde_ends(e: Experiment, first: int, count: int) -> tuple[list[dict[int, Tensor]], list[Tensor]]:
-    """The same along torchsde's paths, with torchsde's solver at two resolutions for the truth."""
+    """The same along torchsde's paths; the reference is torchsde's solver at two resolutions."""
     import torchsde
 
     start, T = e.start(count), e.ends[1] - e.ends[0]
@@ -157,13 +163,13 @@ def torchsde_ends(e: Experiment, first: int, count: int) -> tuple[list[dict[int,
     )  # fmt: skip
     path = TorchsdePath(interval)
     found: list[dict[int, Tensor]] = [{} for _ in e.solvers]
-    # coarse before fine: asked the other way round, torchsde's tree degenerates
+    # coarse before fine: in the other order torchsde's tree degenerates
     for level in e.levels:
         grid = grid_of(e.ends, level)
-        noise = Stored(list(path.increments(grid)), area=False)
+        noise = Stored(list(path.increments(grid)))
         for solver, ys in zip(e.solvers, found, strict=True):
             ys[level] = solve(e.sde, solver, start, grid, path=noise).y
-    theirs, ts = Torchsde(e.sde, start.shape[-1]), torch.tensor(e.ends, dtype=torch.float64)
+    theirs, ts = TorchsdeSDE(e.sde, start.shape[-1]), torch.tensor(e.ends, dtype=torch.float64)
     method = TORCHSDE_METHODS[e.sde.sde_type][0]
     truth = [
         torchsde.sdeint(theirs, start, ts, bm=interval, method=method, dt=T / 2**level)[-1]
@@ -172,7 +178,7 @@ def torchsde_ends(e: Experiment, first: int, count: int) -> tuple[list[dict[int,
     return found, truth
 
 
-class Torchsde(torch.nn.Module):
+class TorchsdeSDE(torch.nn.Module):
     """An SDE in torchsde's form, where additive noise is always a matrix."""
 
     def __init__(self, sde: SDE, d: int) -> None:
@@ -194,44 +200,43 @@ Reduce = Callable[[dict[int, Tensor], Any], Tensor]
 
 
 def sweep(e: Experiment, reduce: Reduce, floor: Callable[[Any], Tensor]) -> tuple[list[Tensor], Tensor]:
-    """For each solver (paths, levels) of what `reduce` makes of (states by level, truth); and the floor's.
+    """Solve all paths, block by block; rank r processes blocks r, r + world_size, ...
 
-    Every process takes every so-manieth block; all return the same, on the CPU.
+    Args:
+        reduce: `(states by refinement, reference) -> (paths, refinements)` errors of one solver.
+        floor: `reference -> (paths,)` difference of the reference at its two resolutions.
+
+    Returns:
+        the errors of each solver and the differences of the reference, on the CPU; the same in each process.
     """
-    rank, world = place()
+    rank, world = rank_and_world()
     out = [torch.zeros(e.paths, len(e.levels), dtype=torch.float64) for _ in e.solvers]
     own = torch.zeros(e.paths, dtype=torch.float64)
-    size = INTERVAL if e.truth == "torchsde" else block_size(e, world)
-    starts = range(0, e.paths, size)
-    for k in _bar(list(starts)):
+    size = INTERVAL if e.truth == "torchsde" else _block_size(e, world)
+    starts = list(range(0, e.paths, size))
+    for k in progress(starts, "block", show=len(starts) > 1):
         if (k // size) % world != rank:
             continue
         count = min(size, e.paths - k)
         rows = slice(k, k + count)
-        for sign in (False, True) if e.antithetic else (False,):
+        for mirror in (False, True) if e.antithetic else (False,):
             share = 0.5 if e.antithetic else 1.0
-            ends = torchsde_ends(e, k, count) if e.truth == "torchsde" else own_ends(e, k, count, sign)
+            ends = torchsde_ends(e, k, count) if e.truth == "torchsde" else own_ends(e, k, count, mirror)
             for mine, ys in zip(out, ends[0], strict=True):
                 mine[rows] += share * reduce(ys, ends[1]).to("cpu", torch.float64)
             if len(ends[1]) > 1:
                 own[rows] += share * floor(ends[1]).to("cpu", torch.float64)
-    return [gathered(o) for o in out], gathered(own)
+    # each row is non-zero in one process only: the sum is bitwise that of a single process
+    return [sum_over_processes(o) for o in out], sum_over_processes(own)
 
 
-def block_size(e: Experiment, world: int) -> int:
-    """Paths at a time: what the budget allows, and no fewer blocks than processes."""
+def _block_size(e: Experiment, world: int) -> int:
+    """Paths per block: what the memory budget allows, and no fewer blocks than processes."""
     if e.block is not None:
         return e.block
-    m = e.noise_shape(1)[-1] if len(e.noise_shape(1)) > 1 else 1
-    letters = "WHK".index(e.levy()) + 1 + (2 * m if e.area() else 0)
-    numbers = torch.Size(e.noise_shape(1)).numel() * letters
-    # a level and the one above it are held at once
-    bytes_each = 1.5 * 2**e.finest * numbers * torch.finfo(e.dtype).bits / 8
+    shape = e.noise_shape(1)
+    per_step = "WHK".index(e.levy) + 1 + (2 * shape[-1] if e.area and len(shape) > 1 else 2 * e.area)
+    # a refinement and the next coarser one are held at once
+    bytes_each = 1.5 * 2**e.finest * torch.Size(shape).numel() * per_step * torch.finfo(e.dtype).bits / 8
     budget = BUDGET if e.device == "cpu" else 32 * BUDGET
     return max(1, min(int(budget / bytes_each), -(-e.paths // world)))
-
-
-def _bar(starts: list[int]) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(starts, unit="block", leave=False, disable=None if is_first() and len(starts) > 1 else True)

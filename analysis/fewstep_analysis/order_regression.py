@@ -1,26 +1,26 @@
-"""An order from errors: slopes, their intervals, the range that can be trusted, and a verdict in words.
+"""An order of convergence from errors: slopes, intervals, the refinements that can be trusted, a verdict.
 
-The method. Let E_l be the error at level l (2^l steps) over n paths. Each path's share in log2 E_l (its
-influence, the delta method) is kept on all levels, so that a slope's standard error knows that the same
-paths were used on all of them: their errors are strongly correlated and cancel in the slope. That is what
-a bootstrap over paths gives in the limit, at the cost of one pass.
+Method. Let E_l be the error at refinement l (2^l steps) over n paths. The influence of each path on log2 E_l
+(delta method) is kept at all refinements, so the standard error of a slope accounts for the strong
+correlation of errors along the same paths, which cancels in the slope. A bootstrap over paths gives the same
+in the limit, at a higher cost.
 
-Sampling error is not all. Coarse levels bend (terms of higher order still count) and fine ones flatten (the
-reference's own error). So
-- levels whose error is less than 8 times the reference's own are left out (its share in a slope is then
-  below 0.02);
-- from the finest slope backwards, levels are kept while their slopes agree with the finer ones within
-  0.05 and twice the standard error of the difference; coarser ones are the pre-asymptotic range;
-- a second fit, log2 E = c - p l + a sqrt(h) over all usable levels, asks whether there is a bend. Where a is
-  more than two standard errors from nought, the interval is stretched to that fit's p, the slope where the
-  bend has run out. Otherwise it is the slope's 1.96 standard errors.
+Sampling error is not the only error. Coarse refinements bend (terms of higher order still count) and fine
+ones flatten (error of the reference). Therefore
+- refinements whose error is less than 8 times that of the reference are excluded (its contribution to a
+  slope is then below 0.02);
+- from the finest slope backwards, refinements are kept while their slopes agree with the finer ones within
+  0.05 plus twice the standard error of the difference; coarser ones are the pre-asymptotic range;
+- a second fit, log2 E = c - p l + a sqrt(h) over all usable refinements, tests for a bend. Where a is more
+  than two standard errors from zero, the interval is extended to the p of that fit, the slope when the bend
+  has vanished. Otherwise the interval is the slope plus or minus 1.96 standard errors.
 
-Limits. The interval does not cover a bend that sampling hides; `bent`, the second fit's own interval, does,
-and the verdict consults both before it speaks against a card. A bend that is slower than sqrt(h), or that
-starts below the finest level, is not seen by either. The interval
-is Gaussian: where a handful of paths carries the mean square (`paths_that_count` small) it is too narrow,
-and the verdict says so. Slopes of differences between levels show the rate at which a solver converges, not
-to what: compare with another solver's limit for that (a reference that is a solver does).
+Limits. The interval does not cover a bend that is hidden by sampling error; `bent`, the interval of the
+second fit, does, and the verdict uses both before it contradicts a declared order. Neither sees a bend that
+is slower than sqrt(h) or that begins below the finest refinement. The interval is Gaussian: where a few
+paths carry the mean square (`paths_that_count` is small) it is too narrow, and the verdict says so.
+Differences of consecutive refinements show the rate at which a solver converges, not its limit; a reference
+solver shows both.
 """
 
 from __future__ import annotations
@@ -35,17 +35,15 @@ from torch import Tensor
 Z95 = 1.96
 FLOOR_FACTOR = 8.0
 AGREE = 0.05
-NEAR = 0.1  # what a verdict forgives: far less than the half that tells orders apart
+NEAR = 0.1  # tolerance of a verdict, far below the 0.5 between orders
 LOG2 = math.log(2)
-TOO_WIDE = (
-    0.2  # a half-width of sampling at which neighbouring half orders can no longer be told apart with ease
-)
-TOO_BENT = 0.35  # a half-width with the bend's share
+TOO_WIDE = 0.2  # sampling half-width at which neighbouring half orders become hard to distinguish
+TOO_BENT = 0.35  # half-width including the bend
 CARRIED = 30
 
 
 class Logs(NamedTuple):
-    """log2 of the error (L,), each path's influence on it (n, L), and which levels may be believed."""
+    """log2 of the error (L,), the influence of each path on it (n, L), and which refinements are usable."""
 
     log: Tensor
     influence: Tensor
@@ -53,18 +51,19 @@ class Logs(NamedTuple):
 
 
 def strong_logs(errors: Tensor, floor: float = 0.0) -> Logs:
-    """Of (n, L) errors; levels near the floor (the reference's own RMSE) are not usable."""
+    """Logs of (n, L) errors; refinements near the floor (the RMSE of the reference) are not usable."""
     square = errors.square()
     mean = square.mean(0)
+    safe = mean.clamp(min=torch.finfo(errors.dtype).tiny)
     usable = (mean.sqrt() > FLOOR_FACTOR * floor).tolist()
-    tiny = torch.finfo(errors.dtype).tiny
-    return Logs(
-        0.5 * torch.log2(mean.clamp(min=tiny)), (square / mean.clamp(min=tiny) - 1) / (2 * LOG2), usable
-    )
+    return Logs(0.5 * torch.log2(safe), (square / safe - 1) / (2 * LOG2), usable)
 
 
 def weak_logs(differences: Tensor, floor: float = 0.0) -> Logs:
-    """Of (n, L) signed differences of a test function; levels whose mean drowns in noise are not usable."""
+    """Logs of (n, L) signed differences of a test function.
+
+    Refinements whose mean is not four standard errors from zero are not usable.
+    """
     mean = differences.mean(0)
     error = differences.std(0) / math.sqrt(len(differences))
     usable = ((mean.abs() > 4 * error) & (mean.abs() > FLOOR_FACTOR * floor)).tolist()
@@ -73,23 +72,22 @@ def weak_logs(differences: Tensor, floor: float = 0.0) -> Logs:
 
 
 def fit(logs: Logs, levels: Sequence[int]) -> dict[str, Any]:
-    """The fields of an estimate that are about slopes."""
+    """The fields of an `OrderEstimate` that describe slopes."""
     x = torch.tensor(levels, dtype=torch.float64)
     local = -logs.log.diff() / x.diff()
     moves = -logs.influence.diff(dim=1) / x.diff()
-    spread = Z95 * standard_error(moves)
-    first, last = trusted(logs.usable, local, moves)
+    spread = Z95 * _standard_error(moves)
+    first, last = _trusted(logs.usable, local, moves)
     centred = x[first : last + 1] - x[first : last + 1].mean()
     weights = -centred / centred.square().sum()
     order = float(logs.log[first : last + 1] @ weights)
-    move = logs.influence[:, first : last + 1] @ weights
-    sampling = Z95 * float(standard_error(move))
+    sampling = Z95 * float(_standard_error(logs.influence[:, first : last + 1] @ weights))
     low, high = order - sampling, order + sampling
-    bent, half, significant = bent_fit(logs, x, *run(logs.usable))
+    bent, half, significant = _bent_fit(logs, x, *_usable_run(logs.usable))
     if significant:
-        # a fit of three parameters may run far out on few levels; more than one order is no news
+        # the fit of three parameters is ill-conditioned on few refinements: cap its effect at one order
         low, high = min(low, max(bent, order - 1)), max(high, min(bent, order + 1))
-    band = Z95 * standard_error(logs.influence)
+    band = Z95 * _standard_error(logs.influence)
     return {
         "order": order, "low": low, "high": high,
         "sampling": sampling, "bent": [bent - half, bent + half],
@@ -101,25 +99,25 @@ def fit(logs: Logs, levels: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def standard_error(influence: Tensor) -> Tensor:
-    """Of a mean of influences, over the first axis."""
+def _standard_error(influence: Tensor) -> Tensor:
+    """The standard error of a mean of influences, over the first axis."""
     return influence.square().mean(0).div(len(influence)).sqrt()
 
 
-def bent_fit(logs: Logs, x: Tensor, first: int, last: int) -> tuple[float, float, bool]:
-    """The slope when a bend like sqrt(h) has run out, its half-width, and whether there is such a bend."""
+def _bent_fit(logs: Logs, x: Tensor, first: int, last: int) -> tuple[float, float, bool]:
+    """The slope without a bend like sqrt(h), its half-width, and whether the bend is significant."""
     if last - first < 2:
         return float("nan"), float("nan"), False
     levels = x[first : last + 1]
     design = torch.stack([torch.ones_like(levels), -levels, 2 ** (-0.5 * (levels - levels[0]))], 1)
     solve = torch.linalg.pinv(design)
     _, order, bend = solve @ logs.log[first : last + 1]
-    spread = standard_error(logs.influence[:, first : last + 1] @ solve.mT)
+    spread = _standard_error(logs.influence[:, first : last + 1] @ solve.mT)
     return float(order), Z95 * float(spread[1]), abs(float(bend)) > 2 * float(spread[2])
 
 
-def run(usable: Sequence[bool]) -> tuple[int, int]:
-    """First and last of the longest run of usable levels, the finest of equals; all where none is."""
+def _usable_run(usable: Sequence[bool]) -> tuple[int, int]:
+    """First and last index of the longest usable run, the finest of equals; all if there is none."""
     best, first = (0, -1), 0
     for i, ok in enumerate([*usable, False]):
         if not ok:
@@ -129,13 +127,13 @@ def run(usable: Sequence[bool]) -> tuple[int, int]:
     return best if best[1] > best[0] else (0, len(usable) - 1)
 
 
-def trusted(usable: Sequence[bool], local: Tensor, moves: Tensor) -> tuple[int, int]:
-    """First and last level to fit: of the usable ones the finest slope, and backwards while slopes agree."""
-    start, last = run(usable)
+def _trusted(usable: Sequence[bool], local: Tensor, moves: Tensor) -> tuple[int, int]:
+    """First and last index to fit: the finest usable slope, and coarser ones while the slopes agree."""
+    start, last = _usable_run(usable)
     first = last - 1
     while first > start:
         tail, finer = local[first:last].mean(), moves[:, first:last].mean(1)
-        slack = AGREE + 2 * float(standard_error(moves[:, first - 1] - finer))
+        slack = AGREE + 2 * float(_standard_error(moves[:, first - 1] - finer))
         if abs(float(local[first - 1] - tail)) > slack:
             break
         first -= 1
@@ -143,9 +141,17 @@ def trusted(usable: Sequence[bool], local: Tensor, moves: Tensor) -> tuple[int, 
 
 
 def verdict(found: dict[str, Any], declared: float | None, t1: float, n: int, carried: float) -> str:
-    """What the numbers allow to say, in plain words."""
+    """What the numbers allow to conclude, in words.
+
+    Args:
+        found: the result of `fit` with `kind` and `levels`.
+        declared: the order that the solver declares, if any.
+        t1: the length of the time interval.
+        n: the number of paths.
+        carried: how many paths carry the RMSE (`OrderEstimate.paths_that_count`).
+    """
     levels, usable, notes = found["levels"], found["usable"], []
-    first, last = run(usable)
+    first, last = _usable_run(usable)
     if last < len(levels) - 1 or not any(usable):
         cause = "reference floor reached" if found["kind"] == "strong" else "bias lost in sampling noise"
         notes.append(f"{cause} below h = {t1 / 2 ** levels[last if any(usable) else 0]:.3g}")
@@ -155,25 +161,25 @@ def verdict(found: dict[str, Any], declared: float | None, t1: float, n: int, ca
         notes.append(f"pre-asymptotic above h = {t1 / 2 ** found['used'][0]:.3g}")
     if carried < CARRIED:
         notes.insert(0, f"{carried:.0f} of {n} paths carry the RMSE, read the median")
-    said, half = _consistent(found, declared), found["sampling"]
+    conclusion, half = _compare(found, declared), found["sampling"]
     if half > TOO_WIDE:
-        said = f"too few paths to tell: about {int(1.2 * n * (half / TOO_WIDE) ** 2)} would do"
+        conclusion = f"too few paths: about {int(1.2 * n * (half / TOO_WIDE) ** 2)} are needed"
     elif found["high"] - found["low"] > 2 * TOO_BENT:
         between = f"between {found['low']:.2f} and {found['high']:.2f}"
-        said = f"cannot tell: still bending, {between}; take finer levels"
-    return "; ".join([said, *notes])
+        conclusion = f"cannot tell: still bending, {between}; use finer levels"
+    return "; ".join([conclusion, *notes])
 
 
-def _consistent(found: dict[str, Any], declared: float | None) -> str:
+def _compare(found: dict[str, Any], declared: float | None) -> str:
     low, high = found["low"] - NEAR, found["high"] + NEAR
     nearest = round(2 * found["order"]) / 2
     if declared is not None and low <= declared <= high:
         return f"consistent with order {declared:.1f}"
-    said = f"order {found['order']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    measured = f"order {found['order']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
     if low <= nearest <= high:
-        said = f"consistent with order {nearest:.1f}"
+        measured = f"consistent with order {nearest:.1f}"
     if declared is None:
-        return said
+        return measured
     if found["bent"][0] <= declared <= found["bent"][1]:
-        return f"{said}; a bend towards the declared {declared:.1f} is not excluded, take more paths"
-    return f"{said}, not with the declared {declared:.1f}"
+        return f"{measured}; a bend towards the declared {declared:.1f} is not excluded, use more paths"
+    return f"{measured}, not with the declared {declared:.1f}"

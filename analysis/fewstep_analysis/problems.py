@@ -1,4 +1,4 @@
-"""SDEs whose answers are known, or whose noise dominates enough that orders show."""
+"""Test problems: SDEs with known solutions, or whose noise dominates so that orders can be measured."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class TestProblem:
-    """An SDE with what a measurement needs to know of it.
+    """An SDE with what a measurement needs.
 
     Attributes:
-        name: how the command line calls it.
+        name: as on the command line.
         sde: the equation.
         y0: (*event) the initial value of one path.
         t1: the end; time starts at 0.
-        exact: `(y0, t, W_t) -> y_t` where there is a closed form along the path. Such problems cannot
-            see a wrong space-time area.
+        exact: `(y0, t, W_t) -> y_t` where there is a closed form along the path. Such problems are
+            insensitive to a wrong space-time area.
         mean: `(y0, t) -> E y_t` where it is known.
     """
 
-    __test__ = False  # not a test class, whatever pytest thinks of the name
+    __test__ = False  # not a test class for pytest
 
     name: str
     sde: SDE
@@ -66,7 +66,7 @@ def additive_sine() -> TestProblem:
 
 
 def additive_in_time() -> TestProblem:
-    """dy = sin(y + t) dt + (1 + t^2) dW: additive noise whose size changes."""
+    """dy = sin(y + t) dt + (1 + t^2) dW: additive noise that depends on time."""
     sde = SDE(
         lambda t, y: torch.sin(y + t), lambda t, y: (1 + t * t) * torch.ones_like(y), noise_type="additive"
     )
@@ -74,7 +74,7 @@ def additive_in_time() -> TestProblem:
 
 
 def ornstein_uhlenbeck(theta: float = 1.0, sigma: float = 0.8) -> TestProblem:
-    """dy = -theta y dt + sigma dW: linear, and sees a wrong space-time area."""
+    """dy = -theta y dt + sigma dW: linear, and sensitive to a wrong space-time area."""
     sde = SDE(lambda t, y: -theta * y, lambda t, y: torch.full_like(y, sigma), noise_type="additive")
     return TestProblem("ornstein_uhlenbeck", sde, torch.ones(1, dtype=F64),
                        mean=lambda y0, t: y0 * math.exp(-theta * t))  # fmt: skip
@@ -99,13 +99,13 @@ def igbm(a: float = 0.1, b: float = 0.04, sigma: float = 0.6) -> TestProblem:
 
 
 def double_well(sigma: float = 0.7) -> TestProblem:
-    """dy = (y - y^3) dt + sigma dW: two basins; a path that changes sides dominates the RMSE."""
+    """dy = (y - y^3) dt + sigma dW: two basins; paths that change basins dominate the RMSE."""
     sde = SDE(lambda t, y: y - y**3, lambda t, y: torch.full_like(y, sigma), noise_type="additive")
     return TestProblem("double_well", sde, torch.zeros(1, dtype=F64), t1=2.0)
 
 
 def fitzhugh_nagumo(sigma: float = 0.3) -> TestProblem:
-    """dv = 3 (v - v^3/3 - w) dt, dw = (v + 0.7 - 0.8 w)/3 dt + sigma dW: excitable, noise on w alone."""
+    """dv = 3 (v - v^3/3 - w) dt, dw = (v + 0.7 - 0.8 w)/3 dt + sigma dW: excitable, noise on w only."""
 
     def drift(t: Tensor, y: Tensor) -> Tensor:
         v, w = y.unbind(-1)
@@ -116,7 +116,7 @@ def fitzhugh_nagumo(sigma: float = 0.3) -> TestProblem:
 
 
 def underdamped_langevin(friction: float = 1.0, sigma: float = 1.4) -> TestProblem:
-    """dq = p dt, dp = (-q - sin 2q - friction p) dt + sigma dW: noise enters the momentum alone."""
+    """dq = p dt, dp = (-q - sin 2q - friction p) dt + sigma dW: noise on the momentum only."""
 
     def drift(t: Tensor, y: Tensor) -> Tensor:
         q, p = y.unbind(-1)
@@ -130,7 +130,7 @@ def underdamped_langevin(friction: float = 1.0, sigma: float = 1.4) -> TestProbl
 
 
 def _rows(diffusion: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A constant matrix, given to each sample."""
+    """The constant matrix, expanded over the batch."""
 
     def g(t: Tensor, y: Tensor) -> Tensor:
         matrix = diffusion(t, y)
@@ -161,7 +161,7 @@ def commutative_pair() -> TestProblem:
 
     def diffusion(t: Tensor, y: Tensor) -> Tensor:
         size = (0.7 + 0.4 * torch.sin(y.sum(-1)))[..., None, None]
-        # both columns are multiples of one vector field, so that their bracket is nought
+        # both columns are multiples of one vector field: their bracket is zero
         return size * y.new_tensor([[0.8, 0.6], [0.4, 0.3]])
 
     start = torch.tensor([0.4, 0.9], dtype=F64)
@@ -187,7 +187,7 @@ def noncommutative_pair() -> TestProblem:
 def heston(kappa: float = 2.0, theta: float = 0.25, xi: float = 0.3, rho: float = -0.6) -> TestProblem:
     """Log-price and variance: dx = -v/2 dt + sqrt(v) dB, dv = kappa (theta - v) dt + xi sqrt(v) dZ, corr rho.
 
-    2 kappa theta / xi^2 = 11: the variance stays away from nought, where the root is not Lipschitz.
+    2 kappa theta / xi^2 = 11: the variance stays away from zero, where the root is not Lipschitz.
     """
 
     def drift(t: Tensor, y: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ PROBLEMS: dict[str, Callable[[], TestProblem]] = {
     )
 }  # fmt: skip
 
-# the problem on which a card's order is judged: noise dominates and [f, g] != 0
+# the problems on which declared orders are judged: noise dominates and [f, g] != 0
 JUDGES = {
     "diagonal": sine, "additive": additive_sine, "scalar": scalar_pair, "commutative": commutative_pair,
     "general": noncommutative_pair,
@@ -285,14 +285,14 @@ JUDGES = {
 
 
 def judge(noise_type: str, sde_type: str = "ito") -> TestProblem:
-    """The problem on which orders are judged for this noise, read in this calculus."""
+    """The problem on which orders are judged for this noise type, in this calculus."""
     _validation.check_choice("noise_type", noise_type, JUDGES)
     _validation.check_choice("sde_type", sde_type, SDE_TYPES)
     return in_calculus(JUDGES[noise_type](), sde_type)
 
 
 def in_calculus(problem: TestProblem, sde_type: str) -> TestProblem:
-    """The same drift and diffusion in the other calculus: another SDE, without the problem's answers."""
+    """The same drift and diffusion in another calculus, which is another SDE: exact and mean are dropped."""
     if problem.sde.sde_type == sde_type or problem.sde.noise_type == "additive":
         return problem
     name, sde = f"{problem.name}_{sde_type}", replace(problem.sde, sde_type=sde_type)
@@ -300,7 +300,8 @@ def in_calculus(problem: TestProblem, sde_type: str) -> TestProblem:
 
 
 def by_name(name: str) -> TestProblem:
-    """The problem of that name with its default parameters; `..._stratonovich` reads it in that calculus."""
+    """The problem of that name with its default parameters; the suffix `_stratonovich` selects
+    that calculus."""
     base, _, calculus = name.rpartition("_") if isinstance(name, str) else ("", "", "")
     if calculus in ("stratonovich", "ito") and base in PROBLEMS:
         return in_calculus(PROBLEMS[base](), calculus)

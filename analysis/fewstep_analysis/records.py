@@ -1,4 +1,4 @@
-"""A result is a record: numbers with the seed, the versions and the command that made them, as JSON."""
+"""Results as JSON records: numbers with the seed, the versions and the command that made them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from fewstep._serialization import atomic_write
 from fewstep.errors import InputError
 
 FORMAT = "fewstep-record-1"
+OPTIONAL = ("torchsde", "scipy", "diffrax", "jax")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a study found.
+    """The result of a measurement.
 
     Attributes:
-        kind: what the data is, for instance `"strong-order"`; figures are chosen by it.
+        kind: the kind of data, for instance `"strong-order"`.
         data: plain numbers, strings, lists and dicts.
-        seed: what the study was seeded with.
+        seed: the seed of the measurement.
         made: versions, device, command and commit.
     """
 
@@ -37,18 +38,20 @@ class Record:
     made: dict[str, Any] = field(default_factory=lambda: provenance())
 
     def body(self) -> dict[str, Any]:
-        """What the file holds."""
+        """The content of the file."""
         facts = {"format": FORMAT, "kind": self.kind, "seed": self.seed, "made": self.made}
         return facts | {"data": self.data}
 
     def save(self, path: str | Path) -> Path:
-        """Write the record as JSON; the file appears whole or not at all."""
+        """Write the record as JSON, atomically."""
         path = _validation.check_path(path)
         _validation.check_instance("data", self.data, dict, "a dict of plain numbers")
         try:
             text = json.dumps(self.body(), indent=1) + "\n"
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"data: got what JSON cannot hold ({error}); expected plain numbers.") from error
+            raise InputError(
+                f"data: got values that JSON cannot represent ({error}), expected plain numbers."
+            ) from error
         with atomic_write(path) as part:
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(text)
@@ -56,7 +59,11 @@ class Record:
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
-        """Read a record; refuses other JSON."""
+        """Read a record.
+
+        Raises:
+            InputError: the file does not exist or is not a record.
+        """
         path = _validation.check_path(path)
         try:
             body = json.loads(path.read_text())
@@ -64,19 +71,19 @@ class Record:
                 raise KeyError("format")
             kinds = {"kind": str, "data": dict, "seed": int, "made": dict}
             if wrong := [k for k, kind in kinds.items() if not isinstance(body[k], kind)]:
-                raise TypeError(f"{wrong[0]} is no {kinds[wrong[0]].__name__}")
+                raise TypeError(f"{wrong[0]} is not a {kinds[wrong[0]].__name__}")
             return cls(body["kind"], body["data"], body["seed"], body["made"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"path: {path} is not a record of this library ({error}); expected JSON with format "
-                f"{FORMAT!r}. Make the record again with its command."
+                f"{FORMAT!r}. Regenerate the record with its command."
             ) from error
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """Versions, machine and command, without anything private to the machine."""
-    packages = ["fewstep", "torch", "torchsde", "numpy", "scipy"]
-    packages += [p for p in ("diffrax", "jax") if p in sys.modules]
+    """Versions, device, command and commit; nothing that identifies the user or the machine."""
+    # a measurement does not depend on packages that are installed but not used
+    packages = ["fewstep", "torch", "numpy", *(p for p in OPTIONAL if p in sys.modules)]
     words = sys.argv if sys.argv and sys.argv[0] else ["python"]
     command = [Path(w).name if Path(w).is_absolute() else w for w in words]
     if command[0] == "__main__.py":  # python -m fewstep_analysis
@@ -91,7 +98,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this library's own checkout, marked where files differ from it."""
+    """The commit of the checkout of this library, with a suffix where files are modified."""
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
@@ -99,7 +106,7 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", str(here))  # an installed copy lies in somebody else's project
+        git("ls-files", "--error-unmatch", str(here))  # fails for an installed copy
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None

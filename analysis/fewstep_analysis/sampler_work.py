@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 import fewstep as fs
-from fewstep import _validation
-from fewstep.distances import median_distance, mmd, sliced_w2
-from fewstep.errors import one_of
+from fewstep import InputError, _validation
+from fewstep._progress import progress
+from fewstep.catalog import solver_named
+from fewstep.compat import OfficialDPM
+from fewstep.distances import median_distance, mmd, rmse, sliced_w2
 from fewstep.grid import MOST, SIGMA_SPACINGS, TIME_SPACINGS
 
 from .diffusion_problems import DiffusionProblem, by_name
 from .figures import canvas, colour, write
-from .parallel import progress
 from .records import Record
 
 EVALUATIONS = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100)
@@ -25,116 +26,119 @@ SPACINGS = ("logsnr", "karras", "trailing")
 REFERENCE_STEPS = 2000
 MEASURES = ("rmse", "w2", "mmd")
 
-# name -> solver, evaluations an interval of the grid
-SOLVERS: dict[str, tuple[fs.DiffusionSolver, int]] = {
-    "DDIM": (fs.DDIM(), 1),
-    "EDMHeun": (fs.EDMHeun(), 2),
-    "DPMSolver(2)": (fs.DPMSolver(2), 2),
-    "DPMSolver(3)": (fs.DPMSolver(3), 3),
-    "DPMSolverPP(2)": (fs.DPMSolverPP(2), 1),
-    "DPMSolverPP(3)": (fs.DPMSolverPP(3), 1),
-    "DPMSolverPP(3) official": (fs.DPMSolverPP(3, form="official"), 1),
-    "DPMSolverPP(2S)": (fs.DPMSolverPP(2, multistep=False), 2),
-    "DPMSolverPP(3S)": (fs.DPMSolverPP(3, multistep=False), 3),
-    "DEIS(2)": (fs.DEIS(2), 1),
-    "DEIS(3)": (fs.DEIS(3), 1),
-    "DEIS(2, t)": (fs.DEIS(2, "t"), 1),
-    "DEIS(3, t)": (fs.DEIS(3, "t"), 1),
-    "DEIS(3, rho)": (fs.DEIS(3, "rho"), 1),
-    "PNDM(plms)": (fs.PNDM("plms"), 1),
-    "IPNDM(2)": (fs.IPNDM(2), 1),
-    "IPNDM(3)": (fs.IPNDM(3), 1),
-    "IPNDM(4)": (fs.IPNDM(4), 1),
-    "IPNDM(4, variable)": (fs.IPNDM(4, variable=True), 1),
-    "UniPC(2)": (fs.UniPC(2), 1),
-    "UniPC(3)": (fs.UniPC(3), 1),
-    "SASolver(3, tau=0)": (fs.SASolver(3, 3, tau=0), 1),
-}  # fmt: skip
+# the names of series in records and figures
+SOLVERS: dict[str, fs.DiffusionSolver] = {
+    "DDIM": fs.DDIM(),
+    "EDMHeun": fs.EDMHeun(),
+    "DPMSolver(2)": fs.DPMSolver(2),
+    "DPMSolver(3)": fs.DPMSolver(3),
+    "DPMSolverPP(2)": fs.DPMSolverPP(2),
+    "DPMSolverPP(3)": fs.DPMSolverPP(3),
+    "DPMSolverPP(3) official": OfficialDPM(fs.DPMSolverPP(3)),
+    "DPMSolverPP(2S)": fs.DPMSolverPP(2, multistep=False),
+    "DPMSolverPP(3S)": fs.DPMSolverPP(3, multistep=False),
+    "DEIS(2)": fs.DEIS(2),
+    "DEIS(3)": fs.DEIS(3),
+    "DEIS(2, t)": fs.DEIS(2, "t"),
+    "DEIS(3, t)": fs.DEIS(3, "t"),
+    "DEIS(3, rho)": fs.DEIS(3, "rho"),
+    "PNDM(plms)": fs.PNDM("plms"),
+    "IPNDM(2)": fs.IPNDM(2),
+    "IPNDM(3)": fs.IPNDM(3),
+    "IPNDM(4)": fs.IPNDM(4),
+    "IPNDM(4, variable)": fs.IPNDM(4, variable=True),
+    "UniPC(2)": fs.UniPC(2),
+    "UniPC(3)": fs.UniPC(3),
+    "SASolver(3, tau=0)": fs.SASolver(3, 3, tau=0),
+}
 
 
-def letters(name: str) -> str:
-    """What spellings of a name have in common: `DPMSolverPP(2)`, `dpm_solver_pp:2`, `dpm-solver-pp-2`."""
-    return "".join(c for c in name.lower().replace("+", "p") if c.isalnum())
-
-
-def named(name: str) -> str:
-    """A solver's name as it stands in SOLVERS, from any spelling."""
-    known = {letters(n): n for n in SOLVERS}
-    if letters(name) not in known:
-        raise one_of("solvers", name, SOLVERS)
-    return known[letters(name)]
-
-
-def plan_of(
-    solver: fs.DiffusionSolver, nfe: int, per_step: int, spacing: str, schedule: Any
-) -> fs.Plan | None:
-    """The plan of nfe evaluations, or of the most below it, on a grid that ends in x0, if there is one."""
-    for steps in range(-(-nfe // per_step) + 1, 1, -1):
-        sigmas = fs.sigma_grid(schedule, steps, spacing)
-        timed = isinstance(solver, fs.ScheduledSolver)
-        plan = solver.plan(sigmas, schedule) if timed else solver.plan(sigmas)  # type: ignore[call-arg]
+def plan_of(solver: fs.DiffusionSolver, nfe: int, spacing: str, schedule: fs.Schedule) -> fs.Plan | None:
+    """The plan with the most evaluations up to nfe, on a grid that ends in x0; None if there is none."""
+    for steps in range(-(-nfe // solver.card.evaluations) + 1, 1, -1):
+        plan = solver.plan(fs.sigma_grid(schedule, steps, spacing), schedule)
         if plan.nfe <= nfe:
             return plan
     return None
 
 
+def _named(solver: str | fs.DiffusionSolver) -> tuple[str, fs.DiffusionSolver]:
+    """The name of a solver's series, and the solver."""
+    if isinstance(solver, str):
+        if solver in SOLVERS:
+            return solver, SOLVERS[solver]
+        solver = solver_named(solver, "solvers")  # type: ignore[assignment]
+    if not isinstance(solver, fs.DiffusionSolver):
+        given = _validation.describe(solver)
+        raise InputError(f"solvers: got {given}, expected diffusion solvers such as UniPC(3) or their names.")
+    names = {repr(s): name for name, s in SOLVERS.items()}
+    return names.get(repr(solver), repr(solver)), solver
+
+
 def work_precision(
     problem: DiffusionProblem | str, nfe: Sequence[int] = EVALUATIONS, *,
-    solvers: Iterable[str] | None = None, spacings: Sequence[str] = SPACINGS, samples: int = 2048,
-    seed: int = 0, diffusers: bool = True,
+    solvers: Iterable[str | fs.DiffusionSolver] | None = None, spacings: Sequence[str] = SPACINGS,
+    samples: int = 2048, seed: int = 0, diffusers: bool = True,
 ) -> Record:  # fmt: skip
-    """Errors of solvers on a problem with an exact score.
+    """Errors of solvers on a problem whose score is exact.
 
     Args:
         problem: a `DiffusionProblem` or its name.
-        nfe: network evaluations; a solver whose grids do not take so many has the next fewer.
-        solvers: names in SOLVERS, in any spelling (`letters`); all by default.
-        samples: start states, the same for all series, in float64 (diffusers': float32, its own).
-        diffusers: with its schedulers as further series, where they are installed.
+        nfe: network evaluations; a solver whose grids do not take exactly so many has the next fewer.
+        solvers: solvers of the probability-flow ODE, or their names (`fewstep.catalog.solver_named`); by
+            default those in SOLVERS.
+        samples: number of initial states, the same for all series; float64 (float32 for diffusers).
+        diffusers: also measure diffusers' schedulers, where the package is installed.
 
     Returns:
-        a "work-precision" record of series {name, spacing, nfe, rmse, w2, mmd}: RMSE of the vector at
-        sigma = 0 to RK4 in float64 with 2,000 steps; sliced W2 and MMD (a Gaussian kernel as wide as the
-        data's median distance) to as many draws of the data. The record names their floors, those of fresh
-        draws, too. Records of version 0.1.0 before MMD was measured have none.
+        a "work-precision" record of series {name, spacing, nfe, rmse, w2, mmd}: the RMSE of the vector at
+        sigma = 0 to RK4 in float64 with 2,000 steps; sliced W2 and MMD (Gaussian kernel whose width is the
+        median distance of the data) to as many samples of the data. `w2_floor` and `mmd_floor` are those of
+        fresh samples of the data.
+
+    Raises:
+        InputError: an unknown problem, solver or spacing, a stochastic solver, invalid numbers.
     """
     problem = by_name(problem) if isinstance(problem, str) else problem
-    asked = _validation.check_sequence("solvers", SOLVERS if solvers is None else solvers, "names of solvers")
-    chosen = [named(n) for n in asked]
+    given = SOLVERS if solvers is None else solvers
+    chosen = [_named(s) for s in _validation.check_sequence("solvers", given, "diffusion solvers")]
     for spacing in _validation.check_sequence("spacings", spacings, "names of spacings"):
         _validation.check_choice("spacings", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
-    for n in _validation.check_sequence("nfe", nfe, "whole numbers of at least 2"):
+    for n in _validation.check_sequence("nfe", nfe, "integers of at least 2"):
         _validation.check_int("nfe", n, 2, MOST)
     _validation.check_int("samples", samples, 2)
     _validation.check_seed(seed)
+    plans: dict[tuple[str, str], dict[int, fs.Plan]] = {}
+    for name, solver in chosen:
+        for spacing in spacings:
+            found = [plan_of(solver, n, spacing, problem.schedule) for n in nfe]
+            plans[name, spacing] = {plan.nfe: plan for plan in found if plan is not None}
+            if any(plan.levy for plan in plans[name, spacing].values()):
+                raise InputError(f"solvers: got {name}, which adds noise; expected ODE solvers.")
     noise = problem.noise(samples, seed)
     start = _alpha(problem) * noise
     truth, data = exact(problem, noise), problem.mixture.sample(samples, seed + 1)
     series = []
     with torch.no_grad():
-        for name in progress(chosen, "solver"):
-            solver, per_step = SOLVERS[name]
-            for spacing in spacings:
-                plans = {}
-                for n in nfe:
-                    plan = plan_of(solver, n, per_step, spacing, problem.schedule)
-                    if plan is not None:
-                        plans[plan.nfe] = plan
-                points = [
-                    (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
-                    for n, p in plans.items()
-                ]
-                series.append(_series(name, spacing, "fewstep", points))
+        for (name, spacing), by_nfe in progress(list(plans.items()), "series"):
+            points = [
+                (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
+                for n, p in by_nfe.items()
+            ]
+            series.append(_series(name, spacing, "fewstep", points))
         if diffusers:
             series += _diffusers_series(problem, nfe, noise, truth, data)
     fresh = problem.mixture.sample(samples, seed + 2)
-    floors = {"w2_floor": sliced_w2(fresh, data), "mmd_floor": mmd(fresh, data, bandwidth=_width(data))}
+    floors = {
+        "w2_floor": sliced_w2(fresh, data),
+        "mmd_floor": mmd(fresh, data, bandwidth=median_distance(data)),
+    }
     body = {"problem": problem.name, "samples": samples, "series": series, **floors}
     return Record("work-precision", body, seed)
 
 
 def exact(problem: DiffusionProblem, noise: Tensor, steps: int = REFERENCE_STEPS) -> Tensor:
-    """The ODE's solution at the schedule's sigma_min, then the denoiser's estimate of x0."""
+    """The solution of the probability-flow ODE at sigma_min, then the denoiser's estimate of x0."""
     ends = torch.tensor([problem.schedule.sigma_max, problem.schedule.sigma_min, 0.0], dtype=torch.float64)
     return problem.mixture.flow(noise, ends, steps)[-1]
 
@@ -143,15 +147,9 @@ def _alpha(problem: DiffusionProblem) -> float:
     return float(problem.schedule.alpha(torch.tensor(problem.schedule.sigma_max, dtype=torch.float64)))
 
 
-def _width(data: Tensor) -> float:
-    """The MMD's bandwidth: the data's alone, so that all series have the same."""
-    return median_distance(data)
-
-
 def _errors(x: Tensor, truth: Tensor, data: Tensor) -> tuple[float, ...]:
-    """In the order of MEASURES."""
-    rmse = float((x.double() - truth).square().sum(1).mean().sqrt())
-    return rmse, sliced_w2(x, data, projections=128), mmd(x, data, bandwidth=_width(data))
+    """The errors in the order of MEASURES."""
+    return rmse(x, truth), sliced_w2(x, data, projections=128), mmd(x, data, bandwidth=median_distance(data))
 
 
 def _series(name: str, spacing: str, by: str, points: list[tuple[float, ...]]) -> dict[str, Any]:
@@ -162,9 +160,9 @@ def _series(name: str, spacing: str, by: str, points: list[tuple[float, ...]]) -
 def _diffusers_series(
     problem: DiffusionProblem, nfe: Sequence[int], noise: Tensor, truth: Tensor, data: Tensor
 ) -> list[dict[str, Any]]:
-    """The installed schedulers in float32, with their own grids and labels."""
+    """diffusers' schedulers in float32, with their own grids and labels."""
     if not isinstance(problem.schedule, fs.DiscreteVP):
-        return []  # they walk a table of betas
+        return []  # they need a table of betas
     try:
         import diffusers as df
     except ImportError:
@@ -208,15 +206,26 @@ def _run_diffusers(scheduler: Any, steps: int, problem: DiffusionProblem, noise:
     return x
 
 
+def summary(
+    record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of RMSEs by solver and spacing; a count that differs from the column's in brackets."""
+    rows = [
+        [
+            s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)",
+            s["spacing"],
+            *(_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe),
+        ]
+        for s in record.data["series"]
+        if spacing in (None, s["spacing"]) and s["nfe"]
+    ]
+    return ["solver", "spacing", *map(str, nfe)], rows
+
+
 def table(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None) -> str:
-    """A Markdown table of RMSE by solver and spacing; other counts than the column's in brackets."""
-    lines = ["| solver | spacing | " + " | ".join(map(str, nfe)) + " |", "|---" * (len(nfe) + 2) + "|"]
-    for s in record.data["series"]:
-        if spacing in (None, s["spacing"]) and s["nfe"]:
-            cells = [_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe]
-            name = s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)"
-            lines.append(f"| {name} | {s['spacing']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """The summary in Markdown, for the documentation."""
+    columns, rows = summary(record, nfe, spacing)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
 
 
 def _cell(known: dict[int, float], n: int) -> str:
@@ -232,12 +241,12 @@ SHOWN = (
 
 
 def figure(record: Record, path: str | Path, spacings: Sequence[str] = ("logsnr", "karras")) -> Path:
-    """A panel a spacing: fewstep's solvers drawn through, diffusers' schedulers dotted in their colours."""
+    """One panel per spacing: solid lines for fewstep, dotted lines in the same colours for diffusers."""
     drawing, panels = canvas(5.2 * len(spacings), 4.8, ncols=len(spacings), sharey=True, squeeze=False)
     marks = dict(zip(SHOWN, "osD^vPX*"))
     for axes, spacing in zip(panels[0], spacings):
         for s in record.data["series"]:
-            name = THEIRS.get(s["name"], s["name"]) if s["by"] == "diffusers" else s["name"]
+            name = COUNTERPARTS.get(s["name"], s["name"]) if s["by"] == "diffusers" else s["name"]
             if s["spacing"] != spacing or not s["nfe"] or name not in SHOWN:
                 continue
             own = s["by"] == "fewstep"
@@ -250,15 +259,15 @@ def figure(record: Record, path: str | Path, spacings: Sequence[str] = ("logsnr"
         axes.set_xlabel("network evaluations")
         axes.set_xticks([3, 5, 10, 20, 50, 100], ["3", "5", "10", "20", "50", "100"])
         axes.set_xticks([], minor=True)
-        axes.set_ylim(top=2)  # Heun's first points lie far above
+        axes.set_ylim(top=2)  # the first points of Heun lie far above
         axes.grid(True, which="major", alpha=0.3)
         axes.legend(fontsize=7, loc="lower left")
     panels[0][0].set_ylabel("RMSE to the exact ODE's solution")
     return write(drawing, path)
 
 
-# diffusers' schedulers by the name of their counterpart
-THEIRS = {
+# diffusers' schedulers and their counterparts
+COUNTERPARTS = {
     "DPM++ 2M": "DPMSolverPP(2)", "DPM++ 3M": "DPMSolverPP(3)", "DEIS 3": "DEIS(3)", "UniPC 2": "UniPC(2)",
     "UniPC 3": "UniPC(3)",
 }  # fmt: skip

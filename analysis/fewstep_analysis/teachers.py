@@ -1,43 +1,55 @@
-"""Small diffusion teachers: shipped as safetensors, made again from scratch by `fewstep train-teacher`."""
+"""The small diffusion teachers shipped with the package: 8x8 digits, MNIST, and a classifier of MNIST.
+
+`analysis/experiments/train_teachers.py` trains each of them again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep import EDM, DiffusionModel, _serialization, _validation
-from fewstep.errors import InputError
-from fewstep.learned import training
+from fewstep import (
+    EDM,
+    DiffusionModel,
+    DiscreteVP,
+    InputError,
+    _serialization,
+    _validation,
+    classifier_free_guidance,
+    from_epsilon,
+)
 from fewstep.learned.sigdeg.networks import DenoisingMLP
-from fewstep.learned.training import Minibatch, seeded
+from fewstep.learned.unet_denoiser import unet_class
 
-from . import datasets
-from .shipped import write_half
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 WEIGHTS = Path(__file__).parent / "weights"
-FORMAT = "fewstep-teacher-1"
+DIGITS_FORMAT = "fewstep-teacher-1"
+MNIST_FORMAT = "fewstep-mnist-unet-1"
+FEATURES_FORMAT = "fewstep-mnist-features-1"
 DIGITS = EDM(sigma_min=0.05, sigma_max=20.0)
-ITERATIONS = 18000
+MNIST_SCHEDULE = {"name": "linear", "steps": 1024}
+MNIST_CONFIG: dict[str, Any] = {"channels": [32, 32, 64], "layers": 1, "groups": 8, "head": 16}
+NO_CLASS = 10
 
 
 def digits(device: torch.device | str = "cpu") -> DiffusionModel:
-    """The shipped denoiser of 8x8 handwritten digits, events (1, 8, 8) in [-1, 1], sigma in [0.05, 20].
+    """The shipped denoiser of 8x8 handwritten digits: events (1, 8, 8) in [-1, 1], sigma in [0.05, 20].
 
     Args:
-        device: where its weights are put, and samples must be.
+        device: where the weights are put and where samples must be.
     """
     return DiffusionModel(load(WEIGHTS / "digits.safetensors").to(_validation.check_device(device)), DIGITS)
 
 
 def load(path: str | Path) -> DenoisingMLP:
-    """A teacher from its file."""
-    meta, weights = _serialization.read(path, (FORMAT,))
-    _serialization.check_weights(path, weights)
-    weights = {k: v.float() for k, v in weights.items()}
+    """A denoiser written by `save`, as a float32 network for inference."""
+    meta, weights = _read(path, DIGITS_FORMAT)
     try:
         network = _serialization.build_network(str(path), "DenoisingMLP", meta.get("config"), weights)
         network.load_state_dict(weights)
@@ -48,78 +60,175 @@ def load(path: str | Path) -> DenoisingMLP:
 
 
 def save(network: DenoisingMLP, path: str | Path) -> Path:
-    """Write a teacher, in half precision."""
-    return write_half(path, {"format": FORMAT, "config": network.config}, network)
+    """Write a denoiser in half precision."""
+    return write_half(path, {"format": DIGITS_FORMAT, "config": network.config}, network)
 
 
-def mnist(label: int | Tensor | None = None, guidance: float = 1.0) -> DiffusionModel:
-    """The shipped denoiser of MNIST, events (1, 28, 28) in [-1, 1]; see `mnist_teacher.problem`."""
-    from . import mnist_teacher
+def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Path:
+    """Write a network in half precision, which halves the size of the package; it is read as float32."""
+    from safetensors.torch import save_file
 
-    return mnist_teacher.problem(label, guidance)
+    weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
+    with _serialization.atomic_write(path) as part:
+        save_file(weights, str(part), {"fewstep": json.dumps(meta)})
+    return Path(path)
 
 
-def train(
-    name: str, path: str | Path, *, seed: int = 0, device: torch.device | str = "cpu", **options: Any
-) -> Path:  # fmt: skip
-    """Train the named teacher from scratch and write it.
+def _read(path: str | Path, expected: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and finite float32 weights of a file that `write_half` wrote."""
+    meta, weights = _serialization.read(path, (expected,))
+    _serialization.check_weights(path, weights)
+    return meta, {k: v.float() for k, v in weights.items()}
+
+
+def mnist_schedule() -> DiscreteVP:
+    """The schedule of the MNIST teacher: 1,024 labels, linear betas from 1e-4 to 0.02."""
+    return DiscreteVP.named(**MNIST_SCHEDULE)
+
+
+def mnist(
+    label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DModel | None = None
+) -> DiffusionModel:
+    """The shipped denoiser of MNIST: a class-conditional U-Net (diffusers) that predicts noise.
+
+    Events are (1, 28, 28) in [-1, 1]. One network serves unconditional, conditional and guided sampling,
+    since a tenth of the labels were replaced by "no class" in training (arXiv 2207.12598).
 
     Args:
-        device: where; minibatches and noise are drawn on the CPU, dropout there.
-        options: `iterations` for digits; for mnist and mnist-features those of `mnist_teacher.train` and
-            `mnist_teacher.train_features`.
+        label: None for digits of any class, 0 ... 9 for one class, (batch,) for one class per sample.
+        guidance: w in e_u + w (e_c - e_u). 0 is unconditional and 1 conditional; other values evaluate a
+            batch of twice the size.
+        net: the network where it is loaded already or not on the CPU; by default `mnist_network()`.
     """
-    from . import mnist_teacher
+    labels = _check_labels(label, guidance)
+    net = mnist_network() if net is None else net
 
-    recipes: dict[str, Callable[..., Path]] = {
-        "digits": lambda path, seed, device, iterations=ITERATIONS: save(
-            _train_digits(seed, iterations, device), path
-        ),
-        "mnist": mnist_teacher.train,
-        "mnist-features": mnist_teacher.train_features,
-    }
-    if not isinstance(name, str) or name not in recipes:
-        raise InputError(f"name: got {name!r}, expected one of {', '.join(recipes)}.")
-    place = _validation.check_path(path)
-    if not place.resolve().parent.is_dir() or place.is_dir():  # before the training, not after it
-        raise InputError(f"path: got {path}, expected a file in a folder that exists; make it first.")
-    return recipes[name](
-        place, seed=_validation.check_seed(seed), device=_validation.check_device(device), **options
+    def model(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        out: Tensor = net(x, t, class_labels=c).sample
+        return out.float()  # half precision under autocast
+
+    def labelled(x: Tensor, t: Tensor) -> Tensor:
+        if labels.dim() and len(labels) != len(x):
+            raise InputError(
+                f"label: got {len(labels)} labels for a batch of {len(x)}, expected one per sample."
+            )
+        c = labels.to(x.device).expand(len(x))
+        if guidance == 1 or label is None:
+            return model(x, t, c)
+        none = torch.full_like(c, NO_CLASS)
+        if guidance == 0:
+            return model(x, t, none)
+        return classifier_free_guidance(model, c, none, guidance)(x, t)
+
+    schedule = mnist_schedule()
+    return DiffusionModel(from_epsilon(labelled, schedule, dtype=torch.float32), schedule)
+
+
+def _check_labels(label: int | Tensor | None, guidance: float) -> Tensor:
+    """The labels, () or (batch,)."""
+    _validation.check_float("guidance", guidance, expected="a finite number; 1 is no guidance")
+    if label is None:
+        if guidance not in (0, 1):
+            raise InputError(f"guidance: got {guidance} without a label; pass the class to guide to.")
+        return torch.tensor(NO_CLASS)
+    expected = "None, a digit 0 ... 9, or a (batch,) tensor of them"
+    try:
+        labels = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"label: got {label!r}, expected {expected}.") from error
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not integers or labels.dim() > 1 or bool(((labels < 0) | (labels >= NO_CLASS)).any()):
+        raise InputError(f"label: got {label!r}, expected {expected}.")
+    return labels.long()
+
+
+def mnist_network(path: str | Path | None = None) -> UNet2DModel:
+    """The shipped U-Net of MNIST, or one trained again: float32, for inference.
+
+    Call it as `net(x, t, class_labels=c).sample` with c (batch,); 10 is no class.
+
+    Raises:
+        InputError: the file is damaged or of another kind, or diffusers is not installed.
+    """
+    path = WEIGHTS / "mnist_unet.safetensors" if path is None else path
+    meta, weights = _read(path, MNIST_FORMAT)
+    try:
+        net = _build(path, meta, weights)
+    except InputError:
+        raise
+    except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
+        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
+    return net.eval().requires_grad_(False)
+
+
+def _build(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor]) -> UNet2DModel:
+    """The network of a file, which is not trusted: shapes are compared before memory is allocated."""
+    config = meta["config"]
+    known = set(config) == set(MNIST_CONFIG) and meta["schedule"] == MNIST_SCHEDULE
+    sizes = [*config["channels"], config["layers"], config["groups"], config["head"]] if known else [0]
+    limit = max(n for w in weights.values() for n in w.shape)
+    if not all(type(n) is int and 0 < n <= limit for n in sizes) or (
+        len(config["channels"]) * config["layers"] > len(weights) or config["head"] > config["channels"][-1]
+    ):
+        raise InputError(f"path: {path} has a config that does not fit its weights: {config}.")
+    with torch.device("meta"):
+        net = mnist_unet(**config)
+    if {k: v.shape for k, v in net.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
+        raise InputError(f"path: the weights in {path} do not have the shapes of its config.")
+    net.load_state_dict(weights, assign=True)
+    return net
+
+
+def mnist_unet(channels: list[int], layers: int, groups: int, head: int) -> UNet2DModel:
+    """An untrained U-Net for (batch, 1, 28, 28): attention on the coarsest grid, ten classes and none."""
+    above = len(channels) - 1
+    return unet_class()(  # type: ignore[no-any-return]
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        num_class_embeds=NO_CLASS + 1,
+        add_attention=False,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers,
+        norm_num_groups=groups,
+        attention_head_dim=head,
+        down_block_types=("DownBlock2D",) * above + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * above,
     )
 
 
-def _train_digits(seed: int, iterations: int, device: torch.device | str) -> DenoisingMLP:
-    data = datasets.digits()[0].to(device)
-    build: Any = lambda: DenoisingMLP((1, 8, 8), width=256, depth=3, dropout=0.15)  # noqa: E731
-    return fit_denoiser(seeded(seed, build), data, DIGITS, iterations, seed)
+class MNISTFeatures(nn.Module):
+    """A classifier of (n, 1, 28, 28) images in [-1, 1]; calling it returns 64 features, (n, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body: nn.Sequential = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 48, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(48 * 7 * 7, 64), nn.ReLU(),
+        )  # fmt: skip
+        self.head: nn.Linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores, (n, 10)."""
+        out: Tensor = self.head(self(x))
+        return out
 
 
-def fit_denoiser(
-    network: Any,
-    data: Tensor,
-    schedule: EDM,
-    iterations: int,
-    seed: int,
-    batch: int = 256,
-    rate: float = 2e-3,
-) -> Any:
-    """DiffusionModel score matching with EDM's weight (arXiv 2206.00364, Eq. 8) and averaged weights.
-
-    It trains where the data are.
-    """
-    network.to(data.device)
-
-    def loss(some: Minibatch) -> Tensor:
-        x0, generator = data[some.index.to(data.device)], some.generator
-        sigma = torch.exp(-0.5 + 1.2 * torch.randn(len(x0), generator=generator)).to(data.device)
-        sigma = sigma.clamp(schedule.sigma_min / 2, 2 * schedule.sigma_max)
-        s = sigma.reshape(-1, *[1] * (x0.dim() - 1))
-        x = x0 + s * torch.randn(x0.shape, generator=generator).to(data.device)
-        weight = (s.square() + network.data_std**2) / (s * network.data_std) ** 2
-        return (weight * (network(x, sigma) - x0).square()).mean()
-
-    training.fit(
-        network, loss, len(data), iterations=iterations, batch=batch, rate=rate, seed=seed, progress=True,
-        average=0.999, weight_decay=0.01,
-    )  # fmt: skip
-    return network.eval()
+def mnist_features(path: str | Path | None = None) -> MNISTFeatures:
+    """The shipped classifier of MNIST, or one trained again: float32, for inference."""
+    path = WEIGHTS / "mnist_features.safetensors" if path is None else path
+    _, weights = _read(path, FEATURES_FORMAT)
+    with torch.device("meta"):
+        net = MNISTFeatures()
+    try:
+        net.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"path: the weights in {path} do not fit the classifier: {error}") from error
+    return net.eval().requires_grad_(False)

@@ -1,13 +1,12 @@
-"""Work-precision of SDE solvers: error against drift evaluations and against seconds, peers beside."""
+"""Work-precision of SDE solvers: error against drift evaluations and against seconds, with torchsde's."""
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -18,20 +17,20 @@ from fewstep import (  # fmt: skip
     BrownianPath,
     GeneralMilstein,
     Increment,
-    InputError,
     Milstein,
     SlowRK,
     StochasticSolver,
     _validation,
     solve,
 )
+from fewstep._progress import progress
 from fewstep.errors import one_of
 from fewstep.solve import check_solves
 
-from .convergence import whole_levels
+from . import diffusion_problems, sampler_work
+from .convergence import check_levels
 from .figures import canvas, colour, write
-from .monte_carlo import Experiment, Stored, Torchsde, grid_of, own_noise
-from .parallel import progress
+from .monte_carlo import Experiment, Stored, TorchsdeSDE, grid_of, own_noise
 from .problems import PROBLEMS, TestProblem, by_name
 from .records import Record, provenance
 from .solver_table import cases
@@ -39,8 +38,8 @@ from .solver_table import cases
 if TYPE_CHECKING:
     from .diffusion_problems import DiffusionProblem
 
-FINER = 4  # the truth's level above the finest measured one
-# torchsde's methods that can be driven by any Brownian motion, with their drift evaluations a step
+FINER = 4  # the reference is 2^4 times finer than the finest measured refinement
+# torchsde's methods that accept any Brownian motion, with their drift evaluations per step
 TORCHSDE = {
     ("ito", "diagonal"): {"euler": 1, "milstein": 1, "srk": 4},
     ("ito", "additive"): {"euler": 1, "srk": 2},
@@ -50,10 +49,30 @@ TORCHSDE = {
 }
 
 
+class Series(NamedTuple):
+    """One solver of a work-precision measurement.
+
+    Attributes:
+        name, package: the solver, and the package that provides it.
+        evaluations: drift evaluations per path, one number per refinement.
+        run: solves at a refinement as a user would, noise included; its time is measured.
+        end: `(stored noise, refinement)` -> final states along the shared paths; its error is measured.
+    """
+
+    name: str
+    package: str
+    evaluations: list[int]
+    run: Callable[[int], Any]
+    end: Callable[[Stored, int], Tensor]
+
+
+Peers = Callable[[Experiment, TestProblem], list[Series]]
+
+
 @overload
 def work_precision(
     problem: TestProblem | str, solvers: Sequence[StochasticSolver] | None = ..., *,
-    levels: Iterable[int] = ..., paths: int = ..., torchsde: bool = ..., diffrax: bool = ...,
+    levels: Iterable[int] = ..., paths: int = ..., torchsde: bool = ..., peers: Peers | None = ...,
     device: str = ..., seed: int = ..., repeats: int = ...,
 ) -> Record: ...  # fmt: skip
 @overload
@@ -62,62 +81,63 @@ def work_precision(
     spacings: Sequence[str] = ..., samples: int = ..., seed: int = ..., diffusers: bool = ...,
 ) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
-    """Error against work: `sde_work_precision` of an SDE, `diffusion_work.work_precision` of samplers.
+    """Error against work: `sde_work_precision` of SDE solvers or `sampler_work.work_precision` of samplers.
 
     Args:
-        problem: a problem, or its name, of `problems` or of `diffusion_problems`.
+        problem: a problem of `problems` or `diffusion_problems`, or its name.
     """
+    if isinstance(problem, str) and is_sde(problem):
+        problem = by_name(problem)
     if isinstance(problem, TestProblem):
         return sde_work_precision(problem, *args, **options)
-    if isinstance(problem, str) and is_sde(problem):
-        return sde_work_precision(by_name(problem), *args, **options)
-    from . import diffusion_problems
-    from . import sampler_work as diffusion_work
-
     kinds = (str, diffusion_problems.DiffusionProblem)
     _validation.check_instance("problem", problem, kinds, "a problem of fewstep_analysis or its name")
     if isinstance(problem, str) and problem not in diffusion_problems.PROBLEMS:
         raise one_of("problem", problem, [*PROBLEMS, *diffusion_problems.PROBLEMS])
-    return diffusion_work.work_precision(problem, *args, **options)
+    return sampler_work.work_precision(problem, *args, **options)
 
 
 def is_sde(name: str) -> bool:
-    """Whether `problems.by_name` knows it."""
+    """Whether `problems.by_name` knows the name."""
     return name in PROBLEMS or name.rpartition("_")[0] in PROBLEMS
 
 
 def sde_work_precision(
     problem: TestProblem, solvers: Sequence[StochasticSolver] | None = None, *,
     levels: Iterable[int] = range(3, 9), paths: int = 2048, torchsde: bool = True,
-    diffrax: bool = True, device: str = "cpu", seed: int = 0, repeats: int = 3,
+    peers: Peers | None = None, device: str = "cpu", seed: int = 0, repeats: int = 3,
 ) -> Record:  # fmt: skip
-    """Error, evaluations and seconds of each solver at each level, all along the same paths.
+    """Error, evaluations and seconds of each solver at each refinement, all along the same paths.
 
-    Errors are RMSE against the closed form where there is one, otherwise against a solver of the highest
-    order for the noise at 2^4 times the finest resolution. Seconds are the median of `repeats` whole solves
-    as a user calls them, noise included: here with a `BrownianPath`, there with a `BrownianInterval` that
-    was told its step. diffrax's solvers join on the CPU where it is installed and `peers_diffrax` has
-    the problem: compiled beforehand, with a `VirtualBrownianTree`, on as many threads as XLA takes.
+    Errors are the RMSE against the closed form, or against a solver of the highest order for the noise on a
+    grid 2^4 times finer than the finest refinement. Seconds are the median of `repeats` complete solves as a
+    user calls them, noise included: with a `BrownianPath` here, and with a `BrownianInterval` that knows its
+    step for torchsde.
+
+    Args:
+        solvers: by default every solver that can solve the problem, except the expensive Taylor15 and
+            ShiftedODE.
+        levels: at least two refinements; refinement n takes 2^n steps.
+        torchsde: also measure torchsde's methods.
+        peers: further series of other packages, `(experiment, problem) -> [Series, ...]`.
+
+    Returns:
+        a "sde-work-precision" record of series {name, package, evaluations, error, seconds}.
 
     Raises:
         InputError: a solver that cannot solve the problem, fewer than two levels.
     """
-    solvers = default_solvers(problem) if solvers is None else solvers
+    solvers = _default_solvers(problem) if solvers is None else solvers
     solvers = _validation.check_sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
-    levels, seed, device = (
-        whole_levels(levels),
-        _validation.check_seed(seed),
-        str(_validation.check_device(device)),
-    )
+    levels, seed = check_levels(levels, least=2), _validation.check_seed(seed)
+    device = str(_validation.check_device(device))
     _validation.check_int("paths", paths)
     _validation.check_int("repeats", repeats)
-    if len(levels) < 2:
-        raise InputError(f"levels: got {levels}, expected at least two. Use range(3, 9).")
     for solver in solvers:
         _validation.check_instance("solvers", solver, StochasticSolver, "objects such as EulerMaruyama()")
         check_solves(problem.sde, solver)
     truth = "exact" if problem.exact is not None else _best(problem)
-    # one stored path set serves everyone: with H for torchsde's srk, with A where the truth wants it
+    # one stored set of paths serves all: with H for torchsde's srk, with A where the reference needs it
     everyone = [*solvers, SRID2() if problem.sde.noise_type != "general" else GeneralMilstein()]
     finest = levels[-1] + (FINER if truth != "exact" else 0)
     e = Experiment(
@@ -126,28 +146,29 @@ def sde_work_precision(
     )  # fmt: skip
     methods = _methods(problem) if torchsde else {}
     with torch.no_grad():
-        series = [_ours(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
-        series += _diffrax(e, problem) if diffrax else []
-        _fill_errors(e, series, solvers)
-        for one in progress(series, "solver"):
-            run = one.pop("run")
-            one["seconds"] = [_seconds(lambda n=n, run=run: run(n), repeats) for n in levels]
+        series = [_own(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
+        series += peers(e, problem) if peers else []
+        errors = _errors(e, series)
+        seconds = [[_seconds(one.run, n, repeats) for n in levels] for one in progress(series, "solver")]
     data = {
         "problem": problem.name, "levels": levels, "paths": paths, "t1": problem.t1,
-        "truth": truth if isinstance(truth, str) else type(truth).__name__, "series": series,
+        "truth": truth if isinstance(truth, str) else type(truth).__name__,
+        "series": [
+            {"name": one.name, "package": one.package, "evaluations": one.evaluations, "error": error,
+             "seconds": took}
+            for one, error, took in zip(series, errors, seconds, strict=True)
+        ],
     }  # fmt: skip
     return Record("sde-work-precision", data, seed, provenance(device))
 
 
-def default_solvers(problem: TestProblem) -> list[StochasticSolver]:
-    """Every solver of ours that can, but the derivative-heavy one that is no one's choice."""
-    found = next(able for p, able in cases() if _same_kind(p, problem))
-    return [c() for c in found if c.__name__ not in ("Taylor15", "ShiftedODE")]
-
-
-def _same_kind(a: TestProblem, b: TestProblem) -> bool:
-    additive = a.sde.noise_type == b.sde.noise_type == "additive"
-    return additive or (a.sde.noise_type, a.sde.sde_type) == (b.sde.noise_type, b.sde.sde_type)
+def _default_solvers(problem: TestProblem) -> list[StochasticSolver]:
+    noise, calculus = problem.sde.noise_type, problem.sde.sde_type
+    found = next(
+        able for p, able in cases()
+        if p.sde.noise_type == noise and (noise == "additive" or p.sde.sde_type == calculus)
+    )  # fmt: skip
+    return [s for s in found if type(s).__name__ not in ("Taylor15", "ShiftedODE")]
 
 
 def _best(problem: TestProblem) -> StochasticSolver:
@@ -165,31 +186,28 @@ def _methods(problem: TestProblem) -> dict[str, int]:
     return TORCHSDE.get((calculus, noise), {}) if calculus == "ito" else TORCHSDE["stratonovich", "any"]
 
 
-def _fill_errors(e: Experiment, series: list[dict[str, Any]], solvers: Sequence[StochasticSolver]) -> None:
-    """The ends of every series at every level along one set of paths, against the truth."""
+def _errors(e: Experiment, series: Sequence[Series]) -> list[list[float]]:
+    """The RMSE of each series at each refinement along one set of paths."""
     noise, start = own_noise(e, 0, e.paths), e.start(e.paths)
     ends: dict[tuple[int, int], Tensor] = {}
     truth = None
     for level in range(e.finest, -1, -1):
-        grid = grid_of(e.ends, level)
         if level == e.finest and isinstance(e.truth, StochasticSolver):
-            truth = solve(e.sde, e.truth, start, grid, path=noise).y
+            truth = solve(e.sde, e.truth, start, grid_of(e.ends, level), path=noise).y
         if level in e.levels:
-            for i, one in enumerate(series):
-                ends[i, level] = one["end"](noise, level)
+            ends |= {(i, level): one.end(noise, level) for i, one in enumerate(series)}
         if level:
             noise = noise.coarser()
     if truth is None:
         assert e.exact is not None
         truth = e.exact(start, e.ends[1] - e.ends[0], noise.pieces[0].W)
-    for i, one in enumerate(series):
-        one.pop("end")
-        one["error"] = [
-            float((ends[i, n] - truth).square().flatten(1).sum(1).mean().sqrt()) for n in e.levels
-        ]
+    return [
+        [float((ends[i, n] - truth).square().flatten(1).sum(1).mean().sqrt()) for n in e.levels]
+        for i in range(len(series))
+    ]
 
 
-def _ours(e: Experiment, solver: StochasticSolver) -> dict[str, Any]:
+def _own(e: Experiment, solver: StochasticSolver) -> Series:
     start, shape = e.start(e.paths), e.noise_shape(e.paths)
     levy = {"A": "H", "": "W"}.get(solver.card.levy, solver.card.levy)
 
@@ -199,29 +217,21 @@ def _ours(e: Experiment, solver: StochasticSolver) -> dict[str, Any]:
             path = AreaPath(path, 2 ** (e.levels[-1] + 1))
         return solve(e.sde, solver, start, grid_of(e.ends, level), path=path).y
 
-    return {
-        "name": type(solver).__name__, "package": "fewstep", "run": run,
-        "evaluations": [solver.card.evaluations * 2**n for n in e.levels],
-        "end": lambda noise, n: solve(e.sde, solver, start, grid_of(e.ends, n), path=noise).y,
-    }  # fmt: skip
+    def end(noise: Stored, level: int) -> Tensor:
+        return solve(e.sde, solver, start, grid_of(e.ends, level), path=noise).y
+
+    evaluations = [solver.card.evaluations * 2**n for n in e.levels]
+    return Series(type(solver).__name__, "fewstep", evaluations, run, end)
 
 
-def _diffrax(e: Experiment, problem: TestProblem) -> list[dict[str, Any]]:
-    if importlib.util.find_spec("diffrax") is None:
-        return []
-    from experiments.peers_diffrax import diffrax_series
-
-    return diffrax_series(e, problem)
-
-
-def _theirs(e: Experiment, method: str, evaluations: int) -> dict[str, Any]:
+def _theirs(e: Experiment, method: str, evaluations: int) -> Series:
     import torchsde
 
     start, shape = e.start(e.paths), e.noise_shape(e.paths)
-    theirs, ts = Torchsde(e.sde, start.shape[-1]), torch.tensor(e.ends, dtype=torch.float64)
+    theirs, ts = TorchsdeSDE(e.sde, start.shape[-1]), torch.tensor(e.ends, dtype=torch.float64)
     area = "space-time" if method == "srk" else "none"
 
-    def end(bm: Any, level: int) -> Tensor:
+    def solve_along(bm: Any, level: int) -> Tensor:
         h = (e.ends[1] - e.ends[0]) / 2**level
         out: Tensor = torchsde.sdeint(theirs, start, ts, bm=bm, method=method, dt=h)[-1]
         return out
@@ -231,17 +241,16 @@ def _theirs(e: Experiment, method: str, evaluations: int) -> dict[str, Any]:
             *e.ends, size=shape, dtype=e.dtype, device=e.device, entropy=e.seed,
             levy_area_approximation=area, dt=(e.ends[1] - e.ends[0]) / 2**level,
         )  # fmt: skip
-        return end(interval, level)
+        return solve_along(interval, level)
 
-    return {
-        "name": method, "package": "torchsde", "run": run,
-        "evaluations": [evaluations * 2**n for n in e.levels],
-        "end": lambda noise, n: end(AsBrownian(noise, e.ends, area), n),
-    }  # fmt: skip
+    def end(noise: Stored, level: int) -> Tensor:
+        return solve_along(_StoredBrownian(noise, e.ends, area), level)
+
+    return Series(method, "torchsde", [evaluations * 2**n for n in e.levels], run, end)
 
 
-class AsBrownian:
-    """Stored increments behind torchsde's interface, so that its solvers see the very same path."""
+class _StoredBrownian:
+    """Stored increments with torchsde's interface, so that its solvers use the same path."""
 
     def __init__(self, noise: Stored, ends: tuple[float, float], levy_area_approximation: str) -> None:
         first = noise.pieces[0].W
@@ -259,15 +268,25 @@ class AsBrownian:
         return (piece.W, piece.U) if return_U else piece.W
 
 
-def _seconds(run: Callable[[], Any], repeats: int) -> float:
+def _seconds(run: Callable[[int], Any], level: int, repeats: int) -> float:
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        run()
+        run(level)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return statistics.median(times)
+
+
+def summary(record: Record) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table: one row per series, at its finest refinement."""
+    rows = [
+        [one["package"], one["name"], f"{one['error'][-1]:.2e}", str(one["evaluations"][-1]),
+         f"{one['seconds'][-1]:.3f}"]
+        for one in record.data["series"]
+    ]  # fmt: skip
+    return ["package", "solver", "error", "evaluations", "seconds"], rows
 
 
 def work_figure(record: Record, path: str | Path) -> Path:
@@ -277,11 +296,11 @@ def work_figure(record: Record, path: str | Path) -> Path:
     for one in data["series"]:
         theirs = one["package"] != "fewstep"
         label = f"{one['package']} {one['name']}" if theirs else one["name"]
-        shade = colour(THEIR_TWIN.get(one["name"], one["name"]))
+        shade = colour(COUNTERPARTS.get(one["name"], one["name"]))
         for panel, x in zip(axes, (one["evaluations"], one["seconds"]), strict=True):
-            panel.loglog(x, one["error"], STYLE[one["package"]], color=shade, ms=3.5, lw=1, label=label,
+            panel.loglog(x, one["error"], STYLES[one["package"]], color=shade, ms=3.5, lw=1, label=label,
                          alpha=0.75 if theirs else 1)  # fmt: skip
-    axes[0].set_xlabel("drift evaluations a path")
+    axes[0].set_xlabel("drift evaluations per path")
     axes[1].set_xlabel(f"seconds for {data['paths']:,} paths, noise included")
     axes[0].set_ylabel(f"RMSE at t = {data['t1']:g}")
     axes[1].legend(fontsize=7.5)
@@ -291,9 +310,9 @@ def work_figure(record: Record, path: str | Path) -> Path:
     return write(figure, path)
 
 
-STYLE = {"fewstep": "o-", "torchsde": "s--", "diffrax": "^:"}
-# the peers' methods share the colour of the same method here
-THEIR_TWIN = {
+STYLES = {"fewstep": "o-", "torchsde": "s--", "diffrax": "^:"}
+# methods of other packages have the colour of the same method here
+COUNTERPARTS = {
     "euler": "EulerMaruyama", "milstein": "Milstein", "srk": "SRID2", "euler_heun": "EulerHeun",
     "heun": "Heun", "midpoint": "Midpoint", "reversible_heun": "ReversibleHeun",
     "Euler": "EulerMaruyama", "ItoMilstein": "Milstein",

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,32 +104,19 @@ def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], d
 
 
 def _json_text(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Metadata, then the columns with one row per line; float64 is kept exactly."""
+    """Metadata, then the columns with one row per line; float64 is kept exactly, and null stands for nan."""
     columns = []
     for name, column in tensors.items():
-        rows = ",\n   ".join(json.dumps(_without_nan(row)) for row in column.tolist())
+        rows = ",\n   ".join(json.dumps(row).replace("NaN", "null") for row in column.tolist())
         columns.append(f"  {json.dumps(name)}: [\n   {rows}\n  ]")
     return json.dumps(meta, indent=1)[:-2] + ',\n "columns": {\n' + ",\n".join(columns) + "\n }\n}\n"
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no nan: null stands for it."""
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if value != value else value
-
-
 def _read_json(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
     """The inverse of `_json_text`."""
-
-    def numbers(value: Any) -> Any:
-        if isinstance(value, list):
-            return [numbers(v) for v in value]
-        return float("nan") if value is None else float(value)
-
     meta = json.loads(Path(path).read_text())
     columns = meta.pop("columns")
-    return meta, {k: torch.tensor(numbers(v), dtype=torch.float64) for k, v in columns.items()}
+    return meta, {k: torch.from_numpy(np.array(v, dtype=np.float64)) for k, v in columns.items()}
 
 
 def write_student(

@@ -1,4 +1,4 @@
-"""What enters through a public argument: small checks that all doors share, each one clear `InputError`."""
+"""Checks of public arguments: each raises one clear `InputError` or returns the checked value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import InputError, one_of
 
 
 def describe(value: Any) -> str:
-    """What was given, in a few words: a tensor by dtype and shape, a class or function by its name."""
+    """A short description of an argument: a tensor by dtype and shape, a class or function by its name."""
     if torch.is_tensor(value):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     if isinstance(value, type) or callable(value):
@@ -28,7 +28,7 @@ def describe(value: Any) -> str:
 
 
 def check_choice(argument: str, value: Any, words: Iterable[str]) -> str:
-    """One of these words."""
+    """Check that a string is one of `words`."""
     known = list(words)
     if not isinstance(value, str) or value not in known:
         raise one_of(argument, value, known)
@@ -36,7 +36,7 @@ def check_choice(argument: str, value: Any, words: Iterable[str]) -> str:
 
 
 def check_int(argument: str, value: Any, least: float = 1, most: float = math.inf) -> int:
-    """A whole number in [least, most]; True, 3.0 and "3" are none."""
+    """Check an integer in [least, most]; True, 3.0 and "3" are not accepted."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):
@@ -44,7 +44,7 @@ def check_int(argument: str, value: Any, least: float = 1, most: float = math.in
     if number is None or not least <= number <= most:
         lower = f" of at least {least:g}" if least > -math.inf else ""
         upper = f" and at most {most:g}" if most < math.inf else ""
-        raise InputError(f"{argument}: got {describe(value)}, expected a whole number{lower}{upper}.")
+        raise InputError(f"{argument}: got {describe(value)}, expected an integer{lower}{upper}.")
     return number
 
 
@@ -55,10 +55,10 @@ def check_float(
     high: float = math.inf,
     expected: str = "a finite number",
 ) -> float:
-    """A finite number, low <= value <= high; a tensor of one number will do."""
+    """Check a finite number in [low, high]; a tensor with one element is accepted."""
     try:
-        strange = isinstance(value, (bool, str, bytes, list, tuple))
-        number = math.nan if strange else float(value)
+        refused = isinstance(value, (bool, str, bytes, list, tuple))
+        number = math.nan if refused else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not (low <= number <= high and math.isfinite(number)):
@@ -67,42 +67,42 @@ def check_float(
 
 
 def check_seed(value: Any, argument: str = "seed") -> int:
-    """A whole number that torch's generators take, with room for what is added to it."""
+    """Check a seed of torch's generators, with room for the offsets that are added to it."""
     return check_int(argument, value, -(2**62), 2**63 - 1)
 
 
 def check_device(value: Any, argument: str = "device") -> torch.device:
-    """A device that is here."""
+    """Parse a device and check that it is available."""
     try:
         if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
-            raise TypeError(f"a {type(value).__name__} names none")
+            raise TypeError(f"{type(value).__name__} is not a device")
         found = torch.device(value)
         if found.type == "meta":
-            raise TypeError("it holds no numbers")
+            raise TypeError("meta tensors have no values")
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        said = (str(error).splitlines() or ["it is not here"])[0]
+        reason = (str(error).splitlines() or ["not available"])[0]
         raise InputError(
-            f"{argument}: got {describe(value)}, expected 'cpu', or a device that is here such as 'cuda' ({said})."
+            f"{argument}: got {describe(value)}, expected an available device such as 'cpu' ({reason})."
         ) from error
     return found
 
 
 def check_dtype(value: Any, argument: str = "dtype") -> torch.dtype | None:
-    """A floating-point dtype, or None."""
+    """Check a floating-point dtype, or None."""
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
         raise InputError(f"{argument}: got {value!r}, expected a floating-point dtype such as torch.float32.")
     return value
 
 
 def check_callable(argument: str, value: Any, expected: str) -> None:
-    """Something that can be called."""
+    """Check that a value can be called."""
     if not callable(value):
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
 
 
 def check_instance(argument: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
-    """An object, not its class, of this kind."""
+    """Check that a value is an instance of a class (the class itself is not)."""
     if not isinstance(value, kind):
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
 
@@ -113,31 +113,51 @@ def check_state(
     expected: str = "a finite floating-point tensor (n, *event)",
     finite: bool = True,
 ) -> Tensor:
-    """A floating-point tensor with a batch axis, finite if asked for."""
+    """Check a floating-point tensor with at least one axis, with finite values unless `finite` is False."""
     good = torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta
     if not good:
         cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(...)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
     if finite and not bool(value.isfinite().all()):
-        raise InputError(f"{argument}: got values that are not finite, expected {expected}.")
+        count = int((~value.isfinite()).sum())
+        raise InputError(f"{argument}: got {count} values that are not finite, expected {expected}.")
     return value  # type: ignore[no-any-return]
 
 
 def check_numbers(argument: str, value: Any) -> Tensor:
-    """Real numbers, a tensor or a sequence of them, as float64 on the CPU; of any shape."""
+    """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU."""
     try:
         if value is None or isinstance(value, (str, bytes)):
-            raise TypeError("no numbers")
+            raise TypeError("not numbers")
         found = torch.as_tensor(value).detach()
         if found.is_complex() or found.is_meta or found.dtype == torch.bool:
-            raise TypeError("no real numbers")
+            raise TypeError("not real numbers")
+        # torch would round a list of floats to its default dtype
+        found = found if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
         return found.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{argument}: got {describe(value)}, expected a 1-D tensor of numbers.") from error
 
 
+def check_times(argument: str, value: Any) -> Tensor:
+    """Convert a tensor or a sequence of at least two strictly increasing times to float64 (n,) on the CPU."""
+    times = check_numbers(argument, value)
+    if times.dim() != 1 or len(times) < 2:
+        raise InputError(
+            f"{argument}: got shape {tuple(times.shape)}, expected (n,) with at least two times, for "
+            "instance torch.linspace(0, 1, 65)."
+        )
+    if not bool(times.isfinite().all() and (times.diff() > 0).all()):
+        some = ", ".join(f"{t:.4g}" for t in times[:6].tolist()) + ", ..." * (len(times) > 6)
+        raise InputError(
+            f"{argument}: got [{some}], expected finite, strictly increasing times. Sort them and drop "
+            "repeated ones."
+        )
+    return times
+
+
 def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
-    """A shape: a sequence of whole numbers of at least 0."""
+    """Check a shape: a sequence of non-negative integers."""
     try:
         out = tuple(operator.index(n) for n in value)
     except TypeError:
@@ -148,7 +168,7 @@ def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
 
 
 def check_path(value: Any, argument: str = "path") -> Path:
-    """A path to a file or folder, which need not be there."""
+    """Check the path of a file or folder, which need not exist."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(
@@ -158,10 +178,10 @@ def check_path(value: Any, argument: str = "path") -> Path:
 
 
 def check_sequence(argument: str, value: Any, expected: str) -> Sequence[Any]:
-    """At least one item."""
+    """Convert an iterable with at least one item to a list."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or torch.is_tensor(value):
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
     items = list(value)
     if not items:
-        raise InputError(f"{argument}: got none, expected {expected}.")
+        raise InputError(f"{argument}: got an empty sequence, expected {expected}.")
     return items

@@ -1,8 +1,15 @@
-"""The table of solvers of the public surface."""
+"""The table of solvers of the public surface, and solvers from their names."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
 from . import _validation
+from .errors import InputError, one_of
 from .problem import NOISE_TYPES
 from .solver import Solver
 
@@ -20,17 +27,83 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
 
     if noise_type is not None:
         _validation.check_choice("noise_type", noise_type, NOISE_TYPES)
-    classes = {name: getattr(fewstep, name) for name in fewstep.__all__}
     # learned solvers are made by their fits: they have no default
+    modules = [
+        import_module(f"fewstep.{package}.{module.name}")
+        for package in ("sde", "samplers")
+        for module in iter_modules(import_module(f"fewstep.{package}").__path__)
+    ]
+    classes = {n: c for module in modules for n, c in vars(module).items() if n in fewstep.__all__}
     found = {
         name: kind()
         for name, kind in sorted(classes.items())
         if isinstance(kind, type)
         and issubclass(kind, Solver)
-        and kind.__module__.split(".")[1] in PACKAGES
         and not getattr(kind, "__abstractmethods__", None)
     }
-    return {k: v for k, v in found.items() if noise_type in (None, *v.card.strong_order)}
+    return {k: v for k, v in found.items() if noise_type in (None, *v.card.noise_types)}
 
 
-PACKAGES = ("sde", "samplers")
+def solver_named(text: str, argument: str = "solver") -> Solver:
+    """The solver described by a name with options, such as `"UniPC(order=3)"` or `"euler_maruyama"`.
+
+    Capitals, underscores and dashes do not matter, and options may follow a colon or a dash instead of
+    standing in brackets: `"uni_pc:3"` and `"unipc-3"` are `UniPC(3)`. An option is a value, `name=value`, or
+    the bare name of a flag. `2S` and `2M` are the singlestep and multistep method of order 2, as the
+    DPM-Solver papers write them.
+
+    Args:
+        text: the description.
+        argument: the name of the caller's argument, for error messages.
+
+    Raises:
+        InputError: an unknown solver, or options that it does not take.
+    """
+    known = solvers()
+    if isinstance(text, str):
+        plain = text.strip().replace("+", "p")
+        for name in sorted(known, key=len, reverse=True):
+            pattern = "[-_ ]*".join(map(re.escape, name)) + r"[-_ ]*(?:|\((.*)\)|[-:_ ](.*))"
+            if found := re.fullmatch(pattern, plain, re.IGNORECASE):
+                words = re.split("[,:]" if found[1] else "[-,:]", found[1] or found[2] or "")
+                return _make(type(known[name]), [w.strip() for w in words if w.strip()], text, argument)
+    raise one_of(argument, text, map(spelling, known))
+
+
+def spelling(name: str) -> str:
+    """The name of a solver in lower case, as command lines have it: `DPMSolverPP` -> `dpm_solver_pp`."""
+    return re.sub(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _make(kind: type[Solver], words: list[str], text: str, argument: str) -> Solver:
+    parameters = inspect.signature(kind).parameters
+    values: list[Any] = []
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals:
+            options[name.strip()] = _value(value.strip())
+        elif (order := re.fullmatch("([1-9])([SM])", word, re.IGNORECASE)) and "multistep" in parameters:
+            options |= {"order": int(order[1]), "multistep": order[2] in "Mm"}
+        elif word in parameters:
+            options[word] = True
+        else:
+            values.append(_value(word))
+    try:
+        return kind(*values, **options)
+    except TypeError as error:
+        expected = ", ".join(f"{n}={p.default!r}" for n, p in parameters.items()) or "no options"
+        raise InputError(f"{argument}: got {text!r}; {kind.__name__} takes {expected}.") from error
+
+
+def _value(word: str) -> Any:
+    """A word of an option: a number, true, false, none, or a string."""
+    fixed = {"true": True, "false": False, "none": None}
+    if word.lower() in fixed:
+        return fixed[word.lower()]
+    for number in (int, float):
+        try:
+            return number(word)
+        except ValueError:
+            continue
+    return word.strip("'\"")

@@ -1,15 +1,15 @@
 """Solvers that reproduce the numbers of other codes where these depart from the papers.
 
-Nothing here is needed for sampling well: each class repeats a departure so that results of another code
-can be reproduced or compared.
+Sampling well needs none of them: each class repeats one difference, for results of another code to be
+reproduced or compared.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -59,15 +59,11 @@ class Ending:
     def groups(self, order: int, sigmas: Tensor) -> list[Group]:
         """The steps of a singlestep solver whose inner nodes are levels of the grid."""
         levels, n, total = sigmas.tolist(), len(sigmas) - 1, self.steps(sigmas)
-        if not self.lower and levels[-1] > 0 and total % order == 0:
-            orders = [order] * (total // order)
-        else:
-            orders = _orders(order, total, levels[-1] == 0)
+        full = not self.lower and levels[-1] > 0 and total % order == 0
+        orders = [order] * (total // order) if full else _orders(order, total, levels[-1] == 0)
         ends = [0, *(e for e in (v - total + n for v in accumulate(orders)) if e > 0)]
-        groups = [levels[a : b + 1] for a, b in zip(ends[:-1], ends[1:])]
-        logs = [np.log(group[0] / np.array(group[1:-1])) / np.log(group[0] / group[-1]) if len(group) > 2 else []
-                for group in groups]  # fmt: skip
-        return [(group, list(map(float, r))) for group, r in zip(groups, logs)]
+        groups = [levels[a : b + 1] for a, b in pairwise(ends)]
+        return [([s, *v, t], [math.log(s / u) / math.log(s / t) for u in v]) for s, *v, t in groups]
 
 
 def _orders(order: int, n: int, to_zero: bool) -> list[int]:
@@ -104,17 +100,19 @@ class DiffusersDPM(DiffusionSolver):
             raise InputError(f"solver: got {solver!r}; diffusers has DEIS in 'log_rho' and up to order 3.")
         self.solver = solver
         self.ending = ending
+        self.card: Card = replace(
+            solver.card, summary=f"{solver.card.summary}, as in diffusers",
+            deterministic_order=self._order(), evaluations=1,
+        )  # fmt: skip
 
-    @cached_property
-    def card(self) -> Card:
-        card, solver = self.solver.card, self.solver
-        order = card.deterministic_order
-        assert order is not None
+    def _order(self) -> float | None:
+        solver, order = self.solver, self.solver.card.deterministic_order
+        if order is None or isinstance(solver, DEIS) or not getattr(solver, "multistep", True):
+            return None  # hidden by rounding in float32; dependent on the grid
         if isinstance(solver, DPMFamily) and solver.order == 3:
-            order = 1 if solver.eta > 0 else 2
-        elif self.ending.euler:
-            order = min(order, 2)
-        return replace(card, summary=f"{card.summary}, as in diffusers", deterministic_order=order, evaluations=1)
+            return 1 if solver.eta > 0 else 2
+        lowered = self.ending.euler or (self.ending.lower and isinstance(solver, UniPC))
+        return min(order, 2) if lowered else order
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         solver, ending = self.solver, self.ending
@@ -128,7 +126,7 @@ class DiffusersDPM(DiffusionSolver):
 
 
 class OfficialDPM(DiffusionSolver):
-    """Third-order multistep of DPMSolver, DPMSolverPP or DPMSolverSDE as in the authors' code and k-diffusion.
+    """Third-order multistep DPMSolver, DPMSolverPP or DPMSolverSDE as in the authors' code and k-diffusion.
 
     The second derivative lacks a factor 2, which leaves order 2, sometimes with the smaller error at few
     steps.
@@ -140,13 +138,9 @@ class OfficialDPM(DiffusionSolver):
     def __init__(self, solver: DPMFamily) -> None:
         _validation.check_instance("solver", solver, DPMFamily, "a DPMSolver, DPMSolverPP or DPMSolverSDE")
         self.solver = solver
-
-    @cached_property
-    def card(self) -> Card:
-        card = self.solver.card
-        third = self.solver.order == 3 and self.solver.multistep
-        summary = f"{card.summary}, as released"
-        return replace(card, summary=summary, deterministic_order=2 if third else card.deterministic_order)
+        order = 2 if solver.order == 3 and solver.multistep else solver.card.deterministic_order
+        summary = f"{solver.card.summary}, as released"
+        self.card: Card = replace(solver.card, summary=summary, deterministic_order=order)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return self.solver.plan_by(Rules(curvature=1.0), sigmas)
@@ -169,6 +163,11 @@ def _float32_deis(nodes: list[float], t: float, schedule: Schedule | None) -> li
     return out
 
 
+def _strided(card: Card) -> Card:
+    """The card of a solver in strides of labels, whose order depends on the grid."""
+    return replace(card, summary=f"{card.summary}, as in diffusers", deterministic_order=None)
+
+
 class DiffusersDDIM(DiffusionSolver):
     """DDIM from label t to t - N // n, whatever the grid's next label is; the plan needs a DiscreteVP.
 
@@ -183,11 +182,7 @@ class DiffusersDDIM(DiffusionSolver):
 
     def __init__(self, eta: float = 0.0) -> None:
         self.eta: float = DDIM(eta).eta
-
-    @cached_property
-    def card(self) -> Card:
-        card = DDIM(self.eta).card
-        return replace(card, summary=f"{card.summary}, in strides of labels as in diffusers")
+        self.card: Card = _strided(DDIM(eta).card)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         walk = _Strides("DDIM", sigmas, schedule, "data")
@@ -215,10 +210,7 @@ class DiffusersPNDM(DiffusionSolver):
     def __init__(self, warm_up: str = "runge_kutta", combine: str = "epsilon") -> None:
         self.warm_up: str = PNDM(warm_up).warm_up
         self.combine: str = _validation.check_choice("combine", combine, ("epsilon", "v_prediction"))
-
-    @cached_property
-    def card(self) -> Card:
-        return replace(PNDM.card, summary=f"{PNDM.card.summary}, in strides of labels as in diffusers")
+        self.card: Card = _strided(PNDM.card)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         kind = _Velocities if self.combine == "v_prediction" else _Strides
@@ -307,3 +299,20 @@ class _Velocities(_Strides):
     def transfer(self, X: LinearExpr, eps: LinearExpr, start: int, end: int) -> LinearExpr:
         s = self.level(start)
         return super().transfer(X, self.alpha(s) * (eps + s * X), start, end)
+
+
+class MisalignedTeacher(DiffusionSolver):
+    """A teacher for `distill_dode` whose targets are those of the authors' code of arXiv 2309.16421.
+
+    That code compares states at equal indices of two grids, not at equal levels: the targets are up to one
+    student step too noisy.
+    """
+
+    aligned = False
+
+    def __init__(self, solver: DiffusionSolver) -> None:
+        self.solver = solver
+        self.card: Card = solver.card
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        return self.solver.plan(sigmas, schedule)

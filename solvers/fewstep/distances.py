@@ -1,4 +1,4 @@
-"""Distances between samples of two laws."""
+"""Distances between two sets of samples: RMSE, W1, sliced W2, MMD and energy distance."""
 
 from __future__ import annotations
 
@@ -10,19 +10,36 @@ from torch import Tensor
 from . import _validation
 from .errors import InputError
 
-PAIRS = 1 << 22  # distances held at a time
-SUBSET = 512  # samples of each kind behind a bandwidth
+PAIRS = 1 << 22  # distances in memory at a time
+SUBSET = 512  # samples from which a bandwidth is computed
+
+
+def rmse(a: Tensor, b: Tensor) -> float:
+    """Root mean square of |a_i - b_i| over paired samples, (n, *event) each."""
+    a, b = _flat(a, b)
+    if len(a) != len(b):
+        raise InputError(f"b: got {len(b)} samples, expected {len(a)}, one for each of a.")
+    return float((a - b).square().sum(1).mean().sqrt())
+
+
+def w1(a: Tensor, b: Tensor) -> float:
+    """1-Wasserstein distance of samples of one number each, (n, 1) and (m, 1) or (n,) and (m,)."""
+    a, b = _flat(a, b)
+    if a.shape[1] != 1:
+        raise InputError(f"a: got {a.shape[1]} numbers per sample, expected 1. Use sliced_w2.")
+    p, q = _quantiles(a, b)
+    return float((p - q).abs().mean())
 
 
 def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance: the root mean over random directions of the squared 1-D distance.
+    """Sliced 2-Wasserstein distance: root mean square of the W2 distances in random directions.
+
+    Two finite samples of one distribution are not at distance 0: report that floor as well.
 
     Args:
-        a, b: (n, *event) and (m, *event); equal n and m are compared order statistic by order statistic,
-            others by their quantile functions at max(n, m) points.
-        projections: number of directions; the same seed gives the same ones.
-
-    Note that two finite samples of one law are not at distance 0: report the floor beside it.
+        a, b: (n, *event) and (m, *event). For n != m the quantile functions are compared at max(n, m) points.
+        projections: number of directions.
+        seed: of the directions.
     """
     a, b = _flat(a, b)
     _validation.check_int("projections", projections)
@@ -31,24 +48,20 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
     directions = (directions / directions.norm(dim=0)).to(a.device)
-    p, q = (a @ directions).sort(0).values, (b @ directions).sort(0).values
-    if len(p) != len(q):
-        n = max(len(p), len(q))
-        middle = (torch.arange(n, dtype=torch.float64, device=p.device) + 0.5) / n
-        p, q = (v[(middle * len(v)).long()] for v in (p, q))
+    p, q = _quantiles(a @ directions, b @ directions)
     return float((p - q).square().mean().sqrt())
 
 
 def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
     """Maximum mean discrepancy with the kernel exp(-|x - y|^2 / (2 bandwidth^2)).
 
-    The root of the unbiased estimate of its square (pairs of a sample with itself left out), or 0 where
-    that is negative, as it is about half the time for two samples of one law. Nothing is random.
+    The root of the unbiased estimate of its square, or 0 if that is negative, which happens half of the time
+    for two samples of one distribution.
 
     Args:
-        a, b: (n, *event) and (m, *event), of at least two samples each; n and m need not be equal.
-        bandwidth: by default `median_distance` of the first samples of both together. Give one (say, that
-            of the data alone) to compare several samples with one another.
+        a, b: (n, *event) and (m, *event), at least two samples each.
+        bandwidth: by default `median_distance` of the first samples of both. Pass one (that of the data, for
+            instance) to compare several samples with each other.
     """
     a, b = _flat(a, b, least=2)
     if bandwidth is None:
@@ -66,18 +79,17 @@ def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
 
 
 def median_distance(x: Tensor, count: int = SUBSET) -> float:
-    """The median distance between two of the first `count` samples: a bandwidth for `mmd`."""
+    """The median distance between the first `count` samples: a bandwidth for `mmd`."""
     return float(torch.pdist(x[:count].flatten(1).double()).median())
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """The root of 2 E|X - Y| - E|X - X'| - E|Y - Y'|, as scipy's in one dimension, which is biased upwards.
+    """The root of the unbiased estimate of 2 E|X - Y| - E|X - X'| - E|Y - Y'|, or 0 if that is negative.
 
-    Here pairs of a sample with itself are left out, so that the square is unbiased; 0 where that is
-    negative. n log n in one dimension, all pairs in more.
+    scipy's, for one dimension, is biased upwards. Costs n log n in one dimension, all pairs in more.
 
     Args:
-        a, b: (n, *event) and (m, *event), of at least two samples each; n and m need not be equal.
+        a, b: (n, *event) and (m, *event), at least two samples each.
     """
     a, b = _flat(a, b, least=2)
     n, m = len(a), len(b)
@@ -103,9 +115,19 @@ def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     return a.reshape(len(a), -1).double(), b.reshape(len(b), -1).double()
 
 
+def _quantiles(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted columns of both, at max(n, m) points."""
+    p, q = a.sort(0).values, b.sort(0).values
+    if len(p) != len(q):
+        n = max(len(p), len(q))
+        middle = (torch.arange(n, dtype=torch.float64, device=p.device) + 0.5) / n
+        p, q = (v[(middle * len(v)).long()] for v in (p, q))
+    return p, q
+
+
 def _pair_sum(a: Tensor, b: Tensor, of: Callable[[Tensor], Tensor]) -> float:
-    """The sum over all pairs of a function of their distance, some rows at a time."""
-    exact = "donot_use_mm_for_euclid_dist"  # the other way loses small distances, and 0 on the diagonal
+    """The sum over all pairs of a function of their distance, in blocks of rows."""
+    exact = "donot_use_mm_for_euclid_dist"  # the other mode is inaccurate for small distances
     rows = a.split(max(1, PAIRS // len(b)))
     return sum(float(of(torch.cdist(r, b, compute_mode=exact)).sum()) for r in rows)
 

@@ -1,4 +1,4 @@
-"""The two ways a call can fail: it was asked something impossible, or its numbers left the reals."""
+"""The exceptions: invalid input and non-finite results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ R = TypeVar("R")
 
 
 class InputError(ValueError):
-    """Bad input, refused before work starts: names the argument, what came, what was expected, the cure."""
+    """Invalid input: the message names the argument, what it got, what it expected, and the cure."""
 
 
 class NonFiniteError(ArithmeticError):
-    """A solve produced inf or nan; `step` and `paths` say where and for how many.
+    """A computation produced inf or nan.
 
     Attributes:
         step: index of the first step (0-based) after which a value was not finite.
@@ -30,16 +30,16 @@ class NonFiniteError(ArithmeticError):
         self.paths = paths
 
 
-def one_of(argument: str, came: object, expected: Iterable[str]) -> InputError:
-    """The error for a word that is not in a list, with the nearest one as the cure."""
+def one_of(argument: str, got: object, expected: Iterable[str]) -> InputError:
+    """An `InputError` for a word that is not in a list; suggests the closest word."""
     words = sorted(expected)
-    near = difflib.get_close_matches(str(came), words, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(got), words, n=1, cutoff=0.5)
     cure = f" Did you mean {near[0]!r}?" if near else ""
-    return InputError(f"{argument}: got {came!r}, expected one of {', '.join(map(repr, words))}.{cure}")
+    return InputError(f"{argument}: got {got!r}, expected one of {', '.join(map(repr, words))}.{cure}")
 
 
 def named(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which refuses a keyword that it does not know as `one_of` its own."""
+    """The function, raising `one_of` its own keywords for an unknown one."""
     known = signature(function).parameters
 
     @wraps(function)

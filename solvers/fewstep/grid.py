@@ -12,26 +12,24 @@ from .schedule import Schedule
 SIGMA_SPACINGS = ("logsnr", "karras", "exponential")
 FINALS = ("x0", "sigma_min")
 TIME_SPACINGS = ("uniform", "quadratic", "linspace", "leading", "trailing")
-MOST = 10**6  # steps: a plan is a table in memory, a row a step
+MOST = 10**6  # steps: a plan is a table in memory with a row per step
 
 
 def sigma_grid(
     schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None,
     *, timesteps: Tensor | None = None, offset: int = 0,
 ) -> Tensor:  # fmt: skip
-    """(steps + 1,) decreasing sigmas from the schedule's largest.
+    """(steps + 1,) decreasing noise levels from the schedule's largest.
 
     Args:
-        spacing: in sigma: `"logsnr"` even in log sigma; `"karras"` even in sigma^(1/rho), rho = 7
-            (arXiv 2206.00364, Eq. 5); `"exponential"` log sigma even in u^rho, rho = 1. In time:
-            `"uniform"` and `"quadratic"` even in t and in sqrt(t); `"linspace"`, `"leading"` and
-            `"trailing"` are the rules of arXiv 2305.08891, Table 2, on whole labels where the schedule
+        spacing: in sigma: `"logsnr"` is even in log sigma; `"karras"` even in sigma^(1/rho), rho = 7
+            (arXiv 2206.00364, Eq. 5); `"exponential"` has log sigma even in u^rho, rho = 1. In time:
+            `"uniform"` and `"quadratic"` are even in t and in sqrt(t); `"linspace"`, `"leading"` and
+            `"trailing"` are the rules of arXiv 2305.08891, Table 2, on integer labels where the schedule
             has them and on [t_min, t_max] otherwise. `"leading"` starts below the largest sigma.
-        final: `"x0"` ends at sigma = 0, so that the last step is the denoiser's own estimate and
-            `steps` is the number of evaluations of a one-evaluation solver; `"sigma_min"` ends at the
-            schedule's smallest sigma.
-        timesteps: (steps,) model times of the evaluations, decreasing, for instance a searched grid;
-            overrides spacing.
+        final: `"x0"` ends at sigma = 0: the last step is the denoiser's own estimate, and `steps` is the
+            number of evaluations of a one-evaluation solver. `"sigma_min"` ends at the smallest sigma.
+        timesteps: (steps,) decreasing model times of the evaluations; overrides spacing.
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
     _validation.check_instance(
@@ -49,15 +47,15 @@ def sigma_grid(
         nodes = schedule.sigma(_check_timesteps(timesteps, steps))
         if not bool((nodes.isfinite() & (nodes > 0)).all()):
             raise InputError(
-                f"timesteps: got {_short(_validation.check_numbers('timesteps', timesteps))}, some of which have no "
-                "noise level in this schedule; expected its model times."
+                f"timesteps: got {_short(timesteps)}, some of which have no noise level in this schedule; "
+                "expected its model times."
             )
         ends = last if final == "sigma_min" and nodes[-1] > last * (1 + 1e-9) else last[:0]
     elif spacing in ("linspace", "leading", "trailing"):
         # a trailing grid stops above sigma_min; the others reach it by themselves
-        whole = final == "sigma_min" and spacing != "trailing"
-        nodes = schedule.sigma(_table_2(schedule, count if whole else steps, spacing, offset))
-        nodes, ends = (nodes[:-1] if whole else nodes), (last if final == "sigma_min" else last[:0])
+        reaches = final == "sigma_min" and spacing != "trailing"
+        nodes = schedule.sigma(_table_2(schedule, count if reaches else steps, spacing, offset))
+        nodes, ends = (nodes[:-1] if reaches else nodes), (last if final == "sigma_min" else last[:0])
     else:
         nodes, ends = _between(schedule, count, spacing, rho, first, last), last[:0]
         nodes[0] = first[0]
@@ -105,22 +103,22 @@ def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
     t = _validation.check_numbers("timesteps", timesteps)
     if t.dim() != 1 or len(t) != steps or not bool((t.diff() < 0).all()):
         raise InputError(
-            f"timesteps: got {_short(t.flatten())}; expected ({steps},) strictly decreasing model times. "
+            f"timesteps: got {_short(t)}; expected ({steps},) strictly decreasing model times. "
             "Flip an increasing list with timesteps.flip(0)."
         )
     return t
 
 
 def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
-    """A user's grid as (n,) float64 on the CPU: finite, at least two, decreasing, last >= 0.
+    """A user's grid as (n,) float64 on the CPU: finite, at least two levels, decreasing, the last >= 0.
 
-    repeat: the last level may be said twice, as diffusers does on grids that end in sigma_min.
+    repeat: the last level may appear twice, as in diffusers' grids that end in sigma_min.
     """
     s = _validation.check_numbers("sigmas", sigmas)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
         raise InputError(f"sigmas: got a tensor of shape {tuple(s.shape)}; expected (n,) finite with n >= 2.")
-    falls = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
-    if not bool((falls.diff() < 0).all()) or s[-1] < 0:
+    distinct = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
+    if not bool((distinct.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
             f"sigmas: got {_short(s)}; expected strictly decreasing noise levels, the last >= 0. "
             "Flip an increasing grid with sigmas.flip(0)."
@@ -129,32 +127,29 @@ def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
 
 
 def check_times(grid: Tensor) -> Tensor:
-    """A time grid for `solve` as (n,) float64 on the CPU: finite, at least two, strictly increasing."""
-    if not torch.is_tensor(grid):
-        raise InputError(f"grid: got {type(grid).__name__}; expected a 1-D tensor of times.")
-    if not grid.is_floating_point():
-        raise InputError(f"grid: got dtype {grid.dtype}; expected floating point. Use grid.double().")
-    t = grid.detach().to("cpu", torch.float64)
-    if t.dim() != 1 or len(t) < 2:
+    """A time grid for `solve` as (n,) float64 on the CPU: finite, at least two times, strictly increasing."""
+    if not torch.is_tensor(grid) or not grid.is_floating_point():
         raise InputError(
-            f"grid: got shape {tuple(t.shape)}; expected (n,) with at least two times, for instance "
-            "torch.linspace(0, 1, 65)."
+            f"grid: got {_validation.describe(grid)}; expected a 1-D floating-point tensor of times."
         )
-    if not bool(t.isfinite().all()) or not bool((t.diff() > 0).all()):
+    t = grid.detach().to("cpu", torch.float64)
+    good = t.dim() == 1 and len(t) > 1 and bool(t.isfinite().all()) and bool((t.diff() > 0).all())
+    if not good:
+        got = _short(t) if t.dim() == 1 else f"shape {tuple(t.shape)}"
         raise InputError(
-            f"grid: got {_short(t)}; expected finite, strictly increasing times. Sort the grid and drop "
-            "repeated points."
+            f"grid: got {got}; expected (n,) finite, strictly increasing times, at least two, for instance "
+            "torch.linspace(0, 1, 65)."
         )
     return t
 
 
 def _short(t: Tensor) -> str:
-    values = [f"{v:.4g}" for v in t.tolist()]
+    values = [f"{v:.4g}" for v in torch.as_tensor(t).flatten().tolist()]
     return "[" + ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]]) + "]"
 
 
 def refined(sigmas: Tensor, substeps: int) -> Tensor:
-    """The grid with each interval cut into so many, even in log sigma; sigmas decrease to one above 0."""
+    """The grid with each interval cut into `substeps` parts, even in log sigma; the last level is above 0."""
     u = torch.arange(substeps, dtype=torch.float64) / substeps
     fine = torch.exp(torch.lerp(sigmas[:-1, None].log(), sigmas[1:, None].log(), u)).flatten()
     fine[::substeps] = sigmas[:-1]

@@ -17,7 +17,7 @@ from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
 Key = tuple[Any, ...]
-"""What a term multiplies: a state ("x", generation), an evaluation ("D", row), a normal ("z", row, letter)."""
+"""What a term multiplies: state ("x", generation), evaluation ("D", row) or normal ("z", row, letter)."""
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 OFF_PATH = (0.0, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from . import _validation
 from .brownian import BrownianPath
-from .brownian.increment import LEVY_ORDER, Path
+from .brownian.increment import Path, check_path
 from .brownian.random_normals import key_of
 from .errors import InputError
 from .executor import Draw, Normals
@@ -128,25 +129,9 @@ def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> B
 
 
 def _check_path(path: Any, plan: Plan, x: Tensor, argument: str) -> None:
-    if not hasattr(path, "increment") or getattr(path, "levy", None) not in LEVY_ORDER:
-        raise InputError(
-            f"{argument}: got {_validation.describe(path)}, expected a BrownianPath in the clock 1/sigma^2."
-        )
-    if LEVY_ORDER[path.levy] < plan.stage_noise.shape[-1]:
-        raise InputError(
-            f"{argument}: got levy={path.levy!r}; {plan.name} needs {plan.levy!r}. Make it with "
-            f"levy={plan.levy!r}."
-        )
-    if tuple(getattr(path, "shape", x.shape)) != tuple(x.shape):
-        raise InputError(
-            f"{argument}: got shape {tuple(path.shape)}, expected {tuple(x.shape)} as the samples have."
-        )
     used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
-    if len(used) and hasattr(path, "t0"):
-        first, last = float(used.min()), float(used.max())
-        slack = 1 + 1e-9
-        if path.t0 > first * slack or path.t1 * slack < last:
-            raise InputError(
-                f"{argument}: got [{path.t0:g}, {path.t1:g}]; {plan.name} needs [{first:g}, {last:g}] in the "
-                "clock tau = 1/sigma^2. Make it from 1/sigma_first^2 to 1/sigma_last^2 with clock='log'."
-            )
+    ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
+    cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
+    check_path(
+        path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure
+    )

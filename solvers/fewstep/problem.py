@@ -1,4 +1,4 @@
-"""What is solved: a stochastic differential equation, an ordinary one, or a diffusion model."""
+"""The problems: stochastic and ordinary differential equations, and diffusion models."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from .schedule import Schedule
 Field = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
-NOISE_TYPES = ("diagonal", "additive", "scalar", "commutative", "general")
+NOISE_TYPES = ("none", "diagonal", "additive", "scalar", "commutative", "general")
+CONSTANT = ("none", "additive")  # the noise types whose g does not depend on y
 MATRICES = ("scalar", "commutative", "general")  # the noise types whose g must have a channel axis
 SDE_TYPES = ("ito", "stratonovich")
 
 
+def zero_diffusion(t: Tensor, y: Tensor) -> Tensor:
+    """The diffusion of an ODE: a (1, 1) matrix of zeros, which broadcasts in every step formula."""
+    return y.new_zeros(1, 1)
+
+
 @dataclass(frozen=True)
 class SDE:
-    """dy = drift(t, y) dt + diffusion(t, y) dW, in torchsde's words.
+    r"""A stochastic differential equation $dy = f(t, y)\,dt + g(t, y)\,dW$, in torchsde's terms.
 
     Args:
-        drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor of y's dtype and device.
-        diffusion: `(t, y) -> g`. Either g has y's shape (each component its own Brownian channel)
-            or one axis more, `(*batch, d, m)`, and is multiplied into m channels.
+        drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor with y's dtype and device.
+        diffusion: `(t, y) -> g`. Either g has y's shape (each component has its own Brownian channel)
+            or one more axis, `(*batch, d, m)`, and is multiplied by m channels.
         noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not
             depend on y; elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel),
-            `"general"` (`(*batch, d, m)`), `"commutative"` (the same, its columns' vector fields
-            commuting: D g_i g_j = D g_j g_i, which spares solvers the space-space area; a word of
-            ours, torchsde has none for it). The first three commute as well.
+            `"general"` (`(*batch, d, m)`), `"commutative"` (the same, with columns that commute as
+            vector fields, D g_i g_j = D g_j g_i, so that solvers need no space-space area; torchsde
+            has no such type), or `"none"` (an ODE, see `ODE`).
         sde_type: `"ito"` or `"stratonovich"`.
 
     Raises:
-        InputError: an unknown noise type or calculus, what is no function.
+        InputError: an unknown noise type or calculus, a drift or diffusion that is not callable.
     """
 
     drift: Field
@@ -49,10 +55,12 @@ class SDE:
             _validation.check_callable(name, field, "a function (t, y) -> tensor")
         _validation.check_choice("noise_type", self.noise_type, NOISE_TYPES)
         _validation.check_choice("sde_type", self.sde_type, SDE_TYPES)
+        if self.noise_type == "none" and self.diffusion is not zero_diffusion:
+            raise InputError("noise_type: got 'none' with a diffusion. Use fewstep.ODE(drift).")
 
     @classmethod
     def from_torchsde(cls, sde: Any) -> SDE:
-        """An SDE object written for torchsde (`f`, `g`, `noise_type`, `sde_type`), as it stands."""
+        """Convert an SDE object written for torchsde, with `f`, `g`, `noise_type` and `sde_type`."""
         missing = [n for n in ("f", "g", "noise_type", "sde_type") if not hasattr(sde, n)]
         if missing:
             raise InputError(
@@ -63,43 +71,46 @@ class SDE:
         return cls(sde.f, sde.g, sde.noise_type, sde.sde_type)
 
     def noise_shape(self, y: Tensor, g: Tensor) -> tuple[int, ...]:
-        """Shape of the Brownian increment: y's own, or its last axis replaced by the m channels of g."""
+        """Return the shape of W: y's own, or y's with the last axis replaced by the m channels of g.
+
+        Raises:
+            InputError: the shape of g does not fit y and the noise type.
+        """
         matrix = g.dim() == y.dim() + 1
-        if self.noise_type in MATRICES and not matrix:
-            raise InputError(
-                f"diffusion: got shape {tuple(g.shape)} for {self.noise_type!r} noise and y of shape "
-                f"{tuple(y.shape)}; expected (*batch, d, m) = {(*y.shape, 'm')}. Add the channel axis, "
-                "or declare noise_type='diagonal'."
-            )
-        if self.noise_type == "diagonal" and matrix:
-            raise InputError(
-                f"diffusion: got shape {tuple(g.shape)} for 'diagonal' noise and y of shape "
-                f"{tuple(y.shape)}; expected y's own shape. Declare noise_type='general' for a matrix."
-            )
         expected = (*y.shape, g.shape[-1]) if matrix else tuple(y.shape)
         fits = g.dim() <= len(expected) and all(
             have in (1, want) for have, want in zip(g.shape[::-1], expected[::-1])
         )
-        if not fits or (self.noise_type == "scalar" and g.shape[-1] != 1):
-            last = 1 if self.noise_type == "scalar" else "m"
+        cure = "Return one value (or one row of channels) for each component of y."
+        if self.noise_type in MATRICES and not matrix:
+            fits, expected = False, (*y.shape, "m")
+            cure = "Add the channel axis, or declare noise_type='diagonal'."
+        elif self.noise_type == "diagonal" and matrix:
+            fits, expected = False, tuple(y.shape)
+            cure = "Declare noise_type='general' for a matrix."
+        elif self.noise_type == "scalar" and g.shape[-1] != 1:
+            fits, expected = False, (*y.shape, 1)
+        if not fits:
             raise InputError(
-                f"diffusion: got shape {tuple(g.shape)} for y of shape {tuple(y.shape)}; expected "
-                f"{(*y.shape, last) if matrix else tuple(y.shape)} for {self.noise_type!r} noise. "
-                "Return one value (or one row of channels) for each component of y."
+                f"diffusion: got shape {tuple(g.shape)} for {self.noise_type!r} noise and y of shape "
+                f"{tuple(y.shape)}, expected {expected}. {cure}"
             )
         return (*y.shape[:-1], g.shape[-1]) if matrix else tuple(y.shape)
 
 
 def ODE(drift: Field) -> SDE:
-    """dy = drift(t, y) dt: the SDE whose noise is nought, so that every SDE solver is an ODE solver too.
+    r"""An ordinary differential equation $dy = f(t, y)\,dt$, as an SDE with `noise_type="none"`.
 
-    The card's `deterministic_order` is then the order that counts.
+    Every SDE solver whose card has a `deterministic_order` solves it with that order.
+
+    Args:
+        drift: `(t, y) -> (*batch, *event)`.
     """
-    return SDE(drift, lambda t, y: y.new_zeros(()), noise_type="additive")
+    return SDE(drift, zero_diffusion, noise_type="none")
 
 
 def diffuse(g: Tensor, dW: Tensor) -> Tensor:
-    """g dW: elementwise where the shapes agree, a matrix-vector product where g has a channel axis."""
+    """Return g dW: elementwise, or a matrix-vector product where g has a channel axis."""
     if g.dim() == dW.dim() + 1:
         return (g @ dW.unsqueeze(-1)).squeeze(-1)
     return g * dW
@@ -111,12 +122,12 @@ class DiffusionModel:
 
     Args:
         denoiser: `(x, sigma) -> x0`, the posterior mean of the data given x = x0 + sigma n
-            (variance-exploding coordinates). x is (*batch, *event); sigma a 0-d tensor like x.
-            `from_epsilon` and its kin turn other predictions into it.
-        schedule: the forward process; it says where sigma starts and ends.
+            (variance-exploding coordinates). x is (*batch, *event), sigma a 0-d tensor like x.
+            `from_epsilon` and related functions convert other predictions.
+        schedule: the forward process, which defines where sigma starts and ends.
 
     Raises:
-        InputError: what is no function, or no schedule.
+        InputError: a denoiser that is not callable, or no schedule.
     """
 
     denoiser: Denoiser

@@ -1,7 +1,7 @@
-"""Forward processes x_t = alpha_t x0 + sigma_t eps, and their clock in variance-exploding coordinates.
+"""Forward processes x_t = alpha_t x0 + sigma_t eps in terms of the noise level sigma = sigma_t / alpha_t.
 
-Inside the library a noise level is sigma = sigma_t / alpha_t; a schedule says which model time t that
-is, and what alpha was. All maps take and return tensors and are evaluated in float64.
+A schedule maps model time t to sigma and back, and gives alpha. All maps take and return tensors and are
+evaluated in float64.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .errors import InputError, one_of
 
 
 class Schedule(ABC):
-    """A forward process, seen as the map between model time t and sigma = sigma_t / alpha_t.
+    """A forward process: the map between model time t and sigma = sigma_t / alpha_t.
 
     Attributes:
-        sigma_min, sigma_max: the range in which a sampler works.
-        labels: N where the model was trained on the whole numbers 0 .. N-1, else None.
+        sigma_min, sigma_max: the range of noise levels in which a sampler works.
+        labels: N where the model was trained on the integers 0 .. N-1, else None.
     """
 
     labels: int | None = None
@@ -44,7 +44,7 @@ class Schedule(ABC):
         """The exact inverse of `sigma` (any shape, float64)."""
 
     def label(self, sigma: Tensor) -> Tensor:
-        """What the network is told: the time, unless a process has another clock for its networks."""
+        """The time that the network receives: `time`, unless the process has another clock for networks."""
         return self.time(sigma)
 
     def alpha(self, sigma: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ class _Timed(Schedule):
     t_max: float
 
     def __post_init__(self) -> None:
-        """Refuse numbers between which sigma does not rise from above 0 to a finite value."""
-        said = {f.name: _validation.check_float(f.name, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        """Reject numbers between which sigma does not rise from above 0 to a finite value."""
+        given = {f.name: _validation.check_float(f.name, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         try:
             low, high = self.sigma_min, self.sigma_max
             times = self.time(torch.tensor([low, high], dtype=torch.float64))
@@ -69,7 +69,7 @@ class _Timed(Schedule):
             good = False
         if not good:
             raise InputError(
-                f"{', '.join(said)}: got {', '.join(f'{v:g}' for v in said.values())}, between which sigma "
+                f"{', '.join(given)}: got {', '.join(f'{v:g}' for v in given.values())}, for which sigma "
                 "does not rise from above 0 to a finite value; expected 0 < t_min < t_max and growing noise."
             )
 
@@ -173,29 +173,40 @@ class VPSigmoid(_Timed):
     t_min: float = 1e-3
     t_max: float = 0.999
 
-    def _ends(self) -> tuple[float, float]:
-        return tuple(1 / (1 + math.exp(-v / self.tau)) for v in (self.start, self.end))  # type: ignore[return-value]
+    @property
+    def _ends(self) -> list[float]:
+        return [1 / (1 + math.exp(-v / self.tau)) for v in (self.start, self.end)]
 
     def sigma(self, t: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         at = torch.sigmoid((self.start + t * (self.end - self.start)) / self.tau)
         return torch.sqrt((at - low) / (high - at))
 
     def time(self, sigma: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         at = high - (high - low) / (1 + sigma.square())
         return (self.tau * torch.logit(at) - self.start) / (self.end - self.start)
 
 
+class _Exploding(Schedule):
+    """A process with alpha = 1."""
+
+    def __post_init__(self) -> None:
+        low = _validation.check_float("sigma_min", self.sigma_min)
+        high = _validation.check_float("sigma_max", self.sigma_max)
+        if not 0 < low < high:
+            raise InputError(f"sigma_min, sigma_max: got {low}, {high}; expected 0 < sigma_min < sigma_max.")
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+
 @dataclass(frozen=True)
-class VE(Schedule):
-    """Variance exploding, alpha = 1, sigma_t = sigma_min (sigma_max/sigma_min)^t (arXiv 2011.13456)."""
+class VE(_Exploding):
+    """Variance exploding: alpha = 1, sigma_t = sigma_min (sigma_max/sigma_min)^t (arXiv 2011.13456)."""
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-
-    def __post_init__(self) -> None:
-        _check_range(self.sigma_min, self.sigma_max)
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
@@ -203,19 +214,13 @@ class VE(Schedule):
     def time(self, sigma: Tensor) -> Tensor:
         return torch.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
-
 
 @dataclass(frozen=True)
-class EDM(Schedule):
-    """alpha = 1 and time is sigma itself (arXiv 2206.00364)."""
+class EDM(_Exploding):
+    """alpha = 1, and time is sigma itself (arXiv 2206.00364)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-
-    def __post_init__(self) -> None:
-        _check_range(self.sigma_min, self.sigma_max)
 
     def sigma(self, t: Tensor) -> Tensor:
         return t
@@ -223,18 +228,15 @@ class EDM(Schedule):
     def time(self, sigma: Tensor) -> Tensor:
         return sigma
 
-    def alpha(self, sigma: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
-
 
 @dataclass(frozen=True)
 class FlowMatching(_Timed):
-    """x_t = (1 - t) x0 + t eps. The network is told t = k u / (1 + (k - 1) u), k the shift, u the clock.
+    """x_t = (1 - t) x0 + t eps; the network receives t = k u / (1 + (k - 1) u), k the shift, u the clock.
 
-    Grids that are even in time are even in u, so that a shift moves their nodes towards noise. At
-    t = 1 sigma is infinite: t_max stops short of it, which changes a sample by about 1 - t_max. Solvers
-    that extrapolate the noise (DEIS, IPNDM, PNDM, DPMSolver) subtract numbers of size sigma_max, which
-    leaves 6e-8 sigma_max of rounding in float32; those that extrapolate the data do not.
+    Grids that are even in time are even in u: a larger shift moves their nodes towards noise. At t = 1
+    sigma is infinite. t_max stops short of it, which changes a sample by about 1 - t_max. Solvers that
+    extrapolate the noise (DEIS, IPNDM, PNDM, DPMSolver) subtract numbers of size sigma_max, which leaves
+    6e-8 sigma_max of rounding in float32; those that extrapolate the data do not.
     """
 
     shift: float = 1.0
@@ -255,29 +257,26 @@ class FlowMatching(_Timed):
 
 
 class DiscreteVP(Schedule):
-    """A table of alphas_cumprod, as DDPM-style models are trained (labels 0 .. N-1).
+    """A table of alphas_cumprod, as used to train DDPM-style models (labels 0 .. N-1).
 
-    Between labels log(sigma) is interpolated linearly in the label, so that a sampler may stop at any
-    sigma; at a label the value is the table's.
+    Between labels log(sigma) is interpolated linearly in the label; at a label the value is the table's.
 
     Args:
         alphas_cumprod: (N,) strictly decreasing in (0, 1); kept in float64.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
-        abar = _validation.check_numbers("alphas_cumprod", alphas_cumprod)
-        ok = abar.dim() == 1 and len(abar) > 1 and bool(((abar > 0) & (abar < 1)).all())
-        if not ok or not bool((abar.diff() < 0).all()):
+        abar = _check_table(alphas_cumprod)
+        if not abar[-1] > 0:
             raise InputError(
-                f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; expected (N,) strictly "
-                "decreasing inside (0, 1). Pass torch.cumprod(1 - betas, 0); a table that ends in 0 "
-                "(zero terminal SNR) goes through fewstep.zero_terminal_snr first."
+                "alphas_cumprod: got a table that ends in 0 (zero terminal SNR), expected numbers above 0. "
+                "Pass it through fewstep.zero_terminal_snr first."
             )
         self.log_sigmas: Tensor = 0.5 * torch.log((1 - abar) / abar)
         self.labels: int = len(abar)
 
     def __repr__(self) -> str:
-        """The same for the same table, in any process."""
+        """Equal for equal tables, in every process."""
         some = [f"{v:.4g}" for v in self.log_sigmas[:: max(1, len(self.log_sigmas) // 7)].tolist()]
         return f"DiscreteVP({self.labels} labels, log sigma {', '.join(some)}, ...)"
 
@@ -286,7 +285,7 @@ class DiscreteVP(Schedule):
         cls, name: str = "linear", steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02,
         zero_snr: bool = False,
     ) -> DiscreteVP:  # fmt: skip
-        """A table by its name in diffusers: "linear", "scaled_linear" or "squaredcos_cap_v2"."""
+        """A table of diffusers: "linear", "scaled_linear" or "squaredcos_cap_v2"."""
         _validation.check_int("steps", steps, 2, 10**6)
         for argument, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
             _validation.check_float(argument, beta, 0, 1, "a number in [0, 1]")
@@ -305,10 +304,10 @@ class DiscreteVP(Schedule):
 
     @classmethod
     def of_table(cls, log_sigmas: Tensor) -> DiscreteVP:
-        """The schedule of a table (N,) of log sigma that one of these made; it stays on its device."""
-        made = cls.__new__(cls)
-        made.log_sigmas, made.labels = log_sigmas, len(log_sigmas)
-        return made
+        """The schedule of a valid table (N,) of log sigma, which stays on its device."""
+        schedule = cls.__new__(cls)
+        schedule.log_sigmas, schedule.labels = log_sigmas, len(log_sigmas)
+        return schedule
 
     @property
     def sigma_min(self) -> float:
@@ -330,21 +329,15 @@ class DiscreteVP(Schedule):
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
-    """The table with sqrt(alphas_cumprod) shifted and stretched to end in nought (arXiv 2305.08891, Alg. 1).
+    """The table with sqrt(alphas_cumprod) shifted and scaled to end in 0 (arXiv 2305.08891, Algorithm 1).
 
     Args:
-        alphas_cumprod: (N,) decreasing.
-        last: put in place of the nought, whose sigma would be infinite, or a quarter of its neighbour
-            where that is not larger. Networks for such tables predict v or the sample: noise alone says
-            nothing about x0 at zero signal.
+        alphas_cumprod: (N,) strictly decreasing in [0, 1), N > 2.
+        last: replaces the 0 at the end, whose sigma would be infinite; a quarter of the value before it
+            where that is smaller. Networks for such tables predict v or the sample, because noise alone
+            contains nothing about x0 at zero signal.
     """
-    abar = _validation.check_numbers("alphas_cumprod", alphas_cumprod)
-    inside = abar.dim() == 1 and len(abar) > 2 and bool(((abar >= 0) & (abar < 1)).all())
-    if not inside or not bool((abar.diff() < 0).all()):
-        raise InputError(
-            f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; expected (N,) strictly decreasing in "
-            "[0, 1), N > 2."
-        )
+    abar = _check_table(alphas_cumprod)
     if not 0 < _validation.check_float("last", last) < 1:
         raise InputError(f"last: got {last!r}, expected a number between 0 and 1.")
     root = abar.sqrt()
@@ -353,12 +346,12 @@ def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
     return torch.cat([square[:-1], torch.where(square[-2:-1] > last, last, square[-2:-1] / 4)])
 
 
-def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if (
-        not 0
-        < _validation.check_float("sigma_min", sigma_min)
-        < _validation.check_float("sigma_max", sigma_max)
-    ):
+def _check_table(alphas_cumprod: Tensor) -> Tensor:
+    abar = _validation.check_numbers("alphas_cumprod", alphas_cumprod)
+    good = abar.dim() == 1 and len(abar) > 1 and bool(((abar >= 0) & (abar < 1)).all())
+    if not good or not bool((abar.diff() < 0).all()):
         raise InputError(
-            f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}; expected 0 < sigma_min < sigma_max."
+            f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; expected (N,) strictly decreasing "
+            "in [0, 1), N > 1. Pass torch.cumprod(1 - betas, 0)."
         )
+    return abar

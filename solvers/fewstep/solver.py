@@ -1,7 +1,7 @@
-"""The contract: a solver is a value with a card; state is returned, never kept.
+"""The contract: a solver is an immutable object with a card; it returns its state instead of keeping it.
 
-A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns a grid of noise levels into
-a plan. A solver may be both.
+A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns a grid of noise levels into a
+plan. A solver may be both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, signature
-from typing import Any, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 from torch import Tensor
 
@@ -24,22 +24,24 @@ from .schedule import Schedule
 
 P = ParamSpec("P")
 LEVY = ("", "W", "H", "K", "A")
-ORDER = "a finite number of at least 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The facts of a solver, written once: loops refuse by them, tests check them, tables are made of them.
+    """The facts of a configured solver: loops rely on them, `check_solver` measures them, tables show them.
 
     Args:
         summary: what it is, in one line.
         reference: the source with its equation number.
-        levy: the least its step can live with: "" (nothing), "W", "H" (W and H), "K" (W, H and K) or
+        levy: the least that a step needs of the path: "" (nothing), "W", "H" (W and H), "K" (W, H and K) or
             "A" (W and the space-space area).
         sde_types: the calculi it solves.
-        strong_order, weak_order: by noise type; the keys are the noise types it can solve.
-        deterministic_order: where the noise is nought (for a diffusion solver: of its ODE).
-        evaluations: drift (or network) evaluations a step.
+        strong_order, weak_order: by noise type; the keys are the noise types it solves.
+        deterministic_order: the order without noise (of a sampler: of the ODE that is then left), with exact
+            starting values; None where it is not known.
+        evaluations: drift (or network) evaluations per step. Extra ones of the first steps are not counted,
+            nor is it counted that a last step to sigma = 0 may need fewer.
+        lower_bound: whether the orders are lower bounds, as those of learned steps are.
 
     Raises:
         InputError: a word or a number that no loop would understand.
@@ -53,6 +55,7 @@ class Card:
     weak_order: Mapping[str, float] = field(default_factory=dict)
     deterministic_order: float | None = None
     evaluations: int = 1
+    lower_bound: bool = False
 
     def __post_init__(self) -> None:
         for name in ("summary", "reference"):
@@ -61,37 +64,49 @@ class Card:
         _validation.check_instance("sde_types", self.sde_types, (tuple, list), "calculi such as ('ito',)")
         for calculus in self.sde_types:
             _validation.check_choice("sde_types", calculus, SDE_TYPES)
+        expected = "a finite number of at least 0"
         for name in ("strong_order", "weak_order"):
             orders = getattr(self, name)
-            _validation.check_instance(
-                name, orders, Mapping, "orders by noise type such as {'diagonal': 0.5}"
-            )
+            _validation.check_instance(name, orders, Mapping, "orders such as {'diagonal': 0.5}")
             for noise, order in orders.items():
                 _validation.check_choice(name, noise, NOISE_TYPES)
-                _validation.check_float(f"{name}[{noise!r}]", order, 0, expected=ORDER)
+                _validation.check_float(f"{name}[{noise!r}]", order, 0, expected=expected)
         if self.deterministic_order is not None:
-            _validation.check_float("deterministic_order", self.deterministic_order, 0, expected=ORDER)
+            _validation.check_float("deterministic_order", self.deterministic_order, 0, expected=expected)
         _validation.check_int("evaluations", self.evaluations, 1)
+        _validation.check_instance("lower_bound", self.lower_bound, bool, "True or False")
+
+    @property
+    def noise_types(self) -> tuple[str, ...]:
+        """The noise types that an SDE solver solves; "none" (ODEs) if it has a deterministic order."""
+        ode = self.strong_order and self.deterministic_order is not None
+        return (*self.strong_order, *(["none"] if ode else []))
 
 
-class Solver(ABC):
-    """Anything with a card. It keeps the arguments of its constructor under their names."""
+class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
+    """Anything with a card. It keeps the arguments of its constructor under their names.
 
-    card: Card
+    `card` is a class attribute where it holds for every configuration; else the constructor sets it.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def card(self) -> Card: ...
 
     def options(self) -> dict[str, Any]:
         """The arguments that are not at their defaults: `type(self)(**options)` is this solver again."""
         named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         parameters = [p for p in signature(type(self)).parameters.values() if p.kind in named]
-        kept = {p.name: getattr(self, p.name) for p in parameters}
-        return {p.name: kept[p.name] for p in parameters if kept[p.name] != p.default}
+        values = {p.name: getattr(self, p.name) for p in parameters}
+        return {p.name: values[p.name] for p in parameters if values[p.name] != p.default}
 
     def __repr__(self) -> str:
         try:
-            said = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
-        except AttributeError:  # a stranger's, which keeps its arguments under other names
-            said = "..."
-        return f"{type(self).__name__}({said})"
+            options = ", ".join(f"{k}={v!r}" for k, v in self.options().items())
+        except AttributeError:  # a third-party solver that keeps its arguments under other names
+            options = "..."
+        return f"{type(self).__name__}({options})"
 
 
 class Step(NamedTuple):
@@ -109,21 +124,21 @@ class Step(NamedTuple):
 
 
 class StochasticSolver(Solver):
-    """One step of dy = f dt + g dW at a time."""
+    """A method that advances dy = f dt + g dW by one step."""
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
-        """What the first step needs from before it (carry); nothing by default."""
+        """The carry of the first step; None by default."""
         return None
 
     @abstractmethod
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
-        """From y at t0 to y at t1 (0-d tensors) along the increment of [t0, t1]."""
+        """The step from y at t0 to t1 (0-d tensors) along the increment of [t0, t1]."""
 
 
 class DiffusionSolver(Solver):
     """A function from decreasing noise levels (n,) to a table of coefficients.
 
-    Where the estimate of x0 never changes a plan is exact: x - x0 shrinks with sigma, but for its own noise.
+    Where the estimate of x0 never changes a plan is exact: apart from its noise x - x0 shrinks with sigma.
 
     Attributes:
         repeats_levels: whether its grids may contain the last level twice, as those of diffusers do.
@@ -133,7 +148,7 @@ class DiffusionSolver(Solver):
 
     @abstractmethod
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        """The solver on this grid.
+        """The table of coefficients on a grid.
 
         Args:
             sigmas: (n,) float64, strictly decreasing, the last may be 0.
@@ -146,7 +161,7 @@ class DiffusionSolver(Solver):
 
 
 def needs_schedule(solver: str, why: str, cure: str) -> InputError:
-    """The error of a solver that needs a schedule and was given none."""
+    """The error of a solver that needs a schedule and got none."""
     return InputError(
         f"schedule: got None; expected the schedule, because {solver} {why}. Call plan(sigmas, schedule), "
         f"or sample(), which passes it; {cure}."

@@ -1,8 +1,8 @@
-"""One family-wise level for all statistical tests of this folder: 1e-6, over at most 1000 of them.
+"""One family-wise level for the statistical tests of this folder: 1e-6, for at most 1000 comparisons.
 
-By Bonferroni each comparison is allowed 1e-9, which for a normal statistic is 6.1 standard errors.
-Algebraic identities are not sampled: where unit vectors stand in for the normals, outputs are their
-own coefficients and their inner products are exact covariances.
+By Bonferroni each comparison has 1e-9, which is 6.1 standard errors of a normal statistic. Algebraic
+identities are not sampled: with unit vectors in place of normals, outputs are their own coefficients
+and inner products are exact covariances.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STANDARD_ERRORS = 6.1
 
 @pytest.fixture
 def has_mean() -> Callable[[Tensor, float], None]:
-    """has_mean(sample, expected): the mean of independent entries is so, at the level above."""
+    """has_mean(sample, expected) checks the mean of independent entries, at the level above."""
 
     def check(sample: Tensor, expected: float) -> None:
         sample = sample.double().flatten()

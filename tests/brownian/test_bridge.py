@@ -1,4 +1,4 @@
-"""The conditional laws at any split, as exact covariances."""
+"""The conditional law of the parts of an interval, as exact covariances."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ levels = st.integers(1, 3)
 @example(1, 0.5, False)
 @example(2, 0.5, False)
 @example(3, 0.5, True)
-def test_parts_are_independent_brownian_and_join_to_the_whole(n, share, late):
-    """The two facts that make the conditional law exact."""
+def test_parts_are_independent_increments_that_join_to_the_interval(n, share, late):
+    """These two facts determine the conditional law."""
     x, y = (1 - share, share) if late else (share, 1 - share)
     M = torch.tensor(bridge_matrix(n, x, y), dtype=torch.float64)
     root = torch.cat([VARIANCES[:n].sqrt(), torch.ones(n, dtype=torch.float64)])
     forms = M * root
-    # each part in units of its own length, so that a part of 1e-12 is held to the same tolerance
+    # each part in units of its own length, so one tolerance fits a part of 1e-12
     scale = torch.cat([(VARIANCES[:n] * x).sqrt(), (VARIANCES[:n] * y).sqrt()])
     forms = forms / scale[:, None]
     assert torch.allclose(forms @ forms.mT, torch.eye(2 * n, dtype=torch.float64), atol=1e-9)
@@ -39,7 +39,7 @@ def test_parts_are_independent_brownian_and_join_to_the_whole(n, share, late):
 
 
 def test_published_conditional_covariances_at_the_middle():
-    """B, section 2.4: the conditional covariance of the left half."""
+    """arXiv 2405.06464 (B), section 2.4: the conditional covariance of the left half."""
     for n, WW, WH, HH in ((2, 1 / 16, -1 / 32, 7 / 192), (3, 1 / 16, -1 / 32, 13 / 768)):
         noise = torch.tensor(bridge_matrix(n, 0.5, 0.5), dtype=torch.float64)[:n, n:]
         cov = noise @ noise.mT
@@ -68,7 +68,7 @@ def test_published_bridge_for_w_and_h_at_any_split(x):
 @example(2, 0.5, 4.0, True)
 @example(1, 0.5, 4.0, False)
 def test_split_applies_the_matrix(n, x, length, consume):
-    """Both routes of the code, fast at x = 1/2 and general, give the matrix's coefficients."""
+    """The special case x = 1/2 and the general case give the coefficients of the matrix."""
     unit = torch.eye(2 * n, dtype=torch.float64).unbind()
     values, z = [u.clone() for u in unit[:n]], [u.clone() for u in unit[n:]]
     left, right = split(values, z, x, 1 - x, math.sqrt(length), consume=consume)

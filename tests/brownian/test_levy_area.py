@@ -1,11 +1,15 @@
-"""Space-space areas, at the one family-wise level of conftest."""
+"""Space-space areas: their moments, at the family-wise level of conftest, and those of a path."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fewstep import InputError
 from fewstep.brownian import AreaPath, BrownianPath, FreshIncrements, Increment, levy_area
@@ -27,7 +31,7 @@ def area(inc: Increment, method: str, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_antisymmetric_to_the_bit_and_batched(method):
+def test_area_is_antisymmetric_to_the_bit_and_batched(method):
     levy = TAKES.get(method, "WHK")[-1]
     for shape in ((2, 3, 5), (4, 1), (0, 2)):
         for dtype in (torch.float32, torch.float64):
@@ -41,10 +45,10 @@ def test_antisymmetric_to_the_bit_and_batched(method):
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
 @pytest.mark.parametrize("method", METHODS)
-def test_moments(method, levy, has_mean):
+def test_conditional_moments(method, levy, has_mean):
     """E A^2 = h^2/4; E[A^2 (W_i^2+W_j^2)]; E[A_ij A_ik W_j W_k]; E[A | W, H], its residual."""
     if levy not in TAKES.get(method, "WHK"):
-        pytest.skip("refused, see test_refusals")
+        pytest.skip("rejected, see test_bad_input_is_rejected")
     h = 0.7
     inc = draw(levy, h)
     A, W = area(inc, method), inc.W
@@ -61,14 +65,14 @@ def test_moments(method, levy, has_mean):
         mean, rest = split_mean(inc, a, 0, 1)
         _, rest2 = split_mean(inc, other, 0, 2)
         has_mean(rest, 0.0)
-        if method == "fourier":  # its tail, left out, has a mean given H
+        if method == "fourier":  # the tail that it leaves out has a mean given H
             has_mean(rest * mean, -h * h / 6 * tail(2) / (math.pi**2 / 6))
         else:
             has_mean(rest * mean, 0.0)
             has_mean(rest * rest, h * h / 12 - lost)
         if method == "foster" or (method == "davie" and levy == "K"):
             squares = H[:, 0] ** 2 + H[:, 1] ** 2
-            # Var[A | W, H] = h^2/20 + (h/5)(H_i^2 + H_j^2), weighed with H^2: E H^4 = 3 (h/12)^2
+            # Var[A | W, H] = h^2/20 + (h/5)(H_i^2 + H_j^2), weighted with H^2: E H^4 = 3 (h/12)^2
             has_mean(rest * rest * squares, h * h / 20 * h / 6 + h / 5 * 8 * (h / 12) ** 2)
             has_mean(rest * rest2 * H[:, 1] * H[:, 2], h / 5 * (h / 12) ** 2)
     if inc.K is not None:
@@ -85,7 +89,7 @@ def tail(power: int, n: int = 12) -> float:
 
 
 def truncation(method: str, h: float, n: int = 12) -> float:
-    """The exact mean square of what n terms leave out (B, section 3.2)."""
+    """The exact mean square of the truncation error of n terms (arXiv 2405.06464, section 3.2)."""
     if method == "legendre":
         return h * h / (4 * (2 * n + 1))
     return {"fourier": 3, "milstein": 1}[method] * h * h * tail(2, n) / (2 * math.pi**2)
@@ -98,9 +102,9 @@ def split_mean(inc: Increment, a: torch.Tensor, i: int, j: int) -> tuple[torch.T
 
 @pytest.mark.parametrize("method", ["milstein", "mrongowius_roessler", "wiktorsson", "legendre", "foster"])
 def test_fourth_moment(method, has_mean):
-    """E A^4 = 5 h^4/16, with terms enough to hide the truncation.
+    """E A^4 = 5 h^4/16, with enough terms to hide the truncation.
 
-    Foster's normal has less: A = (z1^v + g)/2 with Var v = 1/3 + 1/15 and Var g = 1/5, whence
+    Foster's normal has less: A = (z1^v + g)/2 with Var v = 1/3 + 1/15 and Var g = 1/5, which gives
     (3.84 + 0.96 + 0.12)/16.
     """
     inc = draw("W", 1.0, m=2)
@@ -109,7 +113,7 @@ def test_fourth_moment(method, has_mean):
 
 
 @pytest.mark.parametrize("method", ["fourier", "milstein", "wiktorsson", "mrongowius_roessler", "legendre"])
-def test_terms_meet_the_tolerance_and_not_by_far(method):
+def test_number_of_terms_is_the_least_that_meets_the_tolerance(method):
     coefficient = {
         "fourier": (math.sqrt(3) / (math.sqrt(2) * math.pi), 0.5),
         "milstein": (1 / (math.sqrt(2) * math.pi), 0.5),
@@ -131,28 +135,28 @@ def test_terms_meet_the_tolerance_and_not_by_far(method):
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
 @pytest.mark.parametrize("method", ["foster", "legendre"])
-def test_law_is_stable_under_chen(method, levy, has_mean):
-    """Areas of two unequal parts, joined: E[A | W, H] and its residual are those of the whole."""
+def test_joined_areas_have_the_conditional_moments_of_one_area(method, levy, has_mean):
+    """Areas of two unequal parts: E[A | W, H] and its residual are those of the full interval."""
     one, two = draw(levy, 0.3, 2, seed=5), draw(levy, 0.9, 2, seed=6)
     options = {} if method == "foster" else {"terms": 40}
     parts = [
         Increment(i.h, i.W, i.H, i.K, levy_area(i, method, s, **options)) for s, i in enumerate((one, two))
     ]
-    whole = parts[0].join(parts[1])
-    h, a = 1.2, whole.A[:, 0, 1]
+    joined = parts[0].join(parts[1])
+    h, a = 1.2, joined.A[:, 0, 1]
     lost = 0.0 if method == "foster" else (0.3**2 + 0.9**2) / (4 * 81)
     has_mean(a * a, h * h / 4 - lost)
-    if whole.H is not None:
-        mean, rest = split_mean(whole, a, 0, 1)
+    if joined.H is not None:
+        mean, rest = split_mean(joined, a, 0, 1)
         has_mean(rest * mean, 0.0)
         has_mean(rest * rest, h * h / 12 - lost)
-    if whole.K is not None:
-        known = 12 * (whole.K[:, 0] * whole.H[:, 1] - whole.H[:, 0] * whole.K[:, 1])
+    if joined.K is not None:
+        known = 12 * (joined.K[:, 0] * joined.H[:, 1] - joined.H[:, 0] * joined.K[:, 1])
         has_mean(rest * known, h * h * (1 / 12 - 1 / 20))
 
 
 def test_fourier_terms_are_conditioned_on_h_and_k_exactly():
-    """Many terms and Milstein's tail: E[A | W, H, K] is read off by linear regression."""
+    """Many terms and Milstein's tail: linear regression gives E[A | W, H, K]."""
     inc = draw("K", 1.0, m=2)
     A = levy_area(inc, "milstein", 1, terms=50)[:, 0, 1]
     H, W, K = inc.H, inc.W, inc.K
@@ -173,7 +177,49 @@ def test_fourier_terms_are_conditioned_on_h_and_k_exactly():
     assert ((fit - expected).abs() < 6.1 * error).all()
 
 
-def test_area_path_is_additive_and_the_same_at_every_step_size():
+@settings(max_examples=20, deadline=None)
+@given(
+    st.floats(-6, 3).map(math.exp),
+    st.integers(2, 4),
+    st.sampled_from([*METHODS, "path legendre", "path foster"]),
+    st.sampled_from("WHK"),
+    st.floats(0.05, 0.95),
+    st.integers(0, 2**31),
+)
+def test_areas_joined_over_any_split_have_the_covariance_of_brownian_motion(h, m, method, levy, x, seed):
+    """E[A_ij A_kl] and E[A_ij M_kl] with M = E[A | W, H]: h^2/4 and h^2/6 if ij = kl, otherwise 0.
+
+    The truncation error of each part, which is known exactly, is subtracted from E[A_ij A_ij]. Means over
+    N samples must be within 6 standard errors: a false alarm has probability 2e-9 per mean (up to 57 per
+    example; the skewness of products of areas at most triples it), below 1e-5 per run.
+    """
+    grid, cut = [0.0, x * h, h], []
+    if method.startswith("path"):
+        path = BrownianPath((N, m), 0.0, h, seed, "H", torch.float64)
+        parts = list(AreaPath(path, 4, method.split()[1], seed=seed).increments(grid))
+        cut = sorted({0.0, h / 4, h / 2, 3 * h / 4, h, x * h})
+        lost = sum((b - a) ** 2 / 12 for a, b in pairwise(cut)) if method == "path legendre" else 0.0
+    else:
+        levy = min(levy, TAKES.get(method, "K")[-1], key="WHK".index)
+        drawn = FreshIncrements((N, m), levy, seed, torch.float64).increments(grid)
+        generator = torch.Generator().manual_seed(seed + 1)
+        terms = None if method in ("davie", "foster") else 12
+        parts = [replace(inc, A=levy_area(inc, method, generator, terms=terms)) for inc in drawn]
+        lost = 0.0 if method in EXACT else sum(truncation(method, inc.h) for inc in parts)
+    joined = parts[0].join(parts[1])
+    i, j = torch.triu_indices(m, m, 1)
+    A = joined.A[:, i, j]
+    products = [(A[:, :, None] * A[:, None], h * h / 4 - lost)]
+    if joined.H is not None and method != "fourier":  # the tail that "fourier" leaves out depends on H
+        M = joined.H[:, i] * joined.W[:, j] - joined.W[:, i] * joined.H[:, j]
+        products.append((A[:, :, None] * M[:, None], h * h / 6))
+    for product, variance in products:
+        standard_error = product.std(0) / N**0.5
+        expected = variance * torch.eye(len(i), dtype=torch.float64)
+        assert ((product.mean(0) - expected).abs() < 6 * standard_error).all()
+
+
+def test_area_path_is_additive_and_independent_of_step_size():
     path = BrownianPath((64, 3), 0.0, 2.0, seed=3, levy="H", dtype=torch.float64)
     for options in ({}, {"method": "foster"}, {"method": "legendre", "terms": 3}):
         areas = AreaPath(path, cells=32, **options)
@@ -186,8 +232,8 @@ def test_area_path_is_additive_and_the_same_at_every_step_size():
         assert torch.allclose(coarse.H, path.increment(0.0, 2.0).H, atol=1e-12)
 
 
-def test_area_path_draws_anew_where_a_cell_is_cut(has_mean):
-    """The pieces of one fine cell have independent residuals, each that of its own length."""
+def test_area_path_draws_independent_areas_for_parts_of_a_cell(has_mean):
+    """The residuals of two parts of a cell are independent, with the variance for their lengths."""
     path = BrownianPath((N, 2), seed=3, levy="H", dtype=torch.float64)
     pieces = AreaPath(path, cells=1, method="foster").increments([0.0, 0.5, 1.0])
     (_, one), (_, two) = (split_mean(i, i.A[:, 0, 1], 0, 1) for i in pieces)
@@ -195,18 +241,18 @@ def test_area_path_draws_anew_where_a_cell_is_cut(has_mean):
     has_mean(one * one, 0.25 / 12)
 
 
-def test_area_path_converges_at_its_stated_rate(has_mean):
-    """E |A_8 cells - A_64 cells|^2 = h^2/12 (1/8 - 1/64): one converges to the area of the path."""
+def test_area_path_converges_at_the_documented_rate(has_mean):
+    """E |A_8 cells - A_64 cells|^2 = h^2/12 (1/8 - 1/64): both converge to the area of the path."""
     path = BrownianPath((4000, 2), seed=3, levy="H", dtype=torch.float64)
     coarse, fine = (AreaPath(path, cells=n).increment(0.0, 1.0).A[:, 0, 1] for n in (8, 64))
     has_mean((coarse - fine) ** 2, (1 / 8 - 1 / 64) / 12)
 
 
-def test_torchsde_areas_are_mis_scaled_and_ours_are_not(has_mean):
+def test_torchsdes_areas_have_the_wrong_variance_and_ours_do_not(has_mean):
     """torchsde 0.2.6: its residual has h^2/6 ('davie') and 0.053 h^2 ('foster'), not h^2/12."""
     torchsde = pytest.importorskip("torchsde")
     if torchsde.__version__ != "0.2.6":
-        pytest.skip("a statement about torchsde 0.2.6")
+        pytest.skip("holds for torchsde 0.2.6")
     n = 20_000
     for method, theirs in (("davie", 1 / 6), ("foster", 1 / 50 + 2 / 60)):
         bm = torchsde.BrownianInterval(
@@ -222,7 +268,7 @@ def test_torchsde_areas_are_mis_scaled_and_ours_are_not(has_mean):
         has_mean(ours * ours, 1 / 12)
 
 
-def test_refusals():
+def test_bad_input_is_rejected():
     inc = draw("K", m=2)
     for method in ("wiktorsson", "mrongowius_roessler"):
         with pytest.raises(InputError, match="legendre"):
@@ -231,7 +277,7 @@ def test_refusals():
         levy_area(inc, "forster")
     with pytest.raises(InputError, match="both"):
         levy_area(inc, "legendre", tol=0.1, terms=3)
-    with pytest.raises(InputError, match="one draw"):
+    with pytest.raises(InputError, match="strong methods"):
         levy_area(inc, "davie", tol=0.1)
     with pytest.raises(InputError, match="positive"):
         levy_area(inc, "legendre", tol=0.0)

@@ -1,4 +1,4 @@
-"""A path is one path: exact law of every partition, the same numbers however they are asked for."""
+"""`BrownianPath`: the exact law of every partition, and the same numbers in every query."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def close(a: Increment, b: Increment, tol: float) -> bool:
     return all(torch.allclose(u, v, rtol=tol, atol=tol * math.sqrt(a.h)) for u, v in pairs)
 
 
-MOST = 14 * 48 * 3  # normals: 14 times at the most, each found by up to 48 cuts, a normal a letter
+MOST = 14 * 48 * 3  # normals: at most 14 times, up to 48 cuts per time, one normal per letter
 
 
 class UnitVectors:
-    """In place of normals: a unit vector for each node and level, so outputs are coefficients."""
+    """In place of normals: a unit vector per node and letter, so outputs are coefficients."""
 
     def __init__(self, dimension: int) -> None:
         self.dimension, self.index = dimension, {}
@@ -68,7 +68,7 @@ class UnitVectors:
     st.booleans(),
 )
 def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gaps, places, one_by_one):
-    """Covariance diag(h, h/12, h/720), for any knots, clock and way of asking."""
+    """Covariance diag(h, h/12, h/720), for any knots, clock and kind of query."""
     knots = [0.5 + sum(gaps[:i]) for i in range(len(gaps) + 1)]
     kind = {"levy": levy, "clock": clock, "knots": knots, "dtype": torch.float64}
     path = BrownianPath((MOST,), knots[0], knots[-1], **kind)
@@ -89,7 +89,7 @@ def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gap
     assert torch.allclose(gram, torch.eye(len(rows), dtype=torch.float64), atol=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     levies,
     st.sampled_from([torch.float32, torch.float64]),
@@ -98,7 +98,7 @@ def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gap
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-def test_values_do_not_depend_on_the_order_of_asking(levy, dtype, times, seed, per_sample, rng):
+def test_values_do_not_depend_on_the_order_of_queries(levy, dtype, times, seed, per_sample, rng):
     times = sorted(times)
     if min(b - a for a, b in pairwise(times)) < 1e-5:
         return
@@ -123,8 +123,8 @@ def test_values_do_not_depend_on_the_order_of_asking(levy, dtype, times, seed, p
 
 @settings(deadline=None, max_examples=25)
 @given(levies, st.integers(1, 9), st.sampled_from([(1,), (5,), (7, 3), ()]), st.booleans())
-def test_walks_that_cut_many_at_once_give_the_same_bits(levy, log2n, shape, per_sample):
-    """Small batches are cut by the thousand in one call; one at a time must agree to the bit."""
+def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, shape, per_sample):
+    """Small batches are cut many times in one call; single queries must agree to the bit."""
     seeds = list(range(shape[0])) if per_sample and shape else None
     path = BrownianPath(shape, -1.0, 1.0, seed=4, levy=levy, seeds=seeds)
     grid = torch.linspace(-1, 1, 2**log2n + 1)
@@ -135,7 +135,7 @@ def test_walks_that_cut_many_at_once_give_the_same_bits(levy, log2n, shape, per_
 
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
-def test_refining_does_not_change_what_is_known(levy):
+def test_refinement_preserves_coarse_increments(levy):
     path = BrownianPath((16, 3), 0.0, 1.0, seed=2, levy=levy, dtype=torch.float64)
     whole = path.increment(0.0, 1.0)
     for n in (2, 3, 64, 100):
@@ -144,7 +144,7 @@ def test_refining_does_not_change_what_is_known(levy):
 
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
-def test_float32_and_float64_see_one_path(levy):
+def test_float32_and_float64_give_one_path(levy):
     options = {"t0": 0.0, "t1": 1.0, "seed": 9, "levy": levy}
     single = BrownianPath((50, 2), dtype=torch.float32, **options)
     double = BrownianPath((50, 2), dtype=torch.float64, **options)
@@ -156,8 +156,8 @@ def test_float32_and_float64_see_one_path(levy):
     assert BrownianPath((1,)).dtype == torch.get_default_dtype()
 
 
-def test_float32_path_is_additive_over_2_to_the_16_steps():
-    n = 2**16
+def test_float32_path_is_additive_over_2_to_the_14_steps():
+    n = 2**14
     path = BrownianPath((4,), 0.0, 1.0, seed=1, levy="H")
     total = torch.zeros(4, dtype=torch.float64)
     for inc in path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)):
@@ -168,7 +168,7 @@ def test_float32_path_is_additive_over_2_to_the_16_steps():
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
 def test_log_clock_keeps_relative_precision_over_ten_decades(levy, has_mean):
-    """float32 against float64 from 1e-4 to 1e6: each increment agrees relative to its own size."""
+    """float32 and float64 agree from 1e-4 to 1e6, relative to the size of each increment."""
     options = {"t0": 1e-4, "t1": 1e6, "seed": 5, "levy": levy, "clock": "log"}
     single = BrownianPath((500,), dtype=torch.float32, **options)
     double = BrownianPath((500,), dtype=torch.float64, **options)
@@ -201,7 +201,7 @@ def test_knots_make_any_grid_cheap_and_float32_grids_find_them():
         path._normals = Counting((2,), 0, path.device)
         assert len(list(path.increments(grid))) == 100
         assert calls <= most
-    # random access: O(log), and less with neighbours in the cache
+    # random access: O(log), and less with adjacent intervals in the cache
     calls = 0
     path.increment(0.3, 0.7)
     assert calls <= 2 * 49
@@ -217,7 +217,7 @@ def test_knots_at_dyadic_times_change_nothing():
 
 
 def test_per_sample_seeds_do_not_depend_on_the_batch():
-    """A sample's numbers are its seed's, whatever the batch's size, order and neighbours."""
+    """The numbers of a sample depend only on its seed, not on the batch's size or order."""
     grid = torch.linspace(0, 1, 12)
     seeds = [5, 17, 3, 2**40, -1]
     for row in ((3, 2), (), (7,)):
@@ -234,7 +234,7 @@ def test_per_sample_seeds_do_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("seeds", [None, list(range(200))])
 def test_normals_are_independent_and_normal(seeds, has_mean):
-    """Moments to the sixth; products of neighbours along nodes, levels, seeds and columns."""
+    """Moments to the sixth; products of adjacent entries along nodes, letters, seeds and columns."""
     shape, device = (200, 51), torch.device("cpu")
     source = GeneratorNormals(shape, 3, device) if seeds is None else HashedNormals(shape, seeds, device)
     draw = source.begin(2)
@@ -254,19 +254,19 @@ def test_normals_are_independent_and_normal(seeds, has_mean):
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_the_hash_is_one_function_in_both_languages(x):
+def test_hash_of_integers_and_of_tensors_agree(x):
     signed = x - 2**64 if x >= 2**63 else x
     assert int(mix_(torch.tensor([signed]))[0]) % 2**64 == mix(x)
 
 
-def test_no_two_nodes_share_the_32_bits_that_torch_keeps():
+def test_node_seeds_differ_in_the_32_bits_that_torch_keeps():
     low = [node_seed(12345, node) & 0xFFFFFFFF for node in range(1, 2**17)]
     assert len(set(low)) == len(low)
     a, b = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7 + 2**32)
     assert torch.equal(torch.randn(4, generator=a), torch.randn(4, generator=b))  # the reason
 
 
-def test_pickling_and_threads():
+def test_pickled_and_shared_paths_give_the_same_numbers():
     path = BrownianPath((8, 3), 0.0, 1.0, seed=6, levy="H")
     path.increment(0.1, 0.2)
     copy = pickle.loads(pickle.dumps(path))
@@ -278,8 +278,7 @@ def test_pickling_and_threads():
     assert "levy='H'" in repr(path)
 
 
-def test_results_are_the_callers_own():
-    """Writing over what a path returned does not change the path."""
+def test_writing_to_an_increment_does_not_change_the_path():
     path = BrownianPath((3,), levy="H")
     before = path.increment(0.25, 0.5)
     kept = before.W.clone()
@@ -290,7 +289,7 @@ def test_results_are_the_callers_own():
     assert not torch.equal(path.increment(0.0, 0.5).W, first.W)
 
 
-def test_global_random_state_is_left_alone():
+def test_global_random_state_is_unchanged():
     before = torch.random.get_rng_state()
     BrownianPath((3,)).increment(0.0, 0.5)
     BrownianPath((3,), seeds=[1, 2, 3]).increment(0.0, 0.5)
@@ -307,7 +306,7 @@ def test_2_to_the_15_steps_in_constant_memory():
 
 
 def walk_and_measure(steps: int) -> None:
-    """Peak memory of a walk grows by less than 64 MiB, where all its increments would take more."""
+    """Peak memory grows by less than 64 MiB, where all increments together would take more."""
     grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     shape = (1024, 16) if steps < 2**16 else (16, 16)
     path = BrownianPath(shape, levy="H")
@@ -321,7 +320,7 @@ def walk_and_measure(steps: int) -> None:
     assert count * math.prod(shape) * 8 > 4 * grown
 
 
-def test_cpu_and_portable_agree():
+def test_portable_path_on_cpu_is_the_cpu_path():
     a = BrownianPath((3, 2), seed=1, levy="H").increment(0.1, 0.4)
     b = BrownianPath((3, 2), seed=1, levy="H", portable=True).increment(0.1, 0.4)
     assert same(a, b)
@@ -339,13 +338,13 @@ def test_cuda_portable_is_the_cpu_path_and_seeds_agree_to_rounding():
             assert close(a, b.to(device="cpu"), 1e-5)
 
 
-def test_empty_and_scalar_shapes():
+def test_empty_and_scalar_shapes_are_supported():
     assert BrownianPath((0, 3), levy="K").increment(0.0, 0.3).K.shape == (0, 3)
     assert BrownianPath(()).increment(0.0, 0.3).W.shape == ()
     assert len(list(BrownianPath((0, 3)).increments(torch.linspace(0, 1, 5)))) == 4
 
 
-def test_float32_times_a_rounding_off_are_the_times_meant():
+def test_times_rounded_to_float32_are_found_exactly():
     path = BrownianPath((3,), 0.0, 0.3, levy="H")
     exact = list(path.increments(torch.linspace(0, 0.3, 65, dtype=torch.float64)))
     rounded = list(path.increments(torch.linspace(0, 0.3, 65)))
@@ -368,7 +367,7 @@ def test_float32_times_a_rounding_off_are_the_times_meant():
         ({"shape": 3}, "shape"),
     ],
 )
-def test_refused_arguments(arguments, word):
+def test_bad_arguments_are_rejected(arguments, word):
     with pytest.raises(InputError, match=word):
         BrownianPath(**{"shape": (3,), "t0": 0.0, "t1": 1.0, **arguments})
 
@@ -380,25 +379,25 @@ def test_refused_arguments(arguments, word):
         ((0.5, 0.25), "increasing"),
         ((-0.1, 0.25), "t0 and t1"),
         ((0.5, 1.1), "t0 and t1"),
-        ((0.5, 0.5 + 1e-16), "resolution"),
-        ((math.nan, 0.5), "got (time )?nan"),
+        ((0.5, 0.5 + 1e-15), "resolution"),
+        ((math.nan, 0.5), "got (time |\\[)?nan"),
     ],
 )
-def test_refused_times(times, word):
+def test_bad_times_are_rejected(times, word):
     with pytest.raises(InputError, match=word):
         BrownianPath((3,)).increment(*times)
     with pytest.raises(InputError, match=word):
         BrownianPath((3,)).increments(list(times))
 
 
-def test_refused_grids():
+def test_bad_grids_are_rejected():
     for grid in ([0.5], [[0.0, 1.0]]):
         with pytest.raises(InputError, match="grid"):
             BrownianPath((3,)).increments(grid)
 
 
 def test_gradients_flow_through_a_solve_on_a_path_of_any_size():
-    """Increments already handed out are not written to later: autograd checks their version."""
+    """Increments are not written to after they are returned: autograd checks their version."""
     sigma = torch.tensor(0.3, requires_grad=True)
     sde = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: sigma * torch.sin(y))
     for shape in ((4, 1), (2000, 1), (40000, 1)):

@@ -1,16 +1,18 @@
-"""The table of ratios to peers: each row is read from the record it names, in the direction it says."""
+"""The table of ratios to peers, and the experiments on speed and work-precision that it reads."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-import fewstep as fs
-from experiments import benchmarks, peers_k_diffusion
+import benchmarks
+import brownian_figures
+import brownian_speed
+import peers_k_diffusion
+import sampler_overhead
+import work_precision
+from base import RECORDS
 from fewstep_analysis import Record
-
-RECORDS = Path(__file__).resolve().parents[1] / "docs" / "records"
 
 
 def record(name):
@@ -33,13 +35,13 @@ def test_rows_are_read_from_records(group):
     numbers = json.dumps(record(name).data)
     for r in rows:
         assert r["ratio"] == pytest.approx(r["theirs"] / r["ours"])
-        if r["unit"] != "ms":  # taken over as they stand
+        if r["unit"] != "ms":  # copied without conversion
             assert str(r["ours"]) in numbers
             assert str(r["theirs"]) in numbers
 
 
-def test_twins_have_the_same_errors():
-    """Else their seconds would not be of the same work: RMSE of each pair within 1 % on one stored path."""
+def test_paired_methods_have_equal_errors():
+    """Otherwise their seconds would not be for the same work: RMSE within 1 % along the stored paths."""
     found = {(s["package"], s["name"]): s["error"] for s in record("work-precision-sde").data["series"]}
     for theirs, ours in benchmarks.TWINS.items():
         for package in ("torchsde", "diffrax"):
@@ -48,24 +50,42 @@ def test_twins_have_the_same_errors():
                 torch.testing.assert_close(torch.tensor(found["fewstep", ours]), other, rtol=0.01, atol=0)
 
 
-def test_k_diffusions_samplers_and_ours_do_the_same_work():
-    """The function asserts that both end at the same numbers before it times them."""
-    if not peers_k_diffusion.installed():
-        assert benchmarks.drop_in_k(1, 0) == []
-    else:
-        assert len(benchmarks.drop_in_k(1, 0)) == len(benchmarks.K_SAMPLERS)
+def test_samplers_of_k_diffusion_do_the_same_work():
+    """The function asserts equal results before it times them."""
+    expected = len(benchmarks.K_SAMPLERS) if peers_k_diffusion.installed() else 0
+    assert len(benchmarks.drop_in_k(1, 0)) == expected
+
+
+def test_figures_of_brownian_paths(run):
+    data = run(brownian_figures)["brownian-figures"].data
+    path = data["path"]
+    assert path["values"][-1] == pytest.approx(path["W"], rel=1e-4)
+    bridge = [v - k / 512 * path["W"] for k, v in enumerate(path["values"])]
+    assert sum(bridge) / 512 == pytest.approx(path["H"], abs=2e-3)  # the mean of path minus chord
+    assert data["orders"]["slopes"]["true"] > 0.85  # 0.5 without the area
+
+
+def test_increments(run):
+    rows = run(brownian_speed, turns=1)["brownian-speed"].data["rows"]
+    assert {"bare torch loop", "path W, walked"} <= {r["series"] for r in rows}
+
+
+def test_sampling_overhead(run):
+    rows = run(sampler_overhead, rounds={(2, 4, 8, 8): 2})["sampler-overhead"].data["rows"]
+    assert len(rows) == len(sampler_overhead.SOLVERS) * len(sampler_overhead.STEPS)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the neighbours' own
-def test_one_command_measures_all(tmp_path):
-    threads = torch.get_num_threads()
-    try:
-        lines = benchmarks.run(tmp_path, budget="smoke")
-    finally:
-        torch.set_num_threads(threads)
-    made = Record.load(tmp_path / "records" / "benchmarks.json")
-    assert {"noise", "solve", "drop-in", "error"} <= {r["group"] for r in made.data["rows"]}
-    assert made.data["peers"]["torchsde"]
-    assert lines == benchmarks.markdown(made).splitlines()
-    assert fs.__version__ == made.made["versions"]["fewstep"]
+@pytest.mark.filterwarnings("ignore")  # those of other packages
+def test_benchmarks_measure_all_parts(run):
+    made = run(benchmarks)
+    assert {"brownian-speed", "sampler-overhead", "work-precision-sde", "work-precision-ring"} < set(made)
+    assert {"noise", "solve", "drop-in", "error"} <= {r["group"] for r in made["benchmarks"].data["rows"]}
+    assert made["benchmarks"].data["peers"]["torchsde"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_work_precision_needs_both_problems_for_all_tables(run):
+    tables = work_precision.tables(run(work_precision, problems=("ring", "smooth"), evaluations=(5, 10)))
+    assert set(tables) == {"work-ring", "work-smooth", "work-spacings", "work-sde"}

@@ -1,3 +1,5 @@
+"""diffrax's solvers as series of a work-precision figure; skipped where diffrax is not installed."""
+
 import pytest
 import torch
 
@@ -13,8 +15,8 @@ TWINS = [("geometric_brownian_motion", "Euler", fs.EulerMaruyama), ("sine", "Ito
 
 
 @pytest.mark.parametrize(("name", "theirs", "ours"), TWINS)
-def test_diffrax_on_our_increments_is_our_solver(name, theirs, ours):
-    from experiments.peers_diffrax import solve_diffrax
+def test_diffrax_on_stored_increments_equals_this_library(name, theirs, ours):
+    from peers_diffrax import solve_diffrax
 
     problem, level = by_name(name), 5
     e = Experiment(problem.sde, [fs.ShARK()], problem.y0, (0.0, 1.0), [level], level, 64, "exact", None,
@@ -26,9 +28,12 @@ def test_diffrax_on_our_increments_is_our_solver(name, theirs, ours):
     assert (a - b).abs().max() < 1e-12  # float64 throughout: 1e-6 would do for the same method
 
 
-def test_its_solvers_are_series_of_the_same_plot(tmp_path):
+def test_diffrax_solvers_are_series_of_the_same_figure(tmp_path):
     solvers = [fs.EulerMaruyama(), fs.ShARK()]
-    record = sde_work_precision(by_name("additive_sine"), solvers, levels=(2, 4), paths=50, repeats=1)
+    from peers_diffrax import diffrax_series
+
+    options = {"levels": (2, 4), "paths": 50, "repeats": 1, "peers": diffrax_series}
+    record = sde_work_precision(by_name("additive_sine"), solvers, **options)
     error = {(one["package"], one["name"]): one["error"] for one in record.data["series"]}
     assert error["diffrax", "Euler"] == pytest.approx(error["fewstep", "EulerMaruyama"], rel=1e-9)
     assert error["diffrax", "ShARK"] == pytest.approx(error["fewstep", "ShARK"], rel=1e-9)
@@ -37,7 +42,10 @@ def test_its_solvers_are_series_of_the_same_plot(tmp_path):
     assert work_figure(record, tmp_path / "work.svg").read_text().count("diffrax") >= 2
 
 
-def test_other_parameters_are_not_taken_for_the_default_ones():
+def test_other_parameters_are_not_mistaken_for_the_defaults():
+    from peers_diffrax import diffrax_series
+
     problem = geometric_brownian_motion(mu=0.1)
-    record = sde_work_precision(problem, [fs.Milstein()], levels=(2, 3), paths=20, torchsde=False, repeats=1)
+    record = sde_work_precision(problem, [fs.Milstein()], levels=(2, 3), paths=20, torchsde=False, repeats=1,
+                                peers=diffrax_series)  # fmt: skip
     assert {one["package"] for one in record.data["series"]} == {"fewstep"}

@@ -1,4 +1,4 @@
-"""Against k-diffusion itself: the same model, grid and noise give the same numbers.
+"""Comparison with k-diffusion itself: the same model, grid and noise give the same numbers.
 
 Skipped where its wheel or torchdiffeq is missing: pip install --no-deps k-diffusion==0.1.1 torchdiffeq
 """
@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_k_diffusion import karras, model, network, start
+from k_diffusion_cases import karras, model, network, start
 
 import fewstep as fs
-from experiments import peers_k_diffusion
+import peers_k_diffusion
+from fewstep.compat import OfficialDPM
 from fewstep.integrations import k_diffusion as kd
 
 
@@ -36,8 +37,8 @@ SAME = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", SAME)
-def test_the_numbers_are_k_diffusions(theirs, case, dtype):
-    """State and callbacks, on one noise sampler where there is noise: 1e-5 in float32, 1e-12 in float64."""
+def test_results_equal_those_of_k_diffusion(theirs, case, dtype):
+    """State and callbacks, with the same noise sampler: to 1e-5 in float32, 1e-12 in float64."""
     solver, options = SAME[case]
     function = getattr(theirs.sampling, "sample_" + case.split()[0])
     sigmas = theirs.sampling.get_sigmas_karras(12, 0.03, 15.0).to(dtype)
@@ -54,18 +55,20 @@ def test_the_numbers_are_k_diffusions(theirs, case, dtype):
             torch.testing.assert_close(mine[key], other[key], rtol=tolerance, atol=15 * tolerance)
 
 
-def test_3m_sde_is_the_official_form_above_0(theirs):
-    """Its third-order term misses a factor 2; we lower the order before a last level of 0, it does not."""
+def test_3m_sde_is_the_official_form_above_zero(theirs):
+    """Its third-order term lacks a factor 2; before a last level of 0 it does not lower the order."""
     x, sigmas = start(64), karras(12, zero=False)
     noise = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=5)
-    solver = fs.DPMSolverSDE(3, solver_type="heun", form="official")
+    solver = OfficialDPM(fs.DPMSolverSDE(3, solver_type="heun"))
     a = kd.sampler(solver)(model, x, sigmas, noise_sampler=noise)
     b = theirs.sampling.sample_dpmpp_3m_sde(model, x, sigmas, disable=True, noise_sampler=noise)
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:Should have t")  # torchsde's, of float32 ends: k-diffusion's own have it
-def test_our_sampler_takes_their_tree(theirs):
+@pytest.mark.filterwarnings(
+    "ignore:Should have t"
+)  # torchsde warns about float32 ends, with k-diffusion's own samplers too
+def test_sampler_accepts_the_noise_tree_of_k_diffusion(theirs):
     sigmas = theirs.sampling.get_sigmas_karras(12, 0.03, 15.0)
     x = start(64, float(sigmas[0]), torch.float32)
     tree = theirs.sampling.BrownianTreeNoiseSampler(x, sigmas[-2], sigmas[0], seed=3)
@@ -74,7 +77,7 @@ def test_our_sampler_takes_their_tree(theirs):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_their_sampler_takes_our_noise_at_every_step_count(theirs):
+def test_sampler_of_k_diffusion_accepts_the_noise_of_this_library(theirs):
     """sample_dpmpp_2m_sde on one path: the distance to 256 steps falls at about order 1."""
     x = start(100)
 
@@ -90,7 +93,7 @@ def test_their_sampler_takes_our_noise_at_every_step_count(theirs):
     assert sum(slopes) / 3 > 0.8, (errors, slopes)
 
 
-def test_their_wrapper_is_our_conversion(theirs):
+def test_wrapper_of_k_diffusion_equals_from_epsilon(theirs):
     """DiscreteEpsDDPMDenoiser on a noise network, against from_epsilon on the same table."""
     schedule = fs.DiscreteVP.named("linear")
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

@@ -40,7 +40,7 @@ def path(x, levy="K", seed=3):
 DETERMINISTIC = [
     fs.DDIM(), fs.EDMEuler(), fs.EDMHeun(), fs.DPMSolver(2), fs.DPMSolver(3), fs.DPMSolverPP(1),
     fs.DPMSolverPP(2), fs.DPMSolverPP(3), fs.DPMSolverPP(2, multistep=False),
-    fs.DPMSolverPP(3, multistep=False, nodes="grid"), fs.DEIS(), fs.IPNDM(),
+    fs.DPMSolverPP(3, multistep=False), fs.DEIS(), fs.IPNDM(),
     fs.PNDM("plms"), fs.UniPC(2), fs.UniPC(3),
 ]  # fmt: skip
 STOCHASTIC = [

@@ -14,7 +14,7 @@ df = pytest.importorskip("diffusers")
 from fewstep.integrations.diffusers.pipeline import Idle, denoising, distill_dode  # noqa: E402
 from fewstep.integrations.diffusers.scheduler import FewStepScheduler  # noqa: E402
 
-# diffusers 0.42 meets numpy 2 and its own configuration with warnings that are not ours to mend
+# diffusers 0.42 meets numpy 2 and its own configuration with warnings that are not ours to fix
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -35,7 +35,7 @@ def unet(**options):
 
 
 def elsewhere(code):
-    """Run it in a new process. With one thread, as here: bits depend on how a sum is shared out."""
+    """Run it in a new process, with one thread as here: the order of a sum determines its rounding."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", f"import torch\ntorch.set_num_threads(1)\n{code}"],
                    check=True)  # fmt: skip
 
@@ -53,11 +53,13 @@ def students(problem, event=(1, 8, 8)):
     noise = torch.randn(16, *event, generator=torch.Generator().manual_seed(0))
     few = dict(noise=noise, steps=3, teacher_substeps=2, guard=False)
     dode, _ = fs.distill_dode(problem, fs.DDIM(), **few)
-    learned = dict(refine="global", learn_grid=True, iterations=2)
-    grid, _ = fs.distill_dode(problem, fs.DPMSolverPP(2), **few, **learned)
+    training = fs.TrainingOptions(iterations=2)
+    refined = dict(refine="global", learn_grid=True, training=training)
+    grid, _ = fs.distill_dode(problem, fs.DPMSolverPP(2), **few, **refined)
     sig, _ = fs.distill_sigdeg(
-        problem, steps=3, teacher_steps=6, event_shape=event, trajectories=16, iterations=2
-    )
+        problem, steps=3, teacher_steps=6, event_shape=event, training=training,
+        teacher_options=fs.TeacherOptions(trajectories=16),
+    )  # fmt: skip
     return {
         "dode": dode,
         "grid": grid,
@@ -67,8 +69,8 @@ def students(problem, event=(1, 8, 8)):
 
 
 @pytest.mark.parametrize("pipeline", ["DDIMPipeline", "DDPMPipeline"])
-def test_unconditional_pipelines(pipeline):
-    """UNet and pipeline as they are; the numbers are those of the scheduler that was there."""
+def test_unconditional_pipelines_accept_every_kind_of_solver(pipeline):
+    """With the solver of the pipeline's own scheduler the numbers are its numbers."""
     pipe = getattr(df, pipeline)(unet(), getattr(df, pipeline.replace("Pipeline", "Scheduler"))())
     own = fs.DDIM() if "DDIM" in pipeline else fs.DDPM()
     want = images(pipe, 6)
@@ -86,7 +88,7 @@ def test_unconditional_pipelines(pipeline):
         assert np.abs(noisy - images(pipe, 6, eta=1.0)).max() < 1e-4
 
 
-def test_saved_with_each_student_it_gives_the_same_images_in_another_process(tmp_path):
+def test_saved_students_give_the_same_images_in_another_process(tmp_path):
     pipe = df.DDIMPipeline(unet(), df.DDIMScheduler(clip_sample=False))
     config = pipe.scheduler.config
     lines = ["import numpy, fewstep.integrations.diffusers, diffusers"]
@@ -109,7 +111,7 @@ def test_saved_with_each_student_it_gives_the_same_images_in_another_process(tmp
     elsewhere("\n".join(lines))
 
 
-def test_a_ddpm_pipeline_keeps_our_scheduler_when_loaded(tmp_path):
+def test_loaded_ddpm_pipeline_keeps_the_scheduler(tmp_path):
     """DDIMPipeline's constructor puts a DDIMScheduler in; DDPMPipeline's does not."""
     pipe = df.DDPMPipeline(unet(), FewStepScheduler(solver=fs.UniPC(3)))
     want = images(pipe, 4)
@@ -127,8 +129,8 @@ numpy.save({str(tmp_path / "x.npy")!r}, x)
     assert (np.load(tmp_path / "x.npy") == want).all()
 
 
-def test_students_sample_as_they_do_outside(tmp_path):
-    """A SigSampler brings its network: the pipeline's is asked in vain, unless Idle stands there."""
+def test_students_sample_in_a_pipeline_as_in_fs_sample(tmp_path):
+    """A SigSampler has its own network: the pipeline's is evaluated for nothing, unless it is an Idle."""
     pipe = df.DDPMPipeline(unet(), df.DDPMScheduler(clip_sample=False))
     problem = denoising(pipe)
     made = students(problem)
@@ -141,7 +143,7 @@ def test_students_sample_as_they_do_outside(tmp_path):
         with torch.no_grad():
             for t in s.timesteps:
                 x = s.step(pipe.unet(x, t).sample, t, x, generator=generator).prev_sample
-            path = {"path": s._path} if s._plan.levy else {}
+            path = {"path": s._run.path} if s._setup.plan.levy else {}
             want = fs.sample(problem, student, noise=x_T, **path)
         assert gap(want, x) < 1e-5, name
     pipe.scheduler = FewStepScheduler.from_config(config, solver=made["sigdeg"])
@@ -151,7 +153,7 @@ def test_students_sample_as_they_do_outside(tmp_path):
         assert np.array_equal(images(pipe, 3), want)
 
 
-def test_distil_in_place():
+def test_distill_dode_returns_a_scheduler():
     pipe = df.DDPMPipeline(unet(), df.DDPMScheduler(clip_sample=False))
     pipe.scheduler, report = distill_dode(pipe, fs.DDIM(), steps=4, samples=16, teacher_substeps=2, terms=2)
     assert report.student_rmse <= report.base_rmse
@@ -160,7 +162,7 @@ def test_distil_in_place():
         images(pipe, 5)
 
 
-def test_class_conditional_unet():
+def test_class_conditional_unet_equals_diffusers():
     net = unet(num_class_embeds=4)
     ours = FewStepScheduler.from_config(df.DDPMScheduler(clip_sample=False).config, solver=fs.DPMSolverPP(2))
     theirs = df.DPMSolverMultistepScheduler.from_config(ours.config)
@@ -215,7 +217,7 @@ THEIRS = {
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "inpaint"])
-def test_stable_diffusion_pipelines(kind):
+def test_stable_diffusion_pipelines_equal_diffusers(kind):
     """Text to image, image to image and inpainting, guided; the numbers of diffusers' own."""
     cls = {"text": df.StableDiffusionPipeline, "image": df.StableDiffusionImg2ImgPipeline,
            "inpaint": df.StableDiffusionInpaintPipeline}[kind]  # fmt: skip
@@ -250,7 +252,7 @@ def test_stable_diffusion_pipelines(kind):
             assert np.abs(got - want).max() < 1e-4
 
 
-def test_with_accelerate():
+def test_training_and_offload_with_accelerate():
     """A training loop under Accelerator, and sampling through a network that is kept off the device."""
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
@@ -274,7 +276,7 @@ def test_with_accelerate():
     assert np.allclose(images(pipe, 3), want, atol=1e-6)
 
 
-def test_a_table_for_another_pipeline_is_refused():
+def test_table_of_another_pipeline_is_rejected():
     pipe = df.DDPMPipeline(unet(), df.DDPMScheduler(clip_sample=False))
     scheduler, _ = distill_dode(pipe, fs.DDIM(), steps=3, samples=16, teacher_substeps=2)
     other = df.DDPMScheduler(beta_schedule="squaredcos_cap_v2").config
@@ -282,7 +284,7 @@ def test_a_table_for_another_pipeline_is_refused():
         FewStepScheduler.from_config(other, solver=scheduler.solver).set_timesteps(3)
 
 
-def test_conditions_are_given_by_name():
+def test_conditions_are_keyed_by_name():
     pipe = stable_diffusion(df.StableDiffusionPipeline)
     with pytest.raises(InputError, match="condition: got Tensor"):
         denoising(pipe, torch.ones(1))

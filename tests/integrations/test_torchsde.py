@@ -1,4 +1,4 @@
-"""torchsde by changing one import: the same numbers along the same path, the same shape, gradients."""
+"""The torchsde integration: same numbers along the same path, same signature, same gradients."""
 
 import functools
 import inspect
@@ -39,7 +39,7 @@ def interval():
     [("euler", "ito"), ("milstein", "ito"), ("srk", "ito"), ("euler_heun", "stratonovich"),
      ("heun", "stratonovich"), ("midpoint", "stratonovich"), ("milstein", "stratonovich")],
 )  # fmt: skip
-def test_the_same_method_on_the_same_path_gives_the_same_numbers(method, calculus):
+def test_same_method_on_same_path_gives_same_numbers(method, calculus):
     sde, bm = Theirs(calculus), interval()
     theirs = torchsde.sdeint(sde, Y0, TS, bm=bm, method=method, dt=2**-5)
     ours = sdeint(sde, Y0, TS, bm=bm, method=method, dt=2**-5)
@@ -57,7 +57,7 @@ def test_gradients_reach_the_parameters():
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-10, atol=1e-10)
 
 
-def test_without_a_path_times_need_not_be_dyadic_and_the_seed_decides():
+def test_own_path_takes_any_times_and_is_fixed_by_seed():
     ts = torch.tensor([0.0, 0.33, 0.4, 1.1])
     a, b, c = (sdeint(Theirs(), Y0, ts, method="srid2", dt=0.1, seed=s) for s in (1, 1, 2))
     assert a.shape == (4, 8, 3)
@@ -68,7 +68,7 @@ def test_without_a_path_times_need_not_be_dyadic_and_the_seed_decides():
     assert sdeint(Theirs(), Y0, ts, bm=path, dt=0.1).isfinite().all()
 
 
-def test_names_and_a_solver_object():
+def test_renamed_methods_and_solver_objects_are_accepted():
     class Other(Theirs):
         def drift(self, t, y):
             return self.f(t, y)
@@ -78,7 +78,7 @@ def test_names_and_a_solver_object():
     assert torch.equal(a, sdeint(Theirs(), Y0, TS, bm=bm, method="milstein", dt=0.25))
 
 
-def test_the_signature_is_theirs_and_ours_appends():
+def test_signature_extends_that_of_torchsde():
     theirs, ours = (inspect.signature(s).parameters for s in (torchsde.sdeint, sdeint))
     named = [n for n, p in theirs.items() if p.kind is not p.VAR_KEYWORD]
     assert list(ours)[: len(named)] == named
@@ -89,7 +89,7 @@ def test_the_signature_is_theirs_and_ours_appends():
 
 
 class Neural(torch.nn.Module):
-    """The network of torchsde's README with time in its drift; diagonal noise acts component by component."""
+    """The network of torchsde's README with time in its drift; diagonal noise acts on each component."""
 
     def __init__(self, noise_type, sde_type, dtype):
         super().__init__()
@@ -112,7 +112,7 @@ class Neural(torch.nn.Module):
         return self.sigma(of).view(*y.shape, self.m)
 
 
-# our solver and torchsde's by one word; scalar noise has no "milstein" here: torchsde's has a wrong sum there
+# methods that agree with torchsde's; not "milstein" for scalar noise, where torchsde sums wrongly
 SAME = {
     ("diagonal", "ito"): ["euler", "milstein", "grad_free", "srk"],
     ("diagonal", "stratonovich"): [
@@ -134,7 +134,7 @@ TWINS = [(*kind, method) for kind, methods in SAME.items() for method in methods
 
 
 def gradients(integrate, sde, y0, bm, method):
-    """(states, gradients of y0 and of all parameters) of a loss that looks at every saved state."""
+    """(states, gradients of y0 and of all parameters) of a loss of all saved states."""
     y0 = y0.clone().requires_grad_()
     words = (
         dict(method="milstein", options={"grad_free": True}) if method == "grad_free" else {"method": method}
@@ -145,7 +145,7 @@ def gradients(integrate, sde, y0, bm, method):
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(("noise_type", "sde_type", "method"), TWINS)
-def test_gradients_of_a_neural_sde_are_those_of_torchsde(noise_type, sde_type, method, dtype, within):
+def test_gradients_of_neural_sde_equal_those_of_torchsde(noise_type, sde_type, method, dtype, within):
     """Relative to the largest entry of each gradient: 1e-12 in float64, 1e-5 in float32."""
     sde = Neural(noise_type, sde_type, dtype)
     m = 3 if noise_type == "diagonal" else sde.m
@@ -159,7 +159,7 @@ def test_gradients_of_a_neural_sde_are_those_of_torchsde(noise_type, sde_type, m
 
 
 @pytest.mark.parametrize(("noise_type", "sde_type", "method"), TWINS)
-def test_torchsde_on_a_path_of_ours_is_our_solve(noise_type, sde_type, method):
+def test_torchsde_along_a_view_equals_our_solve(noise_type, sde_type, method):
     sde = Neural(noise_type, sde_type, torch.float64)
     shape = (8, 3 if noise_type == "diagonal" else sde.m)
     path = fs.AreaPath(fs.BrownianPath(shape, seed=5, levy="H", dtype=torch.float64), cells=16)
@@ -172,7 +172,7 @@ def test_torchsde_on_a_path_of_ours_is_our_solve(noise_type, sde_type, method):
 
 
 class Heisenberg:
-    """Two channels and their area, which only an area of the path's own gives at order 1."""
+    """Two channels and their area: order 1 needs the area of the path itself."""
 
     noise_type, sde_type = "general", "stratonovich"
 
@@ -185,8 +185,8 @@ class Heisenberg:
         return torch.stack([torch.stack(row, -1) for row in rows], 1)
 
 
-def test_log_ode_of_torchsde_gains_an_order_by_a_view():
-    """Twice half the step: a fourth of the error along areas that are the path's, half along its own."""
+def test_view_of_an_area_path_raises_the_order_of_torchsdes_log_ode():
+    """A quarter of the step: a quarter of the error along areas of the path, half along torchsde's own."""
     y0, ts = torch.zeros(200, 3, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     path = fs.AreaPath(fs.BrownianPath((200, 2), seed=5, levy="H", dtype=torch.float64), cells=256)
     own = torchsde.BrownianInterval(0.0, 1.0, size=(200, 2), dtype=torch.float64, entropy=3, cache_size=None,
@@ -206,7 +206,7 @@ def test_log_ode_of_torchsde_gains_an_order_by_a_view():
     assert falls[1] < 2.8
 
 
-def test_the_adjoint_of_torchsde_walks_back_along_a_path_of_ours():
+def test_adjoint_of_torchsde_runs_along_a_view():
     sde = Neural("general", "stratonovich", torch.float64)
     path = fs.BrownianPath((8, 2), seed=5, dtype=torch.float64)
     adjoint = functools.partial(torchsde.sdeint_adjoint, adjoint_method="adjoint_reversible_heun")
@@ -216,7 +216,7 @@ def test_the_adjoint_of_torchsde_walks_back_along_a_path_of_ours():
 
 
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
-def test_there_and_back_a_path_is_the_same(levy):
+def test_view_and_torchsde_path_are_inverse(levy):
     path = fs.BrownianPath((8, 3), 0.25, 2.0, seed=1, levy=levy, dtype=torch.float64)
     view = BrownianView(path)
     assert isinstance(view, torchsde.BaseBrownian)
@@ -233,7 +233,7 @@ def test_there_and_back_a_path_is_the_same(levy):
             torch.testing.assert_close(a.H, b.H, rtol=1e-12, atol=1e-14)
 
 
-def test_a_view_answers_as_an_interval_does():
+def test_view_returns_what_an_interval_does():
     path = fs.AreaPath(fs.BrownianPath((4, 2), seed=1, levy="H", dtype=torch.float64), cells=8)
     view, inc = BrownianView(path), path.increment(0.25, 0.75)
     assert view.levy_area_approximation == "foster"
@@ -259,14 +259,14 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("case", VIEWS)
-def test_what_a_view_refuses(case):
+def test_view_rejects_bad_input(case):
     call, words = VIEWS[case]
     with pytest.raises(fs.InputError, match=words):
         call()
 
 
 class Parts:
-    """The same SDE by any of torchsde's five methods, under any names."""
+    """The same SDE with any of torchsde's five methods, under any names."""
 
     def __init__(self, noise_type, **methods):
         self.noise_type, self.sde_type = noise_type, "ito"
@@ -284,7 +284,7 @@ SETS = [["f", "g"], ["f_and_g"], ["f", "g_prod"], ["f_and_g_prod"], ["f", "f_and
 
 @pytest.mark.parametrize("noise_type", ["diagonal", "scalar", "additive", "general"])
 @pytest.mark.parametrize("methods", SETS, ids="+".join)
-def test_an_sde_is_known_by_any_of_its_methods(noise_type, methods):
+def test_any_set_of_methods_defines_the_sde(noise_type, methods):
     path = fs.BrownianPath(
         (8, {"diagonal": 3, "scalar": 1}.get(noise_type, 2)), dtype=torch.float64, levy="H"
     )
@@ -298,7 +298,7 @@ def test_an_sde_is_known_by_any_of_its_methods(noise_type, methods):
     torch.testing.assert_close(sdeint(renamed, Y0, TS, **kw, names=names), want, rtol=1e-12, atol=1e-12)
 
 
-def test_each_call_has_its_own_noise_and_torchs_seed_fixes_it():
+def test_each_call_has_its_own_noise_fixed_by_torchs_seed():
     def ends(**kw):
         return sdeint(Theirs(), Y0, [0.0, 1.0], dt=0.25, **kw)[-1]
 
@@ -314,14 +314,14 @@ def test_each_call_has_its_own_noise_and_torchs_seed_fixes_it():
     ("noise_type", "solver"),
     [("diagonal", "SRID2"), ("scalar", "SRID2"), ("additive", "SRA1"), ("general", "EulerMaruyama")],
 )
-def test_the_default_method_is_theirs(noise_type, solver):
+def test_default_method_is_that_of_torchsde(noise_type, solver):
     sde = Neural(noise_type, "ito", torch.float64)
     a, b = (sdeint(sde, Y0, TS, dt=0.25, seed=1, method=m) for m in (None, getattr(fs, solver)()))
     assert torch.equal(a, b)
 
 
-def test_milstein_of_torchsde_is_not_for_one_channel_and_many_components():
-    """It multiplies by the transposed Jacobian: order 0.5 where ours (and its own grad_free) have 1."""
+def test_milstein_of_torchsde_is_wrong_for_scalar_noise():
+    """It multiplies by the transposed Jacobian: order 0.5 where ours (and its grad_free) have 1."""
     mix = torch.tensor([[0.1, 0.9], [0.0, -0.3]], dtype=torch.float64)
 
     class Scalar:
@@ -342,7 +342,7 @@ def test_milstein_of_torchsde_is_not_for_one_channel_and_many_components():
     assert theirs.square().mean() > 25 * ours.square().mean()
 
 
-def test_a_tree_of_torchsde_is_a_path():
+def test_tree_of_torchsde_is_a_path():
     tree = torchsde.BrownianTree(0.0, torch.zeros(8, 3).double(), 1.0, entropy=1)
     theirs, ours = (s(Theirs(), Y0, TS, bm=tree, method="euler", dt=2**-4) for s in (torchsde.sdeint, sdeint))
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
@@ -354,7 +354,7 @@ BAD = {
     "adjoint": (dict(method="adjoint_reversible_heun"), "Did you mean 'reversible_heun'"),
     "adaptive": (dict(adaptive=True), "adaptive: got True.* Choose a fixed dt"),
     "options": (dict(options={"step": 1}), "options: got {'step': 1}.* grad_free"),
-    "logqp": (dict(logqp=True), "logqp: got True.* component of the state"),
+    "logqp": (dict(logqp=True), "logqp: got True.* to the state"),
     "extra": (dict(extra=True), "extra: got True.* in one call"),
     "extra state": (dict(extra_solver_state=(Y0,)), "extra_solver_state: got 'tuple'"),
     "many": (dict(adaptive=True, logqp=True), "adaptive, logqp: got True, True"),
@@ -373,7 +373,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused(case):
+def test_bad_input_is_rejected(case):
     changes, words = BAD[case]
     with pytest.raises(fs.InputError, match=words):
         sdeint(**(dict(sde=Theirs(), y0=Y0, ts=TS, dt=0.1) | changes))

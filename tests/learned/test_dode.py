@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.compat import MisalignedTeacher
 from fewstep.executor import State, stage, update
 from fewstep.learned.dode.correction import corrected
-from fewstep.learned.dode.teacher import MisalignedTeacher
 from fewstep.learned.training import held_out
 
 DIM = 64
@@ -45,7 +45,8 @@ def bumps(x, s):
 BUMPS = fs.DiffusionModel(bumps, VP)
 BASES = [
     fs.DDIM(), fs.DPMSolverPP(2), fs.DPMSolverPP(2, multistep=False), fs.DPMSolver(3), fs.EDMHeun(),
-    fs.UniPC(2), fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3), fs.UniPC(2, prediction="noise"),
+    fs.UniPC(2), fs.UniPC(3), fs.PNDM(), fs.PNDM("plms"), fs.IPNDM(4), fs.DEIS(3),
+    fs.UniPC(2, prediction="noise"),
 ]  # fmt: skip
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.sample import evaluator_of, run
+from fewstep import compat
+from fewstep.executor import run
+from fewstep.resolve import evaluator_of
 from fewstep_analysis.diffusion_problems import Mixture
 
 df = pytest.importorskip("diffusers")
-# diffusers 0.42 meets numpy 2 and its own configuration with warnings that are not ours to mend
+# diffusers 0.42 meets numpy 2 and its own configuration with warnings that are not ours to fix
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 STEPS = (5, 10, 20, 50)
@@ -36,7 +38,7 @@ NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 
 
 def network(schedule, kind):
-    """A closed form that looks its label up in a table, as a time embedding does."""
+    """A closed form that finds the level of its label in a table, as a time embedding does."""
     table = schedule.sigma(torch.arange(schedule.labels, dtype=torch.float64)).float()
 
     def model(X, t):
@@ -72,32 +74,32 @@ def gap(scheduler, solver, kind, spacing, n):
     denoiser = CONVERT[kind](model, schedule, rounding=rounding)
     got = fs.sample(fs.DiffusionModel(denoiser, schedule), solver, noise=start, sigmas=sigmas)
     assert got.isfinite().all()
-    if not want.isfinite().all():  # "dpmsolver" on 15 steps and more whose grid says sigma_min twice
+    if not want.isfinite().all():  # "dpmsolver" on 15 steps and more with sigma_min twice
         return 0.0
     return float((got - want).norm() / want.norm())
 
 
 def multistep(order, solver_type):
     return (lambda **o: df.DPMSolverMultistepScheduler(solver_order=order, solver_type=solver_type, **o),
-            fs.DPMSolverPP(order, True, solver_type, form="diffusers"))  # fmt: skip
+            compat.DiffusersDPM(fs.DPMSolverPP(order, True, solver_type)))  # fmt: skip
 
 
 def singlestep(order, solver_type):
     return (lambda **o: df.DPMSolverSinglestepScheduler(solver_order=order, solver_type=solver_type, **o),
-            fs.DPMSolverPP(order, False, solver_type, form="diffusers", nodes="grid"))  # fmt: skip
+            compat.DiffusersDPM(fs.DPMSolverPP(order, False, solver_type)))  # fmt: skip
 
 
 def noise_multistep(order, solver_type):
     make = lambda **o: df.DPMSolverMultistepScheduler(  # noqa: E731
         algorithm_type="dpmsolver", final_sigmas_type="sigma_min", solver_order=order,
         solver_type=solver_type, **o)  # fmt: skip
-    return make, fs.DPMSolver(order, True, solver_type, form="diffusers")
+    return make, compat.DiffusersDPM(fs.DPMSolver(order, True, solver_type))
 
 
 def unipc(order, variant, final):
     make = lambda **o: df.UniPCMultistepScheduler(  # noqa: E731
         solver_order=order, solver_type=variant, final_sigmas_type=final, **o)  # fmt: skip
-    return make, fs.UniPC(order, variant, form="diffusers")
+    return make, compat.DiffusersDPM(fs.UniPC(order, variant))
 
 
 PAIRS = {f"2M-family {p} {t}": multistep(p, t) for p in (1, 2, 3) for t in ("midpoint", "heun")}
@@ -105,7 +107,7 @@ PAIRS |= {f"singlestep {p} {t}": singlestep(p, t) for p in (1, 2, 3) for t in ("
 PAIRS |= {f"dpmsolver {p} {t}": noise_multistep(p, t) for p in (1, 2, 3) for t in ("midpoint", "heun")}
 PAIRS |= {
     f"DEIS {p}": (lambda p=p, **o: df.DEISMultistepScheduler(solver_order=p, **o),
-                  fs.DEIS(p, form="diffusers")) for p in (1, 2, 3)
+                  compat.DiffusersDPM(fs.DEIS(p))) for p in (1, 2, 3)
 }  # fmt: skip
 PAIRS |= {
     f"UniPC {p} {v} {final}": unipc(p, v, final)
@@ -119,7 +121,7 @@ PAIRS |= {
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", PAIRS)
-def test_same_numbers_as_diffusers(name, spacing):
+def test_numbers_equal_diffusers(name, spacing):
     """1e-5 relative, for three prediction types and four step counts.
 
     Twice that for third order on 5 Karras steps in epsilon: the jump from 0.49 to 0.01 multiplies the
@@ -138,12 +140,12 @@ def test_same_numbers_as_diffusers(name, spacing):
             gaps[kind, n] = gap(make(prediction_type=kind, **flags), solver, kind, spacing, n)
     hard = gaps.pop(("epsilon", 5)) if spacing == "karras" and "3" in name else 0.0
     assert max(gaps.values()) < 1e-5, gaps
-    assert sum(v > 0 for v in gaps.values()) >= 5  # theirs was finite often enough to mean something
+    assert sum(v > 0 for v in gaps.values()) >= 5  # diffusers' was finite often enough
     assert hard < 2e-5
 
 
 def labelled(scheduler, n, kind, solver, zs=(), zero=True, **step):
-    """For schedulers that speak in labels: the same on the sigmas of their labels, with given noise."""
+    """For schedulers with labels only: the same on the sigmas of their labels, with given noise."""
     schedule = fs.DiscreteVP(scheduler.alphas_cumprod)
     model = network(schedule, kind)
     scheduler.set_timesteps(n)
@@ -152,8 +154,7 @@ def labelled(scheduler, n, kind, solver, zs=(), zero=True, **step):
     times = torch.tensor(sorted({int(t) for t in labels}, reverse=True), dtype=torch.float64)
     last = torch.tensor([0.0 if zero else schedule.sigma_min], dtype=torch.float64)
     sigmas = torch.cat([schedule.sigma(times), last])
-    timed = isinstance(solver, fs.ScheduledSolver)
-    plan = solver.plan(sigmas, schedule) if timed else solver.plan(sigmas)
+    plan = solver.plan(sigmas, schedule)
     supply, x = iter(zs), NOISE / schedule.alpha(sigmas[:1]).float()
     problem = fs.DiffusionModel(CONVERT[kind](model, schedule, rounding="nearest"), schedule)
     got = run(plan, x, evaluator_of(problem, plan, x), lambda *_: (next(supply),))
@@ -168,7 +169,7 @@ LABELLED = ("linspace", "leading", "trailing")
 @pytest.mark.parametrize("spacing", LABELLED)
 @pytest.mark.parametrize("kind", CONVERT)
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
-def test_ddim_and_ddpm(spacing, kind, eta, monkeypatch):
+def test_ddim_and_ddpm_equal_diffusers(spacing, kind, eta, monkeypatch):
     for n in STEPS:
         zs = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(100 + i)) for i in range(n)]
         for module in ("scheduling_ddim", "scheduling_ddpm"):
@@ -176,7 +177,7 @@ def test_ddim_and_ddpm(spacing, kind, eta, monkeypatch):
             monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor",
                                 lambda *a, supply=supply, **k: next(supply))  # fmt: skip
         ddim = df.DDIMScheduler(clip_sample=False, prediction_type=kind, **SPACINGS[spacing])
-        assert labelled(ddim, n, kind, fs.DDIM(eta, "diffusers"), zs, eta=eta) < 1e-5
+        assert labelled(ddim, n, kind, compat.DiffusersDDIM(eta), zs, eta=eta) < 1e-5
         if spacing == "trailing" and eta == 0:  # n divides 1000: their stride is the grid's
             assert labelled(ddim, n, kind, fs.DDIM()) < 1e-5
         if eta == 1:
@@ -187,24 +188,24 @@ def test_ddim_and_ddpm(spacing, kind, eta, monkeypatch):
 @pytest.mark.parametrize("spacing", LABELLED)
 @pytest.mark.parametrize("warm_up", ["plms", "runge_kutta"])
 @pytest.mark.parametrize("zero", [True, False])
-def test_pndm(spacing, warm_up, zero):
-    """diffusers combines noise predictions as the paper does, or v; it does not take networks of x0."""
+def test_pndm_equals_diffusers(spacing, warm_up, zero):
+    """diffusers combines noise predictions as in the paper, or v; it rejects networks of x0."""
     for n in STEPS:
         pndm = df.PNDMScheduler(skip_prk_steps=warm_up == "plms", set_alpha_to_one=zero, **SPACINGS[spacing])
         tolerance = 2e-5 if n == 5 else 1e-5  # Adams's weights, up to 59/24, on the rounding of 157 eps
-        assert labelled(pndm, n, "epsilon", fs.PNDM(warm_up, "diffusers"), zero=zero) < tolerance
+        assert labelled(pndm, n, "epsilon", compat.DiffusersPNDM(warm_up), zero=zero) < tolerance
         v = df.PNDMScheduler(skip_prk_steps=warm_up == "plms", set_alpha_to_one=zero,
                              prediction_type="v_prediction", **SPACINGS[spacing])  # fmt: skip
-        solver = fs.PNDM(warm_up, "diffusers", "v_prediction")
+        solver = compat.DiffusersPNDM(warm_up, "v_prediction")
         assert labelled(v, n, "v_prediction", solver, zero=zero) < tolerance
         if spacing == "leading" and zero:  # their stride is the grid's
             assert labelled(pndm, n, "epsilon", fs.PNDM(warm_up)) < tolerance
 
 
-def test_ipndm():
-    """diffusers' IPNDM lives on alpha = cos, sigma = sin, and its network predicts v.
+def test_ipndm_equals_diffusers():
+    """diffusers' IPNDM has alpha = cos, sigma = sin, and its network predicts v.
 
-    It starts at alpha = 0 and loses the first v; here the network has none to lose.
+    It starts at alpha = 0 and ignores the first v; here the network returns zero there.
     """
     for n in STEPS:
         scheduler = df.IPNDMScheduler()
@@ -231,11 +232,11 @@ def test_ipndm():
         assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_what_diffusers_does_otherwise():
+def test_differences_from_diffusers():
     """bh1 to sigma = 0 is nan there and finite here; third order differs unless asked for."""
     scheduler = df.UniPCMultistepScheduler(solver_type="bh1")
     scheduler.set_timesteps(5)
     assert not theirs(scheduler, network(fs.DiscreteVP(scheduler.alphas_cumprod), "epsilon")).isfinite().all()
-    assert fs.UniPC(2, "bh1").plan(scheduler.sigmas.double()).b.isfinite().all()
+    assert fs.UniPC(2, "bh1").plan(scheduler.sigmas.double()).update_eval.isfinite().all()
     make, _ = multistep(3, "midpoint")
     assert gap(make(), fs.DPMSolverPP(3), "epsilon", "linspace", 20) > 1e-4

@@ -1,6 +1,17 @@
-"""The command line, imported as `fewstep_analysis.cli`.
+"""The command line `fewstep`. Help and completion of options do not import torch."""
 
-It stands beside the package `fewstep`, not in it: importing anything of that package imports torch, which
-takes seconds, and help, completion and a misspelt option should not wait for it. Torch is imported by the
-commands that compute, when they run.
-"""
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what to install where its libraries are missing."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError:
+        sys.exit("fewstep: the command line needs the extra `analysis`; run: pip install 'fewstep[analysis]'")
+    from .app import run
+
+    run()

@@ -1,4 +1,4 @@
-"""What the commands share: results on stdout, all else on stderr; Ctrl-C; places that can be written to."""
+"""What the commands share: options, results on stdout, Ctrl-C, and checks of output files before the work."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from .completion import complete, errors
+from fewstep.errors import InputError
+
+from .completion import DEVICES, complete
 
 FIGURES = (".svg", ".png", ".pdf")
 
@@ -24,41 +26,34 @@ def _seed(value: int) -> int:
     return value
 
 
-Seed = Annotated[int, typer.Option(metavar="N", callback=_seed, help="Fixes every random number.")]
+def name_option(text: str, *words: Sequence[str] | Callable[[], Iterable[str]], **more: Any) -> Any:
+    """An option that takes a name, and completes it from these words."""
+    return typer.Option(metavar="NAME", help=text, autocompletion=complete(*words), **more)
 
 
-def word(said: str, words: Callable[[], Iterable[str]], **more: Any) -> Any:
-    """An option that takes a name, and completes it."""
-    return typer.Option(metavar="NAME", help=said, autocompletion=complete(words), **more)
-
-
-Device = Annotated[str, word("cpu, cuda, or cuda:1.", lambda: ("cpu", "cuda"))]
-Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
+Seed = Annotated[int, typer.Option(metavar="N", callback=_seed, help="Seed of all random numbers.")]
+Device = Annotated[str, name_option("cpu, cuda, or cuda:1.", DEVICES)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Figure = Annotated[
     Path,
-    typer.Option(
-        metavar="FILE", help="Figure (.svg, .png or .pdf); the record goes beside it as .json."
-    ),
-]  # fmt: skip
+    typer.Option(metavar="FILE", help="Figure (.svg, .png or .pdf); a record with suffix .json is added."),
+]
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started; known without torch."""
+    """True on rank 0, from $RANK: known without torch."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
-def working(
-    places: Sequence[Path] = (), goes_on: Callable[[], str] = lambda: ""
-) -> Iterator[Callable[[], list[str]]]:
-    """The long part of a command: what it prints is no result and goes to stderr; Ctrl-C is one line.
+def working(places: Sequence[Path] = ()) -> Iterator[Callable[[], list[str]]]:
+    """The long part of a command: its output goes to stderr, and Ctrl-C prints one line.
 
     Args:
-        places: the files it writes, or folders (not theirs) in which it writes them.
-        goes_on: what a stopped run keeps and how to go on, in words; "" where it keeps nothing.
+        places: the files that it writes, or the folders in which it writes files.
 
     Yields:
-        a function that names the files written so far.
+        a function that returns the names of the files written so far.
     """
     before = _stamps(places)
 
@@ -69,81 +64,76 @@ def working(
         with contextlib.redirect_stdout(sys.stderr):
             yield wrote
     except KeyboardInterrupt:
-        # the traceback would keep a progress bar alive, which then writes over the line
-        _stopped(goes_on() or _so_far(wrote()))
-
-
-def _so_far(files: list[str]) -> str:
-    return f"written so far: {', '.join(files)}; the same command begins again" if files else (
-        "nothing was written")  # fmt: skip
-
-
-def _stopped(said: str) -> NoReturn:
+        # raised outside of the handler, whose traceback would keep a progress bar alive
+        stopped = f"written so far: {', '.join(wrote())}" if wrote() else "nothing was written"
+    else:
+        return
     if is_first():
-        typer.echo(("\n" if sys.stderr.isatty() else "") + f"fewstep: stopped; {said}", err=True)
-    raise typer.Exit(130)  # what a shell gives for SIGINT
+        typer.echo(("\n" if sys.stderr.isatty() else "") + f"fewstep: stopped; {stopped}", err=True)
+    raise typer.Exit(130)  # the exit code of SIGINT
 
 
 def _stamps(places: Sequence[Path]) -> dict[Path, tuple[int, int]]:
     found = [f for p in places for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
-    # .part: on its way to become a file
-    files = [f for f in found if f.is_file() and f.suffix != ".part"]
+    files = [f for f in found if f.is_file() and f.suffix != ".part"]  # .part: not complete yet
     return {f: (f.stat().st_mtime_ns, f.stat().st_size) for f in files}
 
 
 def tell(as_json: bool, document: Any, lines: Sequence[str]) -> None:
-    """The result on stdout: the document, or the lines for people; by the first process alone."""
+    """Print the result: the document as JSON, or the lines; on the first process only."""
     if is_first():
         typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(lines))
 
 
-def figure_place(out: Path) -> list[Path]:
-    """The figure and the record beside it, if both can be written."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows as a table: drawn by rich on a terminal, aligned plain text in a pipe."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        drawn, console = Table(*columns), Console()
+        for row in rows:
+            drawn.add_row(*row)
+        with console.capture() as capture:
+            console.print(drawn)
+        return capture.get().rstrip()
+    lines = [columns, *rows]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in lines)
+
+
+def figure_files(out: Path) -> list[Path]:
+    """The figure and its record, checked to be writable."""
     if out.suffix not in FIGURES:
-        refuse(
-            f"out: got {out}, expected a file that ends in {', '.join(FIGURES)}; the record goes beside it."
-        )
-    return [file_place(out), file_place(out.with_suffix(".json"))]
+        raise InputError(f"out: got {out}, expected a file that ends in {', '.join(FIGURES)}.")
+    return [output_file(out), output_file(out.with_suffix(".json"))]
 
 
-def file_place(out: Path, make: bool = True) -> Path:
-    """A file that can be written, asked before the long work begins.
-
-    Args:
-        make: whether a missing folder will be made.
-    """
+def output_file(out: Path) -> Path:
+    """A file, checked to be writable before the long work begins."""
     if out.is_dir():
-        refuse(f"out: {out} is a folder, expected a file. Give it a name there, {out / 'NAME'}.")
-    if not make and not out.parent.is_dir():
-        refuse(f"out: got {out}, whose folder does not exist; make it first.")
-    _writable(out.parent)
+        raise InputError(f"out: {out} is a folder, expected a file. Use for instance {out / 'NAME'}.")
+    output_folder(out.parent)
     return out
 
 
-def folder_place(out: Path) -> Path:
-    """A folder that is there or can be made, and written to."""
-    _writable(out)
-    return out
-
-
-def _writable(folder: Path) -> None:
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
-        refuse(f"out: {there} is a file, expected a folder. Choose another --out.")
+def output_folder(out: Path) -> Path:
+    """A folder that exists or can be made, checked to be writable."""
+    existing = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise InputError(f"out: {existing} is a file, expected a folder. Choose another --out.")
     try:
-        with tempfile.TemporaryFile(dir=there):  # tried: permissions do not know of read-only disks
+        with tempfile.TemporaryFile(dir=existing):  # permissions do not tell of read-only disks
             pass
     except OSError as error:
-        refuse(f"out: nothing can be written in {there} ({error.strerror}). Choose another --out.")
+        raise InputError(
+            f"out: nothing can be written in {existing} ({error.strerror}). Choose another --out."
+        ) from error
+    return out
 
 
-def device_here(name: str) -> str:
-    """A device that this machine has."""
+def check_device(name: str) -> str:
+    """A device of this machine."""
     from fewstep import _validation
 
     return str(_validation.check_device(name))
-
-
-def refuse(message: str) -> NoReturn:
-    """Bad input; `main` makes it one line."""
-    raise errors().InputError(message)

@@ -1,4 +1,4 @@
-"""Brownian motion: increments and their join, refinable paths, fresh draws, Lévy areas."""
+"""Brownian motion: increments and how they join, refinable paths, independent draws, Lévy areas."""
 
 from __future__ import annotations
 
@@ -7,13 +7,5 @@ from .fresh import FreshIncrements
 from .increment import Increment
 from .levy_area import levy_area
 from .path import BrownianPath
-from .signature import partial_signature_covariance
 
-__all__ = [
-    "AreaPath",
-    "BrownianPath",
-    "FreshIncrements",
-    "Increment",
-    "levy_area",
-    "partial_signature_covariance",
-]
+__all__ = ["AreaPath", "BrownianPath", "FreshIncrements", "Increment", "levy_area"]

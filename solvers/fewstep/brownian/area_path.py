@@ -1,4 +1,4 @@
-"""A path's own space-space area: drawn on fine cells, joined by Chen's relation."""
+"""Space-space areas that belong to a path: drawn on fine cells, joined by Chen's relation."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from torch import Tensor
 from .. import _validation
 from ..errors import InputError
 from .increment import Increment
-from .levy_area import METHODS, levy_area
-from .levy_area import MOST as TERMS
+from .levy_area import METHODS, MOST_TERMS, levy_area
 from .path import BrownianPath
 from .random_normals import mix
 
-MOST = 1 << 28  # cells: their ends are held, eight bytes each
+MOST_CELLS = 1 << 28  # their ends are stored, eight bytes each
 
 
 class AreaPath:
     """A `BrownianPath` whose increments carry A, for solvers of non-commutative noise.
 
-    The span is cut into `cells` equal fine cells; each has an area of its own by `levy_area`, and
-    A of a longer interval is their join, so that coarse and fine solves see one A, and A is
-    additive as W is. Asked for an interval whose ends are not fine cells' ends, the cell is cut
-    there, which changes A by the cell's own error.
+    The span is cut into `cells` equal cells. Each has an area by `levy_area`, and A of a longer
+    interval is their join, so coarse and fine solves see one A, which is additive like W. An
+    interval that ends inside a cell cuts the cell, which changes A by the error of that cell.
 
-    With method `"legendre"` (default) and a path that knows H, a cell's area is E[A | W, H], a
+    With method `"legendre"` (default) and a path with H, the area of a cell is E[A | W, H], a
     function of the path alone; over n cells of total length h its error is h / sqrt(12 n).
-    Where the method draws, the numbers are keyed by `seed` and the cell's first time.
+    Methods that draw use normals keyed by `seed` and the first time of the cell.
 
     Args:
-        path: where W, H and K come from; shape (..., m), channels last, best with levy="H".
-        cells: how many fine cells; a power of two costs least (see `BrownianPath` on knots).
+        path: the source of W, H and K, of shape (..., m) with channels last, preferably with levy="H".
+        cells: number of cells; a power of two is cheapest (see `BrownianPath` on knots).
         method, terms: as in `levy_area`.
 
     Raises:
@@ -51,10 +49,10 @@ class AreaPath:
         terms: int | None = None,
         seed: int = 0,
     ) -> None:
-        _validation.check_instance("path", path, BrownianPath, "a BrownianPath, best with levy='H'")
-        _validation.check_int("cells", cells, 1, MOST)
+        _validation.check_instance("path", path, BrownianPath, "a BrownianPath, preferably with levy='H'")
+        _validation.check_int("cells", cells, 1, MOST_CELLS)
         _validation.check_choice("method", method, METHODS)
-        _validation.check_int("terms", 1 if terms is None else terms, 1, TERMS)
+        _validation.check_int("terms", 1 if terms is None else terms, 1, MOST_TERMS)
         if not path.shape:
             raise InputError("path: got shape (), expected (..., m) with channels last.")
         self.path = path
@@ -71,16 +69,14 @@ class AreaPath:
         self._fine = torch.linspace(path.t0, path.t1, cells + 1, dtype=torch.float64, device="cpu")
 
     def increment(self, ta: float, tb: float) -> Increment:
-        """The path's increment over [ta, tb] with its A (..., m, m); errors as `BrownianPath`'s."""
+        """Return the path's increment over [ta, tb] with its A (..., m, m); raises as `BrownianPath` does."""
         return next(self.increments([ta, tb]))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
-        """The n - 1 increments of `grid` with their A, in one pass over the fine cells."""
-        times = _validation.check_numbers("grid", grid)
-        if times.dim() != 1 or len(times) < 2:
-            raise InputError(f"grid: got shape {tuple(times.shape)}, expected (n,) with n >= 2.")
-        self.path.check(times)
-        # Grid times within rounding of a fine cell's end are that end.
+        """Return the n - 1 increments over the intervals of `grid` with their A, in one pass."""
+        times = _validation.check_times("grid", grid)
+        self.path.positions(times)  # raises for times outside the path
+        # snap times within rounding of the end of a cell to that end
         near = (torch.searchsorted(self._fine, times) - 1).clamp(0, self.cells - 1)
         for side in (near, near + 1):
             close = (self._fine[side] - times).abs() <= 2.0**-23 * times.abs()
@@ -91,12 +87,12 @@ class AreaPath:
 
     def _join(self, ends: set[float], merged: Tensor) -> Iterator[Increment]:
         joined: Increment | None = None
-        places = self.path.places(merged[:-1])
-        pieces = zip(self.path.increments(merged), merged[1:].tolist(), places, strict=True)
-        for piece, end, place in pieces:
-            area = levy_area(piece, self.method, mix(mix(self.seed) + place), terms=self.terms)
-            whole = replace(piece, A=area)
-            joined = whole if joined is None else joined.join(whole)
+        positions = self.path.positions(merged[:-1])
+        pieces = zip(self.path.increments(merged), merged[1:].tolist(), positions, strict=True)
+        for piece, end, position in pieces:
+            area = levy_area(piece, self.method, mix(mix(self.seed) + position), terms=self.terms)
+            cell = replace(piece, A=area)
+            joined = cell if joined is None else joined.join(cell)
             if end in ends:
                 yield joined
                 joined = None

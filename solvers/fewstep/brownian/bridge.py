@@ -1,12 +1,12 @@
-"""Splitting an interval: the exact conditional law of (W, H, K) on two parts given the whole.
+"""Splitting an interval: the exact conditional law of (W, H, K) on its two parts.
 
-In units of the whole interval's length L every quantity scales as sqrt(L), so one matrix M(x) for
-the split ratio x says it all: with Z of independent standard normals, one for each of W, H, K,
+With the interval's length L as the unit every quantity scales as sqrt(L), so one matrix M(x) per
+split ratio x describes the law. With one standard normal in Z for each of W, H, K,
 
     (W_l, H_l, K_l, W_r, H_r, K_r) = M(x) (W, H, K, sqrt(L) Z).
 
-Means and covariances of the left part are those of B, section 2.4 (arXiv 2405.06464, Theorem 3.7);
-the right part follows by solving Chen's relation.
+Means and covariances of the left part are from arXiv 2405.06464 (B below), Theorem 3.7; the right
+part follows by solving Chen's relation.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ Row = tuple[float, ...]
 
 
 @lru_cache(maxsize=4096)
-def bridge_matrix(levels: int, x: float, y: float) -> tuple[Row, ...]:
-    """M(x): 2*levels rows of 2*levels coefficients; levels is 1 (W), 2 (W, H) or 3 (W, H, K).
+def bridge_matrix(letters: int, x: float, y: float) -> tuple[Row, ...]:
+    """M(x): 2*letters rows of 2*letters coefficients; letters is 1 (W), 2 (W, H) or 3 (W, H, K).
 
-    x and y = 1 - x are the parts' shares of the length, both given lest the shorter be rounded. The
-    shorter part is conditioned directly and the longer one solved for, so that both keep full
-    relative precision. For the right part that is reading time backwards: only H changes sign.
+    x and y = 1 - x are the parts' shares of the length; both are given because 1 - x may round. The
+    shorter part is conditioned directly and the longer one solved for, so both keep full relative
+    precision. If the right part is shorter, time is reversed: only H changes sign.
     """
     if x <= y:
-        return _clean(_left_then_right(levels, x, y))
-    flip = (1.0, -1.0, 1.0)[:levels]
-    signs = flip + (1.0,) * levels
+        return _clean(_left_then_right(letters, x, y))
+    flip = (1.0, -1.0, 1.0)[:letters]
+    signs = flip + (1.0,) * letters
     mirrored = [
-        tuple(flip[i % levels] * sign * c for sign, c in zip(signs, row, strict=True))
-        for i, row in enumerate(bridge_matrix(levels, y, x))
+        tuple(flip[i % letters] * sign * c for sign, c in zip(signs, row, strict=True))
+        for i, row in enumerate(bridge_matrix(letters, y, x))
     ]
-    return tuple(mirrored[levels:] + mirrored[:levels])
+    return tuple(mirrored[letters:] + mirrored[:letters])
 
 
-def _left_then_right(levels: int, x: float, y: float) -> list[list[float]]:
+def _left_then_right(letters: int, x: float, y: float) -> list[list[float]]:
     mean = _mean(x, y)
-    noise = _factor(_covariance(levels, x, y))
-    left = [mean[i][:levels] + noise[i] for i in range(levels)]
+    noise = _factor(_covariance(letters, x, y))
+    left = [mean[i][:letters] + noise[i] for i in range(letters)]
     columns = []
-    for j in range(2 * levels):
-        whole = [1.0 if i == j else 0.0 for i in range(levels)]
+    for j in range(2 * letters):
+        whole = [1.0 if i == j else 0.0 for i in range(letters)]
         columns.append(_complement(whole, [row[j] for row in left], x, y))
-    right = [[column[i] for column in columns] for i in range(levels)]
+    right = [[column[i] for column in columns] for i in range(letters)]
     return left + right
 
 
 def _mean(x: float, y: float) -> list[list[float]]:
-    """E[(W, H, K) of the left part | whole], rows by columns W, H, K."""
+    """E[(W, H, K) of the left part | W, H, K of both], a 3 x 3 matrix."""
     return [
         [x, 6 * x * y, 60 * x * y * (y - x)],
         [0.0, x * x, 30 * x * x * y],
@@ -60,8 +60,8 @@ def _mean(x: float, y: float) -> list[list[float]]:
     ]
 
 
-def _covariance(levels: int, x: float, y: float) -> list[list[float]]:
-    """Cov[(W, H, K) of the left part | whole] at L = 1; what is not known adds its variance."""
+def _covariance(letters: int, x: float, y: float) -> list[list[float]]:
+    """Cov[(W, H, K) of the left part | the known letters of both] at L = 1; unknown letters add variance."""
     d = x - y
     WW = x * y * (d**4 + 4 * x * x * y * y)
     WH = -(x**3) * y * (x * x - 3 * x * y + 6 * y * y) / 2
@@ -73,15 +73,15 @@ def _covariance(levels: int, x: float, y: float) -> list[list[float]]:
     ]
     mean = _mean(x, y)
     for unknown, variance in ((2, 1 / 720), (1, 1 / 12)):
-        if levels <= unknown:
-            for i in range(levels):
-                for j in range(levels):
+        if letters <= unknown:
+            for i in range(letters):
+                for j in range(letters):
                     cov[i][j] += mean[i][unknown] * mean[j][unknown] * variance
-    return [row[:levels] for row in cov[:levels]]
+    return [row[:letters] for row in cov[:letters]]
 
 
 def _factor(cov: list[list[float]]) -> list[list[float]]:
-    """The lower Cholesky factor of a small positive definite matrix."""
+    """The lower Cholesky factor of a positive definite matrix."""
     n = len(cov)
     low = [[0.0] * n for _ in range(n)]
     for i in range(n):
@@ -92,7 +92,7 @@ def _factor(cov: list[list[float]]) -> list[list[float]]:
 
 
 def _complement(whole: list[float], left: list[float], x: float, y: float) -> list[float]:
-    """The right part that Chen's relation (B, 2.3) joins with `left` to `whole`; x + y = 1."""
+    """The right part, from Chen's relation (B, section 2.3) for `left` and `whole`; x + y = 1."""
     w, w1 = whole[0], left[0]
     w2 = w - w1
     right = [w2]
@@ -107,12 +107,9 @@ def _complement(whole: list[float], left: list[float], x: float, y: float) -> li
 
 
 def _clean(rows: list[list[float]]) -> tuple[Row, ...]:
-    """Zeroes that rounding left at 1e-17 become zeroes, which cost nothing to add."""
-    out = []
-    for row in rows:
-        size = max(abs(c) for c in row)
-        out.append(tuple(c if abs(c) > 1e-16 * size else 0.0 for c in row))
-    return tuple(out)
+    """Set coefficients of rounding size to zero; zeros are skipped when the matrix is applied."""
+    sizes = [max(map(abs, row)) for row in rows]
+    return tuple(tuple(c if abs(c) > 1e-16 * size else 0.0 for c in row) for row, size in zip(rows, sizes))
 
 
 def split(
@@ -123,13 +120,13 @@ def split(
     root: float | Tensor,
     consume: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The left and right part of an interval, given `values` = [W, H, K][:levels] of the whole.
+    """Draw the left and right part of an interval, given its `values` = [W, H, K][:letters].
 
     Args:
-        values, z: tensors of one shape, dtype and device; z holds independent N(0, 1), is consumed.
-        x, y: lengths of the left and right part over that of the whole.
+        values, z: tensors of one shape, dtype and device; z holds independent N(0, 1) and is overwritten.
+        x, y: the parts' shares of the length.
         root: sqrt(L), a float or a tensor that broadcasts.
-        consume: the parts may be written over `values`.
+        consume: the parts may overwrite `values`.
     """
     if x == 0.5 and isinstance(root, float) and len(values) < 3:
         return _halve(values, z, root, consume)
@@ -141,7 +138,7 @@ def split(
 def _halve(
     values: list[Tensor], z: list[Tensor], root: float, consume: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """M(1/2) for W and (W, H) : what is even in time, plus or minus what is odd."""
+    """Apply M(1/2) for W or (W, H): the part even in time plus or minus the odd part."""
     own = values if consume else [None] * len(values)
     if len(values) == 1:
         W_l = torch.add(z[0].mul_(root / 2), values[0], alpha=0.5)

@@ -1,37 +1,40 @@
-"""Brownian increments that no one will ask for again, at the price of the normals."""
+"""Independent Brownian increments for a single solve; they cost no more than their normals."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from .increment import LEVY_ORDER, Increment, check_dtype, check_levy
+from .increment import LEVY_ORDER, Increment, check_dtype
+from .levy_area import levy_area
 from .random_normals import key_of, node_seed
 
-_VARIANCES = (1.0, 1 / 12, 1 / 720)
+VARIANCES = (1.0, 1 / 12, 1 / 720)
 
 
 class FreshIncrements:
-    """Independent exact draws of (W, H, K), one interval after another. Not a refinable path.
+    """Independent exact draws of (W, H, K), one interval after another. It is not a refinable path.
 
     Args:
         shape: shape of W, batch axes first.
         levy: what is drawn: `"W"`, `"H"` (W and H) or `"K"` (W, H and K).
-        seed: every `increments(grid)` starts from it anew, and so does `increment` in a new object.
+        seed: each call of `increments(grid)` starts again from it, and so does `increment` of a new object.
         dtype: float32 or float64, by default torch's. The normals are float32 in either case, since
-            float64 ones take six times as long.
-        device: where they are made, by that device's own generator.
-        reuse: let `increments` write each draw over the last one. Saves memory traffic; only for
+            float64 normals take six times as long.
+        device: where they are drawn, by that device's own generator.
+        reuse: let `increments` overwrite each draw with the next. Saves memory traffic; only for
             loops that keep neither the increments nor a graph through them.
+        area: give each increment an area A with the right law (`levy_area` with method "foster").
 
     Raises:
-        InputError: for arguments out of these ranges.
+        InputError: for invalid arguments.
     """
 
     def __init__(
@@ -42,59 +45,52 @@ class FreshIncrements:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         reuse: bool = False,
+        area: bool = False,
     ) -> None:
         self.shape: tuple[int, ...] = _validation.check_shape(shape)
-        self.levy: str = check_levy(levy)
+        self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
         self.dtype: torch.dtype = check_dtype(dtype)
         self.device: torch.device = _validation.check_device(device)
         self.seed: int = _validation.check_int("seed", seed, -math.inf)
         self.reuse = reuse
-        self._next = itertools.count()
+        self.area = area
+        self._next = itertools.count(2)
 
     def increment(self, t0: float, t1: float) -> Increment:
-        """A draw over [t0, t1], independent of all others; InputError unless t0 < t1."""
-        generator = self._generator(1 + next(self._next))
-        return self._draw(_length(t0, t1), generator, self._buffers())
+        """Return a draw over [t0, t1], independent of all others; raises InputError unless t0 < t1."""
+        h = _validation.check_float("t1", t1) - _validation.check_float("t0", t0)
+        if not 0 < h < math.inf:
+            raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected increasing times.")
+        generator = self._generator(next(self._next))
+        return self._draw(h, generator, self._buffers(), generator)
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
-        """The n - 1 draws for `grid`, (n,) increasing times: the same ones each time it is called.
+        """Return the n - 1 draws for `grid`, (n,) increasing times; the same ones in each call.
 
         Raises:
-            InputError: at once, for a grid too short or not increasing.
+            InputError: at once, for a grid that is too short or not increasing.
         """
-        times = _validation.check_numbers("grid", grid)
-        if times.dim() != 1 or len(times) < 2:
-            raise InputError(f"grid: got shape {tuple(times.shape)}, expected (n,) with n >= 2.")
-        t = times.tolist()
-        if not bool(times.isfinite().all()) or not bool((times.diff() > 0).all()):
-            raise InputError(f"grid: got {t[:8]}, expected finite increasing times.")
-        lengths = [_length(a, b) for a, b in itertools.pairwise(t)]
-        return self._stream(lengths)
+        return self._stream(_validation.check_times("grid", grid).diff().tolist())
 
     def _stream(self, lengths: list[float]) -> Iterator[Increment]:
-        generator, buffers = self._generator(0), self._buffers()
+        generator, areas, buffers = self._generator(1), self._generator(0), self._buffers()
         for h in lengths:
-            yield self._draw(h, generator, buffers if self.reuse else self._buffers())
+            yield self._draw(h, generator, buffers if self.reuse else self._buffers(), areas)
 
     def _generator(self, stream: int) -> torch.Generator:
-        # the CPU generator keeps 32 bits of a seed: hash, so that near seeds differ in them
-        return torch.Generator(self.device).manual_seed(node_seed(key_of(self.seed), stream + 1))
+        # the CPU generator keeps 32 bits of a seed: hash, so that close seeds differ in them, and so that
+        # no stream is the one that a user's own y0 was drawn from
+        return torch.Generator(self.device).manual_seed(node_seed(key_of(self.seed), stream))
 
     def _buffers(self) -> list[Tensor]:
         shape, count = self.shape, LEVY_ORDER[self.levy]
         return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(count)]
 
-    def _draw(self, h: float, generator: torch.Generator, buffers: list[Tensor]) -> Increment:
-        # The generator scales as it draws: no second pass over memory.
-        for buffer, variance in zip(buffers, _VARIANCES, strict=False):
+    def _draw(
+        self, h: float, generator: torch.Generator, buffers: list[Tensor], areas: torch.Generator
+    ) -> Increment:
+        for buffer, variance in zip(buffers, VARIANCES):
             buffer.normal_(0.0, math.sqrt(h * variance), generator=generator)
-        if self.dtype == buffers[0].dtype:
-            return Increment(h, *buffers)
-        return Increment(h, *(b.to(self.dtype) for b in buffers))
-
-
-def _length(t0: float, t1: float) -> float:
-    h = _validation.check_float("t1", t1) - _validation.check_float("t0", t0)
-    if not 0 < h < math.inf:
-        raise InputError(f"time: got the interval [{t0!r}, {t1!r}], expected increasing times.")
-    return h
+        same = self.dtype == buffers[0].dtype
+        drawn = Increment(h, *(buffers if same else [b.to(self.dtype) for b in buffers]))
+        return replace(drawn, A=levy_area(drawn, "foster", areas)) if self.area else drawn

@@ -1,43 +1,43 @@
-"""What a Brownian path does over one interval, and how two neighbours combine (Chen's relation)."""
+"""The Brownian motion of one interval, how two adjacent intervals join, and the protocol of a path."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from .signature import Word, minimal_words, signature_from_coordinates
 
 LEVY_ORDER: dict[str, int] = {"W": 1, "H": 2, "K": 3}
 
 
 class Path(Protocol):
-    """A source of increments: what loops and executors ask of Brownian motion.
+    """A source of increments: what loops and executors need from Brownian motion.
 
-    Asked again it gives the same numbers, except `FreshIncrements`, which has no memory.
+    Repeated queries return the same numbers, except from `FreshIncrements`, which has no memory. A source
+    whose increments also have the space-space area A sets `area = True`.
     """
 
     levy: str
 
     def increment(self, t0: float, t1: float, /) -> Increment:
-        """The increment of [t0, t1]."""
+        """Return the increment over [t0, t1]."""
 
     def increments(self, grid: Tensor, /) -> Iterable[Increment]:
-        """The increments of the intervals of a grid (n,)."""
+        """Return the increments over the intervals of a grid (n,)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Increment:
-    """A Brownian motion over an interval [s, s+h], described as far as its fields go.
+    r"""A Brownian motion over an interval [s, s+h], described by W and optionally H, K and A.
 
-    W, H and K are independent, and of one shape, dtype and device. A depends on them, by
-    E[A_ij | W, H] = H_i W_j - W_i H_j.
+    W, H and K are independent and have one shape, dtype and device. A depends on them:
+    $E[A_{ij} | W, H] = H_i W_j - W_i H_j$.
 
     Attributes:
         h: length of the interval.
@@ -47,9 +47,10 @@ class Increment:
         A: (..., m, m) space-space area, (1/2)(int W^i dW^j - int W^j dW^i); m is W's last axis.
 
     Raises:
-        InputError: K without H; h that is no length.
+        InputError: K without H, or an h that is not a length.
 
-    Reference: Foster, Lyons and Oberhauser, arXiv 1904.06998; B, section 2.2.
+    Reference: Foster, Lyons & Oberhauser, arXiv 1904.06998; Jelinčić, Foster & Kidger, arXiv 2405.06464
+    (B below), section 2.2.
     """
 
     h: float
@@ -59,31 +60,29 @@ class Increment:
     A: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.h, Tensor):  # a number on a device is not read
-            pass
-        elif (
-            isinstance(self.h, bool) or not isinstance(self.h, (int, float)) or not 0 < abs(self.h) < math.inf
-        ):
-            raise InputError(
-                f"h: got {_validation.describe(self.h)}, expected a length, below 0 to step back."
-            )
+        h = self.h  # a tensor h is not read back from its device
+        number = isinstance(h, (int, float)) and not isinstance(h, bool) and 0 < abs(h) < math.inf
+        if not (number or isinstance(h, Tensor)):
+            raise InputError(f"h: got {_validation.describe(h)}, expected a length (negative to step back).")
         for name, field in (("W", self.W), ("H", self.H), ("K", self.K), ("A", self.A)):
             if not isinstance(field, Tensor) and (name == "W" or field is not None):
                 raise InputError(f"{name}: got {_validation.describe(field)}, expected a tensor.")
         if self.K is not None and self.H is None:
-            raise InputError("K: got K without H, expected both; Chen's relation for K needs H")
+            raise InputError("K: got K without H, expected both, since Chen's relation for K needs H.")
 
     @property
     def levy(self) -> str:
-        """The richest of "W", "H", "K" that is present."""
+        """The last of "W", "H", "K" that is present."""
         if self.K is not None:
             return "K"
         return "H" if self.H is not None else "W"
 
     def join(self, later: Increment) -> Increment:
-        """The increment over both intervals, of what both know, by Chen's relation.
+        r"""Return the increment over both intervals, with the fields that both have, by Chen's relation.
 
-        Associative to rounding.
+        With $x = h_1/h$ and $y = h_2/h$: $W = W_1 + W_2$, $H = x(H_1 - W_2/2) + y(H_2 + W_1/2)$,
+        $K = x^2 K_1 + y^2 K_2 + xy(H_1 - H_2)/2 + (x - y)(x W_2 - y W_1)/12$ and
+        $A = A_1 + A_2 + (W_1 W_2^T - W_2 W_1^T)/2$. Associative up to rounding.
 
         Raises:
             InputError: the shapes of W differ.
@@ -93,60 +92,38 @@ class Increment:
         _validation.check_instance("later", later, Increment, "an Increment")
         if self.W.shape != later.W.shape:
             raise InputError(
-                f"later: got W of shape {tuple(later.W.shape)}, expected {tuple(self.W.shape)} "
-                "as in this increment; join increments of one path"
+                f"later: got W of shape {tuple(later.W.shape)}, expected {tuple(self.W.shape)}. Join "
+                "increments of one path."
             )
         h = self.h + later.h
         x, y = self.h / h, later.h / h
-        H = K = None
+        H = K = A = None
         if self.H is not None and later.H is not None:
             H = x * (self.H - later.W / 2) + y * (later.H + self.W / 2)
             if self.K is not None and later.K is not None:
                 K = x * x * self.K + y * y * later.K
                 K = K + (x * y / 2) * (self.H - later.H)
                 K = K + ((x - y) / 12) * (x * later.W - y * self.W)
-        A = None
         if self.A is not None and later.A is not None:
-            # one product and its transpose: antisymmetric to the bit
+            # a product minus its transpose is antisymmetric to the bit
             outer = self.W.unsqueeze(-1) * later.W.unsqueeze(-2)
             A = self.A + later.A + 0.5 * (outer - outer.transpose(-1, -2))
         return Increment(h, self.W + later.W, H, K, A)
 
     @property
     def U(self) -> Tensor:
-        """torchsde's U = int W ds = I_(1,0) = h (W/2 + H). Raises InputError without H."""
-        return self.h * (self.W / 2 + self._need_H("U"))
-
-    @property
-    def I10(self) -> Tensor:
-        """I_(1,0) = int W ds = h (W/2 + H): torchsde's U. Raises InputError without H."""
-        return self.U
-
-    @property
-    def I01(self) -> Tensor:
-        """I_(0,1) = int s dW = h (W/2 - H). Raises InputError without H."""
-        return self.h * (self.W / 2 - self._need_H("I01"))
-
-    @property
-    def I100(self) -> Tensor:
-        """I_(1,0,0) = int int W = h^2 (W/6 + H/2 + K). Raises InputError without K."""
-        H, K = self._need_H("I100"), self._need_K("I100")
-        return self.h**2 * (self.W / 6 + H / 2 + K)
+        r"""The time integral $U = \int W\,ds = h (W/2 + H)$, as in torchsde; raises InputError without H."""
+        if self.H is None:
+            raise InputError('U: got an increment without H. Make the path with levy="H".')
+        return self.h * (self.W / 2 + self.H)
 
     @classmethod
     def from_U(cls, h: float, W: Tensor, U: Tensor) -> Increment:
-        """From torchsde's pair (W, U): H = U/h - W/2."""
+        """Return the increment with torchsde's pair (W, U): H = U/h - W/2."""
         return cls(h, W, U / h - W / 2)
 
-    @classmethod
-    def from_integrals(cls, h: float, W: Tensor, I10: Tensor, I100: Tensor | None = None) -> Increment:
-        """From W, I_(1,0) = int W ds and, if known, I_(1,0,0) = int int W."""
-        H = I10 / h - W / 2
-        K = None if I100 is None else I100 / h**2 - W / 6 - H / 2
-        return cls(h, W, H, K)
-
     def coordinates(self) -> tuple[Tensor, ...]:
-        """The independent N(0, 1) Legendre coordinates xi_n present, each shaped like W.
+        """Return the independent N(0, 1) Legendre coordinates xi_n that are present, each shaped like W.
 
         xi_0 = W/sqrt(h), xi_1 = sqrt(12/h) H, xi_2 = sqrt(720/h) K. With L_n = int P_n(2s/h - 1) dW
         this is xi_n = (-1)^n sqrt((2n+1)/h) L_n: the sign of H, not that of L_1.
@@ -160,62 +137,34 @@ class Increment:
 
     @classmethod
     def from_coordinates(cls, h: float, *xi: Tensor) -> Increment:
-        """The inverse of `coordinates`, from one to three tensors; InputError for more or fewer."""
+        """Invert `coordinates`, for one to three tensors; raises InputError for another number."""
         if not 1 <= len(xi) <= 3:
-            raise InputError(f"xi: got {len(xi)} coordinates, expected 1 (W), 2 (W,H) or 3 (W,H,K)")
-        _validation.check_float("h", h, 2.0**-1000, expected="a length above 0")
+            raise InputError(f"xi: got {len(xi)} coordinates, expected 1 (W), 2 (W, H) or 3 (W, H, K).")
+        _validation.check_float("h", h, 2.0**-1000, expected="a positive length")
         for x in xi:
             _validation.check_instance("xi", x, Tensor, "tensors")
         scales = (math.sqrt(h), math.sqrt(h / 12), math.sqrt(h / 720))
         return cls(h, *(s * x for s, x in zip(scales, xi, strict=False)))
 
-    def partial_signature(self, depth: int | None = None, *, words: tuple[Word, ...] | None = None) -> Tensor:
-        """Iterated integrals with one Brownian letter, `(..., len(words))`.
-
-        `words` are pairs (a, b) for 0^a j 0^b and default to j, j0, ..., j0^depth; `depth`
-        defaults to all that is known (W: 0, H: 1, K: 2). Their law is
-        `partial_signature_covariance(depth, h)`. Raises InputError where the depth needs a
-        coordinate this increment has not.
-        """
-        xi = self.coordinates()
-        depth = len(xi) - 1 if depth is None else _validation.check_int("depth", depth, 0)
-        if depth > len(xi) - 1:
-            raise InputError(
-                f"depth: got {depth}, but {self.levy!r} knows depth {len(xi) - 1}; make the path "
-                'with levy="H" (depth 1) or "K" (depth 2)'
-            )
-        chosen = minimal_words(depth) if words is None else words
-        return signature_from_coordinates(torch.stack(xi[: depth + 1], -1), self.h, chosen)
-
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Increment:
-        """The same increment in another dtype or on another device; InputError where it cannot be."""
+        """Return the increment in another dtype or on another device."""
         dtype = _validation.check_dtype(dtype)
         device = None if device is None else _validation.check_device(device)
-
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device=device, dtype=dtype or x.dtype)
-
-        W = self.W.to(device=device, dtype=dtype or self.W.dtype)
-        return Increment(self.h, W, move(self.H), move(self.K), move(self.A))
-
-    def _need_H(self, who: str) -> Tensor:
-        if self.H is None:
-            raise InputError(f'{who}: this increment has no H; make the path with levy="H"')
-        return self.H
-
-    def _need_K(self, who: str) -> Tensor:
-        if self.K is None:
-            raise InputError(f'{who}: this increment has no K; make the path with levy="K"')
-        return self.K
+        W, H, K, A = (
+            None if x is None else x.to(device=device, dtype=dtype or x.dtype)
+            for x in (self.W, self.H, self.K, self.A)
+        )
+        assert W is not None
+        return Increment(self.h, W, H, K, A)
 
 
-def check_levy(levy: str) -> str:
-    """`levy` itself, or InputError for another word."""
-    return _validation.check_choice("levy", levy, LEVY_ORDER)
+def letters_for(levy: str) -> str:
+    """The `levy` of a path for a solver whose card needs `levy`: A is drawn given W and H."""
+    return {"A": "H", "": "W"}.get(levy, levy)
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """`dtype`, by default torch's; InputError for another than float32 and float64."""
+    """Check that `dtype` is float32 or float64, by default torch's."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in (torch.float32, torch.float64):
         raise InputError(
@@ -223,3 +172,53 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
             ".to(dtype): sums of half precision noise lose the path."
         )
     return dtype
+
+
+def check_path(
+    path: Any,
+    who: str,
+    levy: str,
+    shape: tuple[int, ...],
+    ends: tuple[float, float],
+    dtype: torch.dtype | None = None,
+    method: str = "increments",
+    argument: str = "path",
+    cure: str = "Make the path over at least this interval.",
+) -> None:
+    """Raise an `InputError` unless a path gives the increments that a solver or a plan needs.
+
+    Args:
+        who: the name of the solver or plan.
+        levy: the Lévy data that it needs, as on its card.
+        shape: of W.
+        ends: the times between which increments are needed. Paths without t0 and t1 are not checked.
+        dtype: of W, if it matters.
+        method: the method of the path that is called, `"increments"` or `"increment"`.
+        argument: the name of the caller's argument.
+        cure: what to do about a path that is too short.
+    """
+    if not hasattr(path, method) or getattr(path, "levy", None) not in LEVY_ORDER:
+        raise InputError(
+            f"{argument}: got {_validation.describe(path)}, expected a BrownianPath, AreaPath or "
+            "FreshIncrements. Wrap a torchsde path: fewstep.integrations.torchsde.TorchsdePath(bm)."
+        )
+    if levy == "A" and not getattr(path, "area", False):
+        raise InputError(
+            f"{argument}: got a {type(path).__name__} without space-space area; {who} needs A. Wrap it: "
+            "AreaPath(path, cells=...), or give none, and areas with the right law are drawn."
+        )
+    if levy in LEVY_ORDER and LEVY_ORDER[path.levy] < LEVY_ORDER[levy]:
+        raise InputError(
+            f"{argument}: got levy={path.levy!r}; {who} needs {levy!r}. Make the path with levy={levy!r}."
+        )
+    got = tuple(getattr(path, "shape", shape))
+    if got != shape:
+        raise InputError(f"{argument}: got shape {got}, expected {shape}. Make the path with this shape.")
+    t0, t1 = getattr(path, "t0", ends[0]), getattr(path, "t1", ends[1])
+    slack = 1e-6  # times may have been rounded to float32
+    if t0 > ends[0] + slack * abs(ends[0]) or t1 < ends[1] - slack * abs(ends[1]):
+        raise InputError(
+            f"{argument}: got [{t0:g}, {t1:g}], expected a path over [{ends[0]:g}, {ends[1]:g}]. {cure}"
+        )
+    if dtype is not None and getattr(path, "dtype", dtype) != dtype:
+        raise InputError(f"{argument}: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")

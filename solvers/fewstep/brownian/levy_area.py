@@ -1,10 +1,11 @@
-"""Space-space Lévy area A_ij = (1/2)(int W^i dW^j - int W^j dW^i) of an increment, seven ways.
+"""Seven methods for the space-space Lévy area A_ij = (1/2)(int W^i dW^j - int W^j dW^i) of an increment.
 
-All of them draw what the increment does not know, so that (W, H, K, A) has the right joint law:
-exactly in its first two conditional moments ("davie" on average), or up to an L2 error that more
-terms make as small as expected.
+Each draws what the increment does not determine, so that (W, H, K, A) has the right joint law:
+exactly in its first two conditional moments ("davie" on average), or up to an L2 error that
+decreases with the number of terms.
 
-Two expansions, h = 1, with X, Y, zeta_n independent N(0, I_m) (B, sections 3.1 and 3.2):
+There are two expansions. For h = 1, with X, Y, zeta_n independent N(0, I_m) (B, sections 3.1 and 3.2,
+where B is arXiv 2405.06464):
 
     Legendre  A = (1/2) sum_n (zeta_{n-1} zeta_n' - zeta_n zeta_{n-1}') / sqrt(4n^2 - 1)
     Fourier   A = (S - S') / (2 pi),   S = sum_k (Y_k - sqrt2 W) X_k' / k
@@ -27,7 +28,7 @@ from .random_normals import key_of
 
 _WEAK = ("davie", "foster")
 _FOURIER = ("fourier", "milstein", "wiktorsson", "mrongowius_roessler")
-MOST = 1 << 20  # terms: each is a field of normals
+MOST_TERMS = 1 << 20  # each is a field of normals
 METHODS = (*_WEAK, *_FOURIER, "legendre")
 
 
@@ -39,31 +40,34 @@ def levy_area(
     tol: float | None = None,
     terms: int | None = None,
 ) -> Tensor:
-    """The space-space area (..., m, m) of an increment with W (..., m); antisymmetric to the bit.
+    """Draw the space-space area (..., m, m) of an increment with W (..., m); antisymmetric to the bit.
 
-    Weak, for solvers that need the law: one draw with the right moments given W, H (and K).
-    - `"davie"`: conditional mean, and the average conditional variance.
-    - `"foster"`: conditional mean, and the conditional covariance of all pairs of channels.
+    Weak methods draw once, with the right moments given W, H (and K):
 
-    Strong, for A to within an L2 error of the area of a path with these W, H, K:
+    - `"davie"`: the conditional mean, and the average conditional variance.
+    - `"foster"`: the conditional mean, and the conditional covariance of all pairs of channels.
+
+    Strong methods give A within an L2 error of the area of a path with these W, H, K:
+
     - `"legendre"`, `"fourier"`, `"milstein"`: error O(terms^-1/2); any increment.
     - `"mrongowius_roessler"`: O(terms^-1), the fewest normals at small h; increments without K.
     - `"wiktorsson"`: O(terms^-1); increments with W only.
 
-    A coarse area is not refinable: for the area of a `BrownianPath` use `AreaPath`, or draw on
-    fine increments, and join.
+    A coarse area cannot be refined: for areas of a `BrownianPath` use `AreaPath`, or draw on fine
+    increments and join them.
 
     Args:
-        seed: an integer, or a torch.Generator on W's device. One integer gives one noise: in a loop
-            pass a generator or another integer each step, or the areas of all steps are dependent.
-        tol: the greatest root mean square error of an entry, for strong methods; by default
-            h^(3/2), which keeps strong order 1.
-        terms: number of terms instead; for `"legendre"` at least those whose coordinates are known
-            (H: 1, K: 2).
+        increment: W (..., m) with channels last, and optionally H and K.
+        seed: an integer, or a torch.Generator on W's device. In a loop pass a generator or another
+            integer per step, otherwise the areas of all steps are dependent.
+        tol: the largest root mean square error of an entry, for strong methods; by default
+            h^(3/2), which preserves strong order 1.
+        terms: number of terms instead of tol; for `"legendre"` at least the number of known
+            coordinates after W (H: 1, K: 2).
 
     Raises:
-        InputError: another method; both tol and terms; terms of a weak method; W without a channel
-            axis; H or K where the method cannot be conditioned on it.
+        InputError: an unknown method; both tol and terms; terms for a weak method; W without a channel
+            axis; H or K for a method that cannot be conditioned on it.
 
     References: Davie (2014); Foster, Lyons & Oberhauser, arXiv 1904.06998; Kloeden, Platen & Wright
     (1992); Wiktorsson, Ann. Appl. Probab. 11 (2001); Mrongowius & Rößler, Stoch. Anal. Appl. 40
@@ -79,7 +83,7 @@ def levy_area(
 
 
 def terms_for(method: str, h: float, m: int, tol: float | None = None) -> int:
-    """Terms that bring a strong method's error below tol (default h^(3/2)), by B, section 3.2."""
+    """Number of terms for which a strong method's error is at most tol (default h^(3/2)); B, section 3.2."""
     tol = h**1.5 if tol is None else tol
     ratio = (h / tol) ** 2
     if method == "legendre":
@@ -91,7 +95,7 @@ def terms_for(method: str, h: float, m: int, tol: float | None = None) -> int:
 
 
 class _Draw:
-    """Standard normals shaped like W with axes before or after, in W's dtype and on its device."""
+    """A source of standard normals (*batch, *event) in W's dtype and on its device."""
 
     def __init__(self, W: Tensor, seed: int | torch.Generator) -> None:
         self.batch, self.m, self.W = W.shape[:-1], W.shape[-1], W
@@ -102,12 +106,12 @@ class _Draw:
 
     def __call__(self, *event: int) -> Tensor:
         shape, W = (*self.batch, *event), self.W
-        # float64 normals take six times as long, and the law is the same
+        # float64 normals take six times as long and have the same law
         z = torch.randn(shape, generator=self.generator, device=W.device, dtype=torch.float32)
         return z.to(W.dtype)
 
     def pairs(self) -> Tensor:
-        """(..., m, m) antisymmetric, independent N(0, 1) above the diagonal."""
+        """An antisymmetric (..., m, m) with independent N(0, 1) above the diagonal."""
         i, j = torch.triu_indices(self.m, self.m, 1, device=self.W.device)
         upper = self.W.new_zeros(*self.batch, self.m, self.m)
         upper[..., i, j] = self(len(i))
@@ -115,13 +119,13 @@ class _Draw:
 
 
 def _wedge(a: Tensor, b: Tensor) -> Tensor:
-    """a b' - b a', (..., m, m), antisymmetric to the bit."""
+    """Return a b' - b a', (..., m, m), antisymmetric to the bit."""
     outer = a.unsqueeze(-1) * b.unsqueeze(-2)
     return outer - outer.mT
 
 
 def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
-    """The series over known and drawn coordinates, and for weak methods noise for the rest."""
+    """Sum the series over known and drawn coordinates; weak methods add noise for the rest."""
     zeta = [x if n % 2 == 0 else -x for n, x in enumerate(inc.coordinates())]
     if len(zeta) == 1 or method == "legendre":
         zeta += [draw(draw.m) for _ in range(max(terms + 1, 2) - len(zeta))]
@@ -133,14 +137,14 @@ def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
     if method == "davie":
         area = area + math.sqrt(rest) * draw.pairs()
     if method == "foster":
-        # The next coordinate makes the covariance between pairs; for m = 2 this is Foster's normal.
+        # the next coordinate gives the covariance between pairs; for m = 2 this is Foster's normal
         area = area + math.sqrt(link) * _wedge(zeta[q], draw(draw.m))
         area = area + math.sqrt(rest - 2 * link) * draw.pairs()
     return (inc.h / 2) * area
 
 
 def _fourier(inc: Increment, method: str, draw: _Draw, n: int) -> Tensor:
-    """n terms of the Fourier series and the tail that the method gives it."""
+    """Sum n terms of the Fourier series and the method's tail."""
     W = inc.W / math.sqrt(inc.h)
     k = torch.arange(1, n + 1, dtype=W.dtype, device=W.device)
     X, Y = draw(draw.m, n), draw(draw.m, n)
@@ -181,19 +185,19 @@ def _check(inc: Increment, method: str, tol: float | None, terms: int | None) ->
     if inc.W.dim() == 0:
         raise InputError("increment: got a 0-d W, expected (..., m) with channels last. Reshape it.")
     if tol is not None and terms is not None:
-        raise InputError("tol, terms: got both, expected one. Drop terms to get those tol needs.")
+        raise InputError("tol, terms: got both, expected one. Leave out terms to use as many as tol needs.")
     if method in _WEAK and (tol is not None or terms is not None):
         raise InputError(
-            f"method: got {method!r} with tol or terms; it is one draw, with no error to control. "
-            "For a strong area take method='legendre' or 'mrongowius_roessler'."
+            f"method: got {method!r} with tol or terms, which belong to strong methods. "
+            "For a strong area use method='legendre' or 'mrongowius_roessler'."
         )
     if tol is not None and not _validation.check_float("tol", tol) > 0:
         raise InputError(f"tol: got {tol!r}, expected a positive error.")
     if terms is not None:
-        _validation.check_int("terms", terms, 1, MOST)
+        _validation.check_int("terms", terms, 1, MOST_TERMS)
     limit = {"wiktorsson": "W", "mrongowius_roessler": "H"}.get(method, "K")
     if LEVY_ORDER[inc.levy] > LEVY_ORDER[limit]:
         raise InputError(
-            f"method: got {method!r} for an increment with {inc.levy}; its tail's law is known "
-            f"given {limit} and no more. Take 'legendre', or Increment(h, W) without the rest."
+            f"method: got {method!r} for an increment with {inc.levy}, expected {limit} at most. Use "
+            "'legendre', or Increment(h, W)."
         )

@@ -1,4 +1,4 @@
-"""A Brownian path that can be asked for any interval, in any order, at any resolution."""
+"""A Brownian path that can be queried over any interval, in any order, at any resolution."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from torch import Tensor
 from .. import _validation
 from ..errors import InputError
 from .bridge import split
-from .increment import LEVY_ORDER, Increment, check_dtype, check_levy
+from .fresh import VARIANCES
+from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
 from .time_scale import Clock, make_knots
 
 _CHUNK = 1 << 15
-"""Normals to make in one call where many intervals are expected: hides the call, fits the cache."""
+"""Number of normals drawn in one call where many intervals follow: amortises the call, fits the cache."""
 
 
 class _Cell(NamedTuple):
-    """An interval of the tree: its place (1, then 2n and 2n+1 for n's parts), ends, [W, H, K]."""
+    """An interval of the tree: its number (1, then 2n and 2n+1 for the parts of n), ends and [W, H, K]."""
 
     node: int
     low: int
@@ -34,44 +35,43 @@ class _Cell(NamedTuple):
 
 
 class BrownianPath:
-    """One Brownian path: the same numbers for an interval whenever and in whatever order asked.
+    """A Brownian path: an interval has the same increment in every query, whatever the order.
 
-    The path is a binary tree over time. (W, H, K) of the whole are drawn first, each interval is
+    The path is a binary tree over time. (W, H, K) of the span are drawn first, each interval is
     cut in two by its exact conditional law, and the normals of a cut are a function of the seed and
-    of the cut's place in the tree. Nothing is stored but a bounded cache.
+    of the cut's number in the tree. Only a bounded cache is stored.
 
-    One normal a step and letter when walked by `increments`, memory O(shape log n); O(log) cuts for
-    one `increment`. Threads may share a path; it pickles to its arguments. For noise that no other
-    solve shall see, `FreshIncrements` is cheaper.
+    Iterating over `increments` costs one normal per step and letter and O(shape log n) memory; one
+    `increment` costs O(log) cuts. Threads may share a path. It pickles to its arguments. For noise
+    that is used once, `FreshIncrements` is cheaper.
 
     Args:
         shape: shape of W, batch axes first.
         t0, t1: the span, t0 < t1.
-        seed: fixes the path, together with all below but dtype and cache.
+        seed: fixes the path, together with all arguments below except dtype and cache.
         levy: what is drawn: `"W"`, `"H"` (W and H) or `"K"` (W, H and K). It serves every solver
-            that needs less. Paths of one seed and different levy are *different* paths, for H needs
-            normals of its own: choose the richest that any of your solvers needs.
-        dtype: float32 or float64, by default torch's. Both see one path up to rounding, since the
-            normals are float32 numbers in either case.
-        device: where the normals are made, by that device's generator: another kind of device makes
-            another path, unless it is `portable` or has `seeds`.
-        seeds: one integer for each entry of shape[0], in place of seed. That entry's numbers depend
-            neither on the batch's size nor on its order; on all devices the same, to rounding.
+            that needs less. One seed with different levy gives *different* paths, since H needs
+            normals of its own: choose the most that any of your solvers needs.
+        dtype: float32 or float64, by default torch's. Both give one path up to rounding, since the
+            normals are float32 in either case.
+        device: where the normals are drawn, by that device's generator. Another kind of device gives
+            another path, unless the path is `portable` or has `seeds`.
+        seeds: one integer per entry of shape[0], instead of seed. The numbers of an entry depend on
+            neither the size nor the order of the batch, and agree on all devices to rounding.
         clock: `"linear"`, or `"log"` (t0 > 0) to halve intervals in log time, for full relative
             precision over many decades.
         knots: times at which the tree is cut first; t0 and t1 are added if they are missing. A grid
-            that is not t0 + (t1 - t0) k / 2^n is walked as cheaply as one that is if its times are
-            knots; without, each of its times costs up to 48 cuts. Knots belong to the identity of
-            the path. The clock runs on between them.
-        portable: make the normals on the CPU and move them: the same bits on every device, slower.
-        cache: intervals kept from one `increment` to the next, a tensor for each letter of levy;
-            256 are what a query at arbitrary times touches.
+            other than t0 + (t1 - t0) k / 2^n is cheap if its times are knots; otherwise each of its
+            times costs up to 48 cuts. Knots are part of the identity of the path.
+        portable: draw the normals on the CPU and move them: the same bits on every device, but slower.
+        cache: number of intervals kept between calls of `increment`; a query at arbitrary times
+            touches 256.
 
     Raises:
-        InputError: for arguments out of these ranges.
+        InputError: for invalid arguments.
 
-    Reference: the conditional laws are B, section 2.4 (arXiv 2405.06464, Theorem 3.7); the tree is
-    that of Jelinčić, Foster and Kidger in the same paper.
+    Reference: Jelinčić, Foster & Kidger, arXiv 2405.06464: the tree, and Theorem 3.7 for the
+    conditional laws.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class BrownianPath:
     ) -> None:  # fmt: skip
         _validation.check_choice("clock", clock, ("linear", "log"))
         self.shape: tuple[int, ...] = _validation.check_shape(shape)
-        self.levy: str = check_levy(levy)
+        self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
         self.dtype: torch.dtype = check_dtype(dtype)
         self.device: torch.device = _validation.check_device(device)
         self._clock = Clock(make_knots(t0, t1, knots, clock == "log"), clock == "log")
@@ -92,9 +92,7 @@ class BrownianPath:
         self.seeds: list[int] | None = None
         if seeds is not None:
             given = seeds.tolist() if torch.is_tensor(seeds) else seeds
-            given = _validation.check_sequence(
-                "seeds", given, "whole numbers, one for each entry of shape[0]"
-            )
+            given = _validation.check_sequence("seeds", given, "integers, one per entry of shape[0]")
             self.seeds = [_validation.check_int("seeds", s, -math.inf) for s in given]
         self.portable = portable
         self.cache: int = _validation.check_int("cache", cache, 0)
@@ -105,14 +103,13 @@ class BrownianPath:
             self._normals = HashedNormals(self.shape, self.seeds, source)
         else:
             raise InputError(
-                f"seeds: got {len(self.seeds)} for shape {self.shape}, expected one an entry of "
-                "the leading axis."
+                f"seeds: got {len(self.seeds)} for shape {self.shape}, expected one per entry of shape[0]."
             )
         self._numel = max(1, math.prod(self.shape))
         self.__setstate__({})
 
     def increment(self, ta: float, tb: float) -> Increment:
-        """What the path does over [ta, tb], t0 <= ta < tb <= t1: W, H, K of `shape` as levy says.
+        """Return the increment over [ta, tb], t0 <= ta < tb <= t1: W, H, K of `shape`, as in levy.
 
         Raises:
             InputError: times outside the path, or not ta < tb.
@@ -122,24 +119,21 @@ class BrownianPath:
         return next(self._walk(ends, remember=True))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
-        """The n - 1 increments between neighbours of `grid`, (n,) increasing times, in one pass.
+        """Return the n - 1 increments over the intervals of `grid`, (n,) increasing times, in one pass.
 
-        They are those of `increment`, to the bit on a CPU, and do not share memory that is reused.
+        They equal those of `increment`, to the bit on a CPU, and never share memory.
 
         Raises:
-            InputError: at once, for a grid too short, not increasing, or outside the path.
+            InputError: at once, for a grid that is too short, not increasing, or outside the path.
         """
-        times = _validation.check_numbers("grid", grid)
-        if times.dim() != 1 or len(times) < 2:
-            raise InputError(f"grid: got shape {tuple(times.shape)}, expected (n,) with n >= 2.")
-        return self._walk(self._ends(times), remember=False)
+        return self._walk(self._ends(_validation.check_times("grid", grid)), remember=False)
 
-    def check(self, times: Tensor) -> None:
-        """Refuse float64 CPU `times` (n,) that are not increasing or not of this path."""
-        self._ends(times)
+    def positions(self, times: Tensor) -> Sequence[int]:
+        """Return the positions of float64 CPU `times` (n,) in the tree: distinct integers for distinct times.
 
-    def places(self, times: Tensor) -> Sequence[int]:
-        """Where in the tree float64 CPU `times` (n,) are: integers that tell times of this path apart."""
+        Raises:
+            InputError: a time outside the path.
+        """
         return self._clock.positions(times)
 
     def _ends(self, times: Tensor) -> Sequence[int]:
@@ -149,12 +143,12 @@ class BrownianPath:
                 raise InputError(
                     f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected "
                     "increasing times further apart than the path's resolution, 2^-48 of its span. "
-                    "Sort the times, and give them in float64 if they are close."
+                    "Sort the times, and use float64 if they are close."
                 )
         return ends
 
     def _walk(self, ends: Sequence[int], remember: bool) -> Iterator[Increment]:
-        """Depth first, in time order: cut what holds an end inside, join what does not."""
+        """Traverse the tree depth first, in time order: cut cells with an end inside, join the others."""
         draw = self._begin()
         stack = [self._root(draw, remember)]
         joined: Increment | None = None
@@ -173,7 +167,7 @@ class BrownianPath:
                 h = self._clock.length(ends[done], ends[done + 1])
                 values = [v for v in (joined.W, joined.H, joined.K) if v is not None]
                 if remember and joined is piece:
-                    values = [v.clone() for v in values]  # the cache keeps the original
+                    values = [v.clone() for v in values]  # the original stays in the cache
                 yield Increment(h, *values)
                 joined, done = None, done + 1
 
@@ -182,7 +176,7 @@ class BrownianPath:
         if values is None:
             span = self._clock.length(0, self._clock.end)
             values = [z[0].clone() for z in draw(0, 1)]
-            for z, variance in zip(values, (1.0, 1 / 12, 1 / 720), strict=False):
+            for z, variance in zip(values, VARIANCES):
                 z.mul_(math.sqrt(span * variance))
             if remember:
                 self._keep({0: values})
@@ -191,7 +185,7 @@ class BrownianPath:
     def _parts(
         self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw, remember: bool
     ) -> list[_Cell]:
-        """The cell cut once, or, where it is small and many ends lie inside, often in one go."""
+        """Cut a cell once, or several times in one call where it is small and many ends lie inside."""
         room = min(_CHUNK // self._numel, inside + 1)
         cuts = room.bit_length() - 1
         if cuts > 1 and not remember and self._clock.within(cell.low, cell.high):
@@ -212,7 +206,7 @@ class BrownianPath:
         ]
 
     def _cut_often(self, cell: _Cell, ends: Sequence[int], cuts: int, draw: Draw) -> list[_Cell]:
-        """`cuts` generations, each in one call; of them the largest cells without ends inside."""
+        """Cut `cuts` times, each generation in one call, and return the largest cells without ends inside."""
         bounds, values = [cell.low, cell.high], [v.unsqueeze(0) for v in cell.values]
         generations = []
         for g in range(cuts):
@@ -231,21 +225,20 @@ class BrownianPath:
                 todo += [(g + 1, 2 * i + 1), (g + 1, 2 * i)]
             else:
                 node = (cell.node << (g + 1)) + i
-                # a copy: cells are cut in place later, and views would share that with what was yielded
+                # a copy: cells are cut in place later, and views would share memory with yielded increments
                 out.append(_Cell(node, bounds[i], bounds[i + 1], [v[i].clone() for v in values]))
         return out
 
     def _roots(self, bounds: list[int]) -> float | Tensor:
-        """sqrt(length) of the intervals between bounds, all within one pair of knots."""
+        """sqrt(length) of the intervals between bounds, which lie between two knots."""
         if not self._clock.log:
             return math.sqrt(self._clock.length(bounds[0], bounds[1]))
-        pairs = pairwise(bounds)
-        lengths = [self._clock.length(a, b) for a, b in pairs]
+        lengths = [self._clock.length(a, b) for a, b in pairwise(bounds)]
         roots = torch.tensor(lengths, dtype=torch.float64, device="cpu").sqrt()
         return roots.to(self.device, self.dtype).reshape(-1, *(1 for _ in self.shape))
 
     def _begin(self) -> Draw:
-        """The source of normals in this path's dtype and on its device, for one walk."""
+        """The source of normals for one traversal, in this path's dtype and on its device."""
         draw = self._normals.begin(LEVY_ORDER[self.levy])
         if self.dtype == torch.float32 and not self.portable:
             return draw
@@ -273,7 +266,7 @@ class BrownianPath:
         self._cache: OrderedDict[int, list[Tensor]] = OrderedDict()
 
     def __repr__(self) -> str:
-        seed = f"seed={self.seed}" if self.seeds is None else f"seeds=[{len(self.seeds)} of them]"
+        seed = f"seed={self.seed}" if self.seeds is None else f"seeds=[{len(self.seeds)} integers]"
         return (
             f"BrownianPath(shape={self.shape}, t0={self.t0:g}, t1={self.t1:g}, {seed}, "
             f"levy={self.levy!r}, dtype={self.dtype}, device={str(self.device)!r})"
@@ -281,5 +274,5 @@ class BrownianPath:
 
 
 def _inside(ends: Sequence[int], low: int, high: int) -> int:
-    """How many ends lie strictly between low and high."""
+    """The number of ends strictly between low and high."""
     return bisect_left(ends, high) - bisect_right(ends, low)

@@ -1,10 +1,9 @@
-"""Normals as a function of (seed, node), the same in whatever order they are asked for.
+"""Normals as a function of (seed, node), independent of the order in which they are drawn.
 
-Two sources. One seed for the whole batch: a torch.Generator, seeded anew for every node; a seeding
-costs a microsecond, and the draws run at the speed of torch's own. One seed a sample: SplitMix64's
-finaliser over a counter (Steele, Lea & Flood, OOPSLA 2014), two float32 normals from each 64-bit
-word by Box and Muller, so that a sample's numbers need no generator of its own; 1.3 times the cost
-on one CPU core.
+There are two sources. With one seed for the batch, a torch.Generator is seeded for every node: a
+seeding costs a microsecond, and the draws run at torch's speed. With one seed per sample,
+SplitMix64's finaliser runs over a counter (Steele, Lea & Flood, OOPSLA 2014) and Box-Muller turns
+each 64-bit word into two float32 normals, at 1.3 times the cost on one CPU core.
 """
 
 from __future__ import annotations
@@ -24,31 +23,31 @@ _M2 = 0x94D049BB133111EB
 
 
 Draw = Callable[[int, int], list[Tensor]]
-"""draw(node, count): for each level a tensor (count, *shape), overwritten by the next call."""
+"""draw(node, count): one tensor (count, *shape) per letter, overwritten by the next call."""
 
 
 class Normals(Protocol):
-    """A source of independent float32 N(0, 1) fields, one for each node and level."""
+    """A source of independent float32 N(0, 1) fields, one per node and letter."""
 
-    def begin(self, levels: int) -> Draw:
-        """A function that draws the fields of nodes node, ..., node + count - 1; for one thread."""
+    def begin(self, letters: int) -> Draw:
+        """Return a function that draws the fields of nodes node, ..., node + count - 1, for one thread."""
 
 
 class GeneratorNormals:
-    """Fields of `shape` from the generator of `device`, seeded anew for each node."""
+    """Fields of `shape` from the generator of `device`, seeded for each node."""
 
     def __init__(self, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
         self.shape = shape
         self.device = device
         self._key = key_of(seed)
 
-    def begin(self, levels: int) -> Draw:
-        # made once a walk, not once a node: a generator costs 40 microseconds
+    def begin(self, letters: int) -> Draw:
+        # one generator per traversal, not per node: creating it costs 40 microseconds
         generator = torch.Generator(self.device)
-        single = self._empty(1, levels)
+        single = self._empty(1, letters)
 
         def draw(node: int, count: int) -> list[Tensor]:
-            out = single if count == 1 else self._empty(count, levels)
+            out = single if count == 1 else self._empty(count, letters)
             for i, fields in enumerate(zip(*out, strict=True)):
                 generator.manual_seed(node_seed(self._key, node + i))
                 for field in fields:
@@ -57,13 +56,13 @@ class GeneratorNormals:
 
         return draw
 
-    def _empty(self, count: int, levels: int) -> list[Tensor]:
+    def _empty(self, count: int, letters: int) -> list[Tensor]:
         shape = (count, *self.shape)
-        return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(levels)]
+        return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(letters)]
 
 
 class HashedNormals:
-    """Fields of `shape` whose entry b depends on seeds[b] alone, not on the rest of the batch."""
+    """Fields of `shape` whose entry b depends only on seeds[b], not on the rest of the batch."""
 
     def __init__(self, shape: tuple[int, ...], seeds: list[int], device: torch.device) -> None:
         self.shape = shape
@@ -76,20 +75,20 @@ class HashedNormals:
         counter = torch.arange(self.half, dtype=torch.int64, device=device)
         self._counter = counter.mul_(_signed(_GOLDEN))
 
-    def begin(self, levels: int) -> Draw:
+    def begin(self, letters: int) -> Draw:
         def draw(node: int, count: int) -> list[Tensor]:
             nodes = torch.arange(node, node + count, dtype=torch.int64, device=self.device)
             keys = mix_(mix_(nodes).unsqueeze(-1) ^ self._keys)
-            starts = [mix_(keys + level).unsqueeze(-1) for level in range(levels)]
+            starts = [mix_(keys + letter).unsqueeze(-1) for letter in range(letters)]
             return [self._normals(mix_(start + self._counter)) for start in starts]
 
         return draw
 
     def _normals(self, bits: Tensor) -> Tensor:
-        """Box-Muller on the 32-bit halves of bits (count, rows, half); each row for itself."""
+        """Apply Box-Muller to the 32-bit halves of bits (count, rows, half), row by row."""
         unit = bits.view(torch.int32).to(torch.float32)
         radius, angle = unit[..., : self.half].contiguous(), unit[..., self.half :].contiguous()
-        # |k| / 2^31 + 2^-33 keeps all bits near 0, where the tails come from, and is never 0.
+        # |k| / 2^31 + 2^-33 keeps all bits near 0, where the tails come from, and is never 0
         radius.abs_().mul_(2.0**-31).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
         angle.mul_(math.pi * 2.0**-31)
         pairs = torch.cat([torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)], -1)
@@ -97,10 +96,10 @@ class HashedNormals:
 
 
 def node_seed(key: int, node: int) -> int:
-    """A 64-bit seed for a node of the tree, none twice among the first 2^32 nodes of a path.
+    """A 64-bit seed for a node of the tree, distinct in its low half for the first 2^32 nodes of a path.
 
-    torch's CPU generator keeps the low 32 bits of a seed. Hashed at random, some hundred of 2^20
-    nodes would repeat another's normals; so the low half is a permutation of the node's number,
+    torch's CPU generator keeps the low 32 bits of a seed. With a random hash about a hundred of 2^20
+    nodes would repeat the normals of another, so the low half is a permutation of the node number,
     chosen by the key.
     """
     high = mix(key ^ mix(node))
@@ -111,7 +110,7 @@ def node_seed(key: int, node: int) -> int:
 
 
 def key_of(seed: int) -> int:
-    """The 64-bit key of a user's seed, which may be any integer."""
+    """The 64-bit key of a seed, which may be any integer."""
     return mix(seed + _GOLDEN)
 
 
@@ -124,8 +123,8 @@ def mix(x: int) -> int:
 
 
 def mix_(x: Tensor) -> Tensor:
-    """The same bijection in place, for an int64 tensor read as unsigned."""
-    # torch shifts copies of the sign bit in; the masks drop them
+    """The same bijection as `mix`, in place, for an int64 tensor read as unsigned."""
+    # torch's right shift copies the sign bit; the masks remove the copies
     t = torch.bitwise_right_shift(x, 30)
     x.bitwise_xor_(t.bitwise_and_((1 << 34) - 1)).mul_(_signed(_M1))
     torch.bitwise_right_shift(x, 27, out=t)
@@ -135,7 +134,7 @@ def mix_(x: Tensor) -> Tensor:
 
 
 def _permute(x: int) -> int:
-    """A bijection of [0, 2^32) without structure: Wellons' lowbias32."""
+    """A bijection of [0, 2^32): Wellons' hash lowbias32."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
     return x ^ (x >> 16)

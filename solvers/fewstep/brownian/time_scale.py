@@ -1,8 +1,7 @@
-"""The times of the tree: where each interval is cut, and where in the tree a given time lies.
+"""The clock of a path's tree: where intervals are cut, and the positions of times in the tree.
 
-Positions are integers, so that no rounding can make two queries disagree on where a cut is. Knot i
-of the path lies at position `i << bits`; between two knots the clock runs linearly or
-geometrically.
+Positions are integers, so rounding cannot make two queries disagree about a cut. Knot i of the path
+has position `i << bits`; between two knots the clock is linear or geometric.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ from .. import _validation
 from ..errors import InputError
 
 DEPTH = 48
-"""Times are resolved to 2^-48 of the span. In W that is 6e-8 sqrt(span), float32's own rounding."""
+"""Times are resolved to 2^-48 of the span. In W that is 6e-8 sqrt(span), the rounding of float32."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Maps times to integer positions and back.
+    """A map between times and integer positions.
 
-    `knots` are increasing times; between two of them the clock is linear or, with `log`, geometric.
+    Args:
+        knots: increasing times.
+        log: whether the clock is geometric between two knots; otherwise it is linear.
     """
 
     knots: tuple[float, ...]
@@ -36,7 +37,7 @@ class Clock:
 
     @cached_property
     def bits(self) -> int:
-        """2^bits positions lie between two knots; at least 2^16, however many knots there are."""
+        """2^bits positions lie between two knots; bits is at least 16."""
         return max(16, DEPTH - (len(self.knots) - 2).bit_length())
 
     @property
@@ -45,14 +46,14 @@ class Clock:
         return (len(self.knots) - 1) << self.bits
 
     def cut(self, low: int, high: int) -> int:
-        """Where the interval between two positions is cut: at its middle knot, or else halfway."""
+        """The position at which an interval is cut: its middle knot, or halfway where there is none."""
         first, last = low >> self.bits, high >> self.bits
         if (first << self.bits) == low and (last << self.bits) == high and last - first > 1:
             return ((first + last) // 2) << self.bits
         return (low + high) // 2
 
     def within(self, low: int, high: int) -> bool:
-        """Whether no knot lies strictly between, so that all cuts below are halves in the clock."""
+        """Whether no knot lies strictly between two positions, so every cut halves the clock's interval."""
         return (high - 1) >> self.bits == low >> self.bits
 
     def time(self, position: int) -> float:
@@ -65,7 +66,7 @@ class Clock:
         return a * math.exp(u * math.log(b / a)) if self.log else a + (b - a) * u
 
     def length(self, low: int, high: int) -> float:
-        """time(high) - time(low), without cancellation between two knots."""
+        """Return time(high) - time(low), without cancellation between two knots."""
         if not self.within(low, high):
             return self.time(high) - self.time(low)
         i = low >> self.bits
@@ -76,7 +77,7 @@ class Clock:
         return (b - a) * w
 
     def shares(self, low: int, cut: int, high: int) -> tuple[float, float]:
-        """The two parts' shares of the length; between two knots a function of high - low alone."""
+        """The two parts' shares of the length; between two knots they depend on high - low alone."""
         if not self.within(low, high):
             whole = self.length(low, high)
             return self.length(low, cut) / whole, self.length(cut, high) / whole
@@ -87,14 +88,17 @@ class Clock:
         return 1 / (1 + growth), growth / (1 + growth)
 
     def positions(self, times: Tensor) -> array[int]:
-        """The positions of float64 `times`: the nearest, to 2^-49 of the span.
+        """The positions nearest to float64 `times`, to 2^-49 of the span.
 
-        A time that is exactly a float32 number goes to a knot or a cut of few bits where there is
-        one within a unit in its last place: `linspace(0, 0.3, 65)` in float32 finds the same cuts
-        as in float64. InputError outside the path.
+        A time that is a float32 number is moved to a knot or a cut of few bits if there is one
+        within a unit in its last place: `linspace(0, 0.3, 65)` finds the same cuts in float32 as in
+        float64.
+
+        Raises:
+            InputError: a time outside the path.
         """
         out = array("q")
-        for i in range(0, len(times), 4096):  # a list of all times would outweigh the path
+        for i in range(0, len(times), 4096):  # a list of all times would take more memory than the path
             part = times[i : i + 4096]
             single = (part.float().double() == part).tolist()
             out.extend(map(self._position, part.tolist(), single))
@@ -105,8 +109,8 @@ class Clock:
         first, last = self.knots[0], self.knots[-1]
         if not (first - slack <= t <= last + slack and math.isfinite(t)):
             raise InputError(
-                f"grid: got time {t!r}, expected one in the path's [{first!r}, {last!r}]. Make it "
-                "with a t0 and t1 that cover it."
+                f"grid: got time {t!r}, expected one in the path's [{first!r}, {last!r}]. Make the path "
+                "with t0 and t1 that cover it."
             )
         i = min(max(bisect.bisect_right(self.knots, t) - 1, 0), len(self.knots) - 2)
         a, b = self.knots[i], self.knots[i + 1]
@@ -120,29 +124,29 @@ class Clock:
             u, width = (t - a) / (b - a) * full, slack / (b - a) * full
         place = _simplest(u, width, full) if single else None
         if place is None or (0 < place < full and place & -place < 128 * width):
-            # not so simple that it must be what the rounding to float32 stood for
+            # too many bits to be the time that float32 rounded
             place = _simplest(u, 0.5, full)
         return (i << self.bits) + place
 
 
 def _simplest(u: float, width: float, full: int) -> int:
-    """The integer within `width` of u that the tree cuts first: an end, or that of fewest bits."""
+    """The integer within `width` of u that the tree cuts first: an end, or the one with fewest bits."""
     width = max(width, 0.5)
     low, high = math.ceil(u - width), math.floor(u + width)
     if low <= 0:
         return 0
     if high >= full:
         return full
-    # it is high, cut off after the first bit in which high differs from low - 1
+    # truncate high after the first bit in which it differs from low - 1
     drop = ((low - 1) ^ high).bit_length() - 1
     return (high >> drop) << drop
 
 
 def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log: bool) -> tuple[float, ...]:
-    """The knots of a path over [t0, t1], ends included.
+    """Return the knots of a path over [t0, t1], including the ends.
 
     Raises:
-        InputError: not t0 < t1; a log clock with t0 <= 0; knots that do not increase or leave it.
+        InputError: not t0 < t1; a log clock with t0 <= 0; knots that do not increase or lie outside.
     """
     t0, t1 = _validation.check_float("t0", t0), _validation.check_float("t1", t1)
     if not (t0 < t1 and math.isfinite(t1 - t0)):
@@ -150,7 +154,7 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
     if log and t0 <= 0:
         raise InputError(
             f"t0: got {t0!r} with clock='log', expected t0 > 0. Start at the first time above 0 and "
-            "draw the interval before it with FreshIncrements, or take clock='linear'."
+            "draw the interval before it with FreshIncrements, or use clock='linear'."
         )
     if knots is None:
         return (t0, t1)
@@ -158,7 +162,7 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
     if given.dim() != 1 or not bool(given.isfinite().all()) or not bool((given.diff() > 0).all()):
         raise InputError(f"knots: got shape {tuple(given.shape)}, expected (n,) finite increasing times.")
     times = given.tolist()
-    # A float32 grid misses the ends by a rounding.
+    # the ends of a float32 grid may be off by a rounding error
     slack = max(abs(t0), abs(t1)) * 2.0**-23
     inner = [t for t in times if abs(t - t0) > slack and abs(t - t1) > slack]
     out = (t0, *inner, t1)

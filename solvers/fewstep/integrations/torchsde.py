@@ -1,7 +1,8 @@
-"""torchsde's `sdeint` with this library's solvers, and the Brownian paths of each library for the other."""
+"""torchsde's `sdeint` with this library's solvers, and each library's Brownian paths in the other."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .. import _validation
 from ..brownian import AreaPath, BrownianPath, Increment
+from ..brownian.increment import letters_for
+from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of
 from ..problem import SDE
 from ..solve import solve
@@ -19,14 +22,14 @@ from ..solver import StochasticSolver
 
 
 class TorchsdePath:
-    """A `torchsde.BrownianInterval` behind this library's interface, for W and H of the very same path.
+    """A `torchsde.BrownianInterval` as a path of this library: the W and H of the same Brownian motion.
 
-    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not offered: in
+    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not passed on: in
     torchsde 0.2.6 they have the wrong variance and are not those of the path.
 
     Args:
         interval: made with `levy_area_approximation="space-time"` for H, or "none" for W alone; also a
-            `BrownianTree`, or a Brownian motion of your own with torchsde's call.
+            `BrownianTree`, or another Brownian motion that is called as torchsde's are.
     """
 
     def __init__(self, interval: Any) -> None:
@@ -40,46 +43,45 @@ class TorchsdePath:
         self.shape: tuple[int, ...] = tuple(interval.shape)
         self.dtype: torch.dtype = interval.dtype
         self.device: torch.device = interval.device
-        # the ends are only expected for a check before work starts: a stranger's motion may hide them
+        # only used by an early check of the times: third-party Brownian motions may not expose their ends
         inner = getattr(interval, "_interval", interval)
         self.t0: float = float(getattr(inner, "_start", -math.inf))
         self.t1: float = float(getattr(inner, "_end", math.inf))
 
     def increment(self, t0: float, t1: float) -> Increment:
-        """The increment of [t0, t1]."""
+        """Return the increment over [t0, t1]."""
         if self.levy == "W":
             return Increment(t1 - t0, self.interval(t0, t1))
-        W, U = self.interval(t0, t1, return_U=True)
-        return Increment.from_U(t1 - t0, W, U)
+        return Increment.from_U(t1 - t0, *self.interval(t0, t1, return_U=True))
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        """The increments between neighbouring times of a grid."""
+        """Return the increments over the intervals of a grid (n,)."""
         times = torch.as_tensor(grid).tolist()
         return map(self.increment, times[:-1], times[1:])
 
 
 class BrownianView:
-    """A path of this library behind torchsde's interface, for `torchsde.sdeint(..., bm=BrownianView(path))`.
+    """A path of this library as a torchsde Brownian motion: `torchsde.sdeint(..., bm=BrownianView(path))`.
 
-    U = h (W/2 + H) where the path knows H, and A where it is an `AreaPath`; torchsde's solvers read
-    `levy_area_approximation` ("none", "space-time", "foster") to know. A query costs what
-    `BrownianPath.increment` does.
+    It returns U = h (W/2 + H) if the path has H, and A if it is an `AreaPath`. torchsde's solvers read
+    `levy_area_approximation` ("none", "space-time", "foster") to find out. A query costs as much as
+    `BrownianPath.increment`.
 
     Args:
-        path: a `BrownianPath` or an `AreaPath`. torchsde wants its shape to be (batch, m).
+        path: a `BrownianPath` or an `AreaPath`. torchsde expects the shape (batch, m).
 
     Raises:
-        InputError: a path without random access; when called, times outside the path, and U or A that
-            the path does not know.
+        InputError: a path without random access; in a call, times outside the path, or a U or A that
+            the path does not have.
     """
 
     def __init__(self, path: BrownianPath | AreaPath) -> None:
         if not all(hasattr(path, name) for name in ("increment", "shape", "dtype", "t0", "t1")):
             raise InputError(
-                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be asked "
-                "for any interval. A torchsde Brownian motion goes to torchsde as it is."
+                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be "
+                "queried over any interval. Pass a torchsde Brownian motion to torchsde directly."
             )
-        import torchsde  # only here: this module's sdeint does not need it
+        import torchsde  # imported here because sdeint does not need it
 
         torchsde.BaseBrownian.register(BrownianView)
         self.path = path
@@ -87,17 +89,17 @@ class BrownianView:
         self.dtype: torch.dtype = path.dtype
         self.device: torch.device = path.device
         known = "none" if path.levy == "W" else "space-time"
-        # the word only opens log_ode, which asks for an area: it is the path's own, not Foster's
+        # torchsde's log_ode requires "foster" or "davie"; the area that it then gets is the path's own
         self.levy_area_approximation = "foster" if getattr(path, "area", False) else known
 
     def size(self) -> torch.Size:
-        """The shape of W."""
+        """Return the shape of W."""
         return self.shape
 
     def __call__(
         self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
-        """W over [ta, tb] ([t0, ta] without tb); with U and A, W comes first in a tuple."""
+        """Return W over [ta, tb] ([t0, ta] without tb), or a tuple of W and the requested U and A."""
         if return_U and self.path.levy == "W":
             raise InputError("return_U: got a path with levy='W'. Make the path with levy='H'.")
         if return_A and not getattr(self.path, "area", False):
@@ -106,18 +108,18 @@ class BrownianView:
                 "BrownianView(AreaPath(path, cells=...)), with path levy='H'."
             )
         first, last = (self.path.t0, ta) if tb is None else (ta, tb)
-        start, end = self._within(float(first)), self._within(float(last))
+        start, end = self._clamped(float(first)), self._clamped(float(last))
         if start == end:
-            W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            found: list[Any] = [W, W, W.unsqueeze(-1) * W.unsqueeze(-2)]
+            W = U = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            A: Tensor | None = W.unsqueeze(-1) * W.unsqueeze(-2)
         else:
             increment = self.path.increment(start, end)
-            found = [increment.W, increment.U if return_U else None, increment.A]
-        asked = [found[0], *found[1:2] * return_U, *found[2:] * return_A]
-        return asked[0] if len(asked) == 1 else tuple(asked)
+            W, U, A = increment.W, increment.U if return_U else increment.W, increment.A
+        found: list[Any] = [W, *[U] * return_U, *[A] * return_A]
+        return tuple(found) if len(found) > 1 else W
 
-    def _within(self, t: float) -> float:
-        """Times that float32 put a rounding outside the path are its ends."""
+    def _clamped(self, t: float) -> float:
+        """Clamp times that float32 rounding moved just outside the path."""
         slack = 2.0**-20 * (self.path.t1 - self.path.t0)
         near = min(max(t, self.path.t0), self.path.t1)
         return near if abs(t - near) <= slack else t
@@ -126,13 +128,10 @@ class BrownianView:
         return f"BrownianView({self.path!r})"
 
 
-# torchsde's words for methods that have another name here
-THEIR_NAMES = {
-    "euler": "EulerMaruyama", "milstein": "Milstein", "srk": "SRID2", "euler_heun": "EulerHeun",
-    "heun": "Heun", "midpoint": "Midpoint", "reversible_heun": "ReversibleHeun", "log_ode": "LogODE",
-}  # fmt: skip
+# torchsde's method names that are not names of solvers here
+METHODS = {"euler": "euler_maruyama", "srk": "srid2"}
 
-# torchsde's keys of `names`, and the methods they stand for
+# torchsde's keys of `names`, and the methods that they rename
 THEIR_METHODS = {
     "drift": "f", "diffusion": "g", "prior_drift": "h", "diffusion_prod": "g_prod",
     "drift_and_diffusion": "f_and_g", "drift_and_diffusion_prod": "f_and_g_prod",
@@ -140,9 +139,9 @@ THEIR_METHODS = {
 
 CURES = {
     "adaptive": "Choose a fixed dt.",
-    "options": "The one option is milstein's grad_free.",
-    "logqp": "Make the log-ratio a component of the state, as docs/torchsde.md does.",
-    "extra": "A solve is not resumed: integrate to the last time in one call.",
+    "options": "The only option is milstein's grad_free.",
+    "logqp": "Add the log-ratio to the state, as docs/torchsde.md shows.",
+    "extra": "A solve cannot be resumed: integrate to the last time in one call.",
     "extra_solver_state": "A solve starts from y0 alone.",
 }
 
@@ -155,81 +154,70 @@ def sdeint(
 ) -> Tensor:  # fmt: skip
     """torchsde's `sdeint` with this library's solvers and paths; gradients flow by backpropagation.
 
-    Steps of dt start anew at each of ts, the last before it shortened to meet it; torchsde steps past
-    and interpolates. Where gradients are kept, memory grows with
-    the number of steps, else with that of ts.
+    Steps of dt start at each of ts, and the last one before the next of ts is shortened to end on it;
+    torchsde steps past it and interpolates. If gradients are kept, memory grows with the number of steps.
 
     Args:
-        sde: torchsde's kind of object: noise_type, sde_type, and f and g, or f_and_g, or what can be made
-            of g_prod and f_and_g_prod. A solver that wants f and g calls f_and_g once for each.
+        sde: an object as for torchsde: noise_type, sde_type, and f and g, or f_and_g, or g_prod and
+            f_and_g_prod. A solver that needs f and g calls f_and_g once for each.
         y0: (batch, d).
-        ts: (n,) increasing times, n >= 2, best in float64.
-        bm: a torchsde Brownian motion or a path of ours; without it a `BrownianPath` of `seed`.
-        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's word for it; by default, as
+        ts: (n,) increasing times, n >= 2, preferably in float64.
+        bm: a torchsde Brownian motion or a path of this library; by default a `BrownianPath` of `seed`.
+        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's name for it; by default, as in
             torchsde, SRID2 (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
-        dt: the step. rtol, atol and dt_min belong to adaptive steps and are not looked at.
-        options: none, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
+        dt: the step size. rtol, atol and dt_min belong to adaptive steps and are ignored.
+        options: None, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
         names: the sde's own names for "drift", "diffusion", "drift_and_diffusion", "diffusion_prod" and
             "drift_and_diffusion_prod".
-        adaptive, logqp, extra, extra_solver_state: not offered.
-        seed: of the path; without it one is drawn from torch's global generator, so that each call has a
-            noise of its own and `torch.manual_seed` fixes it.
-        unused_kwargs: a warning, as torchsde gives.
+        adaptive, logqp, extra, extra_solver_state: not supported.
+        seed: of the path; by default drawn from torch's global generator, so each call has its own noise
+            and `torch.manual_seed` fixes it.
+        unused_kwargs: raise a warning, as in torchsde.
 
     Returns:
         (n, batch, d) the states at ts.
 
     Raises:
-        InputError: an unknown method, what is not offered, and all that `fewstep.solve` refuses.
+        InputError: an unknown method, an unsupported argument, and whatever `fewstep.solve` rejects.
     """
     if unused_kwargs:
-        warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are not looked at.", stacklevel=2)
+        warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are ignored.", stacklevel=2)
     for name, value in (("options", options), ("names", names)):
-        _validation.check_instance(name, value, (Mapping, type(None)), "a dict by name, or None")
+        _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
+    state = None if extra_solver_state is None else type(extra_solver_state).__name__
     others = {k: v for k, v in (options or {}).items() if k != "grad_free"}
-    resumed = None if extra_solver_state is None else type(extra_solver_state).__name__
-    _refuse(dict(adaptive=adaptive, options=others, logqp=logqp, extra=extra, extra_solver_state=resumed))
-    _validation.check_state("y0", y0, "a finite floating point tensor (batch, d)")
+    given = dict(adaptive=adaptive, options=others, logqp=logqp, extra=extra, extra_solver_state=state)
+    asked = {k: v for k, v in given.items() if v}
+    if asked:
+        raise InputError(
+            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults, "
+            f"the only ones that fewstep's sdeint supports. {' '.join(CURES[k] for k in asked)} Or call "
+            "torchsde.sdeint with bm=BrownianView(path), which gives it the same noise."
+        )
+    _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)")
     if not _validation.check_float("dt", dt) > 0:
-        raise InputError(f"dt: got {dt!r}, expected a positive step.")
+        raise InputError(f"dt: got {dt!r}, expected a positive step size.")
+    if torch.is_tensor(ts) and ts.requires_grad:
+        raise InputError("ts: got a tensor that requires grad, expected plain times. Use ts.detach().")
+    times = _validation.check_times("ts", ts)
     problem = _problem(sde, names or {}, bm)
     solver = _solver(method, problem, options or {})
-    times = _times(ts)
-    grid, expected = _steps(times, float(dt))
-    path = _own_path(problem, solver, y0, grid, seed) if bm is None else _their_path(bm)
-    states = solve(problem, solver, y0, grid, path=path, save=expected).ys
+    grid, indices = _steps(times, float(dt))
+    path = _own_path(problem, solver, y0, grid, seed) if bm is None else _given_path(bm)
+    states = solve(problem, solver, y0, grid, path=path, save=indices).ys
     assert states is not None
     return states
 
 
-def _refuse(offers: dict[str, Any]) -> None:
-    asked = {k: v for k, v in offers.items() if v}
-    if asked:
-        raise InputError(
-            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults: "
-            f"fewstep's sdeint offers no more. {' '.join(CURES[k] for k in asked)} Or call torchsde.sdeint "
-            "with bm=BrownianView(path), which gives it the same noise."
-        )
-
-
-def _times(ts: Any) -> Tensor:
-    if torch.is_tensor(ts) and ts.requires_grad:
-        raise InputError("ts: got a tensor that requires grad, expected plain times. Use ts.detach().")
-    times = _validation.check_numbers("ts", ts)
-    if times.dim() != 1 or len(times) < 2 or not bool((times.diff() > 0).all() and times.isfinite().all()):
-        raise InputError(f"ts: got {ts!r}, expected at least two strictly increasing times. Sort them.")
-    return times
-
-
 def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
-    """The grid of all steps, and the places of ts in it."""
-    grid, expected = [ts[:1]], [0]
+    """The grid of all steps, and the indices of ts in it."""
+    grid, indices = [ts[:1]], [0]
     for a, b in zip(ts[:-1].tolist(), ts[1:].tolist()):
         count = max(1, math.ceil((b - a) / dt - 1e-6))
         inner = a + dt * torch.arange(1, count, dtype=torch.float64)
         grid += [inner, torch.tensor([b], dtype=torch.float64)]
-        expected.append(expected[-1] + count)
-    return torch.cat(grid), expected
+        indices.append(indices[-1] + count)
+    return torch.cat(grid), indices
 
 
 def _own_path(
@@ -237,15 +225,14 @@ def _own_path(
 ) -> BrownianPath | AreaPath:
     seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
     shape = problem.noise_shape(y0, problem.diffusion(grid[0].to(y0), y0))
-    levy = {"A": "H", "": "W"}.get(solver.card.levy, solver.card.levy)
-    ends = float(grid[0]), float(grid[-1])
+    levy, ends = letters_for(solver.card.levy), (float(grid[0]), float(grid[-1]))
     path = BrownianPath(shape, *ends, seed, levy, y0.dtype, y0.device, knots=grid)
     if solver.card.levy != "A":
         return path
     return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid)))))
 
 
-def _their_path(bm: Any) -> Any:
+def _given_path(bm: Any) -> Any:
     if isinstance(bm, BrownianView):
         return bm.path
     if not hasattr(bm, "increments") and not hasattr(bm, "levy_area_approximation"):
@@ -256,35 +243,31 @@ def _their_path(bm: Any) -> Any:
 
 
 def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolver:
-    """The solver of a method's name, torchsde's or ours; torchsde's mean another scheme by noise type."""
+    """The solver for a name, torchsde's or ours; some of torchsde's mean another scheme per noise type."""
     if isinstance(method, StochasticSolver):
         return method
-    if method is not None and not isinstance(method, str):
-        came = getattr(method, "__name__", type(method).__name__)
-        raise InputError(f"method: got {came}, expected a name such as 'srk' or a solver such as Milstein().")
-    import fewstep
-
+    _validation.check_instance(
+        "method", method, (str, type(None)), "a name such as 'srk' or a solver such as Milstein()"
+    )
     few = sde.noise_type in ("diagonal", "additive", "scalar")
-    word = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
-    name = THEIR_NAMES.get(word, word)
-    if word == "srk" and sde.noise_type == "additive":
-        name = "SRA1"
-    elif word == "milstein" and options.get("grad_free"):
-        name = "DerivativeFreeMilstein"
-    elif word == "log_ode" and few:
-        name = "Midpoint"  # what the log-ODE step is without brackets
-    able = {
-        n.lower(): c for n, c in fewstep.solvers().items()
-        if issubclass(c, StochasticSolver) and "__init__" not in vars(c)
-    }  # fmt: skip
-    found = able.get(name.replace("_", "").lower())
-    if found is None:
-        raise one_of("method", word, [*THEIR_NAMES, *able])
-    return found()
+    name = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
+    ours = METHODS.get(name, name)
+    if name == "srk" and sde.noise_type == "additive":
+        ours = "sra1"
+    elif name == "milstein" and options.get("grad_free"):
+        ours = "derivative_free_milstein"
+    elif name == "log_ode" and few:
+        ours = "midpoint"  # the log-ODE step without brackets
+    with contextlib.suppress(InputError):
+        solver = solver_named(ours)
+        if isinstance(solver, StochasticSolver):
+            return solver
+    able = [spelling(n) for n, s in solvers().items() if isinstance(s, StochasticSolver)]
+    raise one_of("method", name, [*METHODS, *able])
 
 
 def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
-    """A torchsde object as an SDE: f and g as they stand, or made of what it has in their place."""
+    """A torchsde object as an SDE, with f and g from whichever of torchsde's methods it has."""
     for key, name in names.items():
         if key not in THEIR_METHODS:
             raise one_of("names", key, THEIR_METHODS)
@@ -292,42 +275,30 @@ def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
             raise InputError(
                 f"names: got {key!r}: {name!r}, expected a method that {type(sde).__name__} has."
             )
-    have: dict[str, Any] = {
-        own: getattr(sde, names.get(key, own), None) for key, own in THEIR_METHODS.items()
-    }
-    both, prod, all_prod = have["f_and_g"], have["g_prod"], have["f_and_g_prod"]
-    f, g = have["f"], have["g"]
-    if f is None and both is not None:
-        f = lambda t, y: both(t, y)[0]  # noqa: E731
-    elif f is None and all_prod is not None:
-        f = _drift_of(all_prod, sde, bm)
-    if g is None and both is not None:
-        g = lambda t, y: both(t, y)[1]  # noqa: E731
-    elif g is None and prod is not None:
+    f, g, _, prod, both, all_prod = (
+        getattr(sde, names.get(key, own), None) for key, own in THEIR_METHODS.items()
+    )
+    if both is not None:
+        f, g = f or (lambda t, y: both(t, y)[0]), g or (lambda t, y: both(t, y)[1])
+    if f is None and all_prod is not None:
+        f = lambda t, y: all_prod(t, y, y.new_zeros(*y.shape[:-1], _channels(sde, bm, y)))[0]  # noqa: E731
+    if g is None and prod is not None:
         g = _matrix_of(prod, sde, bm)
     elif g is None and all_prod is not None:
         g = _matrix_of(lambda t, y, v: all_prod(t, y, v)[1], sde, bm)
-    kinds = [name for name in ("noise_type", "sde_type") if not hasattr(sde, name)]
-    missing = [*["f"] * (f is None), *["g"] * (g is None), *kinds]
-    if f is None or g is None or kinds:
+    attributes = [name for name in ("noise_type", "sde_type") if not hasattr(sde, name)]
+    missing = [*["f"] * (f is None), *["g"] * (g is None), *attributes]
+    if f is None or g is None or attributes:
         raise InputError(
-            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with methods "
-            "f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from "
-            "torchsde.SDEIto or torchsde.SDEStratonovich, or say its own words in names={'drift': ...}."
+            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with "
+            "methods f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. "
+            "Derive it from torchsde.SDEIto or torchsde.SDEStratonovich, or pass names={'drift': ...}."
         )
     return SDE(f, g, sde.noise_type, sde.sde_type)
 
 
-def _drift_of(all_prod: Callable[..., Any], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    def f(t: Tensor, y: Tensor) -> Tensor:
-        drift: Tensor = all_prod(t, y, y.new_zeros(*y.shape[:-1], _channels(sde, bm, y)))[0]
-        return drift
-
-    return f
-
-
 def _matrix_of(prod: Callable[..., Tensor], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """g from its products with vectors: at once where it is diagonal, else a call for each channel."""
+    """g from its products with vectors: one call for diagonal noise, else one call per channel."""
 
     def g(t: Tensor, y: Tensor) -> Tensor:
         if sde.noise_type == "diagonal":
@@ -343,7 +314,7 @@ def _channels(sde: Any, bm: Any, y: Tensor) -> int:
         return y.shape[-1] if sde.noise_type == "diagonal" else 1
     if bm is None:
         raise InputError(
-            f"bm: got None for an sde of {sde.noise_type!r} noise that has only products with g, which do "
-            "not say how many channels there are. Pass bm, or define g or f_and_g."
+            f"bm: got None for an sde with {sde.noise_type!r} noise that only has products with g, which do "
+            "not give the number of channels. Pass bm, or define g or f_and_g."
         )
     return int(bm.shape[-1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from torch import Tensor
 
 from .. import _validation
@@ -30,10 +28,7 @@ class DDIM(DiffusionSolver):
     @moved(form="compat.DiffusersDDIM(eta)")
     def __init__(self, eta: float = 0.0) -> None:
         self.eta: float = _validation.check_float("eta", eta, 0, 1, "a number in [0, 1]")
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
+        self.card: Card = Card(
             summary="exponential Euler step of the probability-flow ODE, plus eta of the ancestral noise",
             reference="Song, Meng & Ermon 2021 (arXiv 2010.02502), Eqs. (12), (16)",
             levy="W" if self.eta else "",

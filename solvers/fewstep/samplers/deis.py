@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -42,10 +41,7 @@ class DEIS(DiffusionSolver):
     def __init__(self, order: int = 3, variable: str = "log_rho") -> None:
         self.order: int = _validation.check_int("order", order, 1, 4)
         self.variable: str = _validation.check_choice("variable", variable, VARIABLES)
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
+        self.card: Card = Card(
             summary="Adams-Bashforth of the noise prediction, polynomial in t, sigma or log sigma",
             reference="Zhang & Chen 2022 (arXiv 2204.13902), Eqs. (15), (16)",
             deterministic_order=self.order,

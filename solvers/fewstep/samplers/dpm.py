@@ -16,7 +16,7 @@ from .. import _validation
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
-from ..solver import DiffusionSolver
+from ..solver import Card, DiffusionSolver
 from .exponential import ExponentialStep, History, order_before_zero
 
 Group = tuple[list[float], list[float]]
@@ -27,7 +27,7 @@ Terms = list[tuple[float, LinearExpr]]
 def even_groups(order: int, sigmas: Tensor) -> list[Group]:
     """Each interval of the grid with inner nodes even in lambda; a step to 0 has none.
 
-    The ratios are exact fractions, so that second order holds no rounding residue of F.
+    The ratios are exact fractions: second order then contains no rounding residue of F.
     """
     ratios = [k / order for k in range(1, order)]
     return [
@@ -59,13 +59,22 @@ class DPMFamily(DiffusionSolver):
     """What the members share: the options, and the two forms."""
 
     prediction: str
-    eta: float = 0.0
+    summary: str
+    reference: str
 
-    def __init__(self, order: int, multistep: bool, solver_type: str) -> None:
+    def __init__(self, order: int, multistep: bool, solver_type: str, eta: float = 0.0) -> None:
         self.order: int = _validation.check_int("order", order, 1, 3)
         _validation.check_instance("multistep", multistep, bool, "True or False")
         self.multistep = multistep
         self.solver_type: str = _validation.check_choice("solver_type", solver_type, ("midpoint", "heun"))
+        self.eta = eta
+        self.card: Card = Card(
+            summary=self.summary,
+            reference=self.reference,
+            levy="W" if eta > 0 else "",
+            deterministic_order=order,
+            evaluations=1 if multistep else order,
+        )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return self.plan_by(Rules(), sigmas)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
-from ..solver import Card, moved
+from ..solver import moved
 from .dpm import DPMFamily
 
 
@@ -26,16 +24,9 @@ class DPMSolver(DPMFamily):
     """
 
     prediction = "noise"
+    summary = "exponential Runge-Kutta or Adams-Bashforth of the noise prediction in log sigma"
+    reference = "Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)"
 
     @moved(form="compat.DiffusersDPM(DPMSolver(...))", nodes="compat.DiffusersDPM(DPMSolver(...))")
     def __init__(self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint") -> None:
         super().__init__(order, multistep, solver_type)
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
-            summary="exponential Runge-Kutta or Adams-Bashforth of the noise prediction in log sigma",
-            reference="Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)",
-            deterministic_order=self.order,
-            evaluations=1 if self.multistep else self.order,
-        )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
-from ..solver import Card, moved
+from ..solver import moved
 from .dpm import DPMFamily
 
 
@@ -27,6 +25,8 @@ class DPMSolverPP(DPMFamily):
     """
 
     prediction = "data"
+    summary = "exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma"
+    reference = "Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code"
 
     @moved(
         form="compat.DiffusersDPM(DPMSolverPP(...)) or compat.OfficialDPM(DPMSolverPP(...))",
@@ -34,12 +34,3 @@ class DPMSolverPP(DPMFamily):
     )
     def __init__(self, order: int = 2, multistep: bool = True, solver_type: str = "midpoint") -> None:
         super().__init__(order, multistep, solver_type)
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
-            summary="exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma",
-            reference="Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code",
-            deterministic_order=self.order,
-            evaluations=1 if self.multistep else self.order,
-        )

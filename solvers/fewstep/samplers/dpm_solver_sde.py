@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from .. import _validation
-from ..solver import Card, moved
+from ..solver import moved
 from .dpm import DPMFamily
 
 
@@ -27,17 +25,10 @@ class DPMSolverSDE(DPMFamily):
     """
 
     prediction = "data"
+    summary = "exponential Adams-Bashforth of the denoiser for the reverse SDE"
+    reference = "Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B"
 
     @moved(form="compat.DiffusersDPM(DPMSolverSDE(...)) or compat.OfficialDPM(DPMSolverSDE(...))")
     def __init__(self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint") -> None:
-        super().__init__(order, True, solver_type)
-        self.eta: float = _validation.check_float("eta", eta, 0, expected="a number of at least 0")
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
-            summary="exponential Adams-Bashforth of the denoiser for the reverse SDE",
-            reference="Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B",
-            levy="W" if self.eta else "",
-            deterministic_order=self.order,
-        )
+        eta = _validation.check_float("eta", eta, 0, expected="a number of at least 0")
+        super().__init__(order, True, solver_type, eta)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import cached_property
 from itertools import pairwise
 
 from torch import Tensor
@@ -20,6 +19,10 @@ from ..solver import Card, DiffusionSolver
 class _Churned(DiffusionSolver):
     """What both methods share: the options, and the noise that raises the level before a step."""
 
+    summary: str
+    reference: str
+    evaluations: int
+
     def __init__(
         self, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf, noise: float = 1.0
     ) -> None:
@@ -34,6 +37,13 @@ class _Churned(DiffusionSolver):
         self.churn_min = churn_min
         self.churn_max = churn_max
         self.noise = noise
+        self.card: Card = Card(
+            summary=self.summary,
+            reference=self.reference,
+            levy="W" if churn else "",
+            deterministic_order=None if churn else self.evaluations,
+            evaluations=self.evaluations,
+        )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         name = type(self).__name__ + (f"(churn={self.churn:g})" if self.churn else "")
@@ -58,9 +68,9 @@ class EDMEuler(_Churned):
 
     .. math:: x_t = x_s + (t - s)\,\frac{x_s - D}{s} = \frac ts\,x_s + \Big(1 - \frac ts\Big) D
 
-    Order 1, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
-    raises the noise level before each step to $(1+\gamma)s$, $\gamma = \min(\text{churn}/n, \sqrt2-1)$, by
-    fresh noise, which belongs to no path.
+    Order 1 without churn, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at
+    one. Churn raises the noise level before each step to $(1+\gamma)s$, with
+    $\gamma = \min(\text{churn}/n, \sqrt2-1)$, by fresh noise, which belongs to no path.
 
     Args:
         churn: S_churn, divided among the n steps; 0 is deterministic.
@@ -68,14 +78,9 @@ class EDMEuler(_Churned):
         noise: S_noise, the size of the fresh noise.
     """
 
-    @cached_property
-    def card(self) -> Card:
-        return Card(
-            summary="Euler's method in sigma with churn",
-            reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction",
-            levy="W" if self.churn else "",
-            deterministic_order=1,
-        )
+    summary = "Euler's method in sigma with churn"
+    reference = "Karras et al. 2022 (arXiv 2206.00364), Algorithm 2 without its correction"
+    evaluations = 1
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
         return t / s * x + (1 - t / s) * builder.evaluate(x, s)
@@ -88,22 +93,16 @@ class EDMHeun(_Churned):
 
     with $x_E$ the result of `EDMEuler`.
 
-    Order 2 (1 with churn, which evaluates at raised levels), two evaluations per step (2n - 1 in all when
-    the grid ends in 0). At few evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
+    Order 2 without churn, two evaluations per step (2n - 1 in all when the grid ends in 0). At few
+    evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
 
     Args:
         churn, churn_min, churn_max, noise: as for `EDMEuler`.
     """
 
-    @cached_property
-    def card(self) -> Card:
-        return Card(
-            summary="Heun's method in sigma with churn",
-            reference="Karras et al. 2022 (arXiv 2206.00364), Algorithm 2",
-            levy="W" if self.churn else "",
-            deterministic_order=1 if self.churn else 2,
-            evaluations=2,
-        )
+    summary = "Heun's method in sigma with churn"
+    reference = "Karras et al. 2022 (arXiv 2206.00364), Algorithm 2"
+    evaluations = 2
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
         D = builder.evaluate(x, s)

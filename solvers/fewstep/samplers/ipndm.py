@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import pairwise
 
 from torch import Tensor
@@ -40,10 +39,7 @@ class IPNDM(DiffusionSolver):
     def __init__(self, order: int = 4, variable: bool = False) -> None:
         self.order: int = _validation.check_int("order", order, 1, 4)
         self.variable = variable
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
+        self.card: Card = Card(
             summary="Adams-Bashforth of the noise prediction in sigma",
             reference="Liu et al. 2022 (arXiv 2202.09778), Eq. (12), without its warm-up (arXiv 2204.13902)",
             deterministic_order=self.order if self.variable else min(self.order, 2),

@@ -18,7 +18,8 @@ WARM_UPS = ("runge_kutta", "plms")
 class PNDM(DiffusionSolver):
     r"""Four-step Adams-Bashforth in DDIM steps, started by pseudo Runge-Kutta steps.
 
-    .. math:: x_t = x_s + (t-s)\,\tfrac1{24}(55\varepsilon_0 - 59\varepsilon_1 + 37\varepsilon_2 - 9\varepsilon_3)
+    .. math:: x_t = x_s
+        + (t-s)\,\tfrac1{24}(55\varepsilon_0 - 59\varepsilon_1 + 37\varepsilon_2 - 9\varepsilon_3)
 
     after three steps of the classical Runge-Kutta tableau with DDIM steps for its stages.
 

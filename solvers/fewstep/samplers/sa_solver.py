@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -50,10 +49,7 @@ class SASolver(DiffusionSolver):
         self.corrector: int = _validation.check_int("corrector", corrector, 0, 4)
         self.tau: float = _validation.check_float("tau", tau, 0, expected="a number of at least 0")
         self.between = between
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
+        self.card: Card = Card(
             summary="exponential Adams predictor and corrector for the reverse SDE of any size",
             reference="Xue et al. 2023 (arXiv 2309.05019), Algorithm 1, Eqs. (14), (17)",
             levy="W" if self.tau else "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from itertools import pairwise
 
 from torch import Tensor
@@ -35,10 +34,7 @@ class SEEDS(DiffusionSolver):
 
     def __init__(self, order: int = 3) -> None:
         self.order: int = _validation.check_int("order", order, 1, 3)
-
-    @cached_property
-    def card(self) -> Card:
-        return Card(
+        self.card: Card = Card(
             summary="exponential Runge-Kutta of the noise prediction for the reverse SDE",
             reference="Gonzalez et al. 2023 (arXiv 2305.14267), Algorithms 1 to 4, their noise re-derived",
             levy="W",
@@ -53,6 +49,7 @@ class SEEDS(DiffusionSolver):
                 builder.advance(builder.x - s * builder.evaluate(builder.x, s))
                 continue
             stages: list[LinearExpr] = []
+            noise: LinearExpr | None = None
             levels = [s * (t / s) ** (k / self.order) for k in range(self.order)] + [t]
             x = builder.x
             for u, v in pairwise(levels):
@@ -60,7 +57,7 @@ class SEEDS(DiffusionSolver):
                 stages.append(builder.evaluate(x, u))
                 # variances add in sigma^2: sigma^2(s) - sigma^2(v) by the time that v is reached
                 fresh = math.sqrt(u * u - v * v) * z
-                noise = fresh if len(stages) == 1 else noise + fresh
+                noise = fresh if noise is None else noise + fresh
                 x = builder.x + 2 * v * self._drift(stages, s, t, v) + noise
             builder.advance(x)
         return builder.finish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -33,7 +32,7 @@ class UniPC(DiffusionSolver):
         order: p, 1 to 3; lower in the first steps, which have less history, and before a last level of 0.
         variant: B(-h) is -h ("bh1") or e^-h - 1 ("bh2"). A last step to 0 is the estimate of x0 for both.
         corrector: False for UniP alone; True, or a collection of the steps (0-based) to correct.
-        predictor: False predicts by DDIM, so that UniC-p corrects a first-order step: order 2.
+        predictor: False predicts by DDIM; UniC-p then corrects a first-order step, which gives order 2.
         prediction: "data" or "noise".
     """
 
@@ -50,12 +49,9 @@ class UniPC(DiffusionSolver):
         _validation.check_instance("predictor", predictor, bool, "True or False")
         self.predictor = predictor
         self.prediction: str = _validation.check_choice("prediction", prediction, ("data", "noise"))
-
-    @cached_property
-    def card(self) -> Card:
         predicted = self.order if self.predictor else 1
         always = self.corrector is True  # a few corrected steps do not change the order
-        return Card(
+        self.card: Card = Card(
             summary="exponential Adams predictor and corrector, one evaluation per step",
             reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
             deterministic_order=predicted + 1 if always else predicted,

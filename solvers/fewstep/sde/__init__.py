@@ -1,1 +1,1 @@
-"""Solvers for stochastic differential equations, one file a method."""
+"""Solvers for stochastic differential equations, one method per file."""

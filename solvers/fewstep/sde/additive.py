@@ -1,7 +1,7 @@
-"""Stochastic Runge-Kutta methods for additive noise: one tableau, an SDE step and a diffusion plan.
+"""Stochastic Runge-Kutta methods for additive noise: a tableau gives an SDE step and a diffusion plan.
 
 In the clock tau = 1/sigma^2 the reverse SDE of a diffusion model is dz = D dtau + dB with z = tau x:
-additive noise of size one, no stiffness. So each tableau is a sampler as well.
+additive noise of size one, without stiffness. So each tableau is also a sampler.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..problem import SDE, diffuse
 from ..schedule import Schedule
-from ..solver import DiffusionSolver, Step, StochasticSolver
+from ..solver import Card, DiffusionSolver, Step, StochasticSolver
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """Stage i looks at time t + c_i h and state y + h sum_j a_ij k_j + g (w_i W + e_i H).
+    r"""The coefficients of a stochastic Runge-Kutta method for additive noise.
 
-    The step is y + h sum_i b_i k_i + g(t) W + (g(t+h) - g(t)) (W/2 - H), the last term being the exact
-    integral of a linear g.
+    .. math:: k_i = f\big(t + c_i h, y + h \textstyle\sum_j a_{ij} k_j + g (w_i W + e_i H)\big), \quad
+              y' = y + h \textstyle\sum_i b_i k_i + g(t) W + \big(g(t+h) - g(t)\big) (\tfrac12 W - H),
+
+    where the last term makes the integral of a g that is linear in time exact.
     """
 
     c: tuple[float, ...]
@@ -36,7 +38,7 @@ class Tableau:
 
 
 class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
-    """A tableau at work. g is carried from step to step, so that each time evaluates it once."""
+    """The SDE step and the diffusion plan of a tableau. Steps carry g, so it is evaluated once per time."""
 
     tableau: Tableau
 
@@ -63,10 +65,24 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
         return snr_plan(type(self).__name__, self.tableau, self.card.levy, sigmas)
 
 
+def additive_card(summary: str, reference: str, strong: float, weak: float, evaluations: int) -> Card:
+    """The card of a tableau with W and H, whose weak order is also its deterministic order."""
+    return Card(
+        summary=summary,
+        reference=reference,
+        levy="H",
+        sde_types=("ito", "stratonovich"),
+        strong_order={"additive": strong},
+        weak_order={"additive": weak},
+        deterministic_order=weak,
+        evaluations=evaluations,
+    )
+
+
 def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
-    """The tableau as a sampler in the clock tau = 1/sigma^2; a last level of 0 is the denoiser's estimate."""
+    """The plan of a tableau in the clock tau = 1/sigma^2; at a last level of 0 it returns x0."""
     builder = PlanBuilder(name, sigmas, levy=levy)
-    letters = (1.0, 12.0)  # Var W = h, Var H = h/12: from unit normals to W and H
+    letters = (1.0, 12.0)  # Var W = h, Var H = h/12
     for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
         tau = s**-2
         if t == 0:

@@ -1,25 +1,25 @@
-"""Milstein's method with a difference in place of the derivative."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import SDE, diffuse
+from ..problem import CONSTANT, SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
 from .iterated import channel, iterated, pairs
 from .milstein import ORDERS
 
 
 class DerivativeFreeMilstein(StochasticSolver):
-    """Milstein's correction from g at a supporting point y + f h + g sqrt(h); Stratonovich's at y + g W.
+    r"""The Milstein step with a finite difference instead of the derivative.
 
-    Strong order 1.0 where noise commutes; one drift and two diffusion evaluations a step (commutative
-    noise: one more for each channel), no derivative: for diffusions that autograd cannot see through.
-    `Milstein` has the smaller error constant.
+    .. math:: y_{n+1} = y_n + h f + g W + \frac{g(y_n + h f + \sqrt h g) - g}{2\sqrt h} (W^2 - h)
+
+    In Stratonovich's calculus the last term is (g(y + g W) - g) W / 2.
+
+    - Strong order: 1.0 for diagonal, scalar, commutative and additive noise.
+    - Cost per step: 1 drift and 2 diffusion evaluations (commutative noise: 1 + m). Lévy data: W.
+      Calculus: both.
+    - For diffusions that autograd cannot differentiate; `Milstein` has the smaller error constant.
+    - Source: Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich: after (4.9.15).
     """
 
     card: Card = Card(
@@ -33,17 +33,17 @@ class DerivativeFreeMilstein(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         root = increment.h**0.5
         g = sde.diffusion(t0, y)
         drifted = torch.add(y, sde.drift(t0, y), alpha=increment.h)
         noise = diffuse(g, increment.W)
         new = drifted + noise
-        if sde.noise_type == "additive":
+        if sde.noise_type in CONSTANT:
             return Step(new)
         if sde.sde_type == "stratonovich":
-            # a support sqrt(h) away has an error of h^1.5 whose mean is not nought, for W^2 has none that
-            # cancels it: order 0.5. The support at W has an odd error
+            # a support at distance sqrt(h) has an error of h^1.5 whose mean is not zero, which gives order
+            # 0.5; the error of the support at g W is odd in W
             return Step(new + 0.5 * diffuse(sde.diffusion(t0, y + noise) - g, increment.W))
         if sde.noise_type == "commutative":
             weights = pairs(increment, sde) / root

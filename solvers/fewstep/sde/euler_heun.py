@@ -1,9 +1,3 @@
-"""The Euler-Heun method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,17 +5,21 @@ from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
 
-# one path integral of the noise, W: order 1.0 wherever the channels commute, 0.5 where they do not
+# a step that knows W alone has order 1.0 if the channels commute, 0.5 otherwise
 STRATONOVICH_ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0, "general": 0.5}
 WEAK_ORDERS = dict.fromkeys(STRATONOVICH_ORDERS, 1.0)
 
 
 class EulerHeun(StochasticSolver):
-    """y' = y + f h + (g + g(y + g W)) W / 2: Heun's rule for the noise, Euler's for the drift.
+    r"""The Euler-Heun step: Euler's rule for the drift, Heun's rule for the noise.
 
-    Strong order 1.0 in Stratonovich's calculus (general noise 0.5), one drift and two diffusion
-    evaluations a step: the cheapest solver of its kind. `Heun` takes a second drift evaluation and has
-    the smaller error where drift matters.
+    .. math:: y_{n+1} = y_n + h f + \tfrac12 \big(g + g(t_{n+1}, y_n + g W)\big) W
+
+    - Strong order: 1.0; 0.5 for general noise.
+    - Cost per step: 1 drift and 2 diffusion evaluations. Lévy data: W. Calculus: Stratonovich.
+    - The cheapest Stratonovich solver; `Heun` has a second drift evaluation and a smaller error where the
+      drift matters.
+    - Source: Kloeden & Platen 1992, Eq. (4.9.15) for the noise, Section 11.1.
     """
 
     card: Card = Card(
@@ -35,7 +33,7 @@ class EulerHeun(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         noise = diffuse(sde.diffusion(t0, y), increment.W)
         after = diffuse(sde.diffusion(t1, y + noise), increment.W)
         return Step(torch.add(y, sde.drift(t0, y), alpha=increment.h) + 0.5 * (noise + after))

@@ -1,9 +1,3 @@
-"""The Euler-Maruyama method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,11 +12,14 @@ TABLEAU = Tableau(c=(0.0,), a=((),), b=(1.0,), w=(0.0,), e=(0.0,))
 
 
 class EulerMaruyama(StochasticSolver, DiffusionSolver):
-    """y' = y + f h + g W.
+    r"""The Euler-Maruyama step (Kloeden & Platen 1992, Eq. (10.2.4)).
 
-    Strong order 0.5 (1.0 for additive noise), one drift evaluation a step. For diagonal noise `Milstein`
-    costs one derivative more and has order 1.0. As a sampler (its plan in the clock tau = 1/sigma^2) it
-    is SDE-DPM-Solver++(1), which is DDPM's ancestral step; `ShARK` is closer to the path.
+    .. math:: y_{n+1} = y_n + h f + g W
+
+    - Strong order: 0.5; 1.0 for additive noise.
+    - Cost per step: 1 drift and 1 diffusion evaluation. Lévy data: W. Calculus: Itô.
+    - For diagonal noise `Milstein` has order 1.0 for one derivative. As a sampler (its plan in the clock
+      tau = 1/sigma^2) it is SDE-DPM-Solver++(1), the ancestral step of DDPM; `ShARK` is closer to the path.
     """
 
     card: Card = Card(
@@ -36,7 +33,7 @@ class EulerMaruyama(StochasticSolver, DiffusionSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         g = sde.diffusion(t0, y)
         y = torch.add(y, sde.drift(t0, y), alpha=increment.h)
         return Step(y.add_(diffuse(g, increment.W)))

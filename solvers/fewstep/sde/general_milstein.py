@@ -1,9 +1,3 @@
-"""The Milstein method for noise that does not commute."""
-
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,11 +8,18 @@ from .iterated import along_channels, pairs
 
 
 class GeneralMilstein(StochasticSolver):
-    """y' = y + f h + g W + sum_ij D g_j g_i I_ij, with I_ij = W_i W_j / 2 + A_ij, less h/2 on Itô's diagonal.
+    r"""The Milstein step for noise that does not commute (Kloeden & Platen 1992, Eq. (10.3.3)).
 
-    Strong order 1.0 for general noise on a path that knows its own space-space Lévy area A
-    (`fewstep.AreaPath`). One drift and m + 1 diffusion evaluations, a forward-mode derivative for each
-    of the m channels a step. `LogODE` is of the same order with a second-order drift.
+    .. math:: y_{n+1} = y_n + h f + g W + \sum_{i,j} (D g_j\, g_i) I_{ij}, \quad
+              I_{ij} = \tfrac12 W_i W_j + A_{ij} - \tfrac12 h \delta_{ij},
+
+    without the last term of I in Stratonovich's calculus.
+
+    - Strong order: 1.0 for general noise, on a path with its own area (`AreaPath`); 0.5 with an area
+      that only has the right law.
+    - Cost per step: 1 drift and 1 + m diffusion evaluations, one forward-mode derivative per channel.
+      Lévy data: W, A. Calculus: both.
+    - `LogODE` has the same order with a second-order drift.
     """
 
     card: Card = Card(
@@ -32,7 +33,7 @@ class GeneralMilstein(StochasticSolver):
         evaluations=1,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         assert increment.A is not None
         g = sde.diffusion(t0, y)
         new = torch.add(y, sde.drift(t0, y), alpha=increment.h) + diffuse(g, increment.W)

@@ -1,9 +1,3 @@
-"""ShARK for noise of any kind."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -13,11 +7,18 @@ from .spark import ORDERS, WEAK
 
 
 class GeneralShARK(StochasticSolver):
-    """ShARK with a diffusion that may depend on the state.
+    r"""ShARK for a diffusion that depends on the state.
 
-    Strong order 1.5 for additive noise, 1.0 where noise commutes, 0.5 for general noise, in
-    Stratonovich's calculus; two drift and three diffusion evaluations a step. For additive noise
-    `ShARK` is the same with fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
+    .. math:: y_{n+1} = y_n + \tfrac25 (h f_2 + g_2 W) + \tfrac35 (h f_3 + g_3 W)
+                        + \tfrac65 (g_2 - g_3) H,
+
+    at z_2 = y + g H and, 5h/6 later, z_3 = y + g H + (5/6)(h f_2 + g_2 W).
+
+    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
+      general noise.
+    - Cost per step: 2 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
+    - For additive noise `ShARK` needs fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax.
     """
 
     card: Card = Card(
@@ -31,7 +32,7 @@ class GeneralShARK(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         shift = diffuse(g(t0, y), H)

@@ -1,9 +1,3 @@
-"""Heun's method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -13,10 +7,15 @@ from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
 
 
 class Heun(StochasticSolver):
-    """The trapezoidal rule after an Euler step, for drift and noise alike.
+    r"""Heun's method: the trapezoidal rule after an Euler step, for drift and noise.
 
-    Strong order 1.0 in Stratonovich's calculus (general noise 0.5), order 2 without noise; two drift
-    evaluations a step. `Midpoint` costs the same; where noise is additive `ShARK` does, with order 1.5.
+    .. math:: y_{n+1} = y_n + \tfrac12 (k_1 + k_2), \quad k_1 = h f + g W, \quad
+              k_2 = h f(t_{n+1}, y_n + k_1) + g(t_{n+1}, y_n + k_1) W
+
+    - Strong order: 1.0; 0.5 for general noise. Deterministic order: 2.
+    - Cost per step: 2 drift and 2 diffusion evaluations. Lévy data: W. Calculus: Stratonovich.
+    - `Midpoint` has the same cost; for additive noise `ShARK` has order 1.5 at this cost.
+    - Source: Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (3.5).
     """
 
     card: Card = Card(
@@ -30,7 +29,7 @@ class Heun(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W = increment.h, increment.W
         now = h * sde.drift(t0, y) + diffuse(sde.diffusion(t0, y), W)
         z = y + now

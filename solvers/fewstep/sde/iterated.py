@@ -1,4 +1,4 @@
-"""Iterated integrals of the noise over a step, and what they multiply."""
+"""Iterated integrals of the noise over a step, and the derivatives that they multiply."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..problem import SDE
 
 
 def channel(g: Tensor, sde: SDE) -> Tensor:
-    """g as a vector field: the one channel of scalar noise, or the diagonal itself."""
+    """g as a vector field: the channel of scalar noise, or the elementwise g."""
     return g.squeeze(-1) if sde.noise_type == "scalar" else g
 
 
 def iterated(increment: Increment, sde: SDE) -> Tensor:
-    """int W dW of each channel: (W^2 - h)/2 in Ito's calculus, W^2/2 in Stratonovich's."""
+    """int W dW per channel: (W^2 - h)/2 in Itô's calculus, W^2/2 in Stratonovich's."""
     square = increment.W.square()
     return 0.5 * (square - increment.h if sde.sde_type == "ito" else square)
 
 
 def pairs(increment: Increment, sde: SDE) -> Tensor:
-    """(*W.shape, m) symmetric parts of the iterated integrals: all there is to them where noise commutes."""
+    """The symmetric parts of the iterated integrals (*W.shape, m), sufficient if the noise commutes."""
     W = increment.W.unsqueeze(-1)
     square = W * W.mT
     if sde.sde_type == "ito":
@@ -30,12 +30,12 @@ def pairs(increment: Increment, sde: SDE) -> Tensor:
 
 
 def along_channels(sde: SDE, t: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """sum_j D g_j(y) directions_j, one forward-mode derivative a channel; directions (*y.shape, m)."""
+    """Return sum_j D g_j(y) d_j, one forward-mode derivative per channel, for directions d (*y.shape, m)."""
     total = torch.zeros_like(y)
     for j in range(directions.shape[-1]):
 
         def column(x: Tensor, j: int = j) -> Tensor:
             return sde.diffusion(t, x)[..., j]
 
-        total = total + torch.func.jvp(column, (y,), (directions[..., j].contiguous(),))[1]
+        total = total + torch.func.jvp(column, (y,), (directions[..., j].expand_as(y).contiguous(),))[1]
     return total

@@ -1,9 +1,3 @@
-"""The explicit order 1.5 strong scheme of Kloeden and Platen."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -12,11 +6,18 @@ from ..solver import Card, Step, StochasticSolver
 
 
 class KloedenPlaten15(StochasticSolver):
-    """The strong Taylor scheme of order 1.5 with differences in place of derivatives.
+    r"""The strong Taylor scheme of order 1.5 with differences instead of derivatives.
 
-    Scalar noise in Itô's calculus; three drift and five diffusion evaluations a step, W and H. `SRID2`
-    has the same order with fewer evaluations of g, and solves diagonal noise too; `Taylor15` takes the
-    derivatives themselves.
+    .. math:: y_{n+1} = y_n + g W + \frac{f_+ - f_-}{2\sqrt h} Z + \frac h4 (f_+ + 2 f + f_-)
+              + \frac{g_+ - g_-}{4\sqrt h} (W^2 - h) + \frac{g_+ - 2 g + g_-}{2h} (W h - Z)
+              + \frac{g_{++} - g_{+-} - g_+ + g_-}{4h} \big(\tfrac13 W^2 - h\big) W,
+
+    at y_± = y + h f ± sqrt(h) g and y_+± = y_+ ± sqrt(h) g_+, with Z = int W ds = h (W/2 + H).
+
+    - Strong order: 1.5 for scalar noise.
+    - Cost per step: 3 drift and 5 diffusion evaluations. Lévy data: W, H. Calculus: Itô.
+    - `SRID2` has this order with fewer evaluations of g, for diagonal noise too; `Taylor15` differentiates.
+    - Source: Kloeden & Platen 1992, Eq. (11.2.1), with time as a component of the state.
     """
 
     card: Card = Card(
@@ -30,7 +31,7 @@ class KloedenPlaten15(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, root, W, Z = increment.h, increment.h**0.5, increment.W, increment.U
         f = sde.drift(t0, y)
 

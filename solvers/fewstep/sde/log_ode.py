@@ -1,9 +1,3 @@
-"""The log-ODE method of order 1, for noise that does not commute."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -13,12 +7,16 @@ from .iterated import along_channels
 
 
 class LogODE(StochasticSolver):
-    """One midpoint step of dz/du = f h + sum_i g_i W_i + sum_{i<j} [g_i, g_j] A_ij over u in [0, 1].
+    r"""One midpoint step of the ODE of the truncated log-signature.
 
-    Strong order 1.0 for general noise on a path that knows its own space-space Lévy area A
-    (`fewstep.AreaPath`); with an area of the right law that is not the path's the strong order is 0.5,
-    as `EulerMaruyama` has for a third of the price. Two drift evaluations, three of the diffusion and a
-    forward-mode derivative for each channel a step. Itô equations are taken with their drift corrected.
+    .. math:: y_{n+1} = y_n + h f(z) + g(z) W + \sum_{i<j} [g_i, g_j] A_{ij}, \quad
+              z = y_n + \tfrac12 (h f + g W)
+
+    - Strong order: 1.0 for general noise, on a path with its own area (`AreaPath`); 0.5 with an area
+      that only has the right law, which `EulerMaruyama` has for a third of the cost.
+    - Cost per step: 2 drift and 2 + m diffusion evaluations, one forward-mode derivative per channel.
+      Lévy data: W, A. Calculus: both; the drift of Itô equations is corrected.
+    - Source: Castell & Gaines 1996, Eq. (4); brackets as in arXiv 1902.09425.
     """
 
     card: Card = Card(
@@ -32,12 +30,12 @@ class LogODE(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W, A = increment.h, increment.W.unsqueeze(-1), increment.A
         assert A is not None
         g = sde.diffusion(t0, y)
-        # sum_{i<j} [g_i, g_j] A_ij = sum_j D g_j (sum_i g_i A_ij), for A is antisymmetric; Ito's
-        # correction of the drift, -h/2 sum_j D g_j g_j, is of the same form
+        # A is antisymmetric: sum_{i<j} [g_i, g_j] A_ij = sum_j D g_j (sum_i g_i A_ij). Ito's correction
+        # of the drift, -h/2 sum_j D g_j g_j, has the same form
         directions = g @ A - (0.5 * h * g if sde.sde_type == "ito" else 0.0)
         bracket = along_channels(sde, t0, y, directions)
         half = y + 0.5 * (sde.drift(t0, y) * h + (g @ W).squeeze(-1))

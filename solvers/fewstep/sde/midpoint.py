@@ -1,9 +1,3 @@
-"""The explicit midpoint method."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -13,10 +7,14 @@ from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
 
 
 class Midpoint(StochasticSolver):
-    """Drift and noise as they are at the middle of an Euler step.
+    r"""The explicit midpoint method for drift and noise (Kloeden & Platen 1992, Eq. (4.9.9) made explicit).
 
-    Strong order 1.0 in Stratonovich's calculus (general noise 0.5), order 2 without noise; two drift
-    evaluations a step, no state more than one stage. `Heun` is its neighbour at the same price.
+    .. math:: y_{n+1} = y_n + h f(t_{n+1/2}, z) + g(t_{n+1/2}, z) W, \quad
+              z = y_n + \tfrac12 (h f + g W)
+
+    - Strong order: 1.0; 0.5 for general noise. Deterministic order: 2.
+    - Cost per step: 2 drift and 2 diffusion evaluations. Lévy data: W. Calculus: Stratonovich.
+    - `Heun` has the same cost and order.
     """
 
     card: Card = Card(
@@ -30,7 +28,7 @@ class Midpoint(StochasticSolver):
         evaluations=2,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W = increment.h, increment.W
         half = y + 0.5 * (h * sde.drift(t0, y) + diffuse(sde.diffusion(t0, y), W))
         middle = t0 + 0.5 * h

@@ -1,7 +1,3 @@
-"""The reversible Heun method."""
-
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +9,17 @@ from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
 
 
 class ReversibleHeun(StochasticSolver):
-    """Heun with a second state z that leaps over y: each step can be undone exactly.
+    r"""The reversible Heun method: a step that can be undone exactly.
 
-    Carries (z, f(z), g(z)) from step to step, so that it costs one drift evaluation a step (and one to
-    start). Strong order 1.0 in Stratonovich's calculus (general noise 0.5). `Heun` is more stable: here
-    the parasitic state z is not damped, a reason to keep to problems that are not stiff.
+    .. math:: z_{n+1} = 2 y_n - z_n + h f(z_n) + g(z_n) W, \quad
+              y_{n+1} = y_n + \tfrac12 h \big(f(z_n) + f(z_{n+1})\big)
+                            + \tfrac12 \big(g(z_n) + g(z_{n+1})\big) W
+
+    - Strong order: 1.0; 0.5 for general noise. Deterministic order: 2.
+    - Cost per step: 1 drift and 1 diffusion evaluation, and one more of each at the start; z, f(z) and
+      g(z) are carried from step to step. Lévy data: W. Calculus: Stratonovich.
+    - The parasitic state z is not damped: use it for problems that are not stiff. `Heun` is more stable.
+    - Source: Kidger, Foster, Li & Lyons 2021 (arXiv 2105.13493), Algorithm 1.
     """
 
     card: Card = Card(
@@ -34,9 +36,7 @@ class ReversibleHeun(StochasticSolver):
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return y0, sde.drift(t0, y0), sde.diffusion(t0, y0)
 
-    def step(
-        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
         h, W = increment.h, increment.W
         z, f, g = carry
         now = h * f + diffuse(g, W)

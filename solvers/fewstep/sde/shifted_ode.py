@@ -1,9 +1,3 @@
-"""The shifted ODE method, made for underdamped Langevin dynamics."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -13,12 +7,18 @@ from .rk4 import runge_kutta
 
 
 class ShiftedODE(StochasticSolver):
-    """Shift y by g (H + 6K), solve dz/du = f h + g (W - 12K) over u in [0, 1] by RK4, shift by g (6K - H).
+    r"""The shifted ODE method, designed for underdamped Langevin dynamics.
 
-    The path of two jumps and a line has the W, H and K of the Brownian one. Where noise enters the
-    momenta alone, as in underdamped Langevin dynamics dq = p dt, dp = (F(q) - gamma p) dt + sigma dW, the
-    strong order is 3.0 (`tests/test_classical.py` measures it); for other additive noise it is 1.0,
-    where `ShARK` has 1.5 for half the evaluations. g must not depend on time.
+    .. math:: y_{n+1} = z(1) - g (H - 6 K), \quad \frac{dz}{du} = h f(z) + g (W - 12 K), \quad
+              z(0) = y_n + g (H + 6 K),
+
+    by one step of `RK4`: a path of two jumps and a line with the W, H and K of the Brownian path.
+
+    - Strong order: 1.0 for additive noise; 3.0 if noise enters the momenta alone, as in underdamped
+      Langevin dynamics dq = p dt, dp = (F(q) - gamma p) dt + sigma dW.
+    - Cost per step: 4 drift evaluations. Lévy data: W, H, K. Calculus: both. g must not depend on time.
+    - For other additive noise `ShARK` has order 1.5 for half the evaluations.
+    - Source: Foster, Lyons & Oberhauser 2021 (arXiv 2101.03446), Definition 1.1, Eq. (2).
     """
 
     card: Card = Card(
@@ -32,7 +32,7 @@ class ShiftedODE(StochasticSolver):
         evaluations=4,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         W, H, K = increment.W, increment.H, increment.K
         assert H is not None
         assert K is not None

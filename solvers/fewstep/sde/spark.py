@@ -1,9 +1,4 @@
-"""SPaRK, the splitting path Runge-Kutta method."""
-
-from __future__ import annotations
-
 from math import sqrt
-from typing import Any
 
 from torch import Tensor
 
@@ -11,18 +6,25 @@ from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
 
-# the ends and the middle of the three-piece path that has the W, H and mean square of a Brownian one
+# lengths of the outer and middle pieces of the path that has the W, H and mean square of a Brownian one
 X1, X2 = (3 - sqrt(3)) / 6, sqrt(3) / 3
 ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.5, "general": 0.5}
 WEAK = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 2.0, "general": 1.0}
 
 
 class SPaRK(StochasticSolver):
-    """Three evaluations of drift and diffusion a step along a three-piece path that matches W and H.
+    r"""The splitting path Runge-Kutta method, along a three-piece path with the W and H of the Brownian one.
 
-    Strong order 1.5 for additive noise, 1.0 where noise commutes, 0.5 for general noise, in
-    Stratonovich's calculus. `GeneralShARK` has the same orders for two drift evaluations; `SlowRK` has
-    1.5 for commutative noise too.
+    .. math:: y_{n+1} = y_n + h \big(a (f_1 + f_3) + b f_2\big) + \big(a (g_1 + g_3) + b g_2\big) W
+                        + (g_1 - g_3) H, \quad a = \tfrac{3 - \sqrt 3}{6},\ b = \tfrac{\sqrt 3}{3},
+
+    at z_1 = y, z_2 = y + h f_1 / 2 + g_1 (W/2 + sqrt(3) H), z_3 = y + h f_2 + g_2 W.
+
+    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
+      general noise.
+    - Cost per step: 3 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
+    - `GeneralShARK` has the same orders for 2 drift evaluations; `SlowRK` has 1.5 for commutative noise.
+    - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6).
     """
 
     card: Card = Card(
@@ -36,7 +38,7 @@ class SPaRK(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         middle = t0 + 0.5 * h

@@ -1,29 +1,26 @@
-"""SRA1, Rößler's stochastic Runge-Kutta method for additive noise."""
-
-from __future__ import annotations
-
 from ..solver import Card
-from .additive import AdditiveRungeKutta, Tableau
+from .additive import AdditiveRungeKutta, Tableau, additive_card
 
 
 class SRA1(AdditiveRungeKutta):
-    """Two drift evaluations a step, strong order 1.5 for additive noise.
+    r"""Rößler's stochastic Runge-Kutta method SRA1 for additive noise, torchsde's additive `srk`.
 
-    Needs W and the space-time Lévy area H. `ShARK` has the same price and order and mostly the smaller
-    error. Where g varies in time its integral is that of the line through both ends, as Rößler's.
+    .. math:: y_{n+1} = y_n + \tfrac13 h \big(f(y_n) + 2 f(z)\big) + g W, \quad
+              z = y_n + \tfrac34 h f(y_n) + g \big(\tfrac34 W + \tfrac32 H\big)
+
+    - Strong order: 1.5 for additive noise.
+    - Cost per step: 2 drift evaluations. Lévy data: W, H. Calculus: both.
+    - `ShARK` has the same cost and order and usually the smaller error.
+    - Source: Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1).
     """
 
-    card: Card = Card(
-        summary="two-stage stochastic Runge-Kutta for additive noise",
-        reference="Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1); torchsde's additive 'srk'",
-        levy="H",
-        sde_types=("ito", "stratonovich"),
-        strong_order={"additive": 1.5},
-        weak_order={"additive": 2.0},
-        deterministic_order=2.0,
+    card: Card = additive_card(
+        "two-stage stochastic Runge-Kutta for additive noise",
+        "Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1); torchsde's additive 'srk'",
+        strong=1.5,
+        weak=2.0,
         evaluations=2,
     )
-    # the stage's (3/2) g I_(1,0)/h is (3/4) W + (3/2) H
     tableau: Tableau = Tableau(
         c=(0.0, 3 / 4), a=((), (3 / 4,)), b=(1 / 3, 2 / 3), w=(0.0, 3 / 4), e=(0.0, 3 / 2)
     )  # fmt: skip

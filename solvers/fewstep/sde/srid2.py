@@ -1,9 +1,3 @@
-"""SRID2, Rößler's stochastic Runge-Kutta method of order 1.5 for Itô's calculus."""
-
-from __future__ import annotations
-
-from typing import Any
-
 from torch import Tensor
 
 from ..brownian import Increment
@@ -12,11 +6,22 @@ from ..solver import Card, Step, StochasticSolver
 
 
 class SRID2(StochasticSolver):
-    """Three drift and four diffusion evaluations a step; torchsde's `srk`.
+    r"""Rößler's stochastic Runge-Kutta method SRI2, which is torchsde's `srk`.
 
-    Strong order 1.5 for diagonal and scalar (and additive) noise in Itô's calculus, from W and H. For
-    additive noise `ShARK` has that order for two evaluations; `SlowRK` is its counterpart for
-    Stratonovich's calculus. The weights of stages five and more are nought and left out.
+    .. math:: y_{n+1} = y_n + \tfrac16 h (f_1 + f_2 + 4 f_3) + \sum_{k=1}^4 \beta_k g_k, \quad
+              \begin{aligned}
+              \beta_1 &= -W + I_{11} + 2 I_{10} - 2 I_{111}, &
+              \beta_2 &= \tfrac43 (W - I_{11} - I_{10}) + \tfrac53 I_{111}, \\
+              \beta_3 &= \tfrac13 (2 W + I_{11} - 2 I_{10} - 2 I_{111}), & \beta_4 &= I_{111},
+              \end{aligned}
+
+    with I_10 = W/2 + H, I_11 = (W^2 - h)/(2 sqrt(h)), I_111 = (W^3 - 3 h W)/(6 h).
+
+    - Strong order: 1.5 for diagonal, scalar and additive noise.
+    - Cost per step: 3 drift and 4 diffusion evaluations. Lévy data: W, H. Calculus: Itô.
+    - For additive noise `ShARK` has this order for 2 evaluations; `SlowRK` is the counterpart in
+      Stratonovich's calculus.
+    - Source: Rößler 2010 (SIAM J. Numer. Anal. 48), Eqs. (6.6)-(6.7), Table 6.2 (SRI2).
     """
 
     card: Card = Card(
@@ -30,12 +35,12 @@ class SRID2(StochasticSolver):
         evaluations=3,
     )
 
-    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+    def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W = sde.drift, sde.diffusion, increment.h, increment.W
         root = h**0.5
         I10, I11, I111 = increment.U / h, (W**2 - h) / (2 * root), (W**3 - 3 * h * W) / (6 * h)
         quarter, middle = t0 + 0.25 * h, t0 + 0.5 * h
-        # evaluations in one channel more than noise makes of them: g along sqrt(h) in place of W
+        # the stages move along g sqrt(h), not along g W
         one = W.new_full((), root).expand_as(W)
         f1, g1 = f(t0, y), g(t0, y)
         n1 = diffuse(g1, one)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,7 +129,8 @@ def _interpolated(kappa: Tensor, old: Plan, new: Plan) -> Tensor:
             like = [k for k in range(j + 1, old.nfe) if stages[k] == expected[i]]
             if like:
                 at = -old.sigma[like].log()
-                out[i, j] = _linear(-new.sigma[i].log(), at, kappa[like, j] / shape[like, j]) * scale[i, j]
+                smooth = np.interp(-new.sigma[i].log(), at, kappa[like, j] / shape[like, j])
+                out[i, j] = float(smooth) * scale[i, j]
     return out
 
 
@@ -152,12 +154,3 @@ def _shape(plan: Plan, terms: int) -> Tensor:
             for j in range(1, min(i, terms) + 1):
                 out[i, j - 1] = (at[i + 1] - at[i]) / (at[i] - at[i - j]) * j
     return out
-
-
-def _linear(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """Linear interpolation at increasing places, constant beyond them."""
-    k = int(torch.searchsorted(at, x).clamp(1, max(len(at) - 1, 1)))
-    if len(at) == 1:
-        return values[0]
-    share = ((x - at[k - 1]) / (at[k] - at[k - 1])).clamp(0, 1)
-    return torch.lerp(values[k - 1], values[k], share)

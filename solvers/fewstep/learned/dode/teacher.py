@@ -26,12 +26,15 @@ class Work:
     """Start states x (n, *event) in x0 + sigma n, split into fitted and held-out ones.
 
     Attributes:
+        kept, held: indices of the start states that are fitted to, and of those that judge the fit.
         batch: samples per network call.
         spent: a tally of network evaluations of one sample.
     """
 
     model: Model
     x: Tensor
+    kept: Tensor
+    held: Tensor
     batch: int
     spent: list[int] = field(default_factory=lambda: [0])
 
@@ -53,17 +56,8 @@ class Work:
                 f"size {alpha * first:.3g} for {model.schedule}. Give the state as the model knows it: "
                 "normals for a VP process, sigma_max times normals for EDM and VE."
             )
-        return cls(model, noise if alpha == 1 else noise / alpha, batch or min(256, -(-len(noise) // 4)))
-
-    @property
-    def kept(self) -> Tensor:
-        """(k,) the indices of the start states that are fitted to."""
-        return held_out(len(self.x))[0]
-
-    @property
-    def held(self) -> Tensor:
-        """The indices of the start states that judge the fit."""
-        return held_out(len(self.x))[1]
+        batch = batch or min(256, -(-len(noise) // 4))
+        return cls(model, noise if alpha == 1 else noise / alpha, *held_out(len(noise)), batch)
 
     def share(self, which: Tensor) -> list[Tensor]:
         """These indices in batches; under torch.distributed this process's batches."""
@@ -123,13 +117,13 @@ class Teacher:
         levels = [*base.sigma.tolist(), float(base.sigmas[-1])]
         nodes = levels[:1]
         self.stops: list[int] = [0] * base.nfe
-        misaligned = isinstance(solver, MisalignedTeacher)
+        aligned = getattr(solver, "aligned", True)  # see compat.MisalignedTeacher
         for k in sorted(range(1, len(levels)), key=lambda k: -levels[k]):
             start, end = nodes[-1], levels[k]
             first = len(nodes)
             if end < start:
                 nodes += _between(start, end, substeps, schedule.sigma_min)
-            early = misaligned and end < start and end > float(base.sigmas[-1])
+            early = not aligned and end < start and end > float(base.sigmas[-1])
             self.stops[k - 1] = first if early else len(nodes) - 1
         self.plan: Plan = solver.plan(torch.tensor(nodes, dtype=torch.float64), schedule)
         if not is_plain(self.plan) or self.plan.levy:
@@ -154,20 +148,6 @@ class Teacher:
             x = held[stop]
             held = {s: y for s, y in held.items() if s in self.stops[k + 1 :]}
             yield x
-
-
-class MisalignedTeacher(DiffusionSolver):
-    """A teacher whose targets are those of the authors' code: up to one student step too noisy.
-
-    That code compares states at equal indices of two grids, not at equal levels. For reproduction only.
-    """
-
-    def __init__(self, solver: DiffusionSolver) -> None:
-        self.solver = solver
-        self.card = solver.card
-
-    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        return self.solver.plan(sigmas, schedule)
 
 
 def _between(start: float, end: float, substeps: int, smallest: float) -> list[float]:

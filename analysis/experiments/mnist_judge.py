@@ -1,4 +1,4 @@
-"""Samples of the ten digits against MNIST: distances of features, class score, right classes."""
+"""Judges samples of the ten digits by MNIST: distances of features, class score, share of right classes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import datasets, images, mnist_teacher
+import images
+from fewstep_analysis import teachers
+from mnist_data import mnist
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The training set's features, and the test set as what a perfect sampler would give.
+    """The features of the training set, and the test set in the place of a perfect sampler.
 
     Attributes:
         net: the shipped classifier.
@@ -21,7 +23,7 @@ class Judge:
         test, classes: the test set.
     """
 
-    net: mnist_teacher.Features
+    net: teachers.MNISTFeatures
     real: Tensor
     test: Tensor
     classes: Tensor
@@ -30,8 +32,8 @@ class Judge:
     @torch.no_grad()
     def of(cls, data: Path | None = None) -> Judge:
         """Read MNIST from this folder; by default FEWSTEP_DATA."""
-        train, _, test, classes = datasets.mnist(data)
-        net = mnist_teacher.features()
+        train, _, test, classes = mnist(data)
+        net = teachers.mnist_features()
         return cls(net, torch.cat([net(x) for x in train.split(1000)]), test, classes)
 
     def digits(self, labels: Tensor, seed: int) -> Tensor:
@@ -44,13 +46,17 @@ class Judge:
         return self.test[chosen]
 
     @torch.no_grad()
+    def frechet(self, x: Tensor) -> float:
+        """Fréchet distance of the features to those of the training set."""
+        return images.frechet_distance(self.net(x), self.real)
+
+    @torch.no_grad()
     def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
         """Fréchet and kernel distance to the training set, class score, and the share of right classes."""
-        found, logits = self.net(x), self.net.logits(x)
         few = self.real[:: max(1, len(self.real) // 10000)]
         return {
-            "frechet": images.frechet_distance(found, self.real, features=lambda f: f),
-            "kernel": images.kernel_distance(found, few, features=lambda f: f),
-            "score": images.class_score(x, logits=self.net.logits),
-            "right": float((logits.argmax(1) == labels).double().mean()),
+            "frechet": self.frechet(x),
+            "kernel": images.kernel_distance(self.net(x), few),
+            "score": images.class_score(self.net.logits(x)),
+            "right": float((self.net.logits(x).argmax(1) == labels).double().mean()),
         }

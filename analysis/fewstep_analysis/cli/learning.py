@@ -1,0 +1,91 @@
+"""The commands that learn: demo and distill dode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import common
+from .common import Device, Json, Seed, name_option
+from .completion import models, samplers
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the figures, the record and the student.")
+    ] = Path("fewstep-demo"),
+    seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training: a first look.")] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Distil a 300-step sampler of handwritten digits to 5 steps, and measure it.
+
+    One to three minutes on two CPU cores. Needs scikit-learn: pip install 'fewstep[demo]'.
+
+    \b
+    Example: fewstep demo
+    Example: fewstep demo --quick --out look
+    """
+    with common.working([common.output_folder(out)]) as wrote:
+        from ..demo import lines, run
+
+        record = run(out, seed=seed, quick=quick, device=device)
+        text = lines(record, out)
+    common.tell(as_json, record.body() | {"wrote": wrote()}, text)
+
+
+Model = Annotated[str, name_option("A diffusion model; a wrong name lists them.", models)]
+Base = Annotated[str, name_option("The solver to start from, e.g. unipc:3.", samplers)]
+
+
+def dode(
+    problem: Model,
+    base: Base = "ddim",
+    steps: Annotated[int, typer.Option(metavar="N", help="Number of steps.")] = 10,
+    terms: Annotated[int, typer.Option(metavar="N", help="Fitted numbers per step; the paper has 1.")] = 1,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Continue by gradient descent on the final state.")
+    ] = False,
+    learn_grid: Annotated[
+        bool, typer.Option("--learn-grid", help="Also train levels and all weights; implies --refine.")
+    ] = False,
+    iterations: Annotated[int, typer.Option(metavar="N", help="Iterations of the descent.")] = 600,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")
+    ] = 1024,
+    teacher_substeps: Annotated[
+        int, typer.Option(metavar="N", help="Steps of the teacher per interval.")
+    ] = 10,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File of the table; with suffix .json it is readable text.")
+    ] = Path("dode.safetensors"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Fit a few numbers per step of a diffusion sampler to a fine one, in seconds.
+
+    \b
+    Example: fewstep distill dode --problem ring --steps 5
+    Example: fewstep distill dode --problem digits --base dpm_solver_pp:2 \\
+                 --steps 8 --terms 3
+    """
+    with common.working([common.output_file(out)]) as wrote:
+        from fewstep import TrainingOptions
+
+        from .. import distillation
+
+        options: dict[str, Any] = {}
+        if refine or learn_grid:
+            training = TrainingOptions(iterations=iterations, learning_rate=0.03 if learn_grid else None)
+            options = {"refine": "global", "training": training, "learn_grid": learn_grid}
+        student, report = distillation.distill_dode(
+            problem, base, out, steps=steps, samples=samples, seed=seed, device=device, terms=terms,
+            teacher_substeps=teacher_substeps, **options,
+        )  # fmt: skip
+    document = distillation.report_document(student, report) | {"wrote": wrote()}
+    lines = [str(student), *distillation.report_lines(report), f"wrote {out}"]
+    common.tell(as_json, document, lines)

@@ -1,0 +1,142 @@
+"""Distilling a named diffusion model to a D-ODE student: what `fewstep distill dode` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fewstep as fs
+from fewstep import _validation
+from fewstep.catalog import solver_named
+from fewstep.learned.dode.distill import DODEReport
+
+from . import diffusion_problems, teachers
+
+
+@dataclass(frozen=True)
+class Task:
+    """A diffusion model with what a fit needs to know of it.
+
+    Attributes:
+        name: as on the command line.
+        problem: the model, or a function from labels (batch,) to the model.
+        schedule: the schedule of the model.
+        event: the shape of one sample.
+        classes: number of classes; 0 for models without labels.
+        dtype: of the samples.
+    """
+
+    name: str
+    problem: fs.DiffusionModel | Callable[[Tensor], fs.DiffusionModel]
+    schedule: Any
+    event: tuple[int, ...]
+    classes: int = 0
+    dtype: torch.dtype = torch.float64
+
+    def noise(self, n: int, seed: int) -> Tensor:
+        """(n, *event) initial states at the largest noise level."""
+        generator = torch.Generator().manual_seed(seed)
+        first = torch.tensor(self.schedule.sigma_max, dtype=torch.float64)
+        size = float(first * self.schedule.alpha(first))
+        return size * torch.randn((n, *self.event), generator=generator, dtype=self.dtype)
+
+    def labels(self, n: int, seed: int) -> Tensor | None:
+        """(n,) labels in equal shares and random order; None for models without labels."""
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7))
+        return order % self.classes if self.classes else None
+
+    def at(self, labels: Tensor | None) -> fs.DiffusionModel:
+        """The model with these labels."""
+        if isinstance(self.problem, fs.DiffusionModel):
+            return self.problem
+        assert labels is not None
+        return self.problem(labels)
+
+
+def _mixture(name: str, device: str) -> Task:
+    found = diffusion_problems.by_name(name)
+    return Task(name, found.problem, found.schedule, (found.mixture.means.shape[1],))
+
+
+def _digits(device: str) -> Task:
+    problem = teachers.digits(device)
+    return Task("digits", problem, problem.schedule, (1, 8, 8), dtype=torch.float32)
+
+
+def mnist(device: str = "cpu", guidance: float = 1.0) -> Task:
+    """The MNIST teacher with one class per sample; without a class it is weak."""
+    net = teachers.mnist_network().to(device)
+    problem = partial(_labelled_mnist, guidance=guidance, net=net)
+    name = "mnist" if guidance == 1 else "mnist_guided"
+    return Task(name, problem, teachers.mnist_schedule(), (1, 28, 28), classes=10, dtype=torch.float32)
+
+
+def _labelled_mnist(labels: Tensor, guidance: float, net: Any) -> fs.DiffusionModel:
+    return teachers.mnist(labels, guidance, net)
+
+
+TASKS: dict[str, Callable[[str], Task]] = {
+    **{name: partial(_mixture, name) for name in diffusion_problems.PROBLEMS},
+    "digits": _digits,
+    "mnist": mnist,
+    "mnist_guided": partial(mnist, guidance=3.0),
+}
+
+
+def task(name: str, device: str = "cpu") -> Task:
+    """The model of that name."""
+    return TASKS[_validation.check_choice("problem", name, TASKS)](device)
+
+
+def distill_dode(
+    problem: str, base: str, out: Path, *, samples: int, seed: int, device: str = "cpu", **options: Any
+) -> tuple[fs.Plan, DODEReport]:
+    """Fit a D-ODE student to a named model and save it.
+
+    Args:
+        problem: a name in TASKS.
+        base: the name of a solver, for instance "unipc:3".
+        out: the file of the student.
+        samples: number of initial states.
+        options: further arguments of `fewstep.distill_dode`.
+    """
+    device = str(_validation.check_device(device))
+    solver, model = solver_named(base, "base"), task(problem, device)
+    noise, labels = model.noise(samples, seed), model.labels(samples, seed)
+    student, report = fs.distill_dode(
+        model.problem,
+        solver,
+        noise=noise.to(device),
+        labels=None if labels is None else labels.to(device),
+        seed=seed,
+        progress=True,
+        notes={"problem": problem, "seed": seed},
+        **options,
+    )
+    student.save(out)
+    return student, report
+
+
+def report_lines(report: DODEReport) -> list[str]:
+    """A report as lines of text."""
+    rows = [f"{r:.3f}" if k else "base" for r, k in zip(report.r2, report.kept)]
+    out = [
+        f"R^2 by row: {' '.join(rows)}",
+        f"held-out RMSE to the teacher: {report.student_rmse:.4g}, of the base {report.base_rmse:.4g}",
+        f"{report.evaluations} evaluations per initial state, {report.seconds:.1f} s",
+    ]
+    return [*out, f"fallback to the base: {report.fallback}"] if report.fallback else out
+
+
+def report_document(student: fs.Plan, report: DODEReport) -> dict[str, Any]:
+    """A report as a JSON document."""
+    assert student.fit is not None
+    assert student.fit.kappa is not None
+    kappa = [[None if k != k else k for k in row] for row in student.fit.kappa.tolist()]
+    return {**vars(report), "notes": student.fit.notes, "kappa": kappa}

@@ -1,0 +1,100 @@
+"""The D-ODE experiments: their runs, the cost of a fit, and the gain on digits."""
+
+import time
+
+import pytest
+import torch
+
+import dode_bench
+import dode_mnist
+import dode_problems
+import dode_ring
+import fewstep as fs
+from fewstep_analysis.distillation import Task, task
+from memory import PeakMemory
+
+
+def by_kind(record):
+    return {(r["base"], r["kind"], r["budget"]): r["rmse"] for r in record.data["rows"]}
+
+
+def test_ring(run):
+    record = run(dode_ring)["dode-ring"]
+    found = by_kind(record)
+    for base in ("DDIM", "DPMSolverPP(2)"):
+        assert found[base, dode_bench.TERMS, 5] < found[base, dode_bench.UNTRAINED, 5]
+    assert ("DDIM", dode_bench.GRID, 5) not in found  # its grid is not trained
+    assert "CPU seconds" in dode_ring.EXPERIMENT.tables({"dode-ring": record})["dode-ring"]
+
+
+@pytest.mark.slow
+def test_problems(run):
+    records = run(dode_problems)
+    gaps = [p["median"] for p in records["dode-gaussian"].data["population"]]
+    assert gaps[3] < 0.01
+    assert gaps[3] < 0.5 * gaps[0]
+    assert records["dode-digits"].data["cost"]["fit_bytes"] > 0
+    for record in records.values():
+        found = by_kind(record)
+        assert record.data["gains"]["5"] == pytest.approx(
+            min(v for (_, kind, n), v in found.items() if n == 5 and "untrained" in kind)
+            / min(v for (_, kind, n), v in found.items() if n == 5 and "untrained" not in kind)
+        )
+
+
+@pytest.mark.slow
+def test_mnist_with_any_network(run, any_network):
+    record = run(dode_mnist)["dode-mnist"]
+    found = by_kind(record)
+    for family in dode_bench.PEERS:  # the wider choice is at least as good
+        assert found[family, dode_mnist.BEST, 5] <= found[family, dode_mnist.EVEN, 5]
+    assert ("IPNDM(2)", dode_bench.GRID, 5) in found
+    assert record.data["frechet"]["samples"] == 16
+    assert {r["kind"] for r in record.data["guided"]} == {dode_bench.UNTRAINED, dode_bench.TERMS}
+
+
+def test_table_for_digits_takes_seconds_and_less_memory_than_sampling():
+    model = task("digits")
+    start = time.process_time()
+    fs.distill_dode(model.problem, fs.DDIM(), noise=model.noise(256, 0), steps=10)
+    assert time.process_time() - start < 10
+    cost = dode_problems.cost(model, 128)
+    assert cost["fit_bytes"] < 0.8 * cost["sampling_bytes_by_batch"]["128"]
+
+
+def test_memory_of_fit_grows_by_few_states_per_initial_state():
+    """The student keeps a state and two evaluations, the teacher one of each."""
+    model, peaks = task("digits"), []
+    for n in (128, 512):
+        with PeakMemory() as memory:
+            fs.distill_dode(model.problem, fs.DDIM(), noise=model.noise(n, 0), steps=3, batch=32)
+        peaks.append(memory.peak)
+    assert (peaks[1] - peaks[0]) / (512 - 128) < 5.2 * 64 * 4  # a state is 64 float32 numbers
+
+
+def test_peak_memory_counts_tensors_that_exist_together():
+    with PeakMemory() as memory:
+        for _ in range(5):
+            x = torch.ones(1000)
+            y = x + 1
+            y.mul_(2)
+            y.view(10, 100)
+    assert 8000 <= memory.peak <= 5 * 4000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [5, 8, 10])
+def test_best_learned_table_halves_error_of_best_untrained_on_digits(n):
+    bench = dode_bench.Bench.of(task("digits"), 256, 256, 0, steps=200)
+    bench.peers(n)
+    training = fs.TrainingOptions(iterations=300, learning_rate=0.03, batch_size=64)
+    table, _ = bench.fit("DPMSolverPP(2)", n, refine="global", learn_grid=True, terms=3, training=training)
+    assert bench.rmse(bench.sample(table)) < min(r["rmse"] for r in bench.rows) / 2
+
+
+def test_labels_come_in_equal_shares():
+    model = Task("ten classes", lambda y: None, fs.EDM(), (1,), classes=10)
+    labels = model.labels(40, 3)
+    assert labels.bincount().tolist() == [4] * 10
+    assert len(labels[::8].unique()) > 3  # also among the held-out ones
+    assert torch.equal(labels, model.labels(40, 3))
