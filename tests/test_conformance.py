@@ -156,7 +156,7 @@ class NoArea(fs.LogODE):
         return super().step(sde, t0, t1, y, replace(increment, A=0 * increment.A), carry)
 
 
-class NoCard(fs.EDMEuler):
+class NoCard(fs.DDPM):
     card = None
 
 

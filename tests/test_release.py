@@ -1,4 +1,4 @@
-"""What a release says of itself is the same in every place that says it."""
+"""Facts about a release are the same wherever they are stated."""
 
 import re
 from importlib import metadata
@@ -29,31 +29,31 @@ def test_version_citation_and_changelog_agree():
     assert newest.groups() == (VERSION, cited["date-released"])
 
 
-def test_every_paper_that_a_distillation_names_is_cited():
+def test_every_reimplemented_paper_is_cited():
     cited = set(re.findall(r"arXiv:(\S+)\"", text("CITATION.cff")))
     assert cited == {"2508.16939", "2309.16421", "2405.14961"}
 
 
-def test_the_licences_are_those_of_every_direct_dependency():
+def test_install_page_lists_the_licence_of_every_direct_dependency():
     section = text("docs/install.md").partition("## Licences")[2]
     rows = set(re.findall(r"^\| ([\w-]+) \|", section, re.M)) - {"package"}
     assert rows - {"---"} == names(metadata.requires("fewstep"))
 
 
-def test_every_extra_is_explained():
+def test_install_page_explains_every_extra():
     section = text("docs/install.md").partition("## Extras")[2].partition("## What")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.M)) == set(
         metadata.metadata("fewstep").get_all("Provides-Extra")
     )
 
 
-def test_what_contributors_are_told_to_run_is_what_is_run():
+def test_contributing_page_lists_the_commands_that_ci_runs():
     page = text("docs/CONTRIBUTING.md")
     check = re.search(r"## Check\n\n```console\n(.*?)```", page, re.S)[1]
-    told = [part.strip() for line in check.splitlines() for part in line.partition("#")[0].split("&&")]
+    steps = [part.strip() for line in check.splitlines() for part in line.partition("#")[0].split("&&")]
     run = text(".ci/run").splitlines()
-    assert told[-1] == "bash .ci/run"
-    for command in told[:-1]:
+    assert steps[-1] == "bash .ci/run"
+    for command in steps[:-1]:
         assert command in run, command
     workflow, hooks = text(".github/workflows/ci.yml"), text(".pre-commit-config.yaml")
     assert "run: bash .ci/run" in workflow

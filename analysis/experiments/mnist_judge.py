@@ -1,4 +1,4 @@
-"""Samples of the ten digits against MNIST: distances of features, class score, right classes."""
+"""Judges samples of the ten digits by MNIST: distances of features, class score, share of right classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mnist_data import mnist
 
 @dataclass(frozen=True)
 class Judge:
-    """The training set's features, and the test set as what a perfect sampler would give.
+    """The features of the training set, and the test set in the place of a perfect sampler.
 
     Attributes:
         net: the shipped classifier.
@@ -48,7 +48,7 @@ class Judge:
     @torch.no_grad()
     def frechet(self, x: Tensor) -> float:
         """Fréchet distance of the features to those of the training set."""
-        return images.frechet_distance(self.net(x), self.real, features=lambda f: f)
+        return images.frechet_distance(self.net(x), self.real)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, labels: Tensor) -> dict[str, float]:
@@ -56,7 +56,7 @@ class Judge:
         few = self.real[:: max(1, len(self.real) // 10000)]
         return {
             "frechet": self.frechet(x),
-            "kernel": images.kernel_distance(self.net(x), few, features=lambda f: f),
-            "score": images.class_score(x, logits=self.net.logits),
+            "kernel": images.kernel_distance(self.net(x), few),
+            "score": images.class_score(self.net.logits(x)),
             "right": float((self.net.logits(x).argmax(1) == labels).double().mean()),
         }

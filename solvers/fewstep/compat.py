@@ -1,7 +1,7 @@
 """Solvers that reproduce the numbers of other codes where these depart from the papers.
 
-Nothing here is needed for sampling well: each class repeats a departure so that results of another code
-can be reproduced or compared.
+Sampling well needs none of them: each class repeats one difference, for results of another code to be
+reproduced or compared.
 """
 
 from __future__ import annotations

@@ -173,16 +173,17 @@ class VPSigmoid(_Timed):
     t_min: float = 1e-3
     t_max: float = 0.999
 
-    def _ends(self) -> tuple[float, float]:
-        return tuple(1 / (1 + math.exp(-v / self.tau)) for v in (self.start, self.end))  # type: ignore[return-value]
+    @property
+    def _ends(self) -> list[float]:
+        return [1 / (1 + math.exp(-v / self.tau)) for v in (self.start, self.end)]
 
     def sigma(self, t: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         at = torch.sigmoid((self.start + t * (self.end - self.start)) / self.tau)
         return torch.sqrt((at - low) / (high - at))
 
     def time(self, sigma: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         at = high - (high - low) / (1 + sigma.square())
         return (self.tau * torch.logit(at) - self.start) / (self.end - self.start)
 

@@ -86,7 +86,7 @@ class Card:
 class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
     """Anything with a card. It keeps the arguments of its constructor under their names.
 
-    `card` is a class attribute where it holds for every configuration, else a cached property.
+    `card` is a class attribute where it holds for every configuration; else the constructor sets it.
     """
 
     if TYPE_CHECKING:

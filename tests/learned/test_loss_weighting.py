@@ -18,8 +18,10 @@ def test_an_error_decays_by_the_formula(solver, power, level):
     problem = fs.DiffusionModel(lambda x, s: x * spread**2 / (spread**2 + s**2), SCHEDULE)
     sigmas = torch.logspace(torch.tensor(level).log10().item(), -3, 401, dtype=torch.float64)
     a, b = (
-        fs.sample(problem, solver, noise=x * level + shift, sigmas=sigmas, seed=1) for shift in (0.0, 0.1)
-    )
+        fs.sample(problem, solver, noise=x * level + shift, sigmas=sigmas,
+                  path=fs.FreshIncrements((64, 3), levy="H", seed=1, dtype=torch.float64))
+        for shift in (0.0, 0.1)
+    )  # fmt: skip
     for k, s in enumerate(spread):
         ends = torch.tensor([[1.0], [-1.0]], dtype=torch.float64) * s / 2**0.5  # of variance s^2
         left = left_at_end(ends, torch.tensor([level])) ** power

@@ -85,7 +85,7 @@ def test_scheduler_equals_sample(conditional):
     x = noise
     for t in scheduler.timesteps:  # the pipeline's own network is not used
         x = scheduler.step(torch.zeros_like(x), t, x, generator=torch.Generator().manual_seed(0)).prev_sample
-    want = fs.sample(model_of(net), student.at(labels), noise=noise, path=scheduler._path)
+    want = fs.sample(model_of(net), student.at(labels), noise=noise, path=scheduler._run.path)
     assert (x - want).norm() < 1e-5 * want.norm()
 
 

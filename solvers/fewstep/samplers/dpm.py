@@ -27,7 +27,7 @@ Terms = list[tuple[float, LinearExpr]]
 def even_groups(order: int, sigmas: Tensor) -> list[Group]:
     """Each interval of the grid with inner nodes even in lambda; a step to 0 has none.
 
-    The ratios are exact fractions, so that second order holds no rounding residue of F.
+    The ratios are exact fractions: second order then contains no rounding residue of F.
     """
     ratios = [k / order for k in range(1, order)]
     return [

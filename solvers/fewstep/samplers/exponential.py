@@ -1,4 +1,4 @@
-"""What the exponential integrators in lambda = -log sigma are made of: a step's weights and its quadratures.
+"""Building blocks of exponential integrators in lambda = -log sigma: weights of a step and quadratures.
 
 The exact step from s to t is x_t = scale x_s + gain int e^{-q(1-u)} q F(u) du with u in [0, 1] and F the
 data prediction (q = h), the same under noise (q = (1 + eta) h), or the noise prediction (q = -h).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -29,40 +28,22 @@ def order_before_zero(order: int, left: int, sigmas: Tensor) -> int:
     return min(order, 2) if left == 2 and sigmas[-1] == 0 else order
 
 
-@dataclass(frozen=True)
 class ExponentialStep:
-    """One exponential step from s to t > 0.
+    """One exponential step from s to t, 0 < t < s.
 
     Args:
         prediction: "data" or "noise", what F is.
         eta: with "data", the share of the reverse SDE (0: the ODE; 1: the SDE), tau^2 of SA-Solver.
     """
 
-    s: float
-    t: float
-    prediction: str = "data"
-    eta: float = 0.0
-
-    @property
-    def h(self) -> float:
-        return math.log(self.s / self.t)
-
-    @property
-    def q(self) -> float:
-        return -self.h if self.prediction == "noise" else (1 + self.eta) * self.h
-
-    @property
-    def gain(self) -> float:
-        return self.t if self.prediction == "noise" else 1.0
-
-    @property
-    def scale(self) -> float:
-        return 1.0 if self.prediction == "noise" else (self.t / self.s) ** (1 + self.eta)
-
-    @property
-    def noise(self) -> float:
-        """The standard deviation of the noise that the step adds."""
-        return self.t * math.sqrt(-math.expm1(-2 * self.eta * self.h))
+    def __init__(self, s: float, t: float, prediction: str = "data", eta: float = 0.0) -> None:
+        noise = prediction == "noise"
+        self.s, self.t, self.eta, self.h = s, t, eta, math.log(s / t)
+        self.q: float = -self.h if noise else (1 + eta) * self.h
+        self.gain: float = t if noise else 1.0
+        self.scale: float = 1.0 if noise else (t / s) ** (1 + eta)
+        # the standard deviation of the noise that the step adds
+        self.noise: float = t * math.sqrt(-math.expm1(-2 * eta * self.h))
 
     def weights(self) -> tuple[float, float, float]:
         """Of F, h F' and h^2 F'' at s: q phi_1, q phi_2, q phi_3 of -q."""

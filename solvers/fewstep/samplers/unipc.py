@@ -32,7 +32,7 @@ class UniPC(DiffusionSolver):
         order: p, 1 to 3; lower in the first steps, which have less history, and before a last level of 0.
         variant: B(-h) is -h ("bh1") or e^-h - 1 ("bh2"). A last step to 0 is the estimate of x0 for both.
         corrector: False for UniP alone; True, or a collection of the steps (0-based) to correct.
-        predictor: False predicts by DDIM, so that UniC-p corrects a first-order step: order 2.
+        predictor: False predicts by DDIM; UniC-p then corrects a first-order step, which gives order 2.
         prediction: "data" or "noise".
     """
 
