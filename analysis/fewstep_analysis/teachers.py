@@ -22,6 +22,7 @@ from fewstep import (
     classifier_free_guidance,
     from_epsilon,
 )
+from fewstep.learned import loading
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.unet_denoiser import unet_class
 
@@ -51,7 +52,7 @@ def load(path: str | Path) -> DenoisingMLP:
     """A denoiser written by `save`, as a float32 network for inference."""
     meta, weights = _read(path, DIGITS_FORMAT)
     try:
-        network = _serialization.build_network(str(path), "DenoisingMLP", meta.get("config"), weights)
+        network = loading.build_network(str(path), "DenoisingMLP", meta.get("config"), weights)
         network.load_state_dict(weights)
     except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
@@ -77,7 +78,7 @@ def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Pa
 def _read(path: str | Path, expected: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and finite float32 weights of a file that `write_half` wrote."""
     meta, weights = _serialization.read(path, (expected,))
-    _serialization.check_weights(path, weights)
+    loading.check_weights(path, weights)
     return meta, {k: v.float() for k, v in weights.items()}
 
 

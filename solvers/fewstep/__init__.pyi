@@ -1,6 +1,5 @@
 """The public surface of fewstep, on one screen."""
 
-from ._serialization import load as load
 from .brownian import AreaPath as AreaPath
 from .brownian import BrownianPath as BrownianPath
 from .brownian import FreshIncrements as FreshIncrements
@@ -22,6 +21,7 @@ from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
 from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
+from .learned.loading import load as load
 from .learned.sfddm.distill import distill_sfddm as distill_sfddm
 from .learned.sfddm.process import StudentProcess as StudentProcess
 from .learned.sfddm.process import subsequence as subsequence
@@ -97,3 +97,4 @@ from .solver import StochasticSolver as StochasticSolver
 from .testing import check_solver as check_solver
 
 __version__: str
+__all__: list[str]

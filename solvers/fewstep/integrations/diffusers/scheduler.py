@@ -20,11 +20,11 @@ except ImportError as _error:
     ) from _error
 
 from ... import _validation
-from ..._serialization import load
 from ...brownian.increment import Path as BrownianSource
 from ...denoiser import coefficients, to_x0
 from ...errors import InputError
 from ...executor import Draw, Evaluate, Normals, State, begin, follow, stage, update
+from ...learned.loading import load
 from ...plan import Plan, Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
 from ...problem import DiffusionModel
