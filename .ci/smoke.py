@@ -48,9 +48,7 @@ def core() -> None:
             importlib.import_module(module.name)
     sde = fs.SDE(lambda t, y: -y, lambda t, y: 0.2 * y)
     path = fs.BrownianPath((8, 2), seed=1, levy="H")
-    assert (
-        fs.solve(sde, fs.Milstein(), torch.ones(8, 2), torch.linspace(0, 1, 9), path=path).y.isfinite().all()
-    )
+    assert fs.solve(sde, fs.Milstein(), torch.ones(8, 2), torch.linspace(0, 1, 9), path=path).y.isfinite().all()
     schedule = fs.VPLinear()
     model = fs.DiffusionModel(lambda x, sigma: x / (1 + sigma**2), schedule)
     assert fs.sample(model, fs.ShARK(), shape=(2, 3), steps=4, seed=0).isfinite().all()

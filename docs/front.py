@@ -75,11 +75,7 @@ def orders() -> str:
     rows = []
     for e in tables.record("headline-orders").data["estimates"]:
         levels = e["reference"] == "levels"
-        against = (
-            "differences of levels: torchsde's paths have no areas"
-            if levels
-            else "torchsde's `srk`, same path"
-        )
+        against = "differences of levels: torchsde's paths have no areas" if levels else "torchsde's `srk`, same path"
         slope = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
         cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:g}", slope, f"{e['local'][-1]:.2f}"]
         rows.append([*cells, against])

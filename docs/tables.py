@@ -50,9 +50,7 @@ def experiments() -> str:
         commits = {one.made["commit"]: None for one in e.saved().values()}
         figures = ", ".join(f"`{name}`" for name in e.figures)
         command = f"`{e.command()}`{needs}"
-        rows.append(
-            [", ".join(files), figures, command, f"{e.minutes} min", ", ".join(f"`{c}`" for c in commits)]
-        )
+        rows.append([", ".join(files), figures, command, f"{e.minutes} min", ", ".join(f"`{c}`" for c in commits)])
     demo = record("demo").made["commit"]
     rows.append(["`demo.json`", "`digits.png`, `demo-convergence.png`", "`fewstep demo`, see below", "3 min",
                  f"`{demo}`"])  # fmt: skip
@@ -65,24 +63,18 @@ def records() -> str:
     for file in sorted(RECORDS.glob("*.json")):
         one = Record.load(file)
         made = one.made
-        shown = ", ".join(
-            f"{k} {v}" for k, v in made["versions"].items() if k not in ("fewstep", "numpy", "scipy")
-        )
+        shown = ", ".join(f"{k} {v}" for k, v in made["versions"].items() if k not in ("fewstep", "numpy", "scipy"))
         versions.setdefault(shown, []).append(file.name)
         machine = f"{made['device']}, threads: {made['threads']}"
         rows.append([f"`{file.name}`", one.seed, f"`{made['commit']}`", machine])
     most = max(versions, key=lambda v: len(versions[v]))
     others = [f"{', '.join(names)}: {v}" for v, names in versions.items() if v != most]
-    return (
-        table(["record", "seed", "commit", "device"], rows) + f"\n\nVersions: {'; '.join([most, *others])}."
-    )
+    return table(["record", "seed", "commit", "device"], rows) + f"\n\nVersions: {'; '.join([most, *others])}."
 
 
 def summaries() -> str:
     """One line per experiment."""
-    rows = [
-        [f"`{e.name}`", " ".join(e.summary.split("\n\n")[0].split()), e.minutes] for e in EXPERIMENTS.values()
-    ]
+    rows = [[f"`{e.name}`", " ".join(e.summary.split("\n\n")[0].split()), e.minutes] for e in EXPERIMENTS.values()]
     return table(["experiment", "what it does", "minutes"], rows)
 
 

@@ -137,9 +137,7 @@ class FrozenNoise(fs.SlowRK):
     """Evaluates the diffusion at the start of the step where the method has other times."""
 
     def step(self, sde, t0, t1, y, increment, carry):
-        return super().step(
-            replace(sde, diffusion=lambda t, y: sde.diffusion(t0, y)), t0, t1, y, increment, carry
-        )
+        return super().step(replace(sde, diffusion=lambda t, y: sde.diffusion(t0, y)), t0, t1, y, increment, carry)
 
 
 class WrongSign(fs.SlowRK):
@@ -288,8 +286,6 @@ def test_moved_options_name_compat(old):
 def test_repr_of_configured_solvers_rebuilds_them():
     for solver in CONFIGURATIONS:
         if type(solver).__module__.startswith("fewstep.samplers"):
-            again = eval(
-                repr(solver), {**vars(fs), **{type(solver).__name__: type(solver)}, "inf": EVERYWHERE[1]}
-            )
+            again = eval(repr(solver), {**vars(fs), **{type(solver).__name__: type(solver)}, "inf": EVERYWHERE[1]})
             assert again.options() == solver.options()
             assert again.card == solver.card

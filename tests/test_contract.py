@@ -58,9 +58,7 @@ def test_diffusion_models(tmp_path):
     plan = fs.UniPC(order=3).plan(sigmas)
     x0 = fs.sample(problem, plan, shape=(4, 1, 8, 8), seed=0)
     plan.save(tmp_path / "unipc8.safetensors")
-    assert torch.equal(
-        x0, fs.sample(problem, fs.load(tmp_path / "unipc8.safetensors"), shape=(4, 1, 8, 8), seed=0)
-    )
+    assert torch.equal(x0, fs.sample(problem, fs.load(tmp_path / "unipc8.safetensors"), shape=(4, 1, 8, 8), seed=0))
     for name in ("from_v", "from_score", "from_sample", "from_flow", "from_edm"):
         assert callable(getattr(fs, name))
     solvers = [fs.DDIM(eta=0), fs.PNDM(), fs.IPNDM(order=4), fs.DPMSolver(2), fs.DPMSolverSDE(2), fs.DEIS(2)]

@@ -95,9 +95,7 @@ def defect(solver, gaps, degree):
     k, lam = 5, torch.cat([gaps.new_zeros(1), gaps]).cumsum(0)
     sigmas, states = torch.exp(-lam), []
     # powers of lambda about the node itself, which keeps rounding small
-    problem = fs.DiffusionModel(
-        lambda x, s: ((-torch.log(s) - lam[k]) ** degree).expand_as(x), fs.EDM(1e-3, 10.0)
-    )
+    problem = fs.DiffusionModel(lambda x, s: ((-torch.log(s) - lam[k]) ** degree).expand_as(x), fs.EDM(1e-3, 10.0))
     fs.sample(problem, solver.plan(sigmas), noise=torch.zeros(1, 1, dtype=torch.float64),
               callback=lambda i, x, D: states.append(x))  # fmt: skip
     # row k of a corrector leaves the state at node k, that of the others at node k + 1

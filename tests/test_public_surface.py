@@ -26,9 +26,7 @@ def test_every_public_name_can_be_imported(package):
 def test_heavy_packages_are_imported_only_when_used():
     assert imported("import fewstep, fewstep_analysis", "torch", "scipy", "matplotlib") == []
     assert imported("import fewstep_analysis.cli.app", "torch", "matplotlib") == []
-    solve = (
-        "import fewstep as fs, torch\nfs.solve(fs.ODE(lambda t, y: -y), fs.RK4(), torch.ones(1), [0.0, 1.0])"
-    )
+    solve = "import fewstep as fs, torch\nfs.solve(fs.ODE(lambda t, y: -y), fs.RK4(), torch.ones(1), [0.0, 1.0])"
     extras = "torchsde", "matplotlib", "scipy", "sklearn", "diffusers", "typer", "rich"
     assert imported(solve, *extras) == []
 

@@ -109,9 +109,7 @@ def test_grid_may_be_a_list_an_array_or_a_tensor():
 def test_non_finite_error_names_the_step_and_counts_the_paths():
     cubic = fs.SDE(lambda t, y: y**3, lambda t, y: torch.zeros_like(y))
     y0 = torch.cat([torch.full((3, 2), 50.0), torch.zeros(5, 2)])
-    with pytest.raises(
-        fs.NonFiniteError, match=r"non-finite values at step \d+ .* for 3 of 8 paths"
-    ) as error:
+    with pytest.raises(fs.NonFiniteError, match=r"non-finite values at step \d+ .* for 3 of 8 paths") as error:
         fs.solve(cubic, fs.EulerMaruyama(), y0, torch.linspace(0, 10, 21))
     # the exact step: all values are finite before it
     short = torch.linspace(0, 10, 21)[: error.value.step + 1]

@@ -141,9 +141,7 @@ class Experiment:
             epilog=f"Example: {self.command('smoke')}",
         )  # fmt: skip
         parser.add_argument("--budget", choices=list(self.budgets), default="smoke", help="default: smoke")
-        places = (
-            "folder of records, figures and checkpoints; default: the checkout for paper, temporary for smoke"
-        )
+        places = "folder of records, figures and checkpoints; default: the checkout for paper, temporary for smoke"
         parser.add_argument("--out", type=Path, help=places)
         parser.add_argument("--seed", type=int, default=self.seed, help=f"default: {self.seed}")
         parser.add_argument("--device", default="cpu", help="default: cpu")
@@ -184,9 +182,7 @@ def load(name: str) -> Experiment:
 def table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     """A Markdown table; a cell that is None or empty becomes "-"."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join("-" if c in (None, "") else str(c) for c in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join("-" if c in (None, "") else str(c) for c in line) + " |" for line in lines)
 
 
 def ticks(axes: Any, values: Iterable[float], which: str = "x") -> None:

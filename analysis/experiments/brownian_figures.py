@@ -244,9 +244,7 @@ def draw_K(axes: Any, path: Row) -> None:
     """The first moment of that area."""
     bridge = [v - u * path["W"] for u, v in zip(times(FINE), path["values"])]
     axes.plot(times(FINE), bridge, color=GREY, lw=0.9, label="path minus chord")
-    axes.plot(
-        times(FINE), [0.5 - u for u in times(FINE)], ":", color=ORANGE, lw=1.2, label="weight $1/2 - u$"
-    )
+    axes.plot(times(FINE), [0.5 - u for u in times(FINE)], ":", color=ORANGE, lw=1.2, label="weight $1/2 - u$")
     shade(axes, [0.0] * (FINE + 1), [b * (0.5 - u) for u, b in zip(times(FINE), bridge)], "product, ", 0.5)
     axes.axhline(0, color="black", lw=0.6)
     axes.set_xlim(0, 1)

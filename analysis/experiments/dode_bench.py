@@ -128,9 +128,7 @@ class Bench:
             ends[kind] = self.keep(base, kind, n, student, **facts)
         return ends
 
-    def peers(
-        self, n: int, spacings: Sequence[str] = SPACINGS, scout: Bench | None = None, kind: str = BEST
-    ) -> None:
+    def peers(self, n: int, spacings: Sequence[str] = SPACINGS, scout: Bench | None = None, kind: str = BEST) -> None:
         """Judge each family's best of its orders and of the spacings.
 
         It is chosen on the scout's initial states; without a scout on those it is judged on, in its favour.
@@ -151,9 +149,7 @@ class Bench:
         return next(r for r in self.rows if (r["base"], r["kind"], r["budget"]) == (base, kind, n))
 
 
-def gains(
-    rows: list[Row], counts: Sequence[int], kinds: Sequence[str] = (UNTRAINED, BEST)
-) -> dict[str, float]:
+def gains(rows: list[Row], counts: Sequence[int], kinds: Sequence[str] = (UNTRAINED, BEST)) -> dict[str, float]:
     """Per count, the smallest error of these untrained kinds over the smallest of the learned ones."""
 
     def least(n: int, among: Sequence[str]) -> float:
@@ -183,9 +179,7 @@ def bases_table(rows: list[Row], counts: Sequence[int] = (5, 8, 10)) -> str:
     found = {(r["base"], r["kind"], r["budget"]): r for r in rows}
     lines = []
     for base in dict.fromkeys(r["base"] for r in rows if r["kind"] == GREEDY):
-        cells = [
-            [cell(found, base, kind, n) for n in counts if (base, UNTRAINED, n) in found] for kind in KINDS
-        ]
+        cells = [[cell(found, base, kind, n) for n in counts if (base, UNTRAINED, n) in found] for kind in KINDS]
         lines.append([base, *(" / ".join(c) if any(c) else None for c in cells)])
     return table(["base", *KINDS], lines)
 

@@ -150,9 +150,7 @@ def pictures(bench: Bench, counts: tuple[int, ...]) -> dict[str, torch.Tensor]:
 
 def guided(budget: Budget, seed: int) -> list[Row]:
     """The model with classifier-free guidance, fitted by the closed form alone."""
-    bench = Bench.of(
-        mnist(guidance=GUIDANCE), budget.fit, budget.test // 4, seed, budget.reference_steps // 2
-    )
+    bench = Bench.of(mnist(guidance=GUIDANCE), budget.fit, budget.test // 4, seed, budget.reference_steps // 2)
     bench.learned(MAIN, 5, {TERMS: {"terms": 3, "teacher": fs.IPNDM(4), "teacher_substeps": 6}}, SPACING)
     return bench.rows
 
@@ -164,9 +162,7 @@ def cost(task: Task, samples: int) -> Row:
     fit = partial(fs.distill_dode, task.problem, fs.DDIM(), steps=3, teacher_substeps=2)
     fitting = peak_bytes(lambda: fit(noise=noise, labels=labels))
     parts = list(zip(noise.split(samples // 4), labels.split(samples // 4)))
-    sampling = peak_bytes(
-        lambda: torch.cat([fs.sample(task.at(y), fs.DDIM(), noise=x, steps=3) for x, y in parts])
-    )
+    sampling = peak_bytes(lambda: torch.cat([fs.sample(task.at(y), fs.DDIM(), noise=x, steps=3) for x, y in parts]))
     return {"start_states": samples, "fit_bytes": fitting, "sampling_bytes": sampling}
 
 

@@ -158,8 +158,7 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     if "dode-digits" in records:
         spent = records["dode-digits"].data["cost"]
         few, many = (
-            spent["sampling_bytes_by_batch"][b] / 1e6
-            for b in sorted(spent["sampling_bytes_by_batch"], key=int)
+            spent["sampling_bytes_by_batch"][b] / 1e6 for b in sorted(spent["sampling_bytes_by_batch"], key=int)
         )
         made["dode-cost"] = (
             f"For 10 steps on the digits teacher, a small network, with {spent['start_states']} initial "

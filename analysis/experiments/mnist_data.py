@@ -63,9 +63,7 @@ def _read_idx(path: Path, magic: int, md5: str) -> Tensor:
     except FileNotFoundError as error:
         raise InputError(f"folder: {path} does not exist; expected MNIST's four files there.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"folder: {path} is not a complete gzip file ({error}); download it again."
-        ) from error
+        raise InputError(f"folder: {path} is not a complete gzip file ({error}); download it again.") from error
     size = 4 * (magic % 16 + 1)  # the last byte of the magic number counts the axes
     head = np.frombuffer(raw[:size], ">u4") if len(raw) >= size else np.zeros(2, np.uint32)
     body, shape = raw[size:], [int(n) for n in head[1:]]

@@ -131,9 +131,7 @@ def sample(student: fs.SFDDM, noise: Tensor) -> Tensor:
     return fs.sample(student.problem(), student, noise=noise)
 
 
-def judge_samples(
-    way: str, steps: int, x: Tensor, t: Trained | None, *, fine: Tensor, held_out: Tensor
-) -> Row:
+def judge_samples(way: str, steps: int, x: Tensor, t: Trained | None, *, fine: Tensor, held_out: Tensor) -> Row:
     """Distances of one sampler, and what its training cost."""
     return {
         "way": way, "steps": steps, "sliced_w2": distance(x, held_out), "rmse": rms(x - fine),

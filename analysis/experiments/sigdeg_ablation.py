@@ -92,9 +92,7 @@ class Task:
     law: Trajectories
 
     @classmethod
-    def of(
-        cls, problem: fs.DiffusionModel, event: tuple[int, ...], schedule: fs.EDM, size: Size, seed: int
-    ) -> Task:
+    def of(cls, problem: fs.DiffusionModel, event: tuple[int, ...], schedule: fs.EDM, size: Size, seed: int) -> Task:
         """Three runs of the teacher on the finest grid."""
         counts = (size.trajectories, size.judged, size.judged)
         made = [
@@ -159,9 +157,7 @@ def measure_students(task: Task, size: Size, seed: int) -> list[Row]:
             mine.problem, data=mine.train, levy=levy, head=head, forcing=0.0, seed=seed,
             training=size.training,
         )  # fmt: skip
-        judge(
-            mine, student, {"steps": steps, "levy": levy, "head": head, "seconds": report.seconds["training"]}
-        )
+        judge(mine, student, {"steps": steps, "levy": levy, "head": head, "seconds": report.seconds["training"]})
     return rows
 
 
@@ -208,9 +204,7 @@ def errors(task: Task, solver: Any) -> dict[str, list[float]]:
 
     def run(first: int, last: int) -> list[Tensor]:
         source = Replay(some.xi[first:])
-        return states(
-            task.problem, part(solver, sigmas[first : last + 1]), noise=some.knots[first], path=source
-        )
+        return states(task.problem, part(solver, sigmas[first : last + 1]), noise=some.knots[first], path=source)
 
     def end(first: int, last: int) -> float:
         return rms(run(first, last)[-1] - some.knots[last]) / scale[last]

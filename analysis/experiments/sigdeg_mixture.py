@@ -170,9 +170,7 @@ def samplers(budget: Budget, seed: int) -> Iterator[Sampler]:
                 yield Sampler(levy, denoiser, problem, student, facts)
 
 
-def distil(
-    problem: fs.DiffusionModel, data: Trajectories, levy: str, budget: Budget, seed: int
-) -> tuple[Any, Row]:
+def distil(problem: fs.DiffusionModel, data: Trajectories, levy: str, budget: Budget, seed: int) -> tuple[Any, Row]:
     """One student, and what the record says of its training."""
     training = fs.TrainingOptions(budget.distillation, budget.batch, learning_rate=2e-3)
     student, report = fs.distill_sigdeg(problem, data=data, levy=levy, training=training, seed=seed)

@@ -44,9 +44,7 @@ TEN = (9.0, 4.5, 2.8, 1.8, 1.2, 0.8, 0.5, 0.28, 0.1)
 # carries on: half of what ten untrained steps lose. Hence one more level there, and one less where little is
 # decided.
 KEPT = {20: tuple(range(21)), 10: (0, 1, 2, 4, 6, 8, 10, 12, 14, 17, 20), 5: (0, 2, 6, 10, 14, 20)}
-PRECISE = (
-    0.1  # below this level the teacher computes in float32, above in bfloat16, which takes half the time
-)
+PRECISE = 0.1  # below this level the teacher computes in float32, above in bfloat16, which takes half the time
 EVENT = (1, 28, 28)
 
 
@@ -143,10 +141,7 @@ def distances(
     for n, student in sorted(students.items()):
         for name, solver in ({f"student of {n}": student} | untrained(student.plan.sigmas)).items():
             samples.append((name, n, sample(problem, solver, labels, job.seed + n, job.device)))
-    return [
-        {"sampler": name, "evaluations": n, **judge(x, labels), "std": float(x.std())}
-        for name, n, x in samples
-    ]
+    return [{"sampler": name, "evaluations": n, **judge(x, labels), "std": float(x.std())} for name, n, x in samples]
 
 
 def untrained(sigmas: Tensor) -> dict[str, Any]:
@@ -167,9 +162,7 @@ def sample(problem: Any, solver: Any, labels: Tensor, seed: int, device: str) ->
     return torch.cat(parts)
 
 
-def pictures(
-    problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], device: str
-) -> dict[str, Tensor]:
+def pictures(problem: Any, data: Trajectories, students: dict[int, fs.SigSampler], device: str) -> dict[str, Tensor]:
     """Held-out paths, one column per class: teacher, students and untrained along the same noise."""
     held = held_out(len(data))[1].tolist()
     index = torch.tensor([next((i for i in held if i % 10 == k), held[0]) for k in range(10)])

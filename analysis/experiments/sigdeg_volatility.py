@@ -232,9 +232,7 @@ def samplers(student: Any, substeps: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def draw_samples(
-    problem: fs.DiffusionModel, sampler: Any, paths: int, seed: int, block: int = 1000
-) -> Tensor:
+def draw_samples(problem: fs.DiffusionModel, sampler: Any, paths: int, seed: int, block: int = 1000) -> Tensor:
     """(paths, 2, days) samples of a plan or a student."""
     parts = list[Tensor]()
     for first in range(0, paths, block):
@@ -263,8 +261,7 @@ def compare_parts(paths: tuple[Tensor, Tensor], truth: dict[str, Statistic], par
     all_paths, small = compare(found, truth), values(found)
     by_part = [compare(statistics(*some), truth) for some in zip(*(p.chunk(parts) for p in paths))]
     return {
-        n: all_paths[n]._asdict()
-        | {"by_seed": [p[n].error for p in by_part], "value": small.get(n, {}).get("value")}
+        n: all_paths[n]._asdict() | {"by_seed": [p[n].error for p in by_part], "value": small.get(n, {}).get("value")}
         for n in STATISTICS
     }
 
@@ -293,12 +290,8 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
             for n, ratio in found["ratio"].items()
         ]  # fmt: skip
         better = {n: errors[STUDENT][n]["error"] < errors[UNTRAINED][n]["error"] for n in CORRELATIONS}
-        yes, no = (
-            ", ".join(n for n in CORRELATIONS if better[n] == side) or "none" for side in (True, False)
-        )
-        parts.append(
-            f"H = {model['hurst']:g}, η = {model['eta']:g}, ρ = {model['rho']:g}:\n\n{table(head, rows)}"
-        )
+        yes, no = (", ".join(n for n in CORRELATIONS if better[n] == side) or "none" for side in (True, False))
+        parts.append(f"H = {model['hurst']:g}, η = {model['eta']:g}, ρ = {model['rho']:g}:\n\n{table(head, rows)}")
         parts.append(f"Correlations closer than untrained at the same steps: {yes}; not: {no}.")
     return {NAME: "\n\n".join(parts)}
 

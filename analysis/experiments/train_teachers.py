@@ -112,9 +112,7 @@ def fit_mnist(
     training.fit(net, loss, len(images), options, seed=seed, progress=True, checkpoint=checkpoint)
 
 
-def _mnist_loss(
-    net: Any, x0: Tensor, labels: Tensor, abar: Tensor, generator: torch.Generator, fast: bool
-) -> Tensor:
+def _mnist_loss(net: Any, x0: Tensor, labels: Tensor, abar: Tensor, generator: torch.Generator, fast: bool) -> Tensor:
     """Mean squared error of the noise, weighted by min-SNR (arXiv 2303.09556), at least by 0.1.
 
     `fast` computes in bfloat16, which takes 0.6 of the time. Its 8 bits blur noise of size 0.01 on a

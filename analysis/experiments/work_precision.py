@@ -51,9 +51,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
 def tables(records: dict[str, Record]) -> dict[str, str]:
     """RMSE by evaluations on the grid even in log sigma; all grids at ten evaluations; the SDE solvers."""
     made = {}
-    samplers = {
-        name: records[f"work-precision-{name}"] for name in PROBLEMS if f"work-precision-{name}" in records
-    }
+    samplers = {name: records[f"work-precision-{name}"] for name in PROBLEMS if f"work-precision-{name}" in records}
     for name, record in samplers.items():
         cells = [line.split("|") for line in sampler_work.table(record, spacing="logsnr").splitlines()]
         made[f"work-{name}"] = "\n".join("|".join(c[:2] + c[3:]) for c in cells)  # all have one spacing

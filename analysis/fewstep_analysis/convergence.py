@@ -239,9 +239,7 @@ def _experiment(
     weak: bool = False, antithetic: bool = False,
 ) -> tuple[Experiment, str]:  # fmt: skip
     """The checked experiment and the name of the problem."""
-    _validation.check_instance(
-        "problem", problem, (TestProblem, SDE), "an SDE or one of fewstep_analysis.problems"
-    )
+    _validation.check_instance("problem", problem, (TestProblem, SDE), "an SDE or one of fewstep_analysis.problems")
     solvers = _validation.check_sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
     if isinstance(problem, TestProblem):
         sde, name, exact = problem.sde, problem.name, problem.exact

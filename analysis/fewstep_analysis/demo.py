@@ -126,9 +126,7 @@ def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dic
         training=fs.TrainingOptions(iterations=600 // share), seed=seed, progress=True,
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]
-    estimates = strong_orders(
-        solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed, device=str(device)
-    )
+    estimates = strong_orders(solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed, device=str(device))
     records = [e.record() for e in estimates]
     order_figure(records, path)
     return [r.data for r in records]

@@ -129,9 +129,7 @@ def smooth() -> DiffusionProblem:
     return DiffusionProblem("smooth", mixture, DiscreteVP.named("linear"))
 
 
-PROBLEMS: dict[str, Callable[[], DiffusionProblem]] = {
-    f.__name__: f for f in (gaussian, two_bumps, ring, smooth)
-}
+PROBLEMS: dict[str, Callable[[], DiffusionProblem]] = {f.__name__: f for f in (gaussian, two_bumps, ring, smooth)}
 
 
 def by_name(name: str) -> DiffusionProblem:

@@ -23,9 +23,7 @@ from fewstep.integrations.torchsde import TorchsdePath
 
 BUDGET = 1 << 28  # bytes of increments held at a time; states and temporaries stay well below twice that
 INTERVAL = 4096  # paths of one torchsde.BrownianInterval: part of the identity of its paths
-AREA_FINER = (
-    1  # cells of an area path per finest step, as a power of two: all refinements join the same cells
-)
+AREA_FINER = 1  # cells of an area path per finest step, as a power of two: all refinements join the same cells
 TORCHSDE_METHODS = {"ito": ("srk", 1.5), "stratonovich": ("midpoint", 1.0)}
 
 

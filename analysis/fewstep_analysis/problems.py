@@ -67,9 +67,7 @@ def additive_sine() -> TestProblem:
 
 def additive_in_time() -> TestProblem:
     """dy = sin(y + t) dt + (1 + t^2) dW: additive noise that depends on time."""
-    sde = SDE(
-        lambda t, y: torch.sin(y + t), lambda t, y: (1 + t * t) * torch.ones_like(y), noise_type="additive"
-    )
+    sde = SDE(lambda t, y: torch.sin(y + t), lambda t, y: (1 + t * t) * torch.ones_like(y), noise_type="additive")
     return TestProblem("additive_in_time", sde, torch.full((1,), 0.4, dtype=F64))
 
 

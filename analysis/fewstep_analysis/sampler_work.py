@@ -121,10 +121,7 @@ def work_precision(
     series = []
     with torch.no_grad():
         for (name, spacing), by_nfe in progress(list(plans.items()), "series"):
-            points = [
-                (n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data))
-                for n, p in by_nfe.items()
-            ]
+            points = [(n, *_errors(fs.sample(problem.problem, p, noise=start), truth, data)) for n, p in by_nfe.items()]
             series.append(_series(name, spacing, "fewstep", points))
         if diffusers:
             series += _diffusers_series(problem, nfe, noise, truth, data)

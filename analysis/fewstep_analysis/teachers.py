@@ -87,9 +87,7 @@ def mnist_schedule() -> DiscreteVP:
     return DiscreteVP.named(**MNIST_SCHEDULE)
 
 
-def mnist(
-    label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DModel | None = None
-) -> DiffusionModel:
+def mnist(label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DModel | None = None) -> DiffusionModel:
     """The shipped denoiser of MNIST: a class-conditional U-Net (diffusers) that predicts noise.
 
     Events are (1, 28, 28) in [-1, 1]. One network serves unconditional, conditional and guided sampling,
@@ -110,9 +108,7 @@ def mnist(
 
     def labelled(x: Tensor, t: Tensor) -> Tensor:
         if labels.dim() and len(labels) != len(x):
-            raise InputError(
-                f"label: got {len(labels)} labels for a batch of {len(x)}, expected one per sample."
-            )
+            raise InputError(f"label: got {len(labels)} labels for a batch of {len(x)}, expected one per sample.")
         c = labels.to(x.device).expand(len(x))
         if guidance == 1 or label is None:
             return model(x, t, c)

@@ -59,9 +59,7 @@ ARROWS = [
 ]  # fmt: skip
 
 
-def box(
-    axes: Any, left: float, bottom: float, width: float, height: float, fill: str, title: str, text: str
-) -> None:
+def box(axes: Any, left: float, bottom: float, width: float, height: float, fill: str, title: str, text: str) -> None:
     """A rounded box with a title and lines of text below it."""
     style, middle, top = "round,pad=0,rounding_size=0.08", left + width / 2, bottom + height
     axes.add_patch(FancyBboxPatch((left, bottom), width, height, style, fc=fill, ec=LINE, lw=1))

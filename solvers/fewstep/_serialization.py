@@ -94,9 +94,7 @@ def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], d
     found = meta.get("format") if isinstance(meta, dict) else meta
     if not isinstance(meta, dict) or found not in expected:
         cure = "Save it again with this version of fewstep." if found else "It was not written by fewstep."
-        raise InputError(
-            f"path: {path} has format {found!r}, expected {' or '.join(map(repr, expected))}. {cure}"
-        )
+        raise InputError(f"path: {path} has format {found!r}, expected {' or '.join(map(repr, expected))}. {cure}")
     return meta, tensors
 
 
@@ -116,9 +114,7 @@ def _read_json(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
     return meta, {k: torch.from_numpy(np.array(v, dtype=np.float64)) for k, v in columns.items()}
 
 
-def write_student(
-    path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None
-) -> None:
+def write_student(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
     """Write a student: its kind, its network's name, configuration and weights, and its plan if any."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     meta = meta | {

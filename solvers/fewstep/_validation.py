@@ -150,8 +150,7 @@ def check_times(argument: str, value: Any) -> Tensor:
     if not bool(times.isfinite().all() and (times.diff() > 0).all()):
         some = ", ".join(f"{t:.4g}" for t in times[:6].tolist()) + ", ..." * (len(times) > 6)
         raise InputError(
-            f"{argument}: got [{some}], expected finite, strictly increasing times. Sort them and drop "
-            "repeated ones."
+            f"{argument}: got [{some}], expected finite, strictly increasing times. Sort them and drop repeated ones."
         )
     return times
 
@@ -171,9 +170,7 @@ def check_path(value: Any, argument: str = "path") -> Path:
     """Check the path of a file or folder, which need not exist."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(
-            f"{argument}: got {describe(value)}, expected the path of a file, a string or a Path."
-        )
+        raise InputError(f"{argument}: got {describe(value)}, expected the path of a file, a string or a Path.")
     return Path(text)
 
 

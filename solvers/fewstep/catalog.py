@@ -37,9 +37,7 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
     found = {
         name: kind()
         for name, kind in sorted(classes.items())
-        if isinstance(kind, type)
-        and issubclass(kind, Solver)
-        and not getattr(kind, "__abstractmethods__", None)
+        if isinstance(kind, type) and issubclass(kind, Solver) and not getattr(kind, "__abstractmethods__", None)
     }
     return {k: v for k, v in found.items() if noise_type in (None, *v.card.noise_types)}
 

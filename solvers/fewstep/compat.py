@@ -240,9 +240,7 @@ class _Strides:
         if schedule is None:
             raise needs_schedule(f"Diffusers{solver}", "counts in labels", f"{solver}() needs none")
         if schedule.labels is None:
-            raise InputError(
-                f"schedule: got {type(schedule).__name__} without labels, expected a DiscreteVP."
-            )
+            raise InputError(f"schedule: got {type(schedule).__name__} without labels, expected a DiscreteVP.")
         self.builder: PlanBuilder = PlanBuilder(f"{solver}(diffusers)", sigmas, prediction)
         self.schedule = schedule
         self.labels: list[int] = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]

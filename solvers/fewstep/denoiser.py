@@ -260,9 +260,7 @@ def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> Postproces
     return PostprocessedDenoiser(denoiser, lambda x0: x0.clamp(low, high))
 
 
-def dynamic_thresholding(
-    denoiser: Denoiser, quantile: float = 0.995, most: float = 1.0
-) -> PostprocessedDenoiser:
+def dynamic_thresholding(denoiser: Denoiser, quantile: float = 0.995, most: float = 1.0) -> PostprocessedDenoiser:
     """x0 clamped to [-s, s] and divided by s, the quantile of |x0| per sample, itself within [1, most].
 
     For data in [-1, 1] in pixel space under strong guidance (arXiv 2205.11487, Section 2.3).
@@ -297,8 +295,7 @@ def classifier_free_guidance(
     for name, given in (("condition", condition), ("unconditional", unconditional)):
         if not torch.is_tensor(given) or given.shape != condition.shape or given.dim() == 0:
             raise InputError(
-                f"{name}: got {_validation.describe(given)}, expected a tensor (batch, ...), both halves "
-                "of one shape."
+                f"{name}: got {_validation.describe(given)}, expected a tensor (batch, ...), both halves of one shape."
             )
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
@@ -311,9 +308,7 @@ def classifier_free_guidance(
     return guided
 
 
-def on_levels(
-    denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str
-) -> Callable[[int, Tensor], Tensor]:
+def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
     """`(i, x) -> x0 or noise` at the i-th of the levels (R,), for any denoiser."""
     if hasattr(denoiser, "on"):
         made: Callable[[int, Tensor], Tensor] = denoiser.on(levels, like, prediction)
@@ -344,9 +339,7 @@ def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed:
         InputError: x0 depends on the noise with a slope of more than 1/2.
     """
     _validation.check_callable("denoiser", denoiser, "a function (x, sigma) -> x0")
-    _validation.check_instance(
-        "schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()"
-    )
+    _validation.check_instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
     _validation.check_state("like", like)
     own = torch.Generator(like.device).manual_seed(_validation.check_seed(seed))
     n = torch.randn(like.shape, generator=own, dtype=like.dtype, device=like.device)

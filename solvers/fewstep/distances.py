@@ -108,9 +108,7 @@ def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     _validation.check_state("a", a)
     _validation.check_state("b", b)
     if a.shape[1:] != b.shape[1:]:
-        raise InputError(
-            f"b: got events of shape {tuple(b.shape[1:])}, expected {tuple(a.shape[1:])} as in a."
-        )
+        raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, expected {tuple(a.shape[1:])} as in a.")
     if min(len(a), len(b)) < least:
         raise InputError(f"a, b: got {len(a)} and {len(b)} samples, expected at least {least} of each.")
     return a.reshape(len(a), -1).double(), b.reshape(len(b), -1).double()

@@ -95,9 +95,7 @@ class Fingerprint:
 
 
 @torch.no_grad()
-def _answers(
-    problem: DiffusionModel, like: Tensor, copies: int, probes: int
-) -> tuple[tuple[float, ...], ...]:
+def _answers(problem: DiffusionModel, like: Tensor, copies: int, probes: int) -> tuple[tuple[float, ...], ...]:
     """One row of numbers for each copy of the fixed inputs."""
     event, low = tuple(like.shape[1:]), problem.schedule.sigma_min
     places = torch.linspace(0.25, 0.75, PROBES).double()

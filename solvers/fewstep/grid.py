@@ -32,9 +32,7 @@ def sigma_grid(
         timesteps: (steps,) decreasing model times of the evaluations; overrides spacing.
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
-    _validation.check_instance(
-        "schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()"
-    )
+    _validation.check_instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
     _validation.check_int("steps", steps, 1, MOST)
     _validation.check_choice("spacing", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
     _validation.check_choice("final", final, FINALS)
@@ -62,9 +60,7 @@ def sigma_grid(
     return torch.cat([nodes, first.new_zeros(1) if final == "x0" else ends])
 
 
-def _between(
-    schedule: Schedule, count: int, spacing: str, rho: float | None, first: Tensor, last: Tensor
-) -> Tensor:
+def _between(schedule: Schedule, count: int, spacing: str, rho: float | None, first: Tensor, last: Tensor) -> Tensor:
     """Nodes from the largest sigma to the smallest."""
     u = torch.linspace(0, 1, count, dtype=torch.float64)
     if spacing == "karras":

@@ -110,9 +110,7 @@ class Plan:
         for key in COLUMNS:
             column = getattr(self, key)
             if not torch.is_tensor(column) or not column.is_floating_point() or column.dim() == 0:
-                raise InputError(
-                    f"plan.{key}: got {_validation.describe(column)}, expected a floating-point tensor."
-                )
+                raise InputError(f"plan.{key}: got {_validation.describe(column)}, expected a floating-point tensor.")
         rows, window = len(self.sigma), self.update_eval.shape[-1]
         intervals = tuple(self.stage_noise.shape[-2:])
         evaluations, normals = (rows, window), (rows, *intervals)
@@ -127,20 +125,16 @@ class Plan:
         check_sigmas(self.sigmas, repeat=True)
         if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:
             raise InputError(
-                f"plan.stage_noise: got shape {tuple(self.stage_noise.shape)}, expected (rows, intervals, "
-                "letters)."
+                f"plan.stage_noise: got shape {tuple(self.stage_noise.shape)}, expected (rows, intervals, letters)."
             )
         wrong = [k for k in WEIGHTS if not bool(getattr(self, k).isfinite().all())]
         if wrong or not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
             raise InputError(
-                f"plan.{(wrong or ['sigma'])[0]}: got values that are not finite, or levels that are not "
-                "positive."
+                f"plan.{(wrong or ['sigma'])[0]}: got values that are not finite, or levels that are not positive."
             )
         kappa = self.fit.kappa if self.fit else None
         if kappa is not None and (kappa.dim() != 2 or len(kappa) != rows or bool(kappa.isinf().any())):
-            raise InputError(
-                f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite."
-            )
+            raise InputError(f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite.")
 
     @property
     def nfe(self) -> int:
@@ -217,9 +211,7 @@ class Plan:
             ("is not real", {k for k, v in tensors.items() if not v.is_floating_point()}),
         ):  # fmt: skip
             if names:
-                raise InputError(
-                    f"plan: column {min(names)!r} {what}; the file is damaged or of another version."
-                )
+                raise InputError(f"plan: column {min(names)!r} {what}; the file is damaged or of another version.")
         fitted = meta if meta.get("format") == DODE_FORMAT else meta.get("fit")
         fit = Fit.from_meta(fitted, kappa) if fitted is not None else None
         columns = {k: v.double() for k, v in tensors.items()}

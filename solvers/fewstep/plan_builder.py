@@ -60,9 +60,7 @@ class PlanBuilder:
 
     def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
         if not torch.is_tensor(sigmas):
-            raise InputError(
-                f"sigmas: got {_validation.describe(sigmas)}, expected a tensor of noise levels (n,)."
-            )
+            raise InputError(f"sigmas: got {_validation.describe(sigmas)}, expected a tensor of noise levels (n,).")
         self.name = name
         # the grids of diffusers may repeat their last level
         self.sigmas: Tensor = check_sigmas(sigmas, repeat=True)
@@ -133,9 +131,7 @@ class PlanBuilder:
             **columns,
         )  # fmt: skip
 
-    def _cells(
-        self, part: str, exprs: list[LinearExpr], newest: int
-    ) -> Iterator[tuple[str, tuple[int, ...], float]]:
+    def _cells(self, part: str, exprs: list[LinearExpr], newest: int) -> Iterator[tuple[str, tuple[int, ...], float]]:
         """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""
         opened = sorted(self._noise)
         for i, expr in enumerate(exprs):

@@ -49,9 +49,7 @@ def plan_normals(
     return draw
 
 
-def seeded_normals(
-    plan: Plan, x: Tensor, seed: int | list[int], path: Path | None = None, *, sigma_min: float
-) -> Draw:
+def seeded_normals(plan: Plan, x: Tensor, seed: int | list[int], path: Path | None = None, *, sigma_min: float) -> Draw:
     """The normals of a seed, or of one seed per sample: those of `path`, by default of the seed's own path.
 
     Args:
@@ -83,9 +81,7 @@ def fresh_normals(x: Tensor, source: Generators, letters: int) -> Normals:
     return tuple(at_least_float32(z) for z in drawn)
 
 
-def unit_normals(
-    shape: tuple[int, ...], source: Generators, dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
+def unit_normals(shape: tuple[int, ...], source: Generators, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """Standard normals (batch, *event), drawn on the generator's device; entry j from source[j] of a list."""
     if isinstance(source, list):
         if len(source) != shape[0]:
@@ -132,6 +128,4 @@ def _check_path(path: Any, plan: Plan, x: Tensor, argument: str) -> None:
     used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
     ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
     cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
-    check_path(
-        path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure
-    )
+    check_path(path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure)

@@ -78,9 +78,7 @@ class SDE:
         """
         matrix = g.dim() == y.dim() + 1
         expected = (*y.shape, g.shape[-1]) if matrix else tuple(y.shape)
-        fits = g.dim() <= len(expected) and all(
-            have in (1, want) for have, want in zip(g.shape[::-1], expected[::-1])
-        )
+        fits = g.dim() <= len(expected) and all(have in (1, want) for have, want in zip(g.shape[::-1], expected[::-1]))
         cure = "Return one value (or one row of channels) for each component of y."
         if self.noise_type in MATRICES and not matrix:
             fits, expected = False, (*y.shape, "m")

@@ -101,9 +101,7 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
         out = predict(i, x)
-        if i == 0 and not (
-            torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)
-        ):
+        if i == 0 and not (torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)):
             raise InputError(
                 f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape "
                 f"{tuple(x.shape)}. Return the estimate of x0 in x's shape, dtype and device."

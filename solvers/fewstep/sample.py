@@ -84,9 +84,7 @@ def _start(
     dtype, device = _validation.check_dtype(dtype), _validation.check_device(device)
     if noise is None:
         if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
-            raise InputError(
-                f"shape: got {shape!r}; expected (batch, ...), or the initial state as noise=..."
-            )
+            raise InputError(f"shape: got {shape!r}; expected (batch, ...), or the initial state as noise=...")
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         unit = unit_normals(_validation.check_shape(shape), generators(seed, device), dtype, device)
         return unit * plan.sigmas[0].item()

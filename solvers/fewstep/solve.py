@@ -107,9 +107,7 @@ def solve(
     return Solution(y, calls, times, torch.stack(ys) if ys else None)
 
 
-def _states(
-    sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, path: Path | None
-) -> Iterator[Tensor]:
+def _states(sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, path: Path | None) -> Iterator[Tensor]:
     """Yield the state after each step."""
     ts = times.to(y.device, y.dtype).unbind()
     carry = solver.init(sde, ts[0], y)
@@ -133,18 +131,13 @@ def _kept(save: Any, count: int) -> range | frozenset[int]:
     indices = list(save) if isinstance(save, Sequence) and not isinstance(save, str) else []
     valid = all(type(i) is int and 0 <= i < count for i in indices)
     if not indices or not valid or indices != sorted(set(indices)):
-        raise InputError(
-            f"save: got {save!r}, expected 'last', 'all' or increasing indices from 0 to {count - 1}."
-        )
+        raise InputError(f"save: got {save!r}, expected 'last', 'all' or increasing indices from 0 to {count - 1}.")
     return frozenset(indices)
 
 
 def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int, ...], bool]:
     """Check the problem and return the shape of the noise and whether a graph is needed."""
-    cure = (
-        "fewstep.SDE or ODE. Wrap a torchsde object with SDE.from_torchsde; a diffusion model goes to "
-        "fewstep.sample"
-    )
+    cure = "fewstep.SDE or ODE. Wrap a torchsde object with SDE.from_torchsde; a diffusion model goes to fewstep.sample"
     _validation.check_instance("sde", sde, SDE, cure)
     cure = "an object such as EulerMaruyama(). Call a class first; diffusion solvers go to fewstep.sample"
     _validation.check_instance("solver", solver, StochasticSolver, cure)
@@ -152,9 +145,7 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
     _validation.check_state("y0", y0, "a finite floating-point tensor (*batch, *event)")
     f, g = sde.drift(times[0].to(y0), y0), sde.diffusion(times[0].to(y0), y0)
     for name, value in (("drift", f), ("diffusion", g)):
-        _validation.check_instance(
-            name, value, Tensor, "a tensor. Return torch.full_like(y, ...) for a constant"
-        )
+        _validation.check_instance(name, value, Tensor, "a tensor. Return torch.full_like(y, ...) for a constant")
         if (value.dtype, value.device) != (y0.dtype, y0.device):
             raise InputError(
                 f"{name}: got {value.dtype} on {value.device}, expected {y0.dtype} on {y0.device} as y0. "

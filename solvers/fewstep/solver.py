@@ -177,8 +177,7 @@ def moved(**cures: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
             for name, cure in cures.items():
                 if name in options:
                     raise InputError(
-                        f"{name}: got {options[name]!r}, but this option has moved to fewstep.compat. "
-                        f"Use {cure}."
+                        f"{name}: got {options[name]!r}, but this option has moved to fewstep.compat. Use {cure}."
                     )
             init(*args, **options)
 

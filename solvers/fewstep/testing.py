@@ -66,9 +66,7 @@ def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
         ConformanceError: the first rule that is broken.
     """
     kinds = (StochasticSolver, DiffusionSolver)
-    _validation.check_instance(
-        "solver", solver, kinds, "a solver such as EulerMaruyama() or DDIM(), not its class"
-    )
+    _validation.check_instance("solver", solver, kinds, "a solver such as EulerMaruyama() or DDIM(), not its class")
     name = repr(solver)
     _within(name, _check_card, solver)
     if isinstance(solver, StochasticSolver):
@@ -222,9 +220,7 @@ def _slope(solver: StochasticSolver, sde: SDE, y0: Tensor) -> float:
 
 def _check_strong_order(case: str, solver: StochasticSolver, sde: SDE) -> None:
     y0 = torch.linspace(-3, 3, 2 * PATHS, dtype=F64).reshape(2, PATHS).T
-    _check_order(
-        case, solver.card, "strong", solver.card.strong_order[sde.noise_type], _slope(solver, sde, y0)
-    )
+    _check_order(case, solver.card, "strong", solver.card.strong_order[sde.noise_type], _slope(solver, sde, y0))
 
 
 def _check_ode(case: str, solver: StochasticSolver, order: float) -> None:

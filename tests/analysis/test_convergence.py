@@ -159,9 +159,7 @@ WEAK = [
 
 @pytest.mark.parametrize(("solver", "problem", "test", "reference", "levels", "order"), WEAK)
 def test_weak_orders(solver, problem, test, reference, levels, order):
-    estimate = weak_order(
-        solver(), problems.by_name(problem), test, reference=reference, levels=levels, paths=40000
-    )
+    estimate = weak_order(solver(), problems.by_name(problem), test, reference=reference, levels=levels, paths=40000)
     assert estimate.low - 0.1 < order < estimate.high + 0.1, (estimate.local, estimate.verdict)
     assert estimate.high - estimate.low < 0.7
     assert estimate.declared <= order
@@ -249,9 +247,7 @@ def test_pre_asymptotic_levels_are_excluded():
 
 def test_bias_below_sampling_noise_is_excluded():
     noise = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    logs = weak_logs(
-        2.0 ** -torch.arange(2, 6, dtype=torch.float64) * torch.tensor([1, 1, 1, 0]) + 0.5 * noise
-    )
+    logs = weak_logs(2.0 ** -torch.arange(2, 6, dtype=torch.float64) * torch.tensor([1, 1, 1, 0]) + 0.5 * noise)
     assert logs.usable == [True, True, True, False]
 
 
@@ -284,9 +280,7 @@ print(most, sum(2**l for l in range({a}, {b} + 1)) * {n})
 """
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "n"), [(4, 8, 10_000), pytest.param(4, 9, 100_000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("a", "b", "n"), [(4, 8, 10_000), pytest.param(4, 9, 100_000, marks=pytest.mark.slow)])
 def test_many_path_steps_fit_in_one_gib(a, b, n):
     """The complete process, torch included; the slow case has 10^8 path-steps."""
     out = subprocess.run([sys.executable, "-c", MEMORY.format(a=a, b=b, n=n)], capture_output=True, text=True,

@@ -35,9 +35,7 @@ def torchrun(world):
 def run(words, folder):
     """Run to success; a start that dies from a signal in gloo's threads (seen once) is repeated."""
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, cwd=folder, timeout=120
-        )
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder, timeout=120)
         if "SIGABRT" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr[-6000:]

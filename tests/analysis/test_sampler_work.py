@@ -65,9 +65,7 @@ def test_errors_on_the_ring_equal_independent_measurements(tmp_path):
 
 
 def test_distances_to_data_decrease_with_work():
-    record = sampler_work.work_precision(
-        "smooth", (4, 32), solvers=["UniPC(2)"], samples=1024, diffusers=False
-    )
+    record = sampler_work.work_precision("smooth", (4, 32), solvers=["UniPC(2)"], samples=1024, diffusers=False)
     series = next(s for s in record.data["series"] if s["spacing"] == "logsnr")
     assert series["rmse"][1] < series["rmse"][0] / 5
     assert series["w2"][1] < 3 * record.data["w2_floor"]
@@ -106,6 +104,4 @@ def test_any_configured_solver_is_measured():
         samples=8,
         diffusers=False,
     )
-    assert [(s["name"], s["nfe"]) for s in record.data["series"]] == [
-        ("UniPC(order=3, corrector=False)", [4])
-    ]
+    assert [(s["name"], s["nfe"]) for s in record.data["series"]] == [("UniPC(order=3, corrector=False)", [4])]

@@ -34,9 +34,7 @@ def test_shipped_mnist_teacher_predicts_noise(net):
     assert net(images(2), torch.tensor([0, 1023]), class_labels=torch.tensor([3, 10])).sample.shape == (
         2, 1, 28, 28,
     )  # fmt: skip
-    fs.check_prediction(
-        teachers.mnist(net=net).denoiser, teachers.mnist_schedule(), torch.zeros(8, 1, 28, 28)
-    )
+    fs.check_prediction(teachers.mnist(net=net).denoiser, teachers.mnist_schedule(), torch.zeros(8, 1, 28, 28))
 
 
 def test_guidance_combines_labelled_and_unlabelled_predictions(net):
@@ -142,8 +140,6 @@ def test_mnist_features_rejects_other_files(tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "features.safetensors"
-    save_file(
-        {"a": torch.zeros(2)}, str(path), {"fewstep": json.dumps({"format": "fewstep-mnist-features-1"})}
-    )
+    save_file({"a": torch.zeros(2)}, str(path), {"fewstep": json.dumps({"format": "fewstep-mnist-features-1"})})
     with pytest.raises(InputError, match="do not fit the classifier"):
         teachers.mnist_features(path)

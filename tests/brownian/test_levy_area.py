@@ -139,9 +139,7 @@ def test_joined_areas_have_the_conditional_moments_of_one_area(method, levy, has
     """Areas of two unequal parts: E[A | W, H] and its residual are those of the full interval."""
     one, two = draw(levy, 0.3, 2, seed=5), draw(levy, 0.9, 2, seed=6)
     options = {} if method == "foster" else {"terms": 40}
-    parts = [
-        Increment(i.h, i.W, i.H, i.K, levy_area(i, method, s, **options)) for s, i in enumerate((one, two))
-    ]
+    parts = [Increment(i.h, i.W, i.H, i.K, levy_area(i, method, s, **options)) for s, i in enumerate((one, two))]
     joined = parts[0].join(parts[1])
     h, a = 1.2, joined.A[:, 0, 1]
     lost = 0.0 if method == "foster" else (0.3**2 + 0.9**2) / (4 * 81)

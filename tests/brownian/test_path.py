@@ -82,9 +82,7 @@ def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gap
         incs = [path.increment(a, b) for a, b in intervals]
     else:
         incs = list(path.increments(times))
-    rows = [
-        v / math.sqrt(inc.h * s) for inc in incs for v, s in zip(letters(inc), VARIANCES[levy], strict=True)
-    ]
+    rows = [v / math.sqrt(inc.h * s) for inc in incs for v, s in zip(letters(inc), VARIANCES[levy], strict=True)]
     gram = torch.stack(rows) @ torch.stack(rows).mT
     assert torch.allclose(gram, torch.eye(len(rows), dtype=torch.float64), atol=1e-9)
 

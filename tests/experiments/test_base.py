@@ -54,9 +54,7 @@ def test_committed_records_make_tables(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n in base.NAMES if n != "benchmarks"]
-)  # which draws those of its parts
+@pytest.mark.parametrize("name", [n for n in base.NAMES if n != "benchmarks"])  # which draws those of its parts
 def test_committed_records_make_figures(name, tmp_path):
     e = base.load(name)
     e.draw(e.saved(), tmp_path)

@@ -31,9 +31,7 @@ def test_frechet_distance_equals_closed_form_of_gaussians():
     stretch = torch.tensor([2.0, 1.0]).double()
     s, t = torch.diag(stretch**2), r @ torch.diag(stretch**2) @ r.T
     trace_root = math.sqrt(float((s @ t).trace()) + 2 * math.sqrt(float((s @ t).det())))
-    assert images.frechet_distance(a * stretch, (b * stretch) @ r.T) == pytest.approx(
-        10 - 2 * trace_root, abs=1e-10
-    )
+    assert images.frechet_distance(a * stretch, (b * stretch) @ r.T) == pytest.approx(10 - 2 * trace_root, abs=1e-10)
 
 
 def test_distances_of_equal_samples_are_zero_and_deterministic():

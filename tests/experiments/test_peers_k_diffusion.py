@@ -83,9 +83,7 @@ def test_sampler_of_k_diffusion_accepts_the_noise_of_this_library(theirs):
 
     def run(n):
         noise = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=1)
-        return theirs.sampling.sample_dpmpp_2m_sde(
-            model, x, karras(n, False), disable=True, noise_sampler=noise
-        )
+        return theirs.sampling.sample_dpmpp_2m_sde(model, x, karras(n, False), disable=True, noise_sampler=noise)
 
     fine = run(257)
     errors = [(run(n) - fine).square().mean().sqrt() for n in (9, 17, 33, 65)]

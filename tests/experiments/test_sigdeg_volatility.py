@@ -30,9 +30,7 @@ def test_untrained_student_reproduces_its_parent():
         training=fs.TrainingOptions(1, learning_rate=0.0),
         teacher_options=fs.TeacherOptions(substeps=1, trajectories=16),
     )  # fmt: skip
-    ours, parent = (
-        experiment.draw_samples(problem, s, 8, 1) for s in (student, fs.EulerMaruyama().plan(levels))
-    )
+    ours, parent = (experiment.draw_samples(problem, s, 8, 1) for s in (student, fs.EulerMaruyama().plan(levels)))
     torch.testing.assert_close(ours, parent)
 
 

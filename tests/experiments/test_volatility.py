@@ -62,9 +62,7 @@ def test_factors_give_the_joint_covariance(hurst):
     n = 40
     t = torch.linspace(0, 1, n + 1, dtype=F64)
     B, L = factors(n, hurst)
-    torch.testing.assert_close(
-        B @ B.mT + L @ L.mT, volterra_covariance(t[1:], t[1:, None], hurst), rtol=0, atol=1e-14
-    )
+    torch.testing.assert_close(B @ B.mT + L @ L.mT, volterra_covariance(t[1:], t[1:, None], hurst), rtol=0, atol=1e-14)
     # the sum of the increments' covariances is that of W
     W = B.cumsum(1) / math.sqrt(n)
     torch.testing.assert_close(W, brownian_covariance(t[1:], t[1:, None], hurst), rtol=0, atol=1e-13)

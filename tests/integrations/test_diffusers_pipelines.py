@@ -43,9 +43,7 @@ def elsewhere(code):
 def images(pipe, steps, seed=0, **options):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    return pipe(
-        batch_size=2, generator=generator, num_inference_steps=steps, output_type="np", **options
-    ).images
+    return pipe(batch_size=2, generator=generator, num_inference_steps=steps, output_type="np", **options).images
 
 
 def students(problem, event=(1, 8, 8)):
@@ -178,9 +176,7 @@ def test_class_conditional_unet_equals_diffusers():
     assert gap(*ends) < 1e-4
     pipe = df.DDPMPipeline(net, ours)
     both = {"condition": {"class_labels": labels[:1]}, "negative": {"class_labels": labels[1:]}}
-    scheduler, _ = distill_dode(
-        pipe, fs.DDIM(), steps=3, samples=16, guidance_scale=2.0, teacher_substeps=2, **both
-    )
+    scheduler, _ = distill_dode(pipe, fs.DDIM(), steps=3, samples=16, guidance_scale=2.0, teacher_substeps=2, **both)
     scheduler.set_timesteps(3)
 
 
@@ -245,9 +241,7 @@ def test_stable_diffusion_pipelines_equal_diffusers(kind):
         name = type(solver).__name__
         # image to image: diffusers' PNDM keeps its first steps for the start that is not there
         if name in THEIRS and not (name == "PNDM" and kind != "text"):
-            pipe.scheduler = THEIRS[name].from_config(
-                config, **({"solver_order": 2} if name != "PNDM" else {})
-            )
+            pipe.scheduler = THEIRS[name].from_config(config, **({"solver_order": 2} if name != "PNDM" else {}))
             want = run()
             assert np.abs(got - want).max() < 1e-4
 

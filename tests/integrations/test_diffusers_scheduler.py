@@ -262,9 +262,7 @@ def test_same_image_in_sample_diffusers_and_k_diffusion(name):
     theirs, schedule = vp("sample")  # eps is x0 less 8 binary digits, in float32 at sigma = 157
     solver = SHARED[name]
     problem = fs.DiffusionModel(denoise, schedule)
-    s = FewStepScheduler.from_config(
-        theirs.config, solver=solver, exact=True, noise="path", thresholding=False
-    )
+    s = FewStepScheduler.from_config(theirs.config, solver=solver, exact=True, noise="path", thresholding=False)
     seeds = [11 + j for j in range(len(NOISE))]
     s.set_timesteps(8)
     sigmas = s.sigmas.double()
@@ -329,9 +327,7 @@ def test_path_noise_gives_one_image_at_every_step_count():
     model = network(theirs)
     ends = {}
     for noise in ("path", "generator"):
-        s = FewStepScheduler.from_config(
-            theirs.config, solver=fs.DPMSolverSDE(2), noise=noise, use_lu_lambdas=True
-        )
+        s = FewStepScheduler.from_config(theirs.config, solver=fs.DPMSolverSDE(2), noise=noise, use_lu_lambdas=True)
         for n in (20, 40, 120):
             s.set_timesteps(n)
             ends[noise, n] = walk(s, model)
@@ -452,9 +448,7 @@ def test_add_noise_and_velocity_equal_ddpm():
     theirs = df.DDPMScheduler()
     ours = FewStepScheduler.from_config(theirs.config)
     t = torch.tensor([0, 10, 400, 999, 5, 77, 500, 998])
-    assert torch.allclose(
-        ours.add_noise(NOISE, NOISE.flip(0), t), theirs.add_noise(NOISE, NOISE.flip(0), t), atol=1e-6
-    )
+    assert torch.allclose(ours.add_noise(NOISE, NOISE.flip(0), t), theirs.add_noise(NOISE, NOISE.flip(0), t), atol=1e-6)
     velocities = [s.get_velocity(NOISE, NOISE.flip(0), t) for s in (ours, theirs)]
     assert torch.allclose(*velocities, atol=1e-6)
 

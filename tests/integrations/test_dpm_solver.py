@@ -218,9 +218,7 @@ def edm_ends(**options):
     return x0 - noise / 80 * VARIANCE**0.5, net
 
 
-@pytest.mark.parametrize(
-    "labels", [None, torch.eye(3)[2], torch.eye(3)[[1]], torch.eye(3).long()[[0, 1, 2, 1]]]
-)
+@pytest.mark.parametrize("labels", [None, torch.eye(3)[2], torch.eye(3)[[1]], torch.eye(3).long()[[0, 1, 2, 1]]])
 def test_edm_networks_receive_class_labels(labels):
     """A float64 trajectory through a float32 network, at the mean of each label."""
     ends, net = edm_ends(class_labels=labels, force_fp32=True)

@@ -41,9 +41,7 @@ def test_sampler_gives_the_image_of_sample(solver, zero):
     mine = kd.sampler(solver)(model, x, sigmas, disable=True, noise_sampler=path(x))
     assert mine.shape == x.shape
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
-    single = kd.sampler(solver)(
-        model, x.float(), sigmas.float(), {}, None, True, noise_sampler=path(x.float())
-    )
+    single = kd.sampler(solver)(model, x.float(), sigmas.float(), {}, None, True, noise_sampler=path(x.float()))
     torch.testing.assert_close(single.double(), theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -90,9 +88,7 @@ def test_fitted_table_checks_its_grid_and_its_model():
     with pytest.raises(fs.InputError, match=r"sigmas: got .* carries its own grid, \[15, .*, 0\]"):
         f(model, x, karras(6))
     # without its fit it is not checked
-    torch.testing.assert_close(
-        kd.sampler(replace(student, fit=None))(model, x, f.sigmas), theirs, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(kd.sampler(replace(student, fit=None))(model, x, f.sigmas), theirs, rtol=1e-9, atol=1e-9)
 
 
 class Network(torch.nn.Module):
@@ -320,9 +316,7 @@ def test_as_denoiser_rejects_missing_and_infinite_ranges():
     assert kd.as_denoiser(net, sigma_max=9.0).schedule == fs.EDM(0.5, 9.0)
     net.sigma_min, net.sigma_max = 0.0, math.inf  # EDM's own networks
     for bad in (dict(wrapper=net), dict(wrapper=wrapper(), sigma_max=1.0), dict(wrapper=model)):
-        with pytest.raises(
-            fs.InputError, match=r"sigma_min, sigma_max: got .*as_denoiser\(wrapper, sigma_min"
-        ):
+        with pytest.raises(fs.InputError, match=r"sigma_min, sigma_max: got .*as_denoiser\(wrapper, sigma_min"):
             kd.as_denoiser(**bad)
     with pytest.raises(fs.InputError, match="CompVisDenoiser"):
         kd.as_denoiser(lambda x, s: x[..., :1], sigma_min=0.1, sigma_max=2.0).denoiser(X, torch.tensor(1.0))

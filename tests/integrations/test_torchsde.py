@@ -136,9 +136,7 @@ TWINS = [(*kind, method) for kind, methods in SAME.items() for method in methods
 def gradients(integrate, sde, y0, bm, method):
     """(states, gradients of y0 and of all parameters) of a loss of all saved states."""
     y0 = y0.clone().requires_grad_()
-    words = (
-        dict(method="milstein", options={"grad_free": True}) if method == "grad_free" else {"method": method}
-    )
+    words = dict(method="milstein", options={"grad_free": True}) if method == "grad_free" else {"method": method}
     ys = integrate(sde, y0, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), bm=bm, dt=2**-4, **words)
     return ys, torch.autograd.grad(ys.square().mean(), [y0, *sde.parameters()])
 
@@ -195,8 +193,7 @@ def test_view_of_an_area_path_raises_the_order_of_torchsdes_log_ode():
     with torch.no_grad():
         for bm in (BrownianView(path), own):
             coarse, half, fine = (
-                torchsde.sdeint(Heisenberg(), y0, ts, bm=bm, method="log_ode", dt=2.0**-k)[-1]
-                for k in (2, 4, 7)
+                torchsde.sdeint(Heisenberg(), y0, ts, bm=bm, method="log_ode", dt=2.0**-k)[-1] for k in (2, 4, 7)
             )
             falls.append((coarse - fine).square().mean().sqrt() / (half - fine).square().mean().sqrt())
             if bm is not own:
@@ -285,9 +282,7 @@ SETS = [["f", "g"], ["f_and_g"], ["f", "g_prod"], ["f_and_g_prod"], ["f", "f_and
 @pytest.mark.parametrize("noise_type", ["diagonal", "scalar", "additive", "general"])
 @pytest.mark.parametrize("methods", SETS, ids="+".join)
 def test_any_set_of_methods_defines_the_sde(noise_type, methods):
-    path = fs.BrownianPath(
-        (8, {"diagonal": 3, "scalar": 1}.get(noise_type, 2)), dtype=torch.float64, levy="H"
-    )
+    path = fs.BrownianPath((8, {"diagonal": 3, "scalar": 1}.get(noise_type, 2)), dtype=torch.float64, levy="H")
     sde = Parts(noise_type, **{n: n for n in methods})
     kw = dict(bm=path, dt=0.25)
     want = sdeint(Neural(noise_type, "ito", torch.float64), Y0, TS, **kw)

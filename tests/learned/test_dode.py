@@ -216,9 +216,7 @@ def test_learned_grid_is_far_better_than_the_greedy_fit():
     options = dict(noise=ring_start(512, 0), steps=6)
     greedy, _ = fs.distill_dode(RING, fs.DPMSolverPP(2), **options)
     training = fs.TrainingOptions(iterations=250, batch_size=256, learning_rate=0.03)
-    table, _ = fs.distill_dode(
-        RING, fs.DPMSolverPP(2), refine="global", learn_grid=True, training=training, **options
-    )
+    table, _ = fs.distill_dode(RING, fs.DPMSolverPP(2), refine="global", learn_grid=True, training=training, **options)
     assert error(greedy) < 0.7 * error(fs.DPMSolverPP(2), steps=6)
     assert error(table) < 0.4 * error(greedy)
     assert table.fit.kappa.isnan().all()
@@ -308,9 +306,7 @@ class TestRegrid:
     def test_bad_input_is_refused(self):
         table = self.fit(fs.DDIM())
         other = fs.DiffusionModel(lambda x, s: 0.5 * bumps(x, s), VP)
-        refined = self.fit(
-            fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False
-        )
+        refined = self.fit(fs.DDIM(), steps=4, refine="global", learn_grid=True, training=TRAINING, guard=False)
         for case in (
             (table, other, fs.DDIM(), "answers differently"), (table, BUMPS, fs.UniPC(2), "base: got"),
             (refined, BUMPS, fs.DDIM(), "no kappa"),

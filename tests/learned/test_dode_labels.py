@@ -160,9 +160,7 @@ def test_notes_say_how_a_table_was_made(labelled, tmp_path):
 
 
 def test_regrid_keeps_labels():
-    made, report = fs.regrid(
-        fitted()[0], guided(2.0), fs.DDIM(), noise=start(100, 8), labels=classes(100, 8), steps=8
-    )
+    made, report = fs.regrid(fitted()[0], guided(2.0), fs.DDIM(), noise=start(100, 8), labels=classes(100, 8), steps=8)
     assert report.student_rmse < report.base_rmse
     assert made.fit.fingerprint.labelled
 
@@ -172,9 +170,7 @@ def old_problem(labels):
     return fs.DiffusionModel(lambda x, s: v.to(x) / (v.to(x) + s * s) * x, fs.EDM(0.1, 10.0))
 
 
-@pytest.mark.parametrize(
-    "file", ["dode-0.safetensors", "dode-1.safetensors", "dode-1.json", "dode-1-labels.json"]
-)
+@pytest.mark.parametrize("file", ["dode-0.safetensors", "dode-1.safetensors", "dode-1.json", "dode-1-labels.json"])
 def test_tables_of_version_0_1_load_and_sample_alike(file, tmp_path):
     """Their samples are those that version 0.1 made; the first tables had one row of answers and no notes."""
     table = fs.load(DATA / file)

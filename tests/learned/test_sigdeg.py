@@ -43,9 +43,7 @@ def make(count=32, problem=MIXTURE, **options):
     return fs.make_trajectories(problem, GRID, count=count, **options)
 
 
-def train(
-    iterations, problem=MIXTURE, learning_rate=None, batch_size=None, patience=None, every=None, **options
-):
+def train(iterations, problem=MIXTURE, learning_rate=None, batch_size=None, patience=None, every=None, **options):
     training = fs.TrainingOptions(
         iterations, batch_size, learning_rate, early_stopping_patience=patience, checkpoint_every=every
     )
@@ -57,9 +55,7 @@ def denoiser():
     """A model whose denoiser is a network trained on the mixture for a short time."""
     network = seeded(0, lambda: DenoisingMLP((1,), width=32, depth=1))
     generator = torch.Generator().manual_seed(0)
-    x0 = (2.0 * torch.randint(2, (4096, 1), generator=generator) - 1) + 0.3 * torch.randn(
-        4096, 1, generator=generator
-    )
+    x0 = (2.0 * torch.randint(2, (4096, 1), generator=generator) - 1) + 0.3 * torch.randn(4096, 1, generator=generator)
 
     def loss(some):
         x, s = x0[some.index], torch.exp(torch.randn(len(some.index), generator=some.generator))

@@ -28,9 +28,7 @@ def test_learned_step_has_order_above_one_on_sine():
         teacher_options=fs.TeacherOptions(trajectories=1024), training=fs.TrainingOptions(20),
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), step]
-    euler, milstein, learned = strong_orders(
-        solvers, problem, levels=range(3, 8), paths=512, reference="levels"
-    )
+    euler, milstein, learned = strong_orders(solvers, problem, levels=range(3, 8), paths=512, reference="levels")
     assert euler.local_high[-1] < 0.9 < learned.local_low[-1]
     assert all(b < 0.6 * a for a, b in zip(milstein.rmse, learned.rmse, strict=True))
 

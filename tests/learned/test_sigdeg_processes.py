@@ -23,9 +23,7 @@ def distil(folder):
 
 def worker(rank, world, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.save(distil(folder / "work"), folder / f"student.{rank}")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

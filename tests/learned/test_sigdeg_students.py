@@ -100,9 +100,7 @@ def test_distillation_is_reproducible_and_leaves_the_global_generator_unchanged(
 
 
 def test_repr_of_students(mixture_student, sine_student):
-    assert (
-        repr(mixture_student[0]) == "<SigSampler(EulerMaruyama): 4 evaluations, DenoisingMLP with levy='H'>"
-    )
+    assert repr(mixture_student[0]) == "<SigSampler(EulerMaruyama): 4 evaluations, DenoisingMLP with levy='H'>"
     assert repr(sine_student[0]) == "SigStep(Coefficients, parent=EulerMaruyama())"
 
 

@@ -182,9 +182,7 @@ def test_edm_networks_receive_sigma():
     schedule = fs.EDM(0.1, 10.0)
     kw = dict(shape=(6, 1), steps=5, seed=0, dtype=torch.float64)
     got = fs.sample(fs.DiffusionModel(fs.from_edm(net), schedule), fs.UniPC(), **kw)
-    torch.testing.assert_close(
-        got, fs.sample(fs.DiffusionModel(MIXTURE.denoiser, schedule), fs.UniPC(), **kw)
-    )
+    torch.testing.assert_close(got, fs.sample(fs.DiffusionModel(MIXTURE.denoiser, schedule), fs.UniPC(), **kw))
     assert seen[0].shape == (6,)
     assert float(seen[0][0]) == pytest.approx(10.0)
 

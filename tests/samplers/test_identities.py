@@ -15,9 +15,7 @@ SDE = dict(shape=(500, 1), seed=1, dtype=torch.float64)
 def same(a, b, **options):
     problem = two_bumps().problem
     kw = dict(shape=(16, 1), steps=9, seed=4, dtype=torch.float64) | options
-    torch.testing.assert_close(
-        fs.sample(problem, a, **kw), fs.sample(problem, b, **kw), rtol=1e-11, atol=1e-11
-    )
+    torch.testing.assert_close(fs.sample(problem, a, **kw), fs.sample(problem, b, **kw), rtol=1e-11, atol=1e-11)
 
 
 EVERYWHERE = (0.0, math.inf)
@@ -72,9 +70,7 @@ def test_2m_is_ddim_with_kappa(final):
 def test_ipndm_is_ddim_with_half_kappa():
     sigmas = fs.sigma_grid(two_bumps().schedule, 6)
     plan = fs.IPNDM(2).plan(sigmas)
-    torch.testing.assert_close(
-        plan.update_eval[1:, 1], -plan.update_eval[1:, 0] / 3
-    )  # weights 1 + 1/2 and -1/2
+    torch.testing.assert_close(plan.update_eval[1:, 1], -plan.update_eval[1:, 0] / 3)  # weights 1 + 1/2 and -1/2
 
 
 def test_plan_on_sigmas_hardly_depends_on_the_schedule():

@@ -16,9 +16,7 @@ def test_deterministic_order_is_that_of_the_card(name):
     y0 = torch.tensor([[-0.3], [0.2], [0.5], [1.5]], dtype=torch.float64)
     ode = fs.ODE(lambda t, y: torch.sin(3 * t) - y * y)
     truth = fs.solve(ode, fs.RK4(), y0, torch.linspace(0, 1, 2**10 + 1)).y
-    coarse, fine = (
-        (fs.solve(ode, SOLVERS[name], y0, torch.linspace(0, 1, 2**n + 1)).y - truth).norm() for n in (6, 7)
-    )
+    coarse, fine = ((fs.solve(ode, SOLVERS[name], y0, torch.linspace(0, 1, 2**n + 1)).y - truth).norm() for n in (6, 7))
     assert abs(torch.log2(coarse / fine) - SOLVERS[name].card.deterministic_order) < 0.1
 
 
@@ -39,9 +37,7 @@ def test_shifted_ode_has_order_three_for_langevin_and_two_without_k():
 def test_additive_order_holds_for_noise_that_depends_on_time(name):
     """g = 1 + t^2 and a drift that depends on t: fitted order within 0.15 of the card (not `ShiftedODE`)."""
     solver = SOLVERS[name]
-    estimate = strong_order(
-        solver, problems.additive_in_time(), levels=range(4, 8), paths=1000, reference="levels"
-    )
+    estimate = strong_order(solver, problems.additive_in_time(), levels=range(4, 8), paths=1000, reference="levels")
     assert abs(estimate.order - solver.card.strong_order["additive"]) < 0.15, estimate.local
 
 

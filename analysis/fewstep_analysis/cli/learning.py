@@ -46,19 +46,13 @@ def dode(
     base: Base = "ddim",
     steps: Annotated[int, typer.Option(metavar="N", help="Number of steps.")] = 10,
     terms: Annotated[int, typer.Option(metavar="N", help="Fitted numbers per step; the paper has 1.")] = 1,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Continue by gradient descent on the final state.")
-    ] = False,
+    refine: Annotated[bool, typer.Option("--refine", help="Continue by gradient descent on the final state.")] = False,
     learn_grid: Annotated[
         bool, typer.Option("--learn-grid", help="Also train levels and all weights; implies --refine.")
     ] = False,
     iterations: Annotated[int, typer.Option(metavar="N", help="Iterations of the descent.")] = 600,
-    samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")
-    ] = 1024,
-    teacher_substeps: Annotated[
-        int, typer.Option(metavar="N", help="Steps of the teacher per interval.")
-    ] = 10,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")] = 1024,
+    teacher_substeps: Annotated[int, typer.Option(metavar="N", help="Steps of the teacher per interval.")] = 10,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File of the table; with suffix .json it is readable text.")
     ] = Path("dode.safetensors"),

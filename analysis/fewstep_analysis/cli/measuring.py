@@ -46,14 +46,10 @@ def solvers(
 
 Solver = Annotated[list[str], name_option("A solver; may be repeated.", sde_solvers)]
 Problem = Annotated[str, name_option("An SDE; a wrong name lists them.", sde_problems)]
-Reference = Annotated[
-    str, name_option("The reference: torchsde, exact, levels, or a solver.", REFERENCES, sde_solvers)
-]
+Reference = Annotated[str, name_option("The reference: torchsde, exact, levels, or a solver.", REFERENCES, sde_solvers)]
 Weak = Annotated[
     str,
-    name_option(
-        "Weak order for: mean, square, fourth, cosine. Default: the strong order.", TESTS, show_default=False
-    ),
+    name_option("Weak order for: mean, square, fourth, cosine. Default: the strong order.", TESTS, show_default=False),
 ]
 
 
@@ -61,15 +57,11 @@ def convergence(
     solver: Solver,
     problem: Problem = "geometric_brownian_motion",
     reference: Reference = "torchsde",
-    levels: Annotated[
-        tuple[int, int], typer.Option(help="Coarsest and finest n; 2^n steps.", metavar="N N")
-    ] = (4, 9),
+    levels: Annotated[tuple[int, int], typer.Option(help="Coarsest and finest n; 2^n steps.", metavar="N N")] = (4, 9),
     paths: Annotated[int, typer.Option(metavar="N", help="Number of Brownian paths.")] = 4096,
     weak: Weak = "",
     dtype: Annotated[str, name_option("float64 or float32.", DTYPES)] = "float64",
-    block: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Paths per block; 0: what fits in memory.")
-    ] = 0,
+    block: Annotated[int, typer.Option(metavar="N", min=0, help="Paths per block; 0: what fits in memory.")] = 0,
     out: Figure = Path("order.svg"),
     seed: Seed = 0,
     device: Device = "cpu",
@@ -142,9 +134,7 @@ AnyProblem = Annotated[
 ]
 Solvers = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="NAME", help="A solver; may be repeated. Default: all.", autocompletion=complete_solver
-    ),
+    typer.Option(metavar="NAME", help="A solver; may be repeated. Default: all.", autocompletion=complete_solver),
 ]
 Evaluations = Annotated[
     list[int] | None,
@@ -155,13 +145,12 @@ Evaluations = Annotated[
 def work_precision(
     problem: AnyProblem = "sine",
     solver: Solvers = None,
-    levels: Annotated[
-        tuple[int, int], typer.Option(help="SDEs: coarsest and finest n; 2^n steps.", metavar="N N")
-    ] = (3, 8),
+    levels: Annotated[tuple[int, int], typer.Option(help="SDEs: coarsest and finest n; 2^n steps.", metavar="N N")] = (
+        3,
+        8,
+    ),
     nfe: Evaluations = None,
-    paths: Annotated[
-        int, typer.Option(metavar="N", min=2, help="Number of Brownian paths or samples.")
-    ] = 2048,
+    paths: Annotated[int, typer.Option(metavar="N", min=2, help="Number of Brownian paths or samples.")] = 2048,
     peers: Annotated[bool, typer.Option(help="Also measure torchsde's or diffusers' solvers.")] = True,
     out: Figure = Path("work.svg"),
     seed: Seed = 0,

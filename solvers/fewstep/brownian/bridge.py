@@ -135,9 +135,7 @@ def split(
     return parts[: len(values)], parts[len(values) :]
 
 
-def _halve(
-    values: list[Tensor], z: list[Tensor], root: float, consume: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+def _halve(values: list[Tensor], z: list[Tensor], root: float, consume: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Apply M(1/2) for W or (W, H): the part even in time plus or minus the odd part."""
     own = values if consume else [None] * len(values)
     if len(values) == 1:

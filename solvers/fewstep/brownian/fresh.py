@@ -86,9 +86,7 @@ class FreshIncrements:
         shape, count = self.shape, LEVY_ORDER[self.levy]
         return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(count)]
 
-    def _draw(
-        self, h: float, generator: torch.Generator, buffers: list[Tensor], areas: torch.Generator
-    ) -> Increment:
+    def _draw(self, h: float, generator: torch.Generator, buffers: list[Tensor], areas: torch.Generator) -> Increment:
         for buffer, variance in zip(buffers, VARIANCES):
             buffer.normal_(0.0, math.sqrt(h * variance), generator=generator)
         same = self.dtype == buffers[0].dtype

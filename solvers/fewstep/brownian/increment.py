@@ -151,8 +151,7 @@ class Increment:
         dtype = _validation.check_dtype(dtype)
         device = None if device is None else _validation.check_device(device)
         W, H, K, A = (
-            None if x is None else x.to(device=device, dtype=dtype or x.dtype)
-            for x in (self.W, self.H, self.K, self.A)
+            None if x is None else x.to(device=device, dtype=dtype or x.dtype) for x in (self.W, self.H, self.K, self.A)
         )
         assert W is not None
         return Increment(self.h, W, H, K, A)
@@ -208,17 +207,13 @@ def check_path(
             "AreaPath(path, cells=...), or give none, and areas with the right law are drawn."
         )
     if levy in LEVY_ORDER and LEVY_ORDER[path.levy] < LEVY_ORDER[levy]:
-        raise InputError(
-            f"{argument}: got levy={path.levy!r}; {who} needs {levy!r}. Make the path with levy={levy!r}."
-        )
+        raise InputError(f"{argument}: got levy={path.levy!r}; {who} needs {levy!r}. Make the path with levy={levy!r}.")
     got = tuple(getattr(path, "shape", shape))
     if got != shape:
         raise InputError(f"{argument}: got shape {got}, expected {shape}. Make the path with this shape.")
     t0, t1 = getattr(path, "t0", ends[0]), getattr(path, "t1", ends[1])
     slack = 1e-6  # times may have been rounded to float32
     if t0 > ends[0] + slack * abs(ends[0]) or t1 < ends[1] - slack * abs(ends[1]):
-        raise InputError(
-            f"{argument}: got [{t0:g}, {t1:g}], expected a path over [{ends[0]:g}, {ends[1]:g}]. {cure}"
-        )
+        raise InputError(f"{argument}: got [{t0:g}, {t1:g}], expected a path over [{ends[0]:g}, {ends[1]:g}]. {cure}")
     if dtype is not None and getattr(path, "dtype", dtype) != dtype:
         raise InputError(f"{argument}: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")

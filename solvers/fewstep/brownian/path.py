@@ -182,9 +182,7 @@ class BrownianPath:
                 self._keep({0: values})
         return _Cell(1, 0, self._clock.end, values)
 
-    def _parts(
-        self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw, remember: bool
-    ) -> list[_Cell]:
+    def _parts(self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw, remember: bool) -> list[_Cell]:
         """Cut a cell once, or several times in one call where it is small and many ends lie inside."""
         room = min(_CHUNK // self._numel, inside + 1)
         cuts = room.bit_length() - 1

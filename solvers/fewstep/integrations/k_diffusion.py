@@ -38,9 +38,7 @@ class Sampler:
     """
 
     def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
-        _validation.check_instance(
-            "schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None"
-        )
+        _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
         self.solver = solver
         self.schedule = schedule
         own = carried_plan(solver)
@@ -214,9 +212,7 @@ def as_wrapper(problem: DiffusionModel) -> Wrapper:
     return Wrapper(problem)
 
 
-def register(
-    name: str, solver: AnySolver | Sampler, comfy: Any = None, *, schedule: Schedule | None = None
-) -> Sampler:
+def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, schedule: Schedule | None = None) -> Sampler:
     """Add a solver to ComfyUI's list of samplers, replacing an earlier one of the same name.
 
     Args:
@@ -227,9 +223,7 @@ def register(
         InputError: ComfyUI cannot be imported, or it has a sampler of that name itself.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
-        raise InputError(
-            f"name: got {name!r}; expected letters, digits and '_', for instance 'fewstep_unipc'."
-        )
+        raise InputError(f"name: got {name!r}; expected letters, digits and '_', for instance 'fewstep_unipc'.")
     if comfy is None:
         try:
             comfy = import_module("comfy")
@@ -241,9 +235,7 @@ def register(
                 "node, ComfyUI/custom_nodes/<yours>/__init__.py."
             ) from error
     if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
-        raise InputError(
-            f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None."
-        )
+        raise InputError(f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None.")
     function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule)
     home, samplers = comfy.k_diffusion.sampling, comfy.samplers
     shown = samplers.KSampler.SAMPLERS

@@ -35,9 +35,7 @@ class TorchsdePath:
     def __init__(self, interval: Any) -> None:
         approximation = getattr(interval, "levy_area_approximation", None)
         if approximation is None:
-            raise InputError(
-                f"interval: got {type(interval).__name__}, expected a torchsde.BrownianInterval."
-            )
+            raise InputError(f"interval: got {type(interval).__name__}, expected a torchsde.BrownianInterval.")
         self.interval = interval
         self.levy = "W" if approximation == "none" else "H"
         self.shape: tuple[int, ...] = tuple(interval.shape)
@@ -236,9 +234,7 @@ def _given_path(bm: Any) -> Any:
     if isinstance(bm, BrownianView):
         return bm.path
     if not hasattr(bm, "increments") and not hasattr(bm, "levy_area_approximation"):
-        raise InputError(
-            f"bm: got {_validation.describe(bm)}, expected a torchsde.BrownianInterval or a BrownianPath."
-        )
+        raise InputError(f"bm: got {_validation.describe(bm)}, expected a torchsde.BrownianInterval or a BrownianPath.")
     return bm if hasattr(bm, "increments") else TorchsdePath(bm)
 
 
@@ -272,12 +268,8 @@ def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
         if key not in THEIR_METHODS:
             raise one_of("names", key, THEIR_METHODS)
         if not hasattr(sde, name):
-            raise InputError(
-                f"names: got {key!r}: {name!r}, expected a method that {type(sde).__name__} has."
-            )
-    f, g, _, prod, both, all_prod = (
-        getattr(sde, names.get(key, own), None) for key, own in THEIR_METHODS.items()
-    )
+            raise InputError(f"names: got {key!r}: {name!r}, expected a method that {type(sde).__name__} has.")
+    f, g, _, prod, both, all_prod = (getattr(sde, names.get(key, own), None) for key, own in THEIR_METHODS.items())
     if both is not None:
         f, g = f or (lambda t, y: both(t, y)[0]), g or (lambda t, y: both(t, y)[1])
     if f is None and all_prod is not None:

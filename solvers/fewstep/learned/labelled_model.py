@@ -48,8 +48,7 @@ class Model:
         if not torch.is_tensor(labels) or labels.dim() == 0 or len(labels) != len(noise):
             shape: Any = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
             raise InputError(
-                f"labels: got {shape}, expected a tensor with one label for each of the {len(noise)} start "
-                "states."
+                f"labels: got {shape}, expected a tensor with one label for each of the {len(noise)} start states."
             )
         if not isinstance(problem(labels[:1]), DiffusionModel):
             raise InputError(f"problem: got a function that returns no DiffusionModel, {expected}")

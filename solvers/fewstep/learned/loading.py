@@ -19,9 +19,7 @@ from .sigdeg.unet import SigUNet
 from .training import seeded
 from .unet_denoiser import UNetDenoiser
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    c.__name__: c for c in (Coefficients, DenoisingMLP, SigUNet, UNetDenoiser)
-}
+NETWORKS: dict[str, type[nn.Module]] = {c.__name__: c for c in (Coefficients, DenoisingMLP, SigUNet, UNetDenoiser)}
 """The networks that a file may name."""
 
 
@@ -61,9 +59,7 @@ def _student(
     return made
 
 
-def _filled(
-    path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor], network: nn.Module | None
-) -> nn.Module:
+def _filled(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor], network: nn.Module | None) -> nn.Module:
     """The network of a file, for inference."""
     if network is None:
         network = build_network(str(path), meta["network"], meta["config"], weights)

@@ -80,9 +80,7 @@ def check_compatible(network: nn.Module, argument: str, x: Tensor, event: tuple[
     config: Any = getattr(network, "config", {})
     expected = tuple(config.get("event", [config["d"]] if "d" in config else event))
     if tuple(event) != expected:
-        raise InputError(
-            f"{argument}: got events of shape {tuple(event)}; the student was made for {expected}."
-        )
+        raise InputError(f"{argument}: got events of shape {tuple(event)}; the student was made for {expected}.")
     dtype = next((p.dtype for p in network.parameters()), x.dtype)
     if x.dtype != dtype:
         raise InputError(

@@ -289,9 +289,7 @@ class _Run:
             for k, p in self.parameters.items():
                 p.copy_(weights[k])
 
-    def gradients(
-        self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int, split: bool
-    ) -> Tensor:
+    def gradients(self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int, split: bool) -> Tensor:
         """Set the gradients, of all processes together; returns the loss. size: of the minibatch of all."""
         parameters = [*self.parameters.values()]
         found: tuple[Tensor | None, ...]
@@ -404,9 +402,7 @@ class _Run:
         self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
 
 
-def check_same(
-    what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None
-) -> None:
+def check_same(what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None) -> None:
     """Reject metadata of a file that differ from this call's; `same(key, held, mine)` replaces equality."""
     theirs, mine = held if isinstance(held, dict) else {}, json.loads(json.dumps(mine))
     equal = same or (lambda key, a, b: bool(a == b))
@@ -415,9 +411,7 @@ def check_same(
         for k in {**theirs, **mine} if not equal(k, theirs.get(k), mine.get(k))
     ]  # fmt: skip
     if other:
-        raise InputError(
-            f"{what} of another {', '.join(other)}. Repeat the call that made it, or use another folder."
-        )
+        raise InputError(f"{what} of another {', '.join(other)}. Repeat the call that made it, or use another folder.")
 
 
 def _short(value: Any) -> str:

@@ -198,9 +198,7 @@ def make_trajectories(
     _validation.check_int("count", count)
     _validation.check_int("substeps", substeps, 1, MOST)
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
-    _validation.check_instance(
-        "teacher", teacher, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()"
-    )
+    _validation.check_instance("teacher", teacher, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
     event_shape = _validation.check_shape(event_shape, "event_shape")
     labels = labels.to(device) if torch.is_tensor(labels) else labels
     model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
@@ -346,9 +344,7 @@ def _claim(folder: Path, metadata: dict[str, Any]) -> None:
     except (OSError, *DAMAGE) as error:
         raise InputError(f"folder: {path} cannot be read ({error}); use another folder.") from error
     if held is None and any(folder.glob("block-*.safetensors")):
-        raise InputError(
-            f"folder: {folder} has blocks but no {path.name}, which describes them; use an empty folder."
-        )
+        raise InputError(f"folder: {folder} has blocks but no {path.name}, which describes them; use an empty folder.")
     barrier()
     if held is None and is_first():
         with atomic_write(path) as part:

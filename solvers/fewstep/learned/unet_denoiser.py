@@ -18,9 +18,7 @@ def unet_class() -> Any:
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
-        raise InputError(
-            f"diffusers: cannot be imported ({error}); run: pip install 'fewstep[diffusers]'"
-        ) from error
+        raise InputError(f"diffusers: cannot be imported ({error}); run: pip install 'fewstep[diffusers]'") from error
     return UNet2DModel
 
 
@@ -64,9 +62,7 @@ class UNetDenoiser(nn.Module):
         """x: (batch, channels, height, width); sigma: 0-d or (batch,); labels: (batch,)."""
         return self.outputs(x, sigma, labels)[0]
 
-    def outputs(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None, extra: Sequence[Tensor] = ()
-    ) -> list[Tensor]:
+    def outputs(self, x: Tensor, sigma: Tensor, labels: Tensor | None, extra: Sequence[Tensor] = ()) -> list[Tensor]:
         """x0 and the further outputs of the U-Net, whose input has the channels `extra` after x_t."""
         more: list[Tensor] = []
 

@@ -31,8 +31,7 @@ def even_groups(order: int, sigmas: Tensor) -> list[Group]:
     """
     ratios = [k / order for k in range(1, order)]
     return [
-        ([s, *(s * (t / s) ** r for r in ratios), t] if t > 0 else [s, t], ratios)
-        for s, t in pairwise(sigmas.tolist())
+        ([s, *(s * (t / s) ** r for r in ratios), t] if t > 0 else [s, t], ratios) for s, t in pairwise(sigmas.tolist())
     ]
 
 
@@ -144,9 +143,7 @@ class DPMFamily(DiffusionSolver):
             step = self._step(s, t)
             builder.advance(step(builder.x, F, *self._stage_slopes(step, F, stages, r)))
 
-    def _stage_slopes(
-        self, step: ExponentialStep, F: LinearExpr, stages: list[LinearExpr], r: list[float]
-    ) -> Terms:
+    def _stage_slopes(self, step: ExponentialStep, F: LinearExpr, stages: list[LinearExpr], r: list[float]) -> Terms:
         """h F' and h^2 F'' from the stages, with their weights."""
         if not stages:
             return []

@@ -86,7 +86,5 @@ class _Step:
 
     def __call__(self, used: History) -> LinearExpr:
         rate, start, end = 1 + self.step.eta, -math.log(self.step.s), -math.log(self.step.t)
-        weights = adams_weights(
-            [l for _, l in used], start, end, lambda l: rate * torch.exp(rate * (l - end))
-        )
+        weights = adams_weights([l for _, l in used], start, end, lambda l: rate * torch.exp(rate * (l - end)))
         return self.base + weighted_sum(weights, [D for D, _ in used])

@@ -138,9 +138,7 @@ def solver_of(solver: Any) -> Any:
     if isinstance(solver, (str, Mapping)):
         return _built({"name": solver} if isinstance(solver, str) else dict(solver))
     if isinstance(solver, type):
-        raise InputError(
-            f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}()."
-        )
+        raise InputError(f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}().")
     carried_plan(solver)
     return solver
 
@@ -280,9 +278,7 @@ def brings_network(solver: Any) -> bool:
     return not isinstance(solver, (DiffusionSolver, Plan))
 
 
-def conform(
-    solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, own_levels: bool
-) -> DiffusionSolver:
+def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, own_levels: bool) -> DiffusionSolver:
     """The solver in diffusers' form; unchanged where diffusers has none.
 
     Args:
@@ -333,9 +329,7 @@ def generators_of(generator: Any, batch: int) -> Any:
     if isinstance(generator, list) and len(generator) == 1:
         return generator[0]
     if isinstance(generator, list) and len(generator) != batch:
-        raise InputError(
-            f"generator: got {len(generator)}, expected one, or one for each of {batch} samples."
-        )
+        raise InputError(f"generator: got {len(generator)}, expected one, or one for each of {batch} samples.")
     return generator
 
 

@@ -164,9 +164,7 @@ def check_count(count: Any) -> int:
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether x_t = (1 - t) x0 + t noise."""
     by_shift = "shift" in config and "solver_order" not in config
-    return (
-        bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift
-    )
+    return bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift
 
 
 # solvers with a scheduler of their own, and whether it knows flows

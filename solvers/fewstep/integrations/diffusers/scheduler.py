@@ -15,9 +15,7 @@ try:
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 except ImportError as _error:
-    raise ImportError(
-        f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'"
-    ) from _error
+    raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
 
 from ... import _validation
 from ...brownian.increment import Path as BrownianSource
@@ -254,9 +252,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _start(self, timestep: Any, eta: float) -> Run:
         """A run from the begin index, or from the entry of the timestep."""
         if self._setup is None:
-            raise InputError(
-                "set_timesteps: not called yet; call scheduler.set_timesteps(steps) before a run."
-            )
+            raise InputError("set_timesteps: not called yet; call scheduler.set_timesteps(steps) before a run.")
         row, process = self._row(timestep), self._process
         plan = self._setup.plan_from(row, eta)
         end = [1.0] if self._setup.grid.exploding else process.scale(plan.sigmas[-1:])
@@ -309,9 +305,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             run = self._with_sources(run, x, generator)
         draw = self._draw(run, x, sample, generator, variance_noise)
         state = self._enter(run, row, x, sample.dtype, draw)
-        x0, state, evaluation = self._evaluate(
-            run, row, state, x, output.to(x.dtype), use_clipped_model_output
-        )
+        x0, state, evaluation = self._evaluate(run, row, state, x, output.to(x.dtype), use_clipped_model_output)
         state = update(row, state, evaluation)
         run = run._replace(row=run.row + 1, state=state)
         if not run.over:
@@ -338,9 +332,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if given is not None and run.path is not None:
             raise InputError("variance_noise: got it with noise='path', expected noise='generator'.")
         if given is not None and given.shape != sample.shape:
-            raise InputError(
-                f"variance_noise: got {tuple(given.shape)}, expected {tuple(sample.shape)} as the sample."
-            )
+            raise InputError(f"variance_noise: got {tuple(given.shape)}, expected {tuple(sample.shape)} as the sample.")
 
         def fresh(letters: int) -> Normals:
             source = configuration.generators_of(generator, len(sample))

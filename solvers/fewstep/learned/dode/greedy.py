@@ -23,9 +23,7 @@ from ...plan import Plan
 from .correction import corrected, outcome_weights
 from .teacher import Teacher, Work, lookback, rmse
 
-CUT = (
-    1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
-)
+CUT = 1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
 
 
 @dataclass(frozen=True)

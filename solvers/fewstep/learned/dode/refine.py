@@ -126,9 +126,7 @@ def refine_plan(
         refined = table.plan()
     after = rmse(work, refined, work.held, teacher)
     if not after < start.student_rmse:
-        how = (
-            f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
-        )
+        how = f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
         return replace(start, how=how)
     if isinstance(table, KappaTable):
         return replace(start, plan=refined, kappa=table.kappa.detach(), student_rmse=after, how="global")

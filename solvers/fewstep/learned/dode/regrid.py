@@ -112,8 +112,7 @@ def _checked(table: Plan, model: Model, base: DiffusionSolver) -> tuple[Fit, Pla
     plan = base.plan(table.sigmas, model.schedule)
     if f"DODE({plan.name})" != table.name or plan.nfe != table.nfe:
         raise InputError(
-            f"base: got {plan.name!r} of {plan.nfe} evaluations, expected the solver of {table.name!r} of "
-            f"{table.nfe}."
+            f"base: got {plan.name!r} of {plan.nfe} evaluations, expected the solver of {table.name!r} of {table.nfe}."
         )
     return fit, plan
 

@@ -42,9 +42,7 @@ class Work:
     def of(cls, model: Model, noise: Tensor, first: float, batch: int | None) -> Work:
         """Start states from the user's noise, alpha x0 + sigma_t n at the first level."""
         if len(noise) < 2 * HELD_OUT:
-            raise InputError(
-                f"noise: got {len(noise)} start states, expected at least 16: two of them are held out."
-            )
+            raise InputError(f"noise: got {len(noise)} start states, expected at least 16: two of them are held out.")
         if not bool(noise.isfinite().all()):
             raise InputError("noise: got values that are not finite, expected normals.")
         noise = noise.float() if noise.dtype in (torch.float16, torch.bfloat16) else noise

@@ -140,9 +140,7 @@ def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str)
             "table. For another process use DiscreteVP(1 / (1 + sigmas**2)) with increasing sigmas."
         )
     if (steps is None) == (phi is None):
-        raise InputError(
-            f"steps: got {steps} with phi {'given' if phi is not None else 'None'}, expected one."
-        )
+        raise InputError(f"steps: got {steps} with phi {'given' if phi is not None else 'None'}, expected one.")
     return StudentProcess(schedule, subsequence(schedule, steps, spacing) if phi is None else phi)  # type: ignore[arg-type]
 
 
@@ -320,9 +318,7 @@ class _Task:
         out: Tensor = network(x, sigma, **label_arguments(network, labels, x))
         return (x - out) / _wide(sigma, x)
 
-    def _displacement(
-        self, x: Tensor, sigma: Tensor, k: Tensor, labels: Tensor | None, first: Tensor
-    ) -> Tensor:
+    def _displacement(self, x: Tensor, sigma: Tensor, k: Tensor, labels: Tensor | None, first: Tensor) -> Tensor:
         """The noise that leads in one step where the teacher's DDIM steps, even in its labels, lead."""
         phi = torch.cat([-torch.ones(1), self.student.process.phi.double()])
         start, end = phi[k + 1], phi[k]

@@ -25,9 +25,7 @@ def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> T
     Raises:
         InputError: an unknown word, or more steps than labels.
     """
-    _validation.check_instance(
-        "teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table"
-    )
+    _validation.check_instance("teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table")
     T = len(teacher.log_sigmas)
     _validation.check_int("steps", steps, 1, T)
     _validation.check_choice("spacing", spacing, SPACINGS)
@@ -63,9 +61,7 @@ class StudentProcess(DiscreteVP):
     """
 
     def __init__(self, teacher: DiscreteVP, phi: Tensor) -> None:
-        _validation.check_instance(
-            "teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table"
-        )
+        _validation.check_instance("teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table")
         given, T = _validation.check_numbers("phi", phi), len(teacher.log_sigmas)
         integers = given.dim() == 1 and len(given) > 0 and not torch.as_tensor(phi).is_floating_point()
         if not integers or bool((given.diff() <= 0).any()) or not 0 <= int(given[0]) <= int(given[-1]) < T:

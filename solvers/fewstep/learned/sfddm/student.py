@@ -34,9 +34,7 @@ class SFDDM(NetworkStudent):
     def __init__(self, network: nn.Module, process: StudentProcess, plan: Plan | None = None) -> None:
         _validation.check_instance("network", network, nn.Module, "a torch.nn.Module (x, sigma) -> x0")
         _validation.check_instance("process", process, StudentProcess, "a StudentProcess")
-        _validation.check_instance(
-            "plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None"
-        )
+        _validation.check_instance("plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None")
         plan = plan or DDIM().plan(process.grid())
         self.network = network
         self.process = process

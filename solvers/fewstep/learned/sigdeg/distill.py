@@ -152,9 +152,7 @@ def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sig
     if sigmas is not None:
         grid = checked_levels(sigmas)
         if steps not in (None, len(grid) - 1):
-            raise InputError(
-                f"steps: got {steps} with sigmas of {len(grid) - 1} intervals; drop one of them."
-            )
+            raise InputError(f"steps: got {steps} with sigmas of {len(grid) - 1} intervals; drop one of them.")
         return grid
     if steps is None:
         raise InputError("steps: got None; expected steps=... or sigmas=... for the coarse grid.")
@@ -179,16 +177,12 @@ def _check_data(problem: Any, data: Any, **described: Any) -> None:
 def _letters(levy: str | None, data: Trajectories) -> str:
     """The signature that the network receives."""
     if levy is not None and LEVY_ORDER[levy] > LEVY_ORDER[data.levy]:
-        raise InputError(
-            f"levy: got {levy!r}; the trajectories contain {data.levy!r}. Make them with {levy!r}."
-        )
+        raise InputError(f"levy: got {levy!r}; the trajectories contain {data.levy!r}. Make them with {levy!r}.")
     return levy or data.levy
 
 
 def _plan(parent: Any, sigmas: Tensor) -> Plan:
-    _validation.check_instance(
-        "parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()"
-    )
+    _validation.check_instance("parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
     return (EulerMaruyama() if parent is None else parent).plan(sigmas)
 
 

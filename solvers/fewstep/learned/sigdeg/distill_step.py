@@ -253,9 +253,7 @@ def _solve_last_layer(task: _Task, network: Coefficients, seed: int) -> None:
         network.head.bias[i * TERMS : (i + 1) * TERMS] += more[:, -1].to(network.head.bias)
 
 
-def _paths(
-    sde: SDE, teacher: StochasticSolver, start: Tensor, times: Tensor, substeps: int, seed: int
-) -> _Paths:
+def _paths(sde: SDE, teacher: StochasticSolver, start: Tensor, times: Tensor, substeps: int, seed: int) -> _Paths:
     """The teacher on a grid `substeps` times finer, with exact fine (W, H) joined to the coarse steps."""
     u = torch.arange(substeps, dtype=torch.float64) / substeps
     fine = torch.lerp(times[:-1, None], times[1:, None], u).flatten()

@@ -110,9 +110,7 @@ class DenoisingMLP(nn.Module):
             self.end: nn.Linear = _zero(nn.Linear(2 * len(FREQUENCIES), width))
         self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
 
-    def forward(
-        self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None) -> Tensor:
         s = sigma.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         norm = (s.square() + self.data_std**2).rsqrt()
         hidden = self.enter((x * norm).flatten(1))

@@ -113,12 +113,8 @@ class SigSampler(NetworkStudent):
     """
 
     def __init__(self, plan: Plan, network: nn.Module, levy: str = "H", residual: bool = False) -> None:
-        _validation.check_instance(
-            "plan", plan, Plan, "the parent's plan, such as EulerMaruyama().plan(sigmas)"
-        )
-        _validation.check_instance(
-            "network", network, nn.Module, "a torch.nn.Module (x, sigma, sigma_next, xi) -> x0"
-        )
+        _validation.check_instance("plan", plan, Plan, "the parent's plan, such as EulerMaruyama().plan(sigmas)")
+        _validation.check_instance("network", network, nn.Module, "a torch.nn.Module (x, sigma, sigma_next, xi) -> x0")
         on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # False for nan
         if not on_path or plan.prediction != "data":
             raise InputError(
