@@ -4,8 +4,6 @@ The public names are those of `__init__.pyi`; each is imported when it is first 
 command line's help free of torch.
 """
 
-from __future__ import annotations
-
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

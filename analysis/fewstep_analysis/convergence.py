@@ -4,8 +4,6 @@
 `fewstep_analysis.monte_carlo` how paths are distributed over blocks and processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Real data for the demo and the experiments, loaded from installed packages. Nothing is downloaded."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

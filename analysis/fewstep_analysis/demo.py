@@ -1,7 +1,5 @@
 """The demo: distil a 300-step sampler of handwritten digits to 5 steps, and measure the result."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

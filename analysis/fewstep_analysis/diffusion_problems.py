@@ -1,7 +1,5 @@
 """Diffusion problems whose denoiser, score and data are known in closed form."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

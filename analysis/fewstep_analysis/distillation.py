@@ -1,7 +1,5 @@
 """Distilling a named diffusion model to a D-ODE student: what `fewstep distill dode` does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -23,8 +23,6 @@ Differences of consecutive refinements show the rate at which a solver converges
 solver shows both.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Joining the processes that `torchrun` started, for commands and scripts that run under it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Test problems: SDEs with known solutions, or whose noise dominates so that orders can be measured."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

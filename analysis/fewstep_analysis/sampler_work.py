@@ -1,7 +1,5 @@
 """Work-precision of diffusion samplers: RMSE to the exact ODE's solution against network evaluations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The table of solvers: what each declares, next to the orders measured for it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path

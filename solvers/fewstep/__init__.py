@@ -3,8 +3,6 @@
 The public names are those of `__init__.pyi`; each is imported when it is first used.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version as _version
 from typing import Any
 

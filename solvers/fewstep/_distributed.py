@@ -1,7 +1,5 @@
 """What the library needs of torch.distributed; every function is trivial in a single process."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Checks of public arguments: each raises one clear `InputError` or returns the checked value."""
 
-from __future__ import annotations
-
 import math
 import operator
 import os

@@ -1,7 +1,5 @@
 """The table of solvers of the public surface, and solvers from their names."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from importlib import import_module

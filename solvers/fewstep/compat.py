@@ -4,8 +4,6 @@ Sampling well needs none of them: each class repeats one difference, for results
 reproduced or compared.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

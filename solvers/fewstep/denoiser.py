@@ -4,8 +4,6 @@ With x in variance-exploding coordinates (x_t = alpha x, sigma = sigma_t / alpha
 x0 = p x + q output. `coefficients` is the table of (p, q) and `to_x0` applies it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

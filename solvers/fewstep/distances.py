@@ -1,7 +1,5 @@
 """Distances between two sets of samples: RMSE, W1, sliced W2, MMD and energy distance."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The exceptions: invalid input and non-finite results."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Iterable
 from functools import wraps

@@ -4,8 +4,6 @@
 integrations with other libraries, the fits) calls these two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

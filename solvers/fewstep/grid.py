@@ -1,7 +1,5 @@
 """Time grids as 1-D float64 tensors: decreasing sigmas for diffusion, checked times for SDEs."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

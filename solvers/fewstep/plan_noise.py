@@ -1,7 +1,5 @@
 """Where the unit normals of a plan come from: a Brownian path, and fresh normals for what is off it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -3,8 +3,6 @@
 `sample`, the integrations with other libraries and the fits all resolve their solver here.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import torch

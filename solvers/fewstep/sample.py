@@ -1,7 +1,5 @@
 """`sample`: from noise to data with any diffusion solver, plan or student."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

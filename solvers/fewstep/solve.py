@@ -1,7 +1,5 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

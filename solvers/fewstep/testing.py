@@ -6,8 +6,6 @@
 A card is measured, not trusted: evaluations are counted and orders are estimated on built-in problems.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator

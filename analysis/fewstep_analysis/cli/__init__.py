@@ -1,7 +1,5 @@
 """The command line `fewstep`. Help and completion of options do not import torch."""
 
-from __future__ import annotations
-
 import sys
 
 

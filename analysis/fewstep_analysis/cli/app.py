@@ -1,7 +1,5 @@
 """The commands of `fewstep`, in the order of the help, and the exit codes of their errors."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """What the commands share: options, results on stdout, Ctrl-C, and checks of output files before the work."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

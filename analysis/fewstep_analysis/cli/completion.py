@@ -3,8 +3,6 @@
 Names of solvers and problems are asked of the library, which imports torch; fixed words are not.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """The commands that learn: demo and distill dode."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

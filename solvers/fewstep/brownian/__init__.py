@@ -1,7 +1,5 @@
 """Brownian motion: increments and how they join, refinable paths, independent draws, Lévy areas."""
 
-from __future__ import annotations
-
 from .area_path import AreaPath
 from .fresh import FreshIncrements
 from .increment import Increment

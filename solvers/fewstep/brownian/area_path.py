@@ -1,7 +1,5 @@
 """Space-space areas that belong to a path: drawn on fine cells, joined by Chen's relation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

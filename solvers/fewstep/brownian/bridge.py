@@ -9,8 +9,6 @@ Means and covariances of the left part are from arXiv 2405.06464 (B below), Theo
 part follows by solving Chen's relation.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

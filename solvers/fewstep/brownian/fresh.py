@@ -1,7 +1,5 @@
 """Independent Brownian increments for a single solve; they cost no more than their normals."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Sequence

@@ -14,8 +14,6 @@ W, H and K are zeta_0, -zeta_1/sqrt12 and zeta_2/sqrt720 of the first, and of th
 sqrt2 pi H = sum_k X_k/k and 2 sqrt2 pi^2 K = sum_k Y_k/k^2, on which X and Y are conditioned.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """A Brownian path that can be queried over any interval, in any order, at any resolution."""
 
-from __future__ import annotations
-
 import math
 import threading
 from bisect import bisect_left, bisect_right

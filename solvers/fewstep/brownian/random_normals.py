@@ -6,8 +6,6 @@ SplitMix64's finaliser runs over a counter (Steele, Lea & Flood, OOPSLA 2014) an
 each 64-bit word into two float32 normals, at 1.3 times the cost on one CPU core.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The interface of the DPM-Solver and UniPC repositories: a NoiseScheduleVP and `model_fn(x, t) -> eps`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Noise for k-diffusion's samplers, and for this library's solvers as k-diffusion samplers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, pairwise, starmap

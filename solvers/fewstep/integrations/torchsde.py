@@ -1,7 +1,5 @@
 """torchsde's `sdeint` with this library's solvers, and each library's Brownian paths in the other."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import warnings

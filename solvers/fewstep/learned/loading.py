@@ -1,7 +1,5 @@
 """`load`: plans and learned solvers from their files. Only classes of this library are built."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How much of an error made at a noise level is left in the final sample."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..errors import InputError

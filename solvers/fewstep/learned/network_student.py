@@ -1,7 +1,5 @@
 """What students with a network of their own share: class labels, and the checks of what they are given."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """What all distillations share: training options, the optimisation loop with its checkpoints, the report."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """DDIM, from deterministic to ancestral."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from .. import _validation

@@ -1,7 +1,5 @@
 """DDPM's ancestral sampler."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """DEIS: exponential integrators whose noise prediction is a polynomial in a variable of choice."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

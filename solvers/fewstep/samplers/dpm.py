@@ -3,8 +3,6 @@
 They differ in what is extrapolated (noise or data) and in the exponential of `ExponentialStep`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """DPM-Solver++: exponential integrators in data prediction."""
 
-from __future__ import annotations
-
 from ..solver import moved
 from .dpm import DPMFamily
 

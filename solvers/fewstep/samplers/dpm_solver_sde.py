@@ -1,7 +1,5 @@
 """SDE-DPM-Solver++: exponential multistep integration of the reverse SDE."""
 
-from __future__ import annotations
-
 from .. import _validation
 from ..solver import moved
 from .dpm import DPMFamily

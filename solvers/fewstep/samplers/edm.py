@@ -1,7 +1,5 @@
 """EDM's samplers: Euler's and Heun's method in sigma, with optional churn."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from itertools import pairwise

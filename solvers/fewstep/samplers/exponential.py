@@ -4,8 +4,6 @@ The exact step from s to t is x_t = scale x_s + gain int e^{-q(1-u)} q F(u) du w
 data prediction (q = h), the same under noise (q = (1 + eta) h), or the noise prediction (q = -h).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """iPNDM: Adams-Bashforth of the noise prediction."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """PNDM: pseudo-numerical methods on the manifold."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from .. import _validation

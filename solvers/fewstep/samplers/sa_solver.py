@@ -1,7 +1,5 @@
 """SA-Solver: stochastic Adams predictor and corrector."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """SEEDS: exponential Runge-Kutta for the reverse SDE in noise prediction."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """UniPC: a predictor and a corrector for the price of the predictor."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

@@ -4,8 +4,6 @@ In the clock tau = 1/sigma^2 the reverse SDE of a diffusion model is dz = D dtau
 additive noise of size one, without stiffness. So each tableau is also a sampler.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Iterated integrals of the noise over a step, and the derivatives that they multiply."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """This library's solvers as schedulers of diffusers pipelines, and pipelines as problems of this library."""
 
-from __future__ import annotations
-
 from .pipeline import Idle as Idle
 from .pipeline import denoising as denoising
 from .pipeline import distill_dode as distill_dode

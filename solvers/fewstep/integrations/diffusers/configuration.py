@@ -1,7 +1,5 @@
 """What a diffusers configuration means for a run: the solver and its form there, its plan, its noise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace

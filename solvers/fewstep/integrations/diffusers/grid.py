@@ -3,8 +3,6 @@
 The grids are made by diffusers' own schedulers, so each of their options means the same here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature

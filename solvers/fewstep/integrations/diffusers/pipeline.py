@@ -1,7 +1,5 @@
 """A diffusers pipeline as a problem of this library, and a solver distilled to it in place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """This library's solvers as a scheduler of diffusers' pipelines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

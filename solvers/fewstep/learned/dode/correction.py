@@ -1,7 +1,5 @@
 """Plans whose newest evaluation d_i is replaced by d_i + sum_j kappa_ij (d_i - d_{i-j})."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """`distill_dode`: from a base solver and a few hundred start states to a fitted table."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ g_j = w (d_i - d_{i-j}) and w is the weight of d_i in it. Least squares against 
 same level, over samples and elements, has the normal equations <g_a, g_b> kappa_b = <g_a, r>.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Global refinement of a fitted plan: gradient descent on the error of the final states, through all rows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A D-ODE table on another grid: kappa is interpolated, and used only where it measurably helps."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """`distill_sfddm`: a teacher of T levels to a student of any T', in one fold (arXiv 2405.14961)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The forward process of a single-fold student: the teacher's at a subsequence of its levels."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -1,7 +1,5 @@
 """`distill_sigdeg`: a few-step sampler from a fine one on the same Brownian path (arXiv 2508.16939)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
