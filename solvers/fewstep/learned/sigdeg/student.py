@@ -58,7 +58,7 @@ class SigStep(StochasticSolver):
             raise one_of("parent", type(self.parent).__name__, PARENTS)
         self.card: Card = replace(
             self.parent.card, summary=f"{type(self.parent).__name__} with learned iterated integrals",
-            reference="after arXiv 2508.16939", levy="H",
+            reference="after arXiv 2508.16939", levy="H", lower_bound=True,
             strong_order={"diagonal": self.parent.card.strong_order["diagonal"]},
         )  # fmt: skip
 
