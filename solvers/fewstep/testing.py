@@ -163,18 +163,22 @@ DIFFUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def path_for(solver: StochasticSolver, y: Tensor, sde: SDE, steps: int, t1: float = 1.0) -> Path:
+def path_for(
+    solver: StochasticSolver, shape: tuple[int, ...], dtype: torch.dtype, steps: int = 8, t1: float = 1.0
+) -> Path:
     """A path over [0, t1] with just what the solver's card asks for."""
     levy = solver.card.levy
-    letters = {"A": "H", "": "W"}.get(levy, levy)
-    shape = sde.noise_shape(y, sde.diffusion(y.new_zeros(()), y))
-    path = BrownianPath(shape, 0.0, t1, seed=1, levy=letters, dtype=y.dtype)
+    path = BrownianPath(shape, 0.0, t1, seed=1, levy={"A": "H", "": "W"}.get(levy, levy), dtype=dtype)
     return AreaPath(path, 4 * steps) if levy == "A" else path
+
+
+def _noise_shape(sde: SDE, y: Tensor) -> tuple[int, ...]:
+    return sde.noise_shape(y, sde.diffusion(y.new_zeros(()), y))
 
 
 def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dtype) -> None:
     y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 2, 3)
-    path, kept, n = path_for(solver, y0, sde, 8), y0.clone(), 4
+    path, kept, n = path_for(solver, _noise_shape(sde, y0), dtype), y0.clone(), 4
     coarse, again, fine = (
         solve(sde, solver, y0, torch.linspace(0, 1, k + 1, dtype=F64), path=path) for k in (n, n, 2 * n)
     )
@@ -188,7 +192,7 @@ def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dty
 def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
     y, levy = torch.linspace(0.1, 1, 12, dtype=F64).reshape(4, 3).requires_grad_(), solver.card.levy
     t0, t1 = y.new_tensor(0.25), y.new_tensor(0.5)
-    increment = path_for(solver, y, sde, 8).increment(0.25, 0.5)
+    increment = path_for(solver, _noise_shape(sde, y), F64).increment(0.25, 0.5)
     bare = replace(increment, H=None) if levy == "A" else increment
     tensors = [v for v in (y, bare.W, bare.H, bare.K, bare.A) if v is not None]
     kept, carry = [v.clone() for v in tensors], solver.init(sde, t0, y)
@@ -207,7 +211,9 @@ def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
 @torch.no_grad()
 def _slope(solver: StochasticSolver, sde: SDE, y0: Tensor) -> float:
     """The mean of the two finest local slopes of E|difference| of consecutive refinements."""
-    path = None if sde.noise_type == "none" else path_for(solver, y0, sde, REFINEMENTS[-1], SPAN)
+    path = None
+    if sde.noise_type != "none":
+        path = path_for(solver, _noise_shape(sde, y0), y0.dtype, REFINEMENTS[-1], SPAN)
     grids = [torch.linspace(0, SPAN, n + 1, dtype=F64) for n in REFINEMENTS]
     ends = [solve(sde, solver, y0, grid, path=path).y for grid in grids]
     gaps = [float((a - b).abs().mean()) for a, b in zip(ends[:-1], ends[1:])]
