@@ -177,7 +177,7 @@ def test_fourier_terms_are_conditioned_on_h_and_k_exactly():
     assert ((fit - expected).abs() < 6.1 * error).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.floats(-6, 3).map(math.exp),
     st.integers(2, 4),
@@ -190,18 +190,18 @@ def test_areas_joined_over_any_split_have_the_covariance_of_brownian_motion(h, m
     """E[A_ij A_kl] and E[A_ij M_kl] with M = E[A | W, H]: h^2/4 and h^2/6 if ij = kl, otherwise 0.
 
     The truncation error of each part, which is known exactly, is subtracted from E[A_ij A_ij]. Means over
-    N samples must be within 6 standard errors: a false alarm has probability 2e-9 per mean (up to 57 per
-    example; the skewness of products of areas at most triples it), below 1e-5 per run.
+    n samples must be within 6 standard errors: a false alarm has probability 2e-9 per mean (up to 57 per
+    example; the skewness of products of areas at most quintuples it), below 1e-5 per run.
     """
-    grid, cut = [0.0, x * h, h], []
+    n, grid = 20_000, [0.0, x * h, h]
     if method.startswith("path"):
-        path = BrownianPath((N, m), 0.0, h, seed, "H", torch.float64)
+        path = BrownianPath((n, m), 0.0, h, seed, "H", torch.float64)
         parts = list(AreaPath(path, 4, method.split()[1], seed=seed).increments(grid))
         cut = sorted({0.0, h / 4, h / 2, 3 * h / 4, h, x * h})
         lost = sum((b - a) ** 2 / 12 for a, b in pairwise(cut)) if method == "path legendre" else 0.0
     else:
         levy = min(levy, TAKES.get(method, "K")[-1], key="WHK".index)
-        drawn = FreshIncrements((N, m), levy, seed, torch.float64).increments(grid)
+        drawn = FreshIncrements((n, m), levy, seed, torch.float64).increments(grid)
         generator = torch.Generator().manual_seed(seed + 1)
         terms = None if method in ("davie", "foster") else 12
         parts = [replace(inc, A=levy_area(inc, method, generator, terms=terms)) for inc in drawn]
@@ -214,7 +214,7 @@ def test_areas_joined_over_any_split_have_the_covariance_of_brownian_motion(h, m
         M = joined.H[:, i] * joined.W[:, j] - joined.W[:, i] * joined.H[:, j]
         products.append((A[:, :, None] * M[:, None], h * h / 6))
     for product, variance in products:
-        standard_error = product.std(0) / N**0.5
+        standard_error = product.std(0) / n**0.5
         expected = variance * torch.eye(len(i), dtype=torch.float64)
         assert ((product.mean(0) - expected).abs() < 6 * standard_error).all()
 
