@@ -366,7 +366,7 @@ def test_closed_pipe_is_not_an_error():
 
 @pytest.mark.slow
 def test_demo_student_is_near_its_teacher(tmp_path, cli):
-    """The whole demo: the student is near its teacher and far from the naive sampler."""
+    """The complete demo: the student is near its teacher and far from the naive sampler."""
     code, _, err = cli("demo --out d")
     assert code == 0, err
     table = json.loads((tmp_path / "d" / "report.json").read_text())["data"]["table"]
