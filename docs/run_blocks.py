@@ -33,8 +33,8 @@ def blocks(page: Path) -> Iterator[tuple[int, str, str | None]]:
 
 def missing(page: Path) -> str | None:
     """The package that a page declares as needed, if it is not installed; else None."""
-    said = NEEDS.match(page.read_text())
-    return said["module"] if said and importlib.util.find_spec(said["module"]) is None else None
+    needed = NEEDS.match(page.read_text())
+    return needed["module"] if needed and importlib.util.find_spec(needed["module"]) is None else None
 
 
 def run(page: Path) -> int:

@@ -180,8 +180,8 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     """Errors and order of the log-ODE method, by the area that a step receives."""
     d = records[NAME].data["orders"]
     rows = [
-        [said, f"{d['errors'][k][0]:.4f}", f"{d['errors'][k][-1]:.4f}", f"{d['slopes'][k]:.2f}"]
-        for k, said in AREAS.items()
+        [label, f"{d['errors'][k][0]:.4f}", f"{d['errors'][k][-1]:.4f}", f"{d['slopes'][k]:.2f}"]
+        for k, label in AREAS.items()
     ]
     head = ["area given to a step", "RMSE, 4 steps", "RMSE, 64 steps", "measured order"]
     return {"brownian-orders": table(head, rows)}

@@ -41,7 +41,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def class_score(logits: Tensor) -> float:
     """The Inception score, exp of the mean KL divergence of p(class | image) from p(class), of logits.
 
-    It is 1 where images cannot be told apart, and the number of classes where each image is certain to be of
+    It is 1 where images are indistinguishable, and the number of classes where each image is certain to be of
     one class and all classes are equally frequent.
     """
     log_p = logits.double().log_softmax(1)

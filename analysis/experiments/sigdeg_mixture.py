@@ -171,7 +171,7 @@ def samplers(budget: Budget, seed: int) -> Iterator[Sampler]:
 
 
 def distil(problem: fs.DiffusionModel, data: Trajectories, levy: str, budget: Budget, seed: int) -> tuple[Any, Row]:
-    """One student, and what the record says of its training."""
+    """One student, and what the record states of its training."""
     training = fs.TrainingOptions(budget.distillation, budget.batch, learning_rate=2e-3)
     student, report = fs.distill_sigdeg(problem, data=data, levy=levy, training=training, seed=seed)
     return student, {

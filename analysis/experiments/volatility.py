@@ -301,7 +301,7 @@ def _roughness(parts: list[Tensor], lags: Sequence[int]) -> Statistic:
 
 def _jackknife(moments: Tensor, of: Callable[[Tensor], Tensor], at: Sequence[float]) -> Statistic:
     """A smooth function of means (groups, ...) of equal parts, and the error from leaving out one of them."""
-    n, whole = len(moments), moments.mean(0)
-    without = of((n * whole - moments) / (n - 1))
+    n, full = len(moments), moments.mean(0)
+    without = of((n * full - moments) / (n - 1))
     error = (without - without.mean(0)).square().sum(0).mul((n - 1) / n).sqrt()
-    return Statistic(torch.tensor(at, dtype=F64), of(whole), error)
+    return Statistic(torch.tensor(at, dtype=F64), of(full), error)

@@ -120,12 +120,12 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
         train_teachers.fit_mnist(net, images, labels, 4, 0, at, resume, batch=2, every=2)
         return net
 
-    whole = fit(data)
+    full = fit(data)
     at.unlink()
     with pytest.raises(Stopped):
         fit(Stops())
     again = fit(data, resume=True)
-    for (k, p), q in zip(whole.named_parameters(), again.parameters()):
+    for (k, p), q in zip(full.named_parameters(), again.parameters()):
         assert torch.equal(p, q), k
     assert not list(tmp_path.glob("*.part"))
     at.write_bytes(at.read_bytes()[:1000])

@@ -53,8 +53,8 @@ def test_covariances_equal_their_integrals(hurst, s, t):
     if 0 < s < t:  # and as it stands
         truth = quad(lambda u: math.sqrt(2 * hurst) * (t - u) ** (hurst - 0.5), 0, s)[0]
         assert float(found) == pytest.approx(truth, rel=1e-9)
-    late, whole = (brownian_covariance(number(u), number(t), hurst) for u in (t + 1, t))
-    assert late == whole  # what W does after t is not in V_t
+    late, full = (brownian_covariance(number(u), number(t), hurst) for u in (t + 1, t))
+    assert late == full  # what W does after t is not in V_t
 
 
 @pytest.mark.parametrize("hurst", HURST)
@@ -106,17 +106,17 @@ def test_w_is_brownian_motion_and_s_a_martingale(exact):
 
 def test_paths_do_not_depend_on_blocks():
     """Across the border of two groups, and for a start inside one."""
-    whole = rough_bergomi(300, 12)
+    full = rough_bergomi(300, 12)
     parts = [rough_bergomi(n, 12, first=k) for k, n in ((0, 130), (130, 127), (257, 43))]
     for name in ("variance", "log_price", "W"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts]))
-        assert torch.equal(getattr(whole, name), getattr(rough_bergomi(300, 12), name))
-        assert getattr(whole, name).dtype == torch.float32
-        assert not torch.equal(getattr(whole, name), getattr(rough_bergomi(300, 12, seed=1), name))
-    assert whole.variance.shape == whole.log_price.shape == (300, 13)
-    assert whole.W.shape == (300, 12)
+        assert torch.equal(getattr(full, name), torch.cat([getattr(p, name) for p in parts]))
+        assert torch.equal(getattr(full, name), getattr(rough_bergomi(300, 12), name))
+        assert getattr(full, name).dtype == torch.float32
+        assert not torch.equal(getattr(full, name), getattr(rough_bergomi(300, 12, seed=1), name))
+    assert full.variance.shape == full.log_price.shape == (300, 13)
+    assert full.W.shape == (300, 12)
     wide = rough_bergomi(300, 12, dtype=F64)
-    assert torch.equal(wide.log_price.float(), whole.log_price)
+    assert torch.equal(wide.log_price.float(), full.log_price)
 
 
 def test_global_random_state_is_unchanged():
@@ -202,7 +202,7 @@ def test_leverage_comes_from_rho():
     for name in ("leverage", "cross", "cross_log"):
         assert (free[name].value.abs() < 5 * free[name].error).all(), name
         assert held[name].value[0] < -10 * held[name].error[0], name
-    # nothing a past return says about the next: S is a martingale
+    # nothing a past return states about the next: S is a martingale
     assert (held["returns"].value.abs() < 5 * held["returns"].error).all()
     # Cov(r, d log v) of one step is rho eta E sqrt(v) E dW dV, and E sqrt(v_t) = sqrt(xi_0) exp(-t^(2H)/8)
     t, one = torch.linspace(0, 1, 33, dtype=F64), number(1 / 32)
@@ -252,7 +252,7 @@ def test_correlation_of_constants_is_nan():
 
 
 def test_long_samples_are_summed_in_parts(exact, monkeypatch):
-    whole = statistics(exact.log_price[:500], exact.variance[:500])
+    full = statistics(exact.log_price[:500], exact.variance[:500])
     monkeypatch.setattr(volatility, "NUMBERS", 100)
     for name, found in statistics(exact.log_price[:500], exact.variance[:500]).items():
-        torch.testing.assert_close(found.value, whole[name].value, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.value, full[name].value, rtol=1e-9, atol=1e-12)
