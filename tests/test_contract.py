@@ -105,15 +105,9 @@ def test_learned_solvers(tmp_path):
     assert report.student_rmse <= report.base_rmse
     training = fs.TrainingOptions(iterations=5)
     student, _ = fs.distill_sigdeg(
-        model,
-        steps=5,
-        teacher_steps=50,
-        levy="H",
-        event_shape=(3,),
-        seed=0,
-        trajectories=64,
-        training=training,
-    )
+        model, steps=5, teacher_steps=50, levy="H", event_shape=(3,), seed=0, training=training,
+        teacher_options=fs.TeacherOptions(trajectories=64),
+    )  # fmt: skip
     student.save(tmp_path / "few.safetensors")
     student = fs.load(tmp_path / "few.safetensors")
     assert fs.sample(model, student, shape=(4, 3), seed=1).shape == (4, 3)
