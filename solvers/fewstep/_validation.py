@@ -47,11 +47,7 @@ def check_int(argument: str, value: Any, least: float = 1, most: float = math.in
 
 
 def check_float(
-    argument: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    expected: str = "a finite number",
+    argument: str, value: Any, low: float = -math.inf, high: float = math.inf, expected: str = "a finite number"
 ) -> float:
     """Check a finite number in [low, high]; a tensor with one element is accepted."""
     try:
@@ -106,10 +102,7 @@ def check_instance(argument: str, value: Any, kind: type | tuple[type, ...], exp
 
 
 def check_state(
-    argument: str,
-    value: Any,
-    expected: str = "a finite floating-point tensor (n, *event)",
-    finite: bool = True,
+    argument: str, value: Any, expected: str = "a finite floating-point tensor (n, *event)", finite: bool = True
 ) -> Tensor:
     """Check a floating-point tensor with at least one axis, with finite values unless `finite` is False."""
     good = torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta

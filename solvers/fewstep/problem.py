@@ -34,11 +34,10 @@ class SDE:
         drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor with y's dtype and device.
         diffusion: `(t, y) -> g`. Either g has y's shape (each component has its own Brownian channel)
             or one more axis, `(*batch, d, m)`, and is multiplied by m channels.
-        noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not
-            depend on y; elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel),
-            `"general"` (`(*batch, d, m)`), `"commutative"` (the same, with columns that commute as
-            vector fields, D g_i g_j = D g_j g_i, so that solvers need no space-space area; torchsde
-            has no such type), or `"none"` (an ODE, see `ODE`).
+        noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not depend on y;
+            elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel), `"general"` (`(*batch, d, m)`),
+            `"commutative"` (the same, with columns that commute as vector fields, D g_i g_j = D g_j g_i, so that
+            solvers need no space-space area; torchsde has no such type), or `"none"` (an ODE, see `ODE`).
         sde_type: `"ito"` or `"stratonovich"`.
 
     Raises:

@@ -54,9 +54,8 @@ def solve(
         solver: an SDE solver whose card lists the problem's noise type and calculus.
         y0: (*batch, *event) finite, floating point.
         grid: (n,) strictly increasing times, n >= 2.
-        path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other
-            step sizes. Without it, independent exact increments are drawn from `seed`, which is faster.
-            An ODE uses neither.
+        path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other step sizes.
+            Without it, independent exact increments are drawn from `seed`, which is faster. An ODE uses neither.
         save: `"last"` keeps the final state, `"all"` keeps the state at each time, `[0, 32, 64]` keeps the
             states at these indices of the grid.
         progress: show a progress bar.
@@ -74,13 +73,7 @@ def solve(
         path = None
     elif path is None:
         path = FreshIncrements(
-            noise_shape,
-            letters_for(needs),
-            seed,
-            y0.dtype,
-            y0.device,
-            reuse=not keeps_graph,
-            area=needs == "A",
+            noise_shape, letters_for(needs), seed, y0.dtype, y0.device, reuse=not keeps_graph, area=needs == "A"
         )
     else:
         ends = float(times[0]), float(times[-1])

@@ -40,12 +40,7 @@ class AreaPath:
     area = True
 
     def __init__(
-        self,
-        path: BrownianPath,
-        cells: int,
-        method: str = "legendre",
-        terms: int | None = None,
-        seed: int = 0,
+        self, path: BrownianPath, cells: int, method: str = "legendre", terms: int | None = None, seed: int = 0
     ) -> None:
         _validation.check_instance("path", path, BrownianPath, "a BrownianPath, preferably with levy='H'")
         _validation.check_int("cells", cells, 1, MOST_CELLS)

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
+from .bridge import VARIANCES
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .levy_area import levy_area
 from .random_normals import key_of, node_seed
-
-VARIANCES = (1.0, 1 / 12, 1 / 720)
 
 
 class FreshIncrements:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from .bridge import split
-from .fresh import VARIANCES
+from .bridge import VARIANCES, split
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
 from .time_scale import Clock, make_knots
@@ -62,14 +61,12 @@ class BrownianPath:
             other than t0 + (t1 - t0) k / 2^n is cheap if its times are knots; otherwise each of its
             times costs up to 48 cuts. Knots are part of the identity of the path.
         portable: draw the normals on the CPU and move them: the same bits on every device, but slower.
-        cache: number of intervals kept between calls of `increment`; a query at arbitrary times
-            touches 256.
+        cache: number of intervals kept between calls of `increment`; a query at arbitrary times touches 256.
 
     Raises:
         InputError: for invalid arguments.
 
-    Reference: Jelinčić, Foster & Kidger, arXiv 2405.06464: the tree, and Theorem 3.7 for the
-    conditional laws.
+    Reference: Jelinčić, Foster & Kidger, arXiv 2405.06464: the tree, and Theorem 3.7 for the conditional laws.
     """
 
     def __init__(
@@ -196,10 +193,7 @@ class BrownianPath:
             left, right = split(cell.values, z, x, y, root, consume=not remember)
             if remember:
                 self._keep({2 * cell.node: left, 2 * cell.node + 1: right})
-        return [
-            _Cell(2 * cell.node, cell.low, cut, left),
-            _Cell(2 * cell.node + 1, cut, cell.high, right),
-        ]
+        return [_Cell(2 * cell.node, cell.low, cut, left), _Cell(2 * cell.node + 1, cut, cell.high, right)]
 
     def _cut_often(self, cell: _Cell, ends: Sequence[int], cuts: int, draw: Draw) -> list[_Cell]:
         """Cut `cuts` times, each generation in one call, and return the largest cells without ends inside."""

@@ -96,9 +96,8 @@ class HashedNormals:
 def node_seed(key: int, node: int) -> int:
     """A 64-bit seed for a node of the tree, distinct in its low half for the first 2^32 nodes of a path.
 
-    torch's CPU generator keeps the low 32 bits of a seed. With a random hash about a hundred of 2^20
-    nodes would repeat the normals of another, so the low half is a permutation of the node number,
-    chosen by the key.
+    torch's CPU generator keeps the low 32 bits of a seed. With a random hash about a hundred of 2^20 nodes would
+    repeat the normals of another, so the low half is a permutation of the node number, chosen by the key.
     """
     high = mix(key ^ mix(node))
     if node > _MASK32:

@@ -91,8 +91,7 @@ class Clock:
         """The positions nearest to float64 `times`, to 2^-49 of the span.
 
         A time that is a float32 number is moved to a knot or a cut of few bits if there is one
-        within a unit in its last place: `linspace(0, 0.3, 65)` finds the same cuts in float32 as in
-        float64.
+        within a unit in its last place: `linspace(0, 0.3, 65)` finds the same cuts in float32 as in float64.
 
         Raises:
             InputError: a time outside the path.

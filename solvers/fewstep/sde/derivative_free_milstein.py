@@ -16,8 +16,7 @@ class DerivativeFreeMilstein(StochasticSolver):
     In Stratonovich's calculus the last term is (g(y + g W) - g) W / 2.
 
     - Strong order: 1.0 for diagonal, scalar, commutative and additive noise.
-    - Cost per step: 1 drift and 2 diffusion evaluations (commutative noise: 1 + m). Lévy data: W.
-      Calculus: both.
+    - Cost per step: 1 drift and 2 diffusion evaluations (commutative noise: 1 + m). Lévy data: W. Calculus: both.
     - For diffusions that autograd cannot differentiate; `Milstein` has the smaller error constant.
     - Source: Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich: after (4.9.15).
     """

@@ -20,8 +20,7 @@ class SPaRK(StochasticSolver):
 
     at z_1 = y, z_2 = y + h f_1 / 2 + g_1 (W/2 + sqrt(3) H), z_3 = y + h f_2 + g_2 W.
 
-    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
-      general noise.
+    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for general noise.
     - Cost per step: 3 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
     - `GeneralShARK` has the same orders for 2 drift evaluations; `SlowRK` has 1.5 for commutative noise.
     - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6).
