@@ -3,7 +3,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .spark import ORDERS, WEAK
+from .spark import FACTS
 
 
 class GeneralShARK(StochasticSolver):
@@ -23,12 +23,8 @@ class GeneralShARK(StochasticSolver):
     card: Card = Card(
         summary="two-stage Runge-Kutta, its start shifted by H, for state-dependent noise",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax",
-        levy="H",
-        sde_types=("stratonovich",),
-        strong_order=ORDERS,
-        weak_order=WEAK,
-        deterministic_order=2.0,
         evaluations=2,
+        **FACTS,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
