@@ -50,8 +50,8 @@ class SDE:
     sde_type: str = "ito"
 
     def __post_init__(self) -> None:
-        for name, field in (("drift", self.drift), ("diffusion", self.diffusion)):
-            _validation.check_callable(name, field, "a function (t, y) -> tensor")
+        for name in ("drift", "diffusion"):
+            _validation.check_callable(name, getattr(self, name), "a function (t, y) -> tensor")
         _validation.check_choice("noise_type", self.noise_type, NOISE_TYPES)
         _validation.check_choice("sde_type", self.sde_type, SDE_TYPES)
         if self.noise_type == "none" and self.diffusion is not zero_diffusion:
@@ -63,9 +63,8 @@ class SDE:
         missing = [n for n in ("f", "g", "noise_type", "sde_type") if not hasattr(sde, n)]
         if missing:
             raise InputError(
-                f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE "
-                "with methods f, g and attributes noise_type, sde_type. Derive it from torchsde.SDEIto "
-                "or torchsde.SDEStratonovich, or build fewstep.SDE(drift, diffusion) directly."
+                f"sde: got {type(sde).__name__} without {', '.join(missing)}, expected a torchsde SDE. Derive it from "
+                "torchsde.SDEIto or torchsde.SDEStratonovich, or build fewstep.SDE(drift, diffusion) directly."
             )
         return cls(sde.f, sde.g, sde.noise_type, sde.sde_type)
 
@@ -132,6 +131,5 @@ class DiffusionModel:
 
     def __post_init__(self) -> None:
         _validation.check_callable("denoiser", self.denoiser, "a function (x, sigma) -> x0")
-        _validation.check_instance(
-            "schedule", self.schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()"
-        )
+        cure = "a fewstep schedule such as VPLinear() or EDM()"
+        _validation.check_instance("schedule", self.schedule, Schedule, cure)
