@@ -24,8 +24,9 @@ class AreaPath:
     interval is their join, so coarse and fine solves see one A, which is additive like W. An
     interval that ends inside a cell cuts the cell, which changes A by the error of that cell.
 
-    With method `"legendre"` (default) and a path with H, the area of a cell is E[A | W, H], a function of the path;
-    its error over n cells of total length h is h / sqrt(12 n). Other normals are keyed by seed and start of the cell.
+    With method `"legendre"` (default) and a path with H, the area of a cell is E[A | W, H], a function of the path
+    alone, with error h / sqrt(12 n) over n cells of total length h. The other methods draw normals keyed by `seed`
+    and the first time of the cell.
 
     Args:
         path: the source of W, H and K, of shape (..., m) with channels last, preferably with levy="H".
