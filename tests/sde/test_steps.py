@@ -19,13 +19,10 @@ def riccati(solver, n):
     return fs.solve(ode, solver, y0, torch.linspace(0, 1, 2**n + 1)).y
 
 
-RK4 = fs.RK4()
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_deterministic_order_is_that_of_the_card(name):
     """The slope between 2^6 and 2^7 steps on y' = sin(3t) - y^2, against RK4 at 2^10 steps, within 0.1."""
-    coarse, fine = ((riccati(SOLVERS[name], n) - riccati(RK4, 10)).norm() for n in (6, 7))
+    coarse, fine = ((riccati(SOLVERS[name], n) - riccati(SOLVERS["RK4"], 10)).norm() for n in (6, 7))
     assert abs(torch.log2(coarse / fine) - SOLVERS[name].card.deterministic_order) < 0.1
 
 

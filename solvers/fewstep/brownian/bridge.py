@@ -12,7 +12,6 @@ part follows by solving Chen's relation.
 import math
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,42 +28,38 @@ def bridge_matrix(letters: int, x: float, y: float) -> list[list[float]]:
     """
     n = letters
     if x > y:
-        flip = np.array([1.0, -1.0, 1.0][:n])
-        signs = np.outer(np.concatenate([flip, flip]), np.concatenate([flip, np.ones(n)]))
-        mirrored: list[list[float]] = np.roll(signs * bridge_matrix(n, y, x), n, axis=0).tolist()
-        return mirrored
+        flip = (1.0, -1.0, 1.0)[:n]
+        signs = (*flip, *[1.0] * n)
+        M = bridge_matrix(n, y, x)
+        return [[flip[i % n] * s * c for s, c in zip(signs, M[i], strict=True)] for i in (*range(n, 2 * n), *range(n))]
     # E[(W, H, K) of the left part | those of both], and the covariance of the rest
-    mean = np.array([[x, 6 * x * y, 60 * x * y * (y - x)], [0, x * x, 30 * x * x * y], [0, 0, x**3]])
+    mean = [[x, 6 * x * y, 60 * x * y * (y - x)], [0.0, x * x, 30 * x * x * y], [0.0, 0.0, x**3]]
     d = x - y
     WW, WK = x * y * (d**4 + 4 * x * x * y * y), x**4 * y * d / 12
     WH, HK = -(x**3) * y * (x * x - 3 * x * y + 6 * y * y) / 2, -y * x**5 / 24
     HH, KK = x / 12 * (1 - x**3 * (x * x + 2 * x * y + 16 * y * y)), x / 720 * (1 - x**5)
-    cov = np.array([[WW, WH, WK], [WH, HH, HK], [WK, HK, KK]])
-    for unknown in range(2, n - 1, -1):
-        cov += np.outer(mean[:, unknown], mean[:, unknown]) * VARIANCES[unknown]
-    left, full = np.hstack([mean[:n, :n], _cholesky(cov[:n, :n])]), np.eye(n, 2 * n)
-    # the right part by Chen's relation (B, section 2.3)
-    right = [full[0] - left[0]]
-    if n > 1:
-        right.append((full[1] - x * (left[1] - right[0] / 2)) / y - left[0] / 2)
-    if n > 2:
-        rest = x * x * left[2] + x * y / 2 * (left[1] - right[1]) + d / 12 * (x * right[0] - y * left[0])
-        right.append((full[2] - rest) / (y * y))
-    M = np.vstack([left, *right])
-    # coefficients of rounding size become zeros, which are skipped when the matrix is applied
-    M[np.abs(M) <= 1e-16 * np.abs(M).max(1, keepdims=True)] = 0.0
-    rows: list[list[float]] = M.tolist()
-    return rows
-
-
-def _cholesky(cov: np.ndarray) -> np.ndarray:
-    """The lower Cholesky factor, without LAPACK, whose rounding differs between machines."""
-    low = np.zeros_like(cov)
-    for i in range(len(cov)):
+    cov = [[WW, WH, WK], [WH, HH, HK], [WK, HK, KK]]
+    for u in range(2, n - 1, -1):  # letters that are not known add variance
+        cov = [[cov[i][j] + mean[i][u] * mean[j][u] * VARIANCES[u] for j in range(n)] for i in range(n)]
+    low = [[0.0] * n for _ in range(n)]  # the Cholesky factor; LAPACK's rounding differs between machines
+    for i in range(n):
         for j in range(i + 1):
-            rest = cov[i, j] - sum(low[i, k] * low[j, k] for k in range(j))
-            low[i, j] = math.sqrt(rest) if i == j else rest / low[j, j]
-    return low
+            rest = cov[i][j] - sum(low[i][k] * low[j][k] for k in range(j))
+            low[i][j] = math.sqrt(rest) if i == j else rest / low[j][j]
+    left = [mean[i][:n] + low[i] for i in range(n)]
+    full = [[float(i == j) for j in range(2 * n)] for i in range(n)]
+    # the right part by Chen's relation (B, section 2.3): f of the interval, w, h, k left, v and h2 right
+    right = [[f - w for f, w in zip(full[0], left[0])]]
+    if n > 1:
+        right.append([(f - x * (h - v / 2)) / y - w / 2 for f, w, h, v in zip(full[1], *left[:2], right[0])])
+    if n > 2:
+        right.append([
+            (f - (x * x * k + x * y / 2 * (h - h2) + d / 12 * (x * v - y * w))) / (y * y)
+            for f, w, h, k, v, h2 in zip(full[2], *left, *right)
+        ])  # fmt: skip
+    # coefficients of rounding size become zeros, which are skipped when the matrix is applied
+    sizes = [1e-16 * max(map(abs, row)) for row in left + right]
+    return [[c if abs(c) > size else 0.0 for c in row] for row, size in zip(left + right, sizes)]
 
 
 def split(
