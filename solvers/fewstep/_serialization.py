@@ -67,8 +67,7 @@ def write(path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor]) ->
         if Path(path).suffix == ".json":
             part.write_text(_json_text(meta, tensors))
         else:
-            columns = {k: v.contiguous() for k, v in tensors.items()}
-            save_file(columns, str(part), {"fewstep": json.dumps(meta)})
+            save_file({k: v.contiguous() for k, v in tensors.items()}, str(part), {"fewstep": json.dumps(meta)})
 
 
 def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -78,7 +77,8 @@ def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], d
     _validation.check_path(path)
     try:
         if Path(path).suffix == ".json":
-            meta, tensors = _read_json(path)
+            meta = json.loads(Path(path).read_text())
+            tensors = {k: torch.from_numpy(np.array(v, np.float64)) for k, v in meta.pop("columns").items()}
         else:
             with safe_open(str(path), framework="pt") as file:
                 meta = json.loads((file.metadata() or {}).get("fewstep", "{}"))
@@ -88,9 +88,8 @@ def read(path: str | Path, expected: tuple[str, ...]) -> tuple[dict[str, Any], d
         reason = "does not exist" if missing else "is a folder" if folder else f"cannot be read ({error})"
         raise InputError(f"path: {path} {reason}; expected a file written by .save().") from error
     except (SafetensorError, *DAMAGE) as error:
-        raise InputError(
-            f"path: {path} is damaged or not a file of this library ({error}); expected a file of .save()."
-        ) from error
+        reason = f"is damaged or not a file of this library ({error})"
+        raise InputError(f"path: {path} {reason}; expected a file of .save().") from error
     found = meta.get("format") if isinstance(meta, dict) else meta
     if not isinstance(meta, dict) or found not in expected:
         cure = "Save it again with this version of fewstep." if found else "It was not written by fewstep."
@@ -107,20 +106,11 @@ def _json_text(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return json.dumps(meta, indent=1)[:-2] + ',\n "columns": {\n' + ",\n".join(columns) + "\n }\n}\n"
 
 
-def _read_json(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
-    """The inverse of `_json_text`."""
-    meta = json.loads(Path(path).read_text())
-    columns = meta.pop("columns")
-    return meta, {k: torch.from_numpy(np.array(v, dtype=np.float64)) for k, v in columns.items()}
-
-
 def write_student(path: str | Path, kind: str, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> None:
     """Write a student: its kind, its network's name, configuration and weights, and its plan if any."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-    meta = meta | {
-        "format": STUDENT_FORMAT, "kind": kind, "network": type(network).__name__,
-        "config": getattr(network, "config", None),
-    }  # fmt: skip
+    config = getattr(network, "config", None)
+    meta = meta | {"format": STUDENT_FORMAT, "kind": kind, "network": type(network).__name__, "config": config}
     if plan is not None:
         tensors |= {f"plan.{k}": v for k, v in plan.tensors().items()}
         meta["plan"] = plan.meta()

@@ -47,11 +47,7 @@ def check_int(argument: str, value: Any, least: float = 1, most: float = math.in
 
 
 def check_float(
-    argument: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    expected: str = "a finite number",
+    argument: str, value: Any, low: float = -math.inf, high: float = math.inf, expected: str = "a finite number"
 ) -> float:
     """Check a finite number in [low, high]; a tensor with one element is accepted."""
     try:
@@ -80,9 +76,8 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["not available"])[0]
-        raise InputError(
-            f"{argument}: got {describe(value)}, expected an available device such as 'cpu' ({reason})."
-        ) from error
+        expected = f"an available device such as 'cpu' ({reason})"
+        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.") from error
     return found
 
 
@@ -106,20 +101,16 @@ def check_instance(argument: str, value: Any, kind: type | tuple[type, ...], exp
 
 
 def check_state(
-    argument: str,
-    value: Any,
-    expected: str = "a finite floating-point tensor (n, *event)",
-    finite: bool = True,
+    argument: str, value: Any, expected: str = "a finite floating-point tensor (n, *event)", finite: bool = True
 ) -> Tensor:
     """Check a floating-point tensor with at least one axis, with finite values unless `finite` is False."""
-    good = torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta
-    if not good:
+    if not (torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta):
         cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(...)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
     if finite and not bool(value.isfinite().all()):
         count = int((~value.isfinite()).sum())
         raise InputError(f"{argument}: got {count} values that are not finite, expected {expected}.")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def check_numbers(argument: str, value: Any) -> Tensor:
@@ -141,15 +132,12 @@ def check_times(argument: str, value: Any) -> Tensor:
     """Convert a tensor or a sequence of at least two strictly increasing times to float64 (n,) on the CPU."""
     times = check_numbers(argument, value)
     if times.dim() != 1 or len(times) < 2:
-        raise InputError(
-            f"{argument}: got shape {tuple(times.shape)}, expected (n,) with at least two times, for "
-            "instance torch.linspace(0, 1, 65)."
-        )
+        expected = "(n,) with at least two times, for instance torch.linspace(0, 1, 65)"
+        raise InputError(f"{argument}: got shape {tuple(times.shape)}, expected {expected}.")
     if not bool(times.isfinite().all() and (times.diff() > 0).all()):
         some = ", ".join(f"{t:.4g}" for t in times[:6].tolist()) + ", ..." * (len(times) > 6)
-        raise InputError(
-            f"{argument}: got [{some}], expected finite, strictly increasing times. Sort them and drop repeated ones."
-        )
+        cure = "expected finite, strictly increasing times. Sort them and drop repeated ones."
+        raise InputError(f"{argument}: got [{some}], {cure}")
     return times
 
 
@@ -174,9 +162,8 @@ def check_path(value: Any, argument: str = "path") -> Path:
 
 def check_sequence(argument: str, value: Any, expected: str) -> Sequence[Any]:
     """Convert an iterable with at least one item to a list."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or torch.is_tensor(value):
-        raise InputError(f"{argument}: got {describe(value)}, expected {expected}.")
-    items = list(value)
+    listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor))
+    items = list(value) if listed else []
     if not items:
-        raise InputError(f"{argument}: got an empty sequence, expected {expected}.")
+        raise InputError(f"{argument}: got {'an empty sequence' if listed else describe(value)}, expected {expected}.")
     return items

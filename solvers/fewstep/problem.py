@@ -34,11 +34,10 @@ class SDE:
         drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor with y's dtype and device.
         diffusion: `(t, y) -> g`. Either g has y's shape (each component has its own Brownian channel)
             or one more axis, `(*batch, d, m)`, and is multiplied by m channels.
-        noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not
-            depend on y; elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel),
-            `"general"` (`(*batch, d, m)`), `"commutative"` (the same, with columns that commute as
-            vector fields, D g_i g_j = D g_j g_i, so that solvers need no space-space area; torchsde
-            has no such type), or `"none"` (an ODE, see `ODE`).
+        noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not depend on y;
+            elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel), `"general"` (`(*batch, d, m)`),
+            `"commutative"` (the same, with columns that commute as vector fields, D g_i g_j = D g_j g_i, so that
+            solvers need no space-space area; torchsde has no such type), or `"none"` (an ODE, see `ODE`).
         sde_type: `"ito"` or `"stratonovich"`.
 
     Raises:
@@ -51,8 +50,8 @@ class SDE:
     sde_type: str = "ito"
 
     def __post_init__(self) -> None:
-        for name, field in (("drift", self.drift), ("diffusion", self.diffusion)):
-            _validation.check_callable(name, field, "a function (t, y) -> tensor")
+        for name in ("drift", "diffusion"):
+            _validation.check_callable(name, getattr(self, name), "a function (t, y) -> tensor")
         _validation.check_choice("noise_type", self.noise_type, NOISE_TYPES)
         _validation.check_choice("sde_type", self.sde_type, SDE_TYPES)
         if self.noise_type == "none" and self.diffusion is not zero_diffusion:
@@ -64,9 +63,8 @@ class SDE:
         missing = [n for n in ("f", "g", "noise_type", "sde_type") if not hasattr(sde, n)]
         if missing:
             raise InputError(
-                f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE "
-                "with methods f, g and attributes noise_type, sde_type. Derive it from torchsde.SDEIto "
-                "or torchsde.SDEStratonovich, or build fewstep.SDE(drift, diffusion) directly."
+                f"sde: got {type(sde).__name__} without {', '.join(missing)}, expected a torchsde SDE. Derive it from "
+                "torchsde.SDEIto or torchsde.SDEStratonovich, or build fewstep.SDE(drift, diffusion) directly."
             )
         return cls(sde.f, sde.g, sde.noise_type, sde.sde_type)
 
@@ -133,6 +131,5 @@ class DiffusionModel:
 
     def __post_init__(self) -> None:
         _validation.check_callable("denoiser", self.denoiser, "a function (x, sigma) -> x0")
-        _validation.check_instance(
-            "schedule", self.schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()"
-        )
+        cure = "a fewstep schedule such as VPLinear() or EDM()"
+        _validation.check_instance("schedule", self.schedule, Schedule, cure)

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,16 +34,9 @@ class Solution:
 
 
 def solve(
-    sde: SDE,
-    solver: StochasticSolver,
-    y0: Tensor,
-    grid: Tensor | Sequence[float],
-    *,
-    path: Path | None = None,
-    seed: int = 0,
-    save: str | Sequence[int] = "last",
-    progress: bool = False,
-) -> Solution:
+    sde: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor | Sequence[float], *, path: Path | None = None,
+    seed: int = 0, save: str | Sequence[int] = "last", progress: bool = False,
+) -> Solution:  # fmt: skip
     """Solve an SDE or an ODE on a fixed grid.
 
     Gradients flow to y0 and to the parameters of drift and diffusion.
@@ -54,9 +46,8 @@ def solve(
         solver: an SDE solver whose card lists the problem's noise type and calculus.
         y0: (*batch, *event) finite, floating point.
         grid: (n,) strictly increasing times, n >= 2.
-        path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other
-            step sizes. Without it, independent exact increments are drawn from `seed`, which is faster.
-            An ODE uses neither.
+        path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other step sizes.
+            Without it, independent exact increments are drawn from `seed`, which is faster. An ODE uses neither.
         save: `"last"` keeps the final state, `"all"` keeps the state at each time, `[0, 32, 64]` keeps the
             states at these indices of the grid.
         progress: show a progress bar.
@@ -74,17 +65,10 @@ def solve(
         path = None
     elif path is None:
         path = FreshIncrements(
-            noise_shape,
-            letters_for(needs),
-            seed,
-            y0.dtype,
-            y0.device,
-            reuse=not keeps_graph,
-            area=needs == "A",
+            noise_shape, letters_for(needs), seed, y0.dtype, y0.device, reuse=not keeps_graph, area=needs == "A"
         )
     else:
-        ends = float(times[0]), float(times[-1])
-        check_path(path, type(solver).__name__, needs, noise_shape, ends, y0.dtype)
+        check_path(path, type(solver).__name__, needs, noise_shape, (float(times[0]), float(times[-1])), y0.dtype)
     calls = 0
 
     def counted(t: Tensor, y: Tensor) -> Tensor:
@@ -109,17 +93,12 @@ def _states(sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, path: 
     """Yield the state after each step."""
     ts = times.to(y.device, y.dtype).unbind()
     carry = solver.init(sde, ts[0], y)
-    increments = _zero_increments(times, y) if path is None else path.increments(times)
+    zero = y.new_zeros(1)  # an ODE has one channel of zeros, for the (1, 1) matrix of `zero_diffusion`
+    zeros = (Increment(h, zero, zero, zero, y.new_zeros(1, 1)) for h in times.diff().tolist())
+    increments = zeros if path is None else path.increments(times)
     for t0, t1, increment in zip(ts[:-1], ts[1:], increments, strict=True):
         y, carry, _ = solver.step(sde, t0, t1, y, increment, carry)
         yield y
-
-
-def _zero_increments(times: Tensor, y: Tensor) -> Iterator[Increment]:
-    """Yield the increments of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
-    zero = y.new_zeros(1)
-    for t0, t1 in pairwise(times.tolist()):
-        yield Increment(t1 - t0, zero, zero, zero, y.new_zeros(1, 1))
 
 
 def _kept(save: Any, count: int) -> range | frozenset[int]:
@@ -150,10 +129,8 @@ def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int,
                 "Convert its constants and parameters, or y0."
             )
     if f.shape != y0.shape:
-        raise InputError(
-            f"drift: got shape {tuple(f.shape)}, expected y's shape {tuple(y0.shape)}. Return one value "
-            "for each component of y."
-        )
+        cure = "Return one value for each component of y."
+        raise InputError(f"drift: got shape {tuple(f.shape)}, expected y's shape {tuple(y0.shape)}. {cure}")
     keeps_graph = torch.is_grad_enabled() and any(v.requires_grad for v in (y0, f, g))
     return sde.noise_shape(y0, g) if sde.noise_type != "none" else (), keeps_graph
 
@@ -180,10 +157,9 @@ def _locate(states: Iterator[Tensor], name: str, times: Tensor) -> NonFiniteErro
         count, paths = len(y), int((~y.isfinite()).reshape(len(y), -1).any(1).sum())
         if paths:
             break
-    return NonFiniteError(
+    message = (
         f"{name} produced non-finite values at step {step} (t = {float(times[step]):.6g} to "
-        f"{float(times[step + 1]):.6g}) for {paths} of {count} paths. Take smaller steps or a more stable "
-        "solver, and check drift and diffusion there.",
-        step=step,
-        paths=paths,
+        f"{float(times[step + 1]):.6g}) for {paths} of {count} paths. Take smaller steps or a more stable solver, "
+        "and check drift and diffusion there."
     )
+    return NonFiniteError(message, step=step, paths=paths)

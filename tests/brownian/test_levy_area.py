@@ -108,7 +108,7 @@ def test_fourth_moment(method, has_mean):
     (3.84 + 0.96 + 0.12)/16.
     """
     inc = draw("W", 1.0, m=2)
-    A = area(inc, method) if method == "foster" else area(inc, method, terms=200)
+    A = area(inc, method) if method == "foster" else area(inc, method, terms=60)
     has_mean(A[:, 0, 1] ** 4, 4.92 / 16 if method == "foster" else 5 / 16)
 
 

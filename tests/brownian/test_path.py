@@ -59,7 +59,7 @@ class UnitVectors:
         return draw
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     levies,
     st.sampled_from(["linear", "log"]),
@@ -87,7 +87,7 @@ def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gap
     assert torch.allclose(gram, torch.eye(len(rows), dtype=torch.float64), atol=1e-9)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     levies,
     st.sampled_from([torch.float32, torch.float64]),
@@ -119,7 +119,7 @@ def test_values_do_not_depend_on_the_order_of_queries(levy, dtype, times, seed, 
     assert close(warm.increment(times[0], times[-1]), joined, tol)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(levies, st.integers(1, 9), st.sampled_from([(1,), (5,), (7, 3), ()]), st.booleans())
 def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, shape, per_sample):
     """Small batches are cut many times in one call; single queries must agree to the bit."""
@@ -136,7 +136,7 @@ def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, sh
 def test_refinement_preserves_coarse_increments(levy):
     path = BrownianPath((16, 3), 0.0, 1.0, seed=2, levy=levy, dtype=torch.float64)
     full = path.increment(0.0, 1.0)
-    for n in (2, 3, 64, 100):
+    for n in (2, 3, 10, 64):
         parts = list(path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)))
         assert close(reduce(Increment.join, parts), full, 1e-11)
 
@@ -154,8 +154,8 @@ def test_float32_and_float64_give_one_path(levy):
     assert BrownianPath((1,)).dtype == torch.get_default_dtype()
 
 
-def test_float32_path_is_additive_over_2_to_the_13_steps():
-    n = 2**13
+def test_float32_path_is_additive_over_2_to_the_12_steps():
+    n = 2**12
     path = BrownianPath((4,), 0.0, 1.0, seed=1, levy="H")
     total = torch.zeros(4, dtype=torch.float64)
     for inc in path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)):
@@ -170,7 +170,7 @@ def test_log_clock_keeps_relative_precision_over_ten_decades(levy, has_mean):
     options = {"t0": 1e-4, "t1": 1e6, "seed": 5, "levy": levy, "clock": "log"}
     single = BrownianPath((500,), dtype=torch.float32, **options)
     double = BrownianPath((500,), dtype=torch.float64, **options)
-    grid = torch.logspace(-4, 6, 21, dtype=torch.float64)
+    grid = torch.logspace(-4, 6, 11, dtype=torch.float64)
     for i, (a, b) in enumerate(zip(single.increments(grid), double.increments(grid), strict=True)):
         assert a.h == pytest.approx(float(grid[i + 1] - grid[i]), rel=1e-9)
         for u, v, s in zip(letters(a), letters(b), VARIANCES[levy], strict=True):
@@ -216,7 +216,7 @@ def test_knots_at_dyadic_times_change_nothing():
 
 def test_per_sample_seeds_do_not_depend_on_the_batch():
     """The numbers of a sample depend only on its seed, not on the batch's size or order."""
-    grid = torch.linspace(0, 1, 12)
+    grid = torch.tensor([0.0, 0.25, 0.4375, 0.7, 1.0])
     seeds = [5, 17, 3, 2**40, -1]
     for row in ((3, 2), (), (7,)):
         batch = BrownianPath((5, *row), levy="K", seeds=seeds)
@@ -258,7 +258,7 @@ def test_hash_of_integers_and_of_tensors_agree(x):
 
 
 def test_node_seeds_differ_in_the_32_bits_that_torch_keeps():
-    low = [node_seed(12345, node) & 0xFFFFFFFF for node in range(1, 2**17)]
+    low = [node_seed(12345, node) & 0xFFFFFFFF for node in range(1, 2**15)]
     assert len(set(low)) == len(low)
     a, b = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7 + 2**32)
     assert torch.equal(torch.randn(4, generator=a), torch.randn(4, generator=b))  # the reason
@@ -268,11 +268,11 @@ def test_pickled_and_shared_paths_give_the_same_numbers():
     path = BrownianPath((8, 3), 0.0, 1.0, seed=6, levy="H")
     path.increment(0.1, 0.2)
     copy = pickle.loads(pickle.dumps(path))
-    asks = [(i / 50, (i + 1 + i % 5) / 55 + i / 500 + 0.02) for i in range(40)]
+    asks = [(i / 50, (i + 1 + i % 5) / 55 + i / 500 + 0.02) for i in range(12)]
     expected = [copy.increment(*ask) for ask in asks]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda ask: path.increment(*ask), asks * 3))
-    assert all(same(a, b) for a, b in zip(found, expected * 3, strict=True))
+        found = list(pool.map(lambda ask: path.increment(*ask), asks * 2))
+    assert all(same(a, b) for a, b in zip(found, expected * 2, strict=True))
     assert "levy='H'" in repr(path)
 
 
@@ -311,7 +311,7 @@ def walk_and_measure(steps: int) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     count = 0
-    for _ in path.increments(grid if steps > 2**16 else grid[: 2**12]):
+    for _ in path.increments(grid if steps > 2**16 else grid[: 2**11]):
         count += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
     assert grown < 64 * 2**20
@@ -400,6 +400,6 @@ def test_gradients_flow_through_a_solve_on_a_path_of_any_size():
     sde = fs.SDE(lambda t, y: 0.1 * y, lambda t, y: sigma * torch.sin(y))
     for shape in ((4, 1), (2000, 1), (40000, 1)):
         path = fs.BrownianPath(shape, levy="H", seed=1)
-        grid = torch.linspace(0, 1, 33)
-        fs.solve(sde, fs.Milstein(), torch.ones(shape), grid, path=path).y.sum().backward()
+        grid = torch.linspace(0, 1, 17)
+        fs.solve(sde, fs.DerivativeFreeMilstein(), torch.ones(shape), grid, path=path).y.sum().backward()
     assert sigma.grad.isfinite()

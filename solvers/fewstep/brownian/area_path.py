@@ -24,9 +24,9 @@ class AreaPath:
     interval is their join, so coarse and fine solves see one A, which is additive like W. An
     interval that ends inside a cell cuts the cell, which changes A by the error of that cell.
 
-    With method `"legendre"` (default) and a path with H, the area of a cell is E[A | W, H], a
-    function of the path alone; over n cells of total length h its error is h / sqrt(12 n).
-    Methods that draw use normals keyed by `seed` and the first time of the cell.
+    With method `"legendre"` (default) and a path with H, the area of a cell is E[A | W, H], a function of the path
+    alone, with error h / sqrt(12 n) over n cells of total length h. The other methods draw normals keyed by `seed`
+    and the first time of the cell.
 
     Args:
         path: the source of W, H and K, of shape (..., m) with channels last, preferably with levy="H".
@@ -40,12 +40,7 @@ class AreaPath:
     area = True
 
     def __init__(
-        self,
-        path: BrownianPath,
-        cells: int,
-        method: str = "legendre",
-        terms: int | None = None,
-        seed: int = 0,
+        self, path: BrownianPath, cells: int, method: str = "legendre", terms: int | None = None, seed: int = 0
     ) -> None:
         _validation.check_instance("path", path, BrownianPath, "a BrownianPath, preferably with levy='H'")
         _validation.check_int("cells", cells, 1, MOST_CELLS)
@@ -53,17 +48,11 @@ class AreaPath:
         _validation.check_int("terms", 1 if terms is None else terms, 1, MOST_TERMS)
         if not path.shape:
             raise InputError("path: got shape (), expected (..., m) with channels last.")
-        self.path = path
-        self.cells = cells
+        self.path, self.cells, self.method = path, cells, method
         self.seed: int = _validation.check_int("seed", seed, -math.inf)
-        self.method = method
         self.terms: int | None = 1 if method == "legendre" and terms is None else terms
-        self.shape: tuple[int, ...] = path.shape
-        self.t0: float = path.t0
-        self.t1: float = path.t1
-        self.levy: str = path.levy
-        self.dtype: torch.dtype = path.dtype
-        self.device: torch.device = path.device
+        self.shape, self.t0, self.t1, self.levy = path.shape, path.t0, path.t1, path.levy
+        self.dtype, self.device = path.dtype, path.device
         self._fine = torch.linspace(path.t0, path.t1, cells + 1, dtype=torch.float64, device="cpu")
 
     def increment(self, ta: float, tb: float) -> Increment:
@@ -88,8 +77,7 @@ class AreaPath:
         positions = self.path.positions(merged[:-1])
         pieces = zip(self.path.increments(merged), merged[1:].tolist(), positions, strict=True)
         for piece, end, position in pieces:
-            area = levy_area(piece, self.method, mix(mix(self.seed) + position), terms=self.terms)
-            cell = replace(piece, A=area)
+            cell = replace(piece, A=levy_area(piece, self.method, mix(mix(self.seed) + position), terms=self.terms))
             joined = cell if joined is None else joined.join(cell)
             if end in ends:
                 yield joined

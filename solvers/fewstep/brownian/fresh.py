@@ -10,11 +10,10 @@ from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
+from .bridge import VARIANCES
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .levy_area import levy_area
 from .random_normals import key_of, node_seed
-
-VARIANCES = (1.0, 1 / 12, 1 / 720)
 
 
 class FreshIncrements:
@@ -36,22 +35,15 @@ class FreshIncrements:
     """
 
     def __init__(
-        self,
-        shape: Sequence[int],
-        levy: str = "W",
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-        reuse: bool = False,
-        area: bool = False,
-    ) -> None:
+        self, shape: Sequence[int], levy: str = "W", seed: int = 0, dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu", reuse: bool = False, area: bool = False,
+    ) -> None:  # fmt: skip
         self.shape: tuple[int, ...] = _validation.check_shape(shape)
         self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
         self.dtype: torch.dtype = check_dtype(dtype)
         self.device: torch.device = _validation.check_device(device)
         self.seed: int = _validation.check_int("seed", seed, -math.inf)
-        self.reuse = reuse
-        self.area = area
+        self.reuse, self.area = reuse, area
         self._next = itertools.count(2)
 
     def increment(self, t0: float, t1: float) -> Increment:
@@ -63,11 +55,7 @@ class FreshIncrements:
         return self._draw(h, generator, self._buffers(), generator)
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
-        """Return the n - 1 draws for `grid`, (n,) increasing times; the same ones in each call.
-
-        Raises:
-            InputError: at once, for a grid that is too short or not increasing.
-        """
+        """Return the n - 1 draws for `grid`, (n,) increasing times (else InputError); the same in each call."""
         return self._stream(_validation.check_times("grid", grid).diff().tolist())
 
     def _stream(self, lengths: list[float]) -> Iterator[Increment]:
@@ -81,8 +69,7 @@ class FreshIncrements:
         return torch.Generator(self.device).manual_seed(node_seed(key_of(self.seed), stream))
 
     def _buffers(self) -> list[Tensor]:
-        shape, count = self.shape, LEVY_ORDER[self.levy]
-        return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(count)]
+        return [torch.empty(self.shape, dtype=torch.float32, device=self.device) for _ in range(LEVY_ORDER[self.levy])]
 
     def _draw(self, h: float, generator: torch.Generator, buffers: list[Tensor], areas: torch.Generator) -> Increment:
         for buffer, variance in zip(buffers, VARIANCES):

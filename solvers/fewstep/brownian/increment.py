@@ -73,41 +73,32 @@ class Increment:
     @property
     def levy(self) -> str:
         """The last of "W", "H", "K" that is present."""
-        if self.K is not None:
-            return "K"
-        return "H" if self.H is not None else "W"
+        return "K" if self.K is not None else "H" if self.H is not None else "W"
 
     def join(self, later: Increment) -> Increment:
         r"""Return the increment over both intervals, with the fields that both have, by Chen's relation.
 
         With $x = h_1/h$ and $y = h_2/h$: $W = W_1 + W_2$, $H = x(H_1 - W_2/2) + y(H_2 + W_1/2)$,
         $K = x^2 K_1 + y^2 K_2 + xy(H_1 - H_2)/2 + (x - y)(x W_2 - y W_1)/12$ and
-        $A = A_1 + A_2 + (W_1 W_2^T - W_2 W_1^T)/2$. Associative up to rounding.
+        $A = A_1 + A_2 + (W_1 W_2^T - W_2 W_1^T)/2$. Associative up to rounding. Source: B, section 2.3.
 
         Raises:
             InputError: the shapes of W differ.
-
-        Reference: B, section 2.3.
         """
         _validation.check_instance("later", later, Increment, "an Increment")
         if self.W.shape != later.W.shape:
-            raise InputError(
-                f"later: got W of shape {tuple(later.W.shape)}, expected {tuple(self.W.shape)}. Join "
-                "increments of one path."
-            )
+            got, expected = tuple(later.W.shape), tuple(self.W.shape)
+            raise InputError(f"later: got W of shape {got}, expected {expected}. Join increments of one path.")
         h = self.h + later.h
         x, y = self.h / h, later.h / h
         H = K = A = None
         if self.H is not None and later.H is not None:
             H = x * (self.H - later.W / 2) + y * (later.H + self.W / 2)
             if self.K is not None and later.K is not None:
-                K = x * x * self.K + y * y * later.K
-                K = K + (x * y / 2) * (self.H - later.H)
+                K = x * x * self.K + y * y * later.K + (x * y / 2) * (self.H - later.H)
                 K = K + ((x - y) / 12) * (x * later.W - y * self.W)
         if self.A is not None and later.A is not None:
-            # a product minus its transpose is antisymmetric to the bit
-            outer = self.W.unsqueeze(-1) * later.W.unsqueeze(-2)
-            A = self.A + later.A + 0.5 * (outer - outer.transpose(-1, -2))
+            A = self.A + later.A + 0.5 * wedge(self.W, later.W)
         return Increment(h, self.W + later.W, H, K, A)
 
     @property
@@ -128,12 +119,8 @@ class Increment:
         xi_0 = W/sqrt(h), xi_1 = sqrt(12/h) H, xi_2 = sqrt(720/h) K. With L_n = int P_n(2s/h - 1) dW
         this is xi_n = (-1)^n sqrt((2n+1)/h) L_n: the sign of H, not that of L_1.
         """
-        out = [self.W / math.sqrt(self.h)]
-        if self.H is not None:
-            out.append(self.H * math.sqrt(12 / self.h))
-        if self.K is not None:
-            out.append(self.K * math.sqrt(720 / self.h))
-        return tuple(out)
+        areas = [x * math.sqrt(c / self.h) for x, c in ((self.H, 12), (self.K, 720)) if x is not None]
+        return self.W / math.sqrt(self.h), *areas
 
     @classmethod
     def from_coordinates(cls, h: float, *xi: Tensor) -> Increment:
@@ -143,18 +130,20 @@ class Increment:
         _validation.check_float("h", h, 2.0**-1000, expected="a positive length")
         for x in xi:
             _validation.check_instance("xi", x, Tensor, "tensors")
-        scales = (math.sqrt(h), math.sqrt(h / 12), math.sqrt(h / 720))
-        return cls(h, *(s * x for s, x in zip(scales, xi, strict=False)))
+        return cls(h, *(math.sqrt(h / c) * x for c, x in zip((1, 12, 720), xi)))
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Increment:
         """Return the increment in another dtype or on another device."""
         dtype = _validation.check_dtype(dtype)
         device = None if device is None else _validation.check_device(device)
-        W, H, K, A = (
-            None if x is None else x.to(device=device, dtype=dtype or x.dtype) for x in (self.W, self.H, self.K, self.A)
-        )
-        assert W is not None
-        return Increment(self.h, W, H, K, A)
+        fields = (None if x is None else x.to(device, dtype) for x in (self.W, self.H, self.K, self.A))
+        return Increment(self.h, *fields)  # type: ignore[arg-type]
+
+
+def wedge(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b' - b a', (..., m, m), antisymmetric to the bit."""
+    outer = a.unsqueeze(-1) * b.unsqueeze(-2)
+    return outer - outer.mT
 
 
 def letters_for(levy: str) -> str:
@@ -167,34 +156,25 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in (torch.float32, torch.float64):
         raise InputError(
-            f"dtype: got {dtype}, expected torch.float32 or torch.float64. Convert increments with "
-            ".to(dtype): sums of half precision noise lose the path."
+            f"dtype: got {dtype}, expected torch.float32 or torch.float64. Convert increments with .to(dtype): sums of "
+            "half precision noise lose the path."
         )
     return dtype
 
 
 def check_path(
-    path: Any,
-    who: str,
-    levy: str,
-    shape: tuple[int, ...],
-    ends: tuple[float, float],
-    dtype: torch.dtype | None = None,
-    method: str = "increments",
-    argument: str = "path",
+    path: Any, who: str, levy: str, shape: tuple[int, ...], ends: tuple[float, float],
+    dtype: torch.dtype | None = None, method: str = "increments", argument: str = "path",
     cure: str = "Make the path over at least this interval.",
-) -> None:
+) -> None:  # fmt: skip
     """Raise an `InputError` unless a path gives the increments that a solver or a plan needs.
 
     Args:
-        who: the name of the solver or plan.
-        levy: the Lévy data that it needs, as on its card.
-        shape: of W.
+        who, levy: the name of the solver or plan, and the Lévy data that it needs, as on its card.
+        shape, dtype: of W; dtype if it matters.
         ends: the times between which increments are needed. Paths without t0 and t1 are not checked.
-        dtype: of W, if it matters.
         method: the method of the path that is called, `"increments"` or `"increment"`.
-        argument: the name of the caller's argument.
-        cure: what to do about a path that is too short.
+        argument, cure: the name of the caller's argument, and what to do about a path that is too short.
     """
     if not hasattr(path, method) or getattr(path, "levy", None) not in LEVY_ORDER:
         raise InputError(

@@ -1,8 +1,7 @@
 """Seven methods for the space-space Lévy area A_ij = (1/2)(int W^i dW^j - int W^j dW^i) of an increment.
 
-Each draws what the increment does not determine, so that (W, H, K, A) has the right joint law:
-exactly in its first two conditional moments ("davie" on average), or up to an L2 error that
-decreases with the number of terms.
+Each draws what the increment does not determine, so that (W, H, K, A) has the right joint law: exactly in its first
+two conditional moments ("davie" on average), or up to an L2 error that decreases with the number of terms.
 
 There are two expansions. For h = 1, with X, Y, zeta_n independent N(0, I_m) (B, sections 3.1 and 3.2,
 where B is arXiv 2405.06464):
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from .increment import LEVY_ORDER, Increment
+from .increment import LEVY_ORDER, Increment, wedge
 from .random_normals import key_of
 
 _WEAK = ("davie", "foster")
@@ -31,19 +30,13 @@ METHODS = (*_WEAK, *_FOURIER, "legendre")
 
 
 def levy_area(
-    increment: Increment,
-    method: str = "foster",
-    seed: int | torch.Generator = 0,
-    *,
-    tol: float | None = None,
-    terms: int | None = None,
-) -> Tensor:
+    increment: Increment, method: str = "foster", seed: int | torch.Generator = 0, *,
+    tol: float | None = None, terms: int | None = None,
+) -> Tensor:  # fmt: skip
     """Draw the space-space area (..., m, m) of an increment with W (..., m); antisymmetric to the bit.
 
-    Weak methods draw once, with the right moments given W, H (and K):
-
-    - `"davie"`: the conditional mean, and the average conditional variance.
-    - `"foster"`: the conditional mean, and the conditional covariance of all pairs of channels.
+    Weak methods have the right moments given W, H (and K), by one draw: `"davie"` the conditional mean and the
+    average conditional variance, `"foster"` the conditional mean and covariance of all pairs of channels.
 
     Strong methods give A within an L2 error of the area of a path with these W, H, K:
 
@@ -51,8 +44,7 @@ def levy_area(
     - `"mrongowius_roessler"`: O(terms^-1), the fewest normals at small h; increments without K.
     - `"wiktorsson"`: O(terms^-1); increments with W only.
 
-    A coarse area cannot be refined: for areas of a `BrownianPath` use `AreaPath`, or draw on fine
-    increments and join them.
+    A coarse area cannot be refined: for areas of a `BrownianPath` use `AreaPath`, or join fine increments with A.
 
     Args:
         increment: W (..., m) with channels last, and optionally H and K.
@@ -64,8 +56,8 @@ def levy_area(
             coordinates after W (H: 1, K: 2).
 
     Raises:
-        InputError: an unknown method; both tol and terms; terms for a weak method; W without a channel
-            axis; H or K for a method that cannot be conditioned on it.
+        InputError: an unknown method; both tol and terms, or one for a weak method; W without a channel axis;
+            H or K for a method that cannot be conditioned on it.
 
     References: Davie (2014); Foster, Lyons & Oberhauser, arXiv 1904.06998; Kloeden, Platen & Wright
     (1992); Wiktorsson, Ann. Appl. Probab. 11 (2001); Mrongowius & Rößler, Stoch. Anal. Appl. 40
@@ -75,9 +67,8 @@ def levy_area(
     if method not in _WEAK and terms is None:
         terms = terms_for(method, increment.h, increment.W.shape[-1], tol)
     draw = _Draw(increment.W, seed)
-    if method in _FOURIER:
-        return _fourier(increment, method, draw, terms or 1)
-    return _legendre(increment, method, draw, terms or 0)
+    series = _fourier if method in _FOURIER else _legendre
+    return series(increment, method, draw, terms or 0)
 
 
 def terms_for(method: str, h: float, m: int, tol: float | None = None) -> int:
@@ -86,10 +77,9 @@ def terms_for(method: str, h: float, m: int, tol: float | None = None) -> int:
     ratio = (h / tol) ** 2
     if method == "legendre":
         return max(1, math.ceil((ratio / 4 - 1) / 2))
-    constants = {"fourier": 3 / 2, "milstein": 1 / 2, "wiktorsson": 5 * m / 12}
-    square = constants.get(method, m / 12) / math.pi**2 * ratio
-    slow = method in ("fourier", "milstein")
-    return max(1, math.ceil(square if slow else math.sqrt(square)))
+    constants = {"fourier": 3 / 2, "milstein": 1 / 2, "wiktorsson": 5 * m / 12, "mrongowius_roessler": m / 12}
+    square = constants[method] / math.pi**2 * ratio
+    return max(1, math.ceil(square if method in ("fourier", "milstein") else math.sqrt(square)))
 
 
 class _Draw:
@@ -103,10 +93,9 @@ class _Draw:
         self.generator = seed
 
     def __call__(self, *event: int) -> Tensor:
-        shape, W = (*self.batch, *event), self.W
         # float64 normals take six times as long and have the same law
-        z = torch.randn(shape, generator=self.generator, device=W.device, dtype=torch.float32)
-        return z.to(W.dtype)
+        z = torch.randn(*self.batch, *event, generator=self.generator, device=self.W.device, dtype=torch.float32)
+        return z.to(self.W.dtype)
 
     def pairs(self) -> Tensor:
         """An antisymmetric (..., m, m) with independent N(0, 1) above the diagonal."""
@@ -116,12 +105,6 @@ class _Draw:
         return upper - upper.mT
 
 
-def _wedge(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b' - b a', (..., m, m), antisymmetric to the bit."""
-    outer = a.unsqueeze(-1) * b.unsqueeze(-2)
-    return outer - outer.mT
-
-
 def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
     """Sum the series over known and drawn coordinates; weak methods add noise for the rest."""
     zeta = [x if n % 2 == 0 else -x for n, x in enumerate(inc.coordinates())]
@@ -129,14 +112,14 @@ def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
         zeta += [draw(draw.m) for _ in range(max(terms + 1, 2) - len(zeta))]
     area = torch.zeros_like(inc.W.unsqueeze(-1) * inc.W.unsqueeze(-2))
     for n in range(1, len(zeta)):
-        area = area + _wedge(zeta[n - 1], zeta[n]) / math.sqrt(4 * n * n - 1)
+        area = area + wedge(zeta[n - 1], zeta[n]) / math.sqrt(4 * n * n - 1)
     q = len(zeta) - 1
     rest, link = 1 / (2 * q + 1), 1 / (4 * (q + 1) ** 2 - 1)
     if method == "davie":
         area = area + math.sqrt(rest) * draw.pairs()
     if method == "foster":
         # the next coordinate gives the covariance between pairs; for m = 2 this is Foster's normal
-        area = area + math.sqrt(link) * _wedge(zeta[q], draw(draw.m))
+        area = area + math.sqrt(link) * wedge(zeta[q], draw(draw.m))
         area = area + math.sqrt(rest - 2 * link) * draw.pairs()
     return (inc.h / 2) * area
 
@@ -160,14 +143,14 @@ def _fourier(inc: Increment, method: str, draw: _Draw, n: int) -> Tensor:
     base = ((Y - math.sqrt(2) * W.unsqueeze(-1)) / k) @ X.mT
     area = base - base.mT
     if method in ("milstein", "mrongowius_roessler"):
-        area = area - math.sqrt(2) * _wedge(W, T)
+        area = area - math.sqrt(2) * wedge(W, T)
     if method == "mrongowius_roessler":
         area = area + math.sqrt(2 * variance) * draw.pairs()
     if method == "wiktorsson":
         G = math.sqrt(2 * variance) * draw.pairs()
         GW = (G * W.unsqueeze(-2)).sum(-1)
         root = torch.sqrt(1 + (W * W).sum(-1, keepdim=True))
-        area = area + G + _wedge(GW / (1 + root), W)
+        area = area + G + wedge(GW / (1 + root), W)
     return (inc.h / (2 * math.pi)) * area
 
 
@@ -195,7 +178,5 @@ def _check(inc: Increment, method: str, tol: float | None, terms: int | None) ->
         _validation.check_int("terms", terms, 1, MOST_TERMS)
     limit = {"wiktorsson": "W", "mrongowius_roessler": "H"}.get(method, "K")
     if LEVY_ORDER[inc.levy] > LEVY_ORDER[limit]:
-        raise InputError(
-            f"method: got {method!r} for an increment with {inc.levy}, expected {limit} at most. Use "
-            "'legendre', or Increment(h, W)."
-        )
+        cure = "Use 'legendre', or Increment(h, W)."
+        raise InputError(f"method: got {method!r} for an increment with {inc.levy}, expected {limit} at most. {cure}")

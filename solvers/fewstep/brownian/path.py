@@ -13,14 +13,12 @@ from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from .bridge import split
-from .fresh import VARIANCES
+from .bridge import VARIANCES, split
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
 from .time_scale import Clock, make_knots
 
-_CHUNK = 1 << 15
-"""Number of normals drawn in one call where many intervals follow: amortises the call, fits the cache."""
+_CHUNK = 1 << 15  # normals drawn in one call where many intervals follow: amortises the call, fits the cache
 
 
 class _Cell(NamedTuple):
@@ -35,12 +33,10 @@ class _Cell(NamedTuple):
 class BrownianPath:
     """A Brownian path: an interval has the same increment in every query, whatever the order.
 
-    The path is a binary tree over time. (W, H, K) of the span are drawn first, each interval is
-    cut in two by its exact conditional law, and the normals of a cut are a function of the seed and
-    of the cut's number in the tree. Only a bounded cache is stored.
-
-    Iterating over `increments` costs one normal per step and letter and O(shape log n) memory; one
-    `increment` costs O(log) cuts. Threads may share a path. It pickles to its arguments. For noise
+    The path is a binary tree over time. (W, H, K) of the span are drawn first, each interval is cut in two by its
+    exact conditional law, and the normals of a cut are a function of the seed and of the cut's number in the tree.
+    Iterating over `increments` costs one normal per step and letter and O(shape log n) memory; one `increment`
+    costs O(log) cuts. Threads may share a path. It pickles to its arguments, without its bounded cache. For noise
     that is used once, `FreshIncrements` is cheaper.
 
     Args:
@@ -62,14 +58,12 @@ class BrownianPath:
             other than t0 + (t1 - t0) k / 2^n is cheap if its times are knots; otherwise each of its
             times costs up to 48 cuts. Knots are part of the identity of the path.
         portable: draw the normals on the CPU and move them: the same bits on every device, but slower.
-        cache: number of intervals kept between calls of `increment`; a query at arbitrary times
-            touches 256.
+        cache: number of intervals kept between calls of `increment`; a query at arbitrary times touches 256.
 
     Raises:
         InputError: for invalid arguments.
 
-    Reference: Jelinčić, Foster & Kidger, arXiv 2405.06464: the tree, and Theorem 3.7 for the
-    conditional laws.
+    Source: Jelinčić, Foster & Kidger, arXiv 2405.06464: the tree, and Theorem 3.7 for the conditional laws.
     """
 
     def __init__(
@@ -127,21 +121,17 @@ class BrownianPath:
         return self._walk(self._ends(_validation.check_times("grid", grid)), remember=False)
 
     def positions(self, times: Tensor) -> Sequence[int]:
-        """Return the positions of float64 CPU `times` (n,) in the tree: distinct integers for distinct times.
-
-        Raises:
-            InputError: a time outside the path.
-        """
+        """Return the positions of float64 CPU `times` (n,) in the tree; raises InputError for one outside the path."""
         return self._clock.positions(times)
 
     def _ends(self, times: Tensor) -> Sequence[int]:
         ends = self._clock.positions(times)
-        for i in range(len(ends) - 1):
-            if ends[i] >= ends[i + 1]:
+        for i, (a, b) in enumerate(pairwise(ends)):
+            if a >= b:
                 raise InputError(
-                    f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected "
-                    "increasing times further apart than the path's resolution, 2^-48 of its span. "
-                    "Sort the times, and use float64 if they are close."
+                    f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected increasing times further "
+                    "apart than the path's resolution, 2^-48 of its span. Sort the times, and use float64 if they are "
+                    "close."
                 )
         return ends
 
@@ -196,10 +186,7 @@ class BrownianPath:
             left, right = split(cell.values, z, x, y, root, consume=not remember)
             if remember:
                 self._keep({2 * cell.node: left, 2 * cell.node + 1: right})
-        return [
-            _Cell(2 * cell.node, cell.low, cut, left),
-            _Cell(2 * cell.node + 1, cut, cell.high, right),
-        ]
+        return [_Cell(2 * cell.node, cell.low, cut, left), _Cell(2 * cell.node + 1, cut, cell.high, right)]
 
     def _cut_often(self, cell: _Cell, ends: Sequence[int], cuts: int, draw: Draw) -> list[_Cell]:
         """Cut `cuts` times, each generation in one call, and return the largest cells without ends inside."""
@@ -208,8 +195,12 @@ class BrownianPath:
         for g in range(cuts):
             middles = [self._clock.cut(a, b) for a, b in pairwise(bounds)]
             x, y = self._clock.shares(bounds[0], middles[0], bounds[1])
-            z = draw(cell.node << g, 1 << g)
-            parts = split(values, z, x, y, self._roots(bounds))
+            root: float | Tensor = math.sqrt(self._clock.length(bounds[0], bounds[1]))
+            if self._clock.log:
+                lengths = [self._clock.length(a, b) for a, b in pairwise(bounds)]
+                roots = torch.tensor(lengths, dtype=torch.float64, device="cpu").sqrt()
+                root = roots.to(self.device, self.dtype).reshape(-1, *(1 for _ in self.shape))
+            parts = split(values, draw(cell.node << g, 1 << g), x, y, root)
             values = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(*parts, strict=True)]
             bounds = sorted(bounds + middles)
             generations.append((bounds, values))
@@ -224,14 +215,6 @@ class BrownianPath:
                 # a copy: cells are cut in place later, and views would share memory with yielded increments
                 out.append(_Cell(node, bounds[i], bounds[i + 1], [v[i].clone() for v in values]))
         return out
-
-    def _roots(self, bounds: list[int]) -> float | Tensor:
-        """sqrt(length) of the intervals between bounds, which lie between two knots."""
-        if not self._clock.log:
-            return math.sqrt(self._clock.length(bounds[0], bounds[1]))
-        lengths = [self._clock.length(a, b) for a, b in pairwise(bounds)]
-        roots = torch.tensor(lengths, dtype=torch.float64, device="cpu").sqrt()
-        return roots.to(self.device, self.dtype).reshape(-1, *(1 for _ in self.shape))
 
     def _begin(self) -> Draw:
         """The source of normals for one traversal, in this path's dtype and on its device."""
@@ -250,7 +233,7 @@ class BrownianPath:
     def _keep(self, found: dict[int, list[Tensor]]) -> None:
         with self._lock:
             self._cache.update(found)
-            while len(self._cache) > max(self.cache, 0):
+            while len(self._cache) > self.cache:
                 self._cache.popitem(last=False)
 
     def __getstate__(self) -> dict[str, Any]:

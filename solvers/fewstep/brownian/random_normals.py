@@ -19,9 +19,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 
-
+# draw(node, count): one tensor (count, *shape) per letter, overwritten by the next call
 Draw = Callable[[int, int], list[Tensor]]
-"""draw(node, count): one tensor (count, *shape) per letter, overwritten by the next call."""
 
 
 class Normals(Protocol):
@@ -35,17 +34,19 @@ class GeneratorNormals:
     """Fields of `shape` from the generator of `device`, seeded for each node."""
 
     def __init__(self, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
-        self.shape = shape
-        self.device = device
-        self._key = key_of(seed)
+        self.shape, self.device, self._key = shape, device, key_of(seed)
 
     def begin(self, letters: int) -> Draw:
         # one generator per traversal, not per node: creating it costs 40 microseconds
         generator = torch.Generator(self.device)
-        single = self._empty(1, letters)
+
+        def empty(count: int) -> list[Tensor]:
+            return list(torch.empty(letters, count, *self.shape, dtype=torch.float32, device=self.device))
+
+        single = empty(1)
 
         def draw(node: int, count: int) -> list[Tensor]:
-            out = single if count == 1 else self._empty(count, letters)
+            out = single if count == 1 else empty(count)
             for i, fields in enumerate(zip(*out, strict=True)):
                 generator.manual_seed(node_seed(self._key, node + i))
                 for field in fields:
@@ -54,24 +55,16 @@ class GeneratorNormals:
 
         return draw
 
-    def _empty(self, count: int, letters: int) -> list[Tensor]:
-        shape = (count, *self.shape)
-        return [torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(letters)]
-
 
 class HashedNormals:
     """Fields of `shape` whose entry b depends only on seeds[b], not on the rest of the batch."""
 
     def __init__(self, shape: tuple[int, ...], seeds: list[int], device: torch.device) -> None:
-        self.shape = shape
-        self.device = device
-        self.rows: int = len(seeds)
+        self.shape, self.device = shape, device
         self.width: int = math.prod(shape[1:])
         self.half: int = (self.width + 1) // 2
-        keys = [_signed(key_of(s)) for s in seeds]
-        self._keys = torch.tensor(keys, dtype=torch.int64, device=device)
-        counter = torch.arange(self.half, dtype=torch.int64, device=device)
-        self._counter = counter.mul_(_signed(_GOLDEN))
+        self._keys = torch.tensor([_signed(key_of(s)) for s in seeds], dtype=torch.int64, device=device)
+        self._counter = torch.arange(self.half, dtype=torch.int64, device=device).mul_(_signed(_GOLDEN))
 
     def begin(self, letters: int) -> Draw:
         def draw(node: int, count: int) -> list[Tensor]:
@@ -96,9 +89,8 @@ class HashedNormals:
 def node_seed(key: int, node: int) -> int:
     """A 64-bit seed for a node of the tree, distinct in its low half for the first 2^32 nodes of a path.
 
-    torch's CPU generator keeps the low 32 bits of a seed. With a random hash about a hundred of 2^20
-    nodes would repeat the normals of another, so the low half is a permutation of the node number,
-    chosen by the key.
+    torch's CPU generator keeps the low 32 bits of a seed. With a random hash about a hundred of 2^20 nodes would
+    repeat the normals of another, so the low half is a permutation of the node number, chosen by the key.
     """
     high = mix(key ^ mix(node))
     if node > _MASK32:

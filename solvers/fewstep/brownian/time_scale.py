@@ -19,18 +19,12 @@ from torch import Tensor
 from .. import _validation
 from ..errors import InputError
 
-DEPTH = 48
-"""Times are resolved to 2^-48 of the span. In W that is 6e-8 sqrt(span), the rounding of float32."""
+DEPTH = 48  # times are resolved to 2^-48 of the span: in W 6e-8 sqrt(span), the rounding of float32
 
 
 @dataclass(frozen=True)
 class Clock:
-    """A map between times and integer positions.
-
-    Args:
-        knots: increasing times.
-        log: whether the clock is geometric between two knots; otherwise it is linear.
-    """
+    """A map between times and integer positions, geometric (`log`) or linear between two increasing knots."""
 
     knots: tuple[float, ...]
     log: bool
@@ -72,9 +66,7 @@ class Clock:
         i = low >> self.bits
         a, b = self.knots[i], self.knots[i + 1]
         w = (high - low) / (1 << self.bits)
-        if self.log:
-            return self.time(low) * math.expm1(w * math.log(b / a))
-        return (b - a) * w
+        return self.time(low) * math.expm1(w * math.log(b / a)) if self.log else (b - a) * w
 
     def shares(self, low: int, cut: int, high: int) -> tuple[float, float]:
         """The two parts' shares of the length; between two knots they depend on high - low alone."""
@@ -90,12 +82,9 @@ class Clock:
     def positions(self, times: Tensor) -> array[int]:
         """The positions nearest to float64 `times`, to 2^-49 of the span.
 
-        A time that is a float32 number is moved to a knot or a cut of few bits if there is one
-        within a unit in its last place: `linspace(0, 0.3, 65)` finds the same cuts in float32 as in
-        float64.
-
-        Raises:
-            InputError: a time outside the path.
+        A time that is a float32 number is moved to a knot or a cut of few bits if there is one within a unit in its
+        last place: `linspace(0, 0.3, 65)` finds the same cuts in float32 as in float64. Raises InputError for a time
+        outside the path.
         """
         out = array("q")
         for i in range(0, len(times), 4096):  # a list of all times would take more memory than the path
@@ -108,10 +97,8 @@ class Clock:
         slack = abs(t) * 2.0**-23 if single else abs(t) * 2.0**-50
         first, last = self.knots[0], self.knots[-1]
         if not (first - slack <= t <= last + slack and math.isfinite(t)):
-            raise InputError(
-                f"grid: got time {t!r}, expected one in the path's [{first!r}, {last!r}]. Make the path "
-                "with t0 and t1 that cover it."
-            )
+            cure = "Make the path with t0 and t1 that cover it."
+            raise InputError(f"grid: got time {t!r}, expected one in the path's [{first!r}, {last!r}]. {cure}")
         i = min(max(bisect.bisect_right(self.knots, t) - 1, 0), len(self.knots) - 2)
         a, b = self.knots[i], self.knots[i + 1]
         full = 1 << self.bits
@@ -124,8 +111,7 @@ class Clock:
             u, width = (t - a) / (b - a) * full, slack / (b - a) * full
         place = _simplest(u, width, full) if single else None
         if place is None or (0 < place < full and place & -place < 128 * width):
-            # too many bits to be the time that float32 rounded
-            place = _simplest(u, 0.5, full)
+            place = _simplest(u, 0.5, full)  # the other has too many bits to be the time that float32 rounded
         return (i << self.bits) + place
 
 
@@ -143,11 +129,7 @@ def _simplest(u: float, width: float, full: int) -> int:
 
 
 def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log: bool) -> tuple[float, ...]:
-    """Return the knots of a path over [t0, t1], including the ends.
-
-    Raises:
-        InputError: not t0 < t1; a log clock with t0 <= 0; knots that do not increase or lie outside.
-    """
+    """Return the knots of a path over [t0, t1], including the ends."""
     t0, t1 = _validation.check_float("t0", t0), _validation.check_float("t1", t1)
     if not (t0 < t1 and math.isfinite(t1 - t0)):
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected finite times with t0 < t1.")
@@ -167,8 +149,6 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
     inner = [t for t in times if abs(t - t0) > slack and abs(t - t1) > slack]
     out = (t0, *inner, t1)
     if not all(a < b for a, b in pairwise(out)):
-        raise InputError(
-            f"knots: got {len(times)} times that do not increase strictly within [{t0!r}, {t1!r}], "
-            "expected increasing ones inside the path. Sort them and drop repeats."
-        )
+        cure = "expected increasing ones inside the path. Sort them and drop repeats."
+        raise InputError(f"knots: got {len(times)} times not strictly increasing within [{t0!r}, {t1!r}], {cure}")
     return out

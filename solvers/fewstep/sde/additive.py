@@ -15,7 +15,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..problem import SDE, diffuse
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver, Step, StochasticSolver
+from ..solver import DiffusionSolver, Step, StochasticSolver
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,13 @@ class Tableau:
     b: tuple[float, ...]
     w: tuple[float, ...]
     e: tuple[float, ...]
+
+
+# facts of the tableaux with W and H of order 1.5
+FACTS: dict[str, Any] = {
+    "levy": "H", "sde_types": ("ito", "stratonovich"), "deterministic_order": 2.0,
+    "strong_order": {"additive": 1.5}, "weak_order": {"additive": 2.0},
+}  # fmt: skip
 
 
 class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
@@ -61,20 +68,6 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return snr_plan(type(self).__name__, self.tableau, self.card.levy, sigmas)
-
-
-def additive_card(summary: str, reference: str, strong: float, weak: float, evaluations: int) -> Card:
-    """The card of a tableau with W and H, whose weak order is also its deterministic order."""
-    return Card(
-        summary=summary,
-        reference=reference,
-        levy="H",
-        sde_types=("ito", "stratonovich"),
-        strong_order={"additive": strong},
-        weak_order={"additive": weak},
-        deterministic_order=weak,
-        evaluations=evaluations,
-    )
 
 
 def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:

@@ -4,8 +4,8 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import CONSTANT, SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .iterated import channel, iterated, pairs
-from .milstein import ORDERS
+from .iterated import iterated, pairs
+from .milstein import FACTS
 
 
 class DerivativeFreeMilstein(StochasticSolver):
@@ -16,8 +16,7 @@ class DerivativeFreeMilstein(StochasticSolver):
     In Stratonovich's calculus the last term is (g(y + g W) - g) W / 2.
 
     - Strong order: 1.0 for diagonal, scalar, commutative and additive noise.
-    - Cost per step: 1 drift and 2 diffusion evaluations (commutative noise: 1 + m). Lévy data: W.
-      Calculus: both.
+    - Cost per step: 1 drift and 2 diffusion evaluations (commutative noise: 1 + m). Lévy data: W. Calculus: both.
     - For diffusions that autograd cannot differentiate; `Milstein` has the smaller error constant.
     - Source: Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich: after (4.9.15).
     """
@@ -25,12 +24,7 @@ class DerivativeFreeMilstein(StochasticSolver):
     card: Card = Card(
         summary="Milstein with a finite difference along the noise",
         reference="Kloeden & Platen 1992, Eqs. (11.1.3), (11.1.7); Stratonovich's after (4.9.15)",
-        levy="W",
-        sde_types=("ito", "stratonovich"),
-        strong_order=ORDERS,
-        weak_order=ORDERS,
-        deterministic_order=1.0,
-        evaluations=1,
+        **FACTS,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
@@ -45,13 +39,11 @@ class DerivativeFreeMilstein(StochasticSolver):
             # a support at distance sqrt(h) has an error of h^1.5 whose mean is not zero, which gives order
             # 0.5; the error of the support at g W is odd in W
             return Step(new + 0.5 * diffuse(sde.diffusion(t0, y + noise) - g, increment.W))
-        if sde.noise_type == "commutative":
-            weights = pairs(increment, sde) / root
-            for i in range(g.shape[-1]):
-                ahead = sde.diffusion(t0, torch.add(drifted, g[..., i], alpha=root))
-                new = new + diffuse(ahead - g, weights[..., i, :])
-            return Step(new)
-        vector = channel(g, sde)
-        support = torch.add(drifted, vector, alpha=root)
-        slope = (channel(sde.diffusion(t0, support), sde) - vector) / root
-        return Step(new.add_(slope * iterated(increment, sde)))
+        if sde.noise_type == "diagonal":
+            slope = (sde.diffusion(t0, torch.add(drifted, g, alpha=root)) - g) / root
+            return Step(new.add_(slope * iterated(increment, sde)))
+        weights = pairs(increment, sde) / root
+        for i in range(g.shape[-1]):
+            ahead = sde.diffusion(t0, torch.add(drifted, g[..., i], alpha=root))
+            new = new + diffuse(ahead - g, weights[..., i, :])
+        return Step(new)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -5,9 +7,11 @@ from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
 
-# a step that knows W alone has order 1.0 if the channels commute, 0.5 otherwise
-STRATONOVICH_ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0, "general": 0.5}
-WEAK_ORDERS = dict.fromkeys(STRATONOVICH_ORDERS, 1.0)
+# facts of the steps that know W alone: order 1.0 if the channels commute, 0.5 otherwise
+ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0, "general": 0.5}
+CHORD: dict[str, Any] = {
+    "levy": "W", "sde_types": ("stratonovich",), "strong_order": ORDERS, "weak_order": dict.fromkeys(ORDERS, 1.0),
+}  # fmt: skip
 
 
 class EulerHeun(StochasticSolver):
@@ -25,12 +29,8 @@ class EulerHeun(StochasticSolver):
     card: Card = Card(
         summary="Euler for the drift, trapezoidal predictor-corrector for the noise",
         reference="Kloeden & Platen 1992, Eq. (4.9.15) of the noise, Section 11.1",
-        levy="W",
-        sde_types=("stratonovich",),
-        strong_order=STRATONOVICH_ORDERS,
-        weak_order=WEAK_ORDERS,
         deterministic_order=1.0,
-        evaluations=1,
+        **CHORD,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

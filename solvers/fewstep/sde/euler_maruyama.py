@@ -30,7 +30,6 @@ class EulerMaruyama(StochasticSolver, DiffusionSolver):
         strong_order={"diagonal": 0.5, "scalar": 0.5, "commutative": 0.5, "general": 0.5, "additive": 1.0},
         weak_order=dict.fromkeys(("diagonal", "scalar", "commutative", "general", "additive"), 1.0),
         deterministic_order=1.0,
-        evaluations=1,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

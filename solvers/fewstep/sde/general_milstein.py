@@ -30,7 +30,6 @@ class GeneralMilstein(StochasticSolver):
         strong_order={"general": 1.0},
         weak_order={"general": 1.0},
         deterministic_order=1.0,
-        evaluations=1,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

@@ -3,7 +3,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .spark import ORDERS, WEAK
+from .spark import FACTS
 
 
 class GeneralShARK(StochasticSolver):
@@ -14,8 +14,7 @@ class GeneralShARK(StochasticSolver):
 
     at z_2 = y + g H and, 5h/6 later, z_3 = y + g H + (5/6)(h f_2 + g_2 W).
 
-    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
-      general noise.
+    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for general noise.
     - Cost per step: 2 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
     - For additive noise `ShARK` needs fewer evaluations of g; `SlowRK` has 1.5 for commutative noise.
     - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax.
@@ -24,12 +23,8 @@ class GeneralShARK(StochasticSolver):
     card: Card = Card(
         summary="two-stage Runge-Kutta, its start shifted by H, for state-dependent noise",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), after Eq. (6.1); diffrax",
-        levy="H",
-        sde_types=("stratonovich",),
-        strong_order=ORDERS,
-        weak_order=WEAK,
-        deterministic_order=2.0,
         evaluations=2,
+        **FACTS,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

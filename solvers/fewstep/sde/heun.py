@@ -3,7 +3,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
+from .euler_heun import CHORD
 
 
 class Heun(StochasticSolver):
@@ -21,12 +21,9 @@ class Heun(StochasticSolver):
     card: Card = Card(
         summary="trapezoidal predictor-corrector of the Stratonovich integral",
         reference="Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (3.5); torchsde's 'heun'",
-        levy="W",
-        sde_types=("stratonovich",),
-        strong_order=STRATONOVICH_ORDERS,
-        weak_order=WEAK_ORDERS,
         deterministic_order=2.0,
         evaluations=2,
+        **CHORD,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

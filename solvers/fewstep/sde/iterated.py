@@ -7,11 +7,6 @@ from ..brownian import Increment
 from ..problem import SDE
 
 
-def channel(g: Tensor, sde: SDE) -> Tensor:
-    """g as a vector field: the channel of scalar noise, or the elementwise g."""
-    return g.squeeze(-1) if sde.noise_type == "scalar" else g
-
-
 def iterated(increment: Increment, sde: SDE) -> Tensor:
     """int W dW per channel: (W^2 - h)/2 in Itô's calculus, W^2/2 in Stratonovich's."""
     square = increment.W.square()

@@ -3,7 +3,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
+from .euler_heun import CHORD
 
 
 class Midpoint(StochasticSolver):
@@ -20,12 +20,9 @@ class Midpoint(StochasticSolver):
     card: Card = Card(
         summary="explicit midpoint rule of the Stratonovich integral",
         reference="Kloeden & Platen 1992, Eq. (4.9.9) made explicit; torchsde's 'midpoint'",
-        levy="W",
-        sde_types=("stratonovich",),
-        strong_order=STRATONOVICH_ORDERS,
-        weak_order=WEAK_ORDERS,
         deterministic_order=2.0,
         evaluations=2,
+        **CHORD,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

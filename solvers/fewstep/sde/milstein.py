@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,10 @@ from ..solver import Card, Step, StochasticSolver
 from .iterated import along_channels, iterated, pairs
 
 ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0}
+FACTS: dict[str, Any] = {
+    "levy": "W", "sde_types": ("ito", "stratonovich"), "strong_order": ORDERS, "weak_order": ORDERS,
+    "deterministic_order": 1.0,
+}  # fmt: skip
 
 
 class Milstein(StochasticSolver):
@@ -27,12 +33,7 @@ class Milstein(StochasticSolver):
     card: Card = Card(
         summary="Euler-Maruyama with the iterated integral of the noise, derivative by autograd",
         reference="Kloeden & Platen 1992, Eqs. (10.3.1), (10.3.16)",
-        levy="W",
-        sde_types=("ito", "stratonovich"),
-        strong_order=ORDERS,
-        weak_order=ORDERS,
-        deterministic_order=1.0,
-        evaluations=1,
+        **FACTS,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
@@ -45,9 +46,4 @@ class Milstein(StochasticSolver):
         new = torch.add(y, sde.drift(t0, y), alpha=increment.h) + diffuse(g, increment.W)
         if sde.noise_type in CONSTANT:
             return Step(new)
-        if sde.noise_type == "commutative":
-            return Step(new + along_channels(sde, t0, y, g @ pairs(increment, sde)))
-        # one channel: D g [g I] with the iterated integral I is one directional derivative
-        direction = g.squeeze(-1) * iterated(increment, sde)
-        slope = torch.func.jvp(lambda x: sde.diffusion(t0, x).squeeze(-1), (y,), (direction,))[1]
-        return Step(new.add_(slope))
+        return Step(new + along_channels(sde, t0, y, g @ pairs(increment, sde)))

@@ -5,7 +5,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
+from .euler_heun import CHORD
 
 
 class ReversibleHeun(StochasticSolver):
@@ -25,12 +25,8 @@ class ReversibleHeun(StochasticSolver):
     card: Card = Card(
         summary="algebraically reversible Heun step, one evaluation of drift and diffusion",
         reference="Kidger, Foster, Li & Lyons 2021 (arXiv 2105.13493), Algorithm 1",
-        levy="W",
-        sde_types=("stratonovich",),
-        strong_order=STRATONOVICH_ORDERS,
-        weak_order=WEAK_ORDERS,
         deterministic_order=2.0,
-        evaluations=1,
+        **CHORD,
     )
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor, Tensor]:

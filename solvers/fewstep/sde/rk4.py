@@ -3,7 +3,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .euler_heun import STRATONOVICH_ORDERS, WEAK_ORDERS
+from .euler_heun import CHORD
 
 
 class RK4(StochasticSolver):
@@ -22,12 +22,9 @@ class RK4(StochasticSolver):
     card: Card = Card(
         summary="classical Runge-Kutta of order 4, along the chord of the path",
         reference="Kutta 1901; Rümelin 1982 (SIAM J. Numer. Anal. 19), Eq. (2.4)",
-        levy="W",
-        sde_types=("stratonovich",),
-        strong_order=STRATONOVICH_ORDERS,
-        weak_order=WEAK_ORDERS,
         deterministic_order=4.0,
         evaluations=4,
+        **CHORD,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

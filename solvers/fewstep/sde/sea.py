@@ -1,5 +1,5 @@
 from ..solver import Card
-from .additive import AdditiveRungeKutta, Tableau, additive_card
+from .additive import AdditiveRungeKutta, Tableau
 
 
 class SEA(AdditiveRungeKutta):
@@ -14,11 +14,13 @@ class SEA(AdditiveRungeKutta):
     - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (5.8).
     """
 
-    card: Card = additive_card(
-        "Euler step at the time average of the noise",
-        "Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (5.8)",
-        strong=1.0,
-        weak=1.0,
-        evaluations=1,
+    card: Card = Card(
+        summary="Euler step at the time average of the noise",
+        reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (5.8)",
+        levy="H",
+        sde_types=("ito", "stratonovich"),
+        strong_order={"additive": 1.0},
+        weak_order={"additive": 1.0},
+        deterministic_order=1.0,
     )
     tableau: Tableau = Tableau(c=(0.0,), a=((),), b=(1.0,), w=(0.5,), e=(1.0,))

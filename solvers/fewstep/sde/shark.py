@@ -1,5 +1,5 @@
 from ..solver import Card
-from .additive import AdditiveRungeKutta, Tableau, additive_card
+from .additive import FACTS, AdditiveRungeKutta, Tableau
 
 
 class ShARK(AdditiveRungeKutta):
@@ -16,11 +16,10 @@ class ShARK(AdditiveRungeKutta):
     - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.1).
     """
 
-    card: Card = additive_card(
-        "two-stage Runge-Kutta for additive noise, its start shifted by H",
-        "Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.1)",
-        strong=1.5,
-        weak=2.0,
+    card: Card = Card(
+        summary="two-stage Runge-Kutta for additive noise, its start shifted by H",
+        reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Eq. (6.1)",
         evaluations=2,
+        **FACTS,
     )
     tableau: Tableau = Tableau(c=(0.0, 5 / 6), a=((), (5 / 6,)), b=(0.4, 0.6), w=(0.0, 5 / 6), e=(1.0, 1.0))

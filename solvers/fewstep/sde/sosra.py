@@ -1,5 +1,5 @@
 from ..solver import Card
-from .additive import AdditiveRungeKutta, Tableau, additive_card
+from .additive import FACTS, AdditiveRungeKutta, Tableau
 
 A21, A31, A32 = 0.6923962376159507, -3.1609142252828395, 4.1609142252828395
 B21, B31, B32 = 1.3371632704399763, 1.442371048468624, 1.8632741501139225
@@ -20,12 +20,11 @@ class SOSRA(AdditiveRungeKutta):
     - Source: Rackauckas & Nie 2020 (arXiv 1804.04344), Eqs. of SOSRA; coefficients of SciML.
     """
 
-    card: Card = additive_card(
-        "three-stage stochastic Runge-Kutta for additive noise, optimised for stability",
-        "Rackauckas & Nie 2020 (arXiv 1804.04344), Eqs. of SOSRA; coefficients of SciML",
-        strong=1.5,
-        weak=2.0,
+    card: Card = Card(
+        summary="three-stage stochastic Runge-Kutta for additive noise, optimised for stability",
+        reference="Rackauckas & Nie 2020 (arXiv 1804.04344), Eqs. of SOSRA; coefficients of SciML",
         evaluations=3,
+        **FACTS,
     )
     tableau: Tableau = Tableau(
         c=(0.0, A21, 1.0), a=((), (A21,), (A31, A32)), b=ALPHA,

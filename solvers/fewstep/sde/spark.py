@@ -1,4 +1,5 @@
 from math import sqrt
+from typing import Any
 
 from torch import Tensor
 
@@ -8,8 +9,11 @@ from ..solver import Card, Step, StochasticSolver
 
 # lengths of the outer and middle pieces of the path that has the W, H and mean square of a Brownian one
 X1, X2 = (3 - sqrt(3)) / 6, sqrt(3) / 3
-ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.5, "general": 0.5}
-WEAK = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 2.0, "general": 1.0}
+FACTS: dict[str, Any] = {
+    "levy": "H", "sde_types": ("stratonovich",), "deterministic_order": 2.0,
+    "strong_order": {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.5, "general": 0.5},
+    "weak_order": {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 2.0, "general": 1.0},
+}  # fmt: skip
 
 
 class SPaRK(StochasticSolver):
@@ -20,8 +24,7 @@ class SPaRK(StochasticSolver):
 
     at z_1 = y, z_2 = y + h f_1 / 2 + g_1 (W/2 + sqrt(3) H), z_3 = y + h f_2 + g_2 W.
 
-    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for
-      general noise.
+    - Strong order: 1.5 for additive noise; 1.0 for diagonal, scalar and commutative noise; 0.5 for general noise.
     - Cost per step: 3 drift and 3 diffusion evaluations. Lévy data: W, H. Calculus: Stratonovich.
     - `GeneralShARK` has the same orders for 2 drift evaluations; `SlowRK` has 1.5 for commutative noise.
     - Source: Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6).
@@ -30,12 +33,8 @@ class SPaRK(StochasticSolver):
     card: Card = Card(
         summary="Runge-Kutta along a splitting path of W and H",
         reference="Foster, dos Reis & Strange 2024 (arXiv 2210.17543), Definition 1.6, Eq. (1.6)",
-        levy="H",
-        sde_types=("stratonovich",),
-        strong_order=ORDERS,
-        weak_order=WEAK,
-        deterministic_order=2.0,
         evaluations=3,
+        **FACTS,
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:

@@ -1,5 +1,5 @@
 from ..solver import Card
-from .additive import AdditiveRungeKutta, Tableau, additive_card
+from .additive import FACTS, AdditiveRungeKutta, Tableau
 
 
 class SRA1(AdditiveRungeKutta):
@@ -14,12 +14,11 @@ class SRA1(AdditiveRungeKutta):
     - Source: Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1).
     """
 
-    card: Card = additive_card(
-        "two-stage stochastic Runge-Kutta for additive noise",
-        "Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1); torchsde's additive 'srk'",
-        strong=1.5,
-        weak=2.0,
+    card: Card = Card(
+        summary="two-stage stochastic Runge-Kutta for additive noise",
+        reference="Rößler 2010 (SIAM J. Numer. Anal. 48), Table 6.3 (SRA1); torchsde's additive 'srk'",
         evaluations=2,
+        **FACTS,
     )
     tableau: Tableau = Tableau(
         c=(0.0, 3 / 4), a=((), (3 / 4,)), b=(1 / 3, 2 / 3), w=(0.0, 3 / 4), e=(0.0, 3 / 2)

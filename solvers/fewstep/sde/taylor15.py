@@ -7,7 +7,6 @@ from torch.func import jvp, vmap
 from ..brownian import Increment
 from ..problem import CONSTANT, SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
-from .iterated import channel
 
 
 class Taylor15(StochasticSolver):
@@ -51,10 +50,10 @@ class Taylor15(StochasticSolver):
             return Step(new)
 
         def field(x: Tensor) -> Tensor:
-            return channel(sde.diffusion(t0, x), sde)
+            return sde.diffusion(t0, x).reshape(y.shape)  # drops the channel axis of scalar noise
 
         # with D = g_y and C = g_yy [g, g]: L1 g = D g, L1 L1 g = C + D D g, L0 g = g_t + D f + C/2
-        L1g, C = curvature(field, y, channel(g, sde))
+        L1g, C = curvature(field, y, field(y))
         I111, I01 = 0.5 * (W**2 / 3 - h) * W, W * h - Z
         D = jvp(field, (y,), ((I111 * L1g + I01 * f).contiguous(),))[1]
         return Step(new + 0.5 * L1g * (W**2 - h) + D + (I111 + 0.5 * I01) * C)
