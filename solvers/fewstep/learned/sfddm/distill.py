@@ -20,18 +20,17 @@ from ...samplers.ddim import DDIM
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...schedule import DiscreteVP
 from ..loss_weighting import left_at_end
-from ..network_student import check_labels, label_arguments
-from ..training import Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, digest, seeded, train
+from ..network_student import check_labels, label_arguments, model_of
+from ..training import Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, digest, fit, seeded
 from ..unet_denoiser import UNetDenoiser
 from .process import StudentProcess, subsequence
 from .student import SFDDM
 
-TARGETS, LOSSES, STARTS = ("displacement", "published"), ("l1", "mse", "kl", "end"), ("random", "teacher")
+TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl", "end"), ("random", "teacher")
 TEACHER = TeacherOptions(DPMSolverPP(2), trajectories=1024)
 TRAINING = TrainingOptions(iterations=2000, batch_size=64, learning_rate=2e-4, ema_decay=0.999)
 MADE = 20  # steps of the samples made where there are no data
 SUBSTEPS = 4
-MANY = 128  # levels from which on the loss "end" gives the smallest ones too little weight
 SPREAD = 256  # samples from which the variance of the data is estimated
 JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the report's distances
 
@@ -40,39 +39,36 @@ JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the repor
 def distill_sfddm(
     *, teacher: nn.Module, schedule: DiscreteVP, steps: int | None = None, phi: Tensor | None = None,
     spacing: str = "trailing", data: Tensor | Iterable[Any] | None = None, labels: Tensor | None = None,
-    event_shape: tuple[int, ...] | None = None, target: str = "displacement", loss: str | None = None,
+    event_shape: tuple[int, ...] | None = None, target: str = "published", loss: str = "l1",
     features: str | None = "auto", hidden: float = 1.0, start: str = "teacher",
-    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
-    folder: str | Path | None = None, device: torch.device | str = "cpu", seed: int = 0,
-    progress: bool = False,
+    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING, folder: str | Path | None = None,
+    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
 ) -> tuple[SFDDM, Report]:  # fmt: skip
     """Distil a diffusion model of T levels into one of T' levels, sampled in T' steps.
 
-    `target="displacement"`, ours, trains the student to predict the noise that leads in one step where
-    several DDIM steps of the teacher lead. `target="published"` trains it to predict the teacher's own noise
-    at the same input and level. The best such student is the teacher sampled by DDIM on the T' levels, and
-    not better: this loss moves a model to another network.
+    `target="published"` trains the student to predict the teacher's own noise at the same input and level. The best
+    such student is the teacher sampled by DDIM on the T' levels, and not better: this loss moves a model to another
+    network. `target="displacement"`, ours, trains it to predict the noise that leads in one step where several DDIM
+    steps of the teacher lead; it is the one that lowers the error of few steps, best with `loss="end"`.
 
     Args:
-        teacher: a `UNet2DModel` called with x_t and labels of the schedule, or a module `(x, sigma) -> x0`,
-            sigma 0-d or (batch,), that also takes `labels=` if its attribute `labelled` is True. It is not
-            modified.
+        teacher: a `UNet2DModel` called with x_t and labels of the schedule, or a module `(x, sigma) -> x0`, sigma 0-d
+            or (batch,), that also takes `labels=` if its attribute `labelled` is True. It is not modified.
         schedule: the table of T levels it was trained on.
         steps, phi, spacing: T', or the labels of the T' levels themselves; see `subsequence`.
-        data: (n, *event) samples x0, or a loader of batches (or of pairs with labels), read once; None to
-            train on samples of the teacher.
+        data: (n, *event) samples x0, or a loader of batches (or of pairs with labels), read once; None to train on
+            samples of the teacher.
         labels: (n, ...) classes of the data, or of the samples to make.
         event_shape: shape of one sample, where there are no data.
-        target: "displacement" or "published".
-        loss: of the noise: "l1", "mse", or a mean square weighted by level, "kl" (the divergence of the
-            posteriors) or "end" (the share of a step's error that is left at the end). By default "l1" for
-            the published target; for displacement "end", or "mse" from 128 levels on.
-        features: (published) name in `named_modules()` of the module whose input is matched as well: "auto"
-            is the last layer of this library's networks and of U-Nets, nothing for others; None for nothing.
+        target: "published" or "displacement".
+        loss: of the noise: "l1", "mse", or a mean square weighted by level, "kl" (the divergence of the posteriors)
+            or "end" (the share of a step's error that is left at the end).
+        features: (published) name in `named_modules()` of the module whose input is matched as well: "auto" is the
+            last layer of this library's networks and of U-Nets, nothing for others; None for nothing.
         hidden: the weight of that term.
         start: from the "teacher" weights or from "random" ones.
-        teacher_options: substeps of DDIM per step (displacement; default 4); for samples in place of data
-            their number (1024) and solver (`DPMSolverPP(2)` in 20 steps).
+        teacher_options: substeps of DDIM per step (displacement; default 4); for samples in place of data their
+            number (1024) and solver (`DPMSolverPP(2)` in 20 steps).
         training: by default 2000 iterations of 64 samples, learning rate 2e-4, EMA decay 0.999.
         folder: for checkpoints. The same call resumes an interrupted one, bitwise.
         device: where training runs.
@@ -80,26 +76,24 @@ def distill_sfddm(
         progress: show a progress bar on a terminal.
 
     Returns:
-        the student and a `Report`. Its distances are those of T'-step sampling to the teacher's fine ODE from
-        the same noise: `parent_rmse` of the teacher by DDIM on phi, `student_rmse` of the student.
+        the student and a `Report`. Its distances are those of T'-step sampling to the teacher's fine ODE from the
+        same noise: `parent_rmse` of the teacher by DDIM on phi, `student_rmse` of the student.
 
     Raises:
         InputError: an unknown word, neither data nor event_shape, a module that does not exist.
     """
-    published = _validation.check_choice("target", target, TARGETS) == "published"
-    _validation.check_choice("start", start, STARTS)
+    for name, word, known in (("target", target, TARGETS), ("start", start, STARTS), ("loss", loss, LOSSES)):
+        _validation.check_choice(name, word, known)
+    published = target == "published"
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
     _validation.check_float("hidden", hidden, 0, expected="a weight of at least 0")
     made = TEACHER.updated("teacher_options", teacher_options)
     if published and made.substeps is not None:
         raise InputError(f"substeps: got {made.substeps} for the published target, which has none; drop it.")
     training = TRAINING.updated("training", training)
-    watch = Stopwatch()
-    make_folder(folder)
+    watch, place = Stopwatch(), make_folder(folder)
     teacher = _frozen(teacher, schedule).to(device)
     process = _process(schedule, steps, phi, spacing)
-    kind = loss or ("l1" if published else "end" if len(process.phi) < MANY else "mse")
-    _validation.check_choice("loss", kind, LOSSES)
     if data is None:
         x0 = _samples(teacher, schedule, labels, made, event_shape, seed, device)
     else:
@@ -111,15 +105,14 @@ def distill_sfddm(
     inside = _module_name(network, features) if published and features is not None else None
     substeps = 1 if published else made.substeps or SUBSTEPS
     student = SFDDM(network, process)
-    task = _Task(teacher, schedule, student, x0, labels, start, substeps, kind, inside, hidden)
-    base = sample(task.teacher_problem(), DDIM(), noise=task.start_noise(), sigmas=process.grid())
-    losses, history = train(
-        task, network, len(x0), training, seed=seed, progress=progress, folder=folder,
-        name=f"sfddm-{len(process.phi)}",
+    task = _Task(teacher, schedule, student, x0, labels, substeps, loss, inside, hidden)
+    before = task.distance(sample(task.teacher_problem, DDIM(), noise=task.start_noise, sigmas=process.grid()))
+    losses, history = fit(
+        network, task.loss, len(x0), training, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
+        checkpoint=place and place / f"sfddm-{len(process.phi)}.training", metadata={"start": start} | task.metadata(),
     )  # fmt: skip
     watch.lap("training")
-    before, after = _rms(base - task.fine), task.held_out_loss()
-    return student, Report(substeps, len(x0), before, after, losses, watch.seconds, history)
+    return student, Report(substeps, len(x0), before, task.held_out_loss(), losses, watch.seconds, history)
 
 
 def _frozen(teacher: Any, schedule: Any) -> nn.Module:
@@ -134,8 +127,8 @@ def _frozen(teacher: Any, schedule: Any) -> nn.Module:
 def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:
     if not isinstance(schedule, DiscreteVP):
         raise InputError(
-            f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a "
-            "table. For another process use DiscreteVP(1 / (1 + sigmas**2)) with increasing sigmas."
+            f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a table. For "
+            "another process use DiscreteVP(1 / (1 + sigmas**2)) with increasing sigmas."
         )
     if (steps is None) == (phi is None):
         raise InputError(f"steps: got {steps} with phi {'given' if phi is not None else 'None'}, expected one.")
@@ -152,8 +145,8 @@ def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
             data = torch.cat([p[0] for p in parts])
         except (TypeError, RuntimeError, IndexError, ValueError) as error:
             raise InputError(
-                f"data: got {_validation.describe(data)}, expected a tensor (n, *event), or batches of "
-                "tensors of one shape. Convert numpy arrays with torch.from_numpy(data).float()."
+                f"data: got {_validation.describe(data)}, expected a tensor (n, *event), or batches of tensors of one "
+                "shape. Convert numpy arrays with torch.from_numpy(data).float()."
             ) from error
     _validation.check_state("data", data, "finite numbers (n, *event)")
     if data.dim() < 2 or not len(data):
@@ -172,22 +165,19 @@ def _check_labels(teacher: nn.Module, labels: Any, count: int) -> None:
         raise InputError(f"labels: got {len(labels)} for {count} samples, expected one each.")
 
 
-@torch.no_grad()
 def _samples(
-    teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, options: Any,
-    event_shape: Any, seed: int, device: torch.device | str,
+    teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, options: TeacherOptions, event_shape: Any,
+    seed: int, device: torch.device | str,
 ) -> Tensor:  # fmt: skip
     """The teacher's own samples."""
     if event_shape is None:
-        raise InputError(
-            "data: got None without event_shape; expected samples, a loader, or the shape of samples to make."
-        )
-    count, event, parts = options.trajectories, _validation.check_shape(event_shape, "event_shape"), []
+        raise InputError("data: got None without event_shape; expected samples, a loader, or a shape of samples.")
+    count, event, parts = options.trajectories or 0, _validation.check_shape(event_shape, "event_shape"), []
     _check_labels(teacher, labels, count)
     for i in range(0, count, 256):
         n = min(256, count - i)
-        problem = _problem(teacher, schedule, None if labels is None else labels[i : i + n])
-        x0 = sample(problem, options.solver, shape=(n, *event), steps=MADE, seed=seed + i, device=device)
+        problem = model_of(teacher, schedule, None if labels is None else labels[i : i + n])
+        x0 = sample(problem, options.solver, shape=(n, *event), steps=MADE, seed=seed + i, device=device)  # type: ignore[arg-type]
         parts.append(x0.cpu())
     return torch.cat(parts)
 
@@ -204,20 +194,16 @@ def _try(teacher: nn.Module, x0: Tensor, classes: Tensor | None, device: torch.d
         same = torch.allclose(out[:1], alone, rtol=1e-2, atol=1e-3)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise InputError(
-            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Expected (x, sigma) -> "
-            "x0, each sample with a level of its own."
+            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Expected (x, sigma) -> x0, each "
+            "sample with a level of its own."
         ) from error
     if out.shape != x.shape:
         raise InputError(f"teacher: gave {tuple(out.shape)} for {tuple(x.shape)}, expected the same shape.")
     if not same:
         raise InputError(
-            "teacher: gives a sample another x0 alone, with a 0-d sigma, than in a batch with sigma "
-            "(batch,); expected each sample with a level of its own."
+            "teacher: gives a sample another x0 alone, with a 0-d sigma, than in a batch with sigma (batch,); "
+            "expected each sample with a level of its own."
         )
-
-
-def _problem(network: nn.Module, schedule: DiscreteVP, labels: Tensor | None) -> DiffusionModel:
-    return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), schedule)
 
 
 def _initialised(teacher: nn.Module, start: str, seed: int) -> nn.Module:
@@ -226,16 +212,15 @@ def _initialised(teacher: nn.Module, start: str, seed: int) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # the teacher has none: with it, not even the teacher's weights would fit
-    return seeded(seed, lambda: _reset(network)) if start == "random" else network
 
+    def reset() -> nn.Module:
+        for module in network.modules():
+            again: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+            if again is not None:
+                again()
+        return network
 
-def _reset(network: nn.Module) -> nn.Module:
-    """The network with new initial weights, from the global generator."""
-    for module in network.modules():
-        reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-    return network
+    return seeded(seed, reset) if start == "random" else network
 
 
 def _module_name(network: nn.Module, features: str) -> str | None:
@@ -275,7 +260,6 @@ class _Task:
     student: SFDDM
     x0: Tensor
     labels: Tensor | None
-    start: str
     substeps: int
     kind: str
     inside: str | None
@@ -285,8 +269,8 @@ class _Task:
         data = {"x0": self.x0[:64]} | ({} if self.labels is None else {"labels": self.labels[:64]})
         process = self.student.process
         return {
-            "start": self.start, "loss": self.kind, "hidden": self.hidden, "features": self.inside,
-            "substeps": self.substeps, "phi": process.phi.tolist(), "data": digest(data),
+            "loss": self.kind, "hidden": self.hidden, "features": self.inside, "substeps": self.substeps,
+            "phi": process.phi.tolist(), "data": digest(data),
             "teacher": digest(self.teacher.state_dict() | {"levels": process.log_sigmas}),
         }  # fmt: skip
 
@@ -333,8 +317,8 @@ class _Task:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(T',) weights of the levels, with mean 1: for "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the
-        divergence of the posteriors; for "end" the squared error that a step of wrong noise leaves."""
+        """(T',) weights of the levels, with mean 1: for "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the divergence
+        of the posteriors; for "end" the squared error that a step of wrong noise leaves."""
         p = self.student.process
         if self.kind in ("l1", "mse") or len(p.phi) == 1:
             return torch.ones(len(p.phi))
@@ -347,10 +331,12 @@ class _Task:
             w = torch.cat([w[:1], w])  # at the first level the posterior is a point
         return (w / w.mean()).float()
 
+    @cached_property
     def teacher_problem(self) -> DiffusionModel:
         """The teacher for the samples of the report's distances."""
-        return _problem(self.teacher, self.schedule, None if self.labels is None else self.labels[:JUDGED])
+        return model_of(self.teacher, self.schedule, None if self.labels is None else self.labels[:JUDGED])
 
+    @cached_property
     def start_noise(self) -> Tensor:
         shape = (min(JUDGED, len(self.x0)), *self.x0.shape[1:])
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -359,17 +345,16 @@ class _Task:
     @cached_property
     def fine(self) -> Tensor:
         """The final states of the teacher's fine ODE."""
-        return sample(self.teacher_problem(), DPMSolverPP(2), noise=self.start_noise(), steps=FINE)
+        return sample(self.teacher_problem, DPMSolverPP(2), noise=self.start_noise, steps=FINE)
 
-    @torch.no_grad()
+    def distance(self, x: Tensor) -> float:
+        return float((x - self.fine).double().square().mean().sqrt())
+
     def held_out_loss(self) -> float:
         student = self.student if self.labels is None else self.student.at(self.labels[:JUDGED])
-        return _rms(sample(student.problem(), student, noise=self.start_noise()) - self.fine)
+        with torch.no_grad():
+            return self.distance(sample(student.problem(), student, noise=self.start_noise))
 
 
 def _wide(v: Tensor, like: Tensor) -> Tensor:
     return v.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _rms(gap: Tensor) -> float:
-    return float(gap.double().square().mean().sqrt())

@@ -15,7 +15,7 @@ from ...plan import Plan
 from ...problem import DiffusionModel
 from ...resolve import evaluator_of
 from ...samplers.ddim import DDIM
-from ..network_student import NetworkStudent, label_arguments
+from ..network_student import NetworkStudent, model_of
 from .process import StudentProcess
 
 
@@ -25,8 +25,8 @@ class SFDDM(NetworkStudent):
     To use another sampler, take the model itself, `student.problem()`.
 
     Args:
-        network: `(x, sigma) -> x0`, in variance-exploding coordinates. A network whose attribute `labelled`
-            is True also gets `labels=`.
+        network: `(x, sigma) -> x0`, in variance-exploding coordinates; it also gets `labels=` if its attribute
+            `labelled` is True.
         process: the levels.
         plan: of the sampler, on the process's levels; by default DDIM's.
     """
@@ -45,8 +45,7 @@ class SFDDM(NetworkStudent):
 
     def problem(self) -> DiffusionModel:
         """The student as a model on its own process, for any solver of the library."""
-        network, labels = self.network, self.labels
-        return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), self.process)
+        return model_of(self.network, self.process, self.labels)
 
     def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate:
         """The network as the executor calls it, for samples like these (batch, *event)."""
