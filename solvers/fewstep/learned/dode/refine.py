@@ -89,7 +89,7 @@ def refine_plan(
     """
     kept = work.kept
     smallest = work.model.schedule.sigma_min
-    table = GridTable(start.plan, smallest) if learn_grid else KappaTable(base, start.kappa)
+    table: Any = GridTable(start.plan, smallest) if learn_grid else KappaTable(base, start.kappa)
     ends = _ends(work, teacher)
 
     def loss(batch: Minibatch) -> Tensor:
@@ -111,7 +111,7 @@ def refine_plan(
         return (final - ends[batch.index.to(ends.device)]).square().mean()
 
     options = DEFAULTS.updated("training", options)
-    options = replace(options, batch_size=min(options.batch_size, len(kept)))
+    options = replace(options, batch_size=min(options.batch_size or 1, len(kept)))
     fit(table, loss, len(kept), options, seed=seed, progress=progress)
     with torch.no_grad():
         refined = table.plan()
