@@ -157,13 +157,11 @@ class Plan:
         keep = [k for k, t in enumerate(titles) if t in ("sigma", "x", "-> x") or table[:, k].any()]
         lines = ["".join(f"{titles[k]:>10}" for k in keep)]
         lines += ["".join(f"{v:10.4g}" for v in row[keep].tolist()) for row in table]
-        if self.fit is None:
-            return "\n".join([head, *lines])
-        if self.fit.kappa is not None:
+        if self.fit and self.fit.kappa is not None:
             kappas = ["".join(f"{k:10.4f}" for k in row) for row in self.fit.kappa.tolist()]
             lines = [a + b for a, b in zip(lines, ["     kappa", *kappas], strict=True)]
-        notes = {k: v for k, v in self.fit.notes.items() if v not in ("", None)}
-        return "\n".join([head, *lines, *(f"{k}: {_text(v)}" for k, v in notes.items())])
+        notes = [f"{k}: {_text(v)}" for k, v in (self.fit.notes if self.fit else {}).items() if v not in ("", None)]
+        return "\n".join([head, *lines, *notes])
 
     def save(self, path: str | Path) -> None:
         """Write the table, for `fewstep.load`: as JSON to a name that ends in `.json`, else as safetensors."""
@@ -177,8 +175,7 @@ class Plan:
     def tensors(self) -> dict[str, Tensor]:
         """The columns by name, and kappa where the table has it."""
         columns: dict[str, Tensor] = {name: getattr(self, name) for name in COLUMNS}
-        kappa = self.fit.kappa if self.fit else None
-        return columns if kappa is None else columns | {"kappa": kappa}
+        return columns | ({"kappa": self.fit.kappa} if self.fit and self.fit.kappa is not None else {})
 
     @classmethod
     def from_tensors(cls, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Plan:
@@ -201,9 +198,7 @@ class Plan:
         return replace(self, name=name)
 
     def tail(self, row: int) -> Plan:
-        """The plan from this row on, to start in the middle of a run.
-
-        The first evaluation after the start stands in for the missing earlier ones: a first-order start.
+        """The plan from this row on, whose first evaluation stands in for the earlier ones: a first-order start.
 
         Raises:
             InputError: the row is not the start of a step, or needs noise of an earlier interval.

@@ -110,8 +110,7 @@ class PlanBuilder:
     def finish(self) -> Plan:
         """The table."""
         rows = len(self._levels)
-        cells = [*self._cells("stage", self._stages, newest=1)]
-        cells += self._cells("update", self._updates, newest=0)
+        cells = [*self._cells("stage", self._stages, newest=1), *self._cells("update", self._updates, newest=0)]
         window = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_eval"))])
         slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])
         shapes = {"x": (rows,), "eval": (rows, window), "noise": (rows, slots, self.letters)}

@@ -66,8 +66,8 @@ def test_default_correction_is_initialised_to_zero(head):
 
 def distil(iterations=100):
     return fs.distill_sigdeg(
-        MIXTURE, steps=4, teacher_steps=32, event_shape=(1,), seed=0,
-        teacher_options=fs.TeacherOptions(trajectories=2048), training=fs.TrainingOptions(iterations, learning_rate=2e-3),
+        MIXTURE, steps=4, teacher_steps=32, event_shape=(1,), teacher_options=fs.TeacherOptions(trajectories=2048),
+        training=fs.TrainingOptions(iterations, learning_rate=2e-3), seed=0,
     )  # fmt: skip
 
 

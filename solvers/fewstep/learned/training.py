@@ -144,12 +144,10 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._start = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._last, 3)
-        self._last = now
+        self.seconds[stage] = round(time.perf_counter() - self._start - sum(self.seconds.values()), 3)
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,9 @@ def fit(
             value = run.gradients(loss, Minibatch(index[part()], i, i / iterations, generator), len(index))
         run.step(value)
         if run.done % o.checkpoint_every == 0 or run.done == iterations:
-            run.check_finite()
+            if not bool(value.isfinite()):
+                message = f"The training loss is not finite after {run.done} iterations. Lower the learning_rate."
+                raise NonFiniteError(message, step=i, paths=0)
             if judged is not None:
                 run.evaluate(judged)
                 bar.set_postfix(loss=f"{float(value):.3g}", held_out=f"{run.held_out[-1][1]:.3g}")
@@ -308,19 +308,12 @@ class _Run:
             self.best = self.weights()
         self.set_weights(now)
 
-    def check_finite(self) -> None:
-        if not bool(self.history[-1].isfinite()):
-            raise NonFiniteError(
-                f"The training loss is not finite after {self.done} iterations. Lower the learning_rate.",
-                step=self.done - 1, paths=0,
-            )  # fmt: skip
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state by name, except for the history."""
         out = {f"buffer.{k}": v for k, v in self.network.named_buffers()}
         for k, p in self.parameters.items():
-            out |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
-            out |= {f"{name}.{k}": v for name, v in self.optimiser.state[p].items()}
+            own = {"weight": p.detach(), "average": self.average[k], "best": self.best[k], **self.optimiser.state[p]}
+            out |= {f"{name}.{k}": v for name, v in own.items()}
         return out
 
     def save(self, path: Path | None) -> None:

@@ -135,23 +135,21 @@ class Trajectories:
         integers = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
         if not integers or int(index.min()) < 0 or int(index.max()) >= len(self):
             raise InputError(f"index: got {index.reshape(-1).tolist()[:8]}, expected indices in 0 ... {len(self) - 1}.")
-        parts, places, first = [], [], 0
+        joined = {k: torch.empty(len(index), *v.shape[1:], dtype=v.dtype) for k, v in self.blocks[0].items()}
+        first = 0
         for block in self.blocks:
-            n = len(block["knots"])
-            mine = ((index >= first) & (index < first + n)).nonzero().flatten()
-            if len(mine):
-                parts.append({k: v[index[mine] - first] for k, v in block.items()})
-                places.append(mine)
-            first += n
-        back = torch.cat(places).argsort()
-        joined = {k: torch.cat([p[k] for p in parts])[back] for k in parts[0]}
+            local = index - first
+            mine = (local >= 0) & (local < len(block["knots"]))
+            for k, out in joined.items() if bool(mine.any()) else ():
+                out[mine] = block[k][local[mine]]
+            first += len(block["knots"])
         knots, xi = (joined[k].transpose(0, 1) for k in ("knots", "xi"))
         if self.kept is not None:
-            h, out = (self.levels**-2.0).diff().tolist(), list[Tensor]()
+            h, coarse = (self.levels**-2.0).diff().tolist(), list[Tensor]()
             for start, end in pairwise(self.kept):  # Chen's relation
                 steps = [Increment.from_coordinates(h[k], *xi[k].unbind(1)) for k in range(start, end)]
-                out.append(torch.stack(reduce(Increment.join, steps).coordinates(), 1))
-            knots, xi = knots[list(self.kept)], torch.stack(out)
+                coarse.append(torch.stack(reduce(Increment.join, steps).coordinates(), 1))
+            knots, xi = knots[list(self.kept)], torch.stack(coarse)
         return Batch(knots, xi, joined.get("labels"))
 
 
@@ -190,26 +188,14 @@ def make_trajectories(
     event_shape = _validation.check_shape(event_shape, "event_shape")
     labels = labels.to(device) if torch.is_tensor(labels) else labels
     model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
-    plan = _teacher_plan(teacher or EulerMaruyama(), model, sigmas, substeps, levy)
-    maker = _Maker(model, sigmas, plan, _ends(plan, sigmas), levy, event_shape, seed, device)
+    plan, ends = _teacher_plan(teacher or EulerMaruyama(), model, sigmas, substeps, levy)
+    maker = _Maker(model, sigmas, plan, ends, levy, event_shape, seed, device)
     ranges = [*torch.split(torch.arange(count), BLOCK)]
     if folder is None:
         blocks = [maker.block(index) for index in progress_bar(ranges, "block", show=progress)]
     else:
         blocks = _on_disk(_validation.check_path(folder, "folder"), maker, ranges, progress)
     return Trajectories(sigmas, blocks, plan.nfe)
-
-
-def substeps_of(steps: int, total: int | None, substeps: int | None, default: int) -> int:
-    """The fine steps per coarse step, from their total number or from themselves; `default` is a total."""
-    if substeps is not None:
-        if total is not None:
-            raise InputError(f"teacher_steps: got {total} with substeps={substeps}; drop one of them.")
-        return substeps
-    total = default if total is None else _validation.check_int("teacher_steps", total, 1, MOST)
-    if total % steps:
-        raise InputError(f"teacher_steps: got {total} for {steps} steps, expected a multiple of steps.")
-    return total // steps
 
 
 def checked_levels(sigmas: Tensor) -> Tensor:
@@ -222,29 +208,22 @@ def checked_levels(sigmas: Tensor) -> Tensor:
     return grid
 
 
-def _teacher_plan(teacher: DiffusionSolver, model: Model, sigmas: Tensor, substeps: int, levy: str) -> Plan:
+def _teacher_plan(
+    teacher: DiffusionSolver, model: Model, sigmas: Tensor, substeps: int, levy: str
+) -> tuple[Plan, list[bool]]:
+    """The plan of the teacher, and for each row whether the state after it is at a coarse level."""
     plan = teacher.plan(refined(sigmas, substeps), model.schedule)
-    if not plan.levy or bool((plan.noise[:, 1] <= plan.noise[:, 0]).any()):
+    opens = ~plan.noise[:, 0].isnan()
+    on_path = not bool((plan.noise[:, 1] <= plan.noise[:, 0]).any())
+    if not on_path or int(opens.sum()) != substeps * (len(sigmas) - 1):
         raise InputError(
-            f"teacher: got {plan.name!r}, expected a stochastic solver with all of its noise on the path, such as "
+            f"teacher: got {plan.name!r}, expected a stochastic solver with one interval of the path per step, such as "
             "EulerMaruyama(), SEA() or ShARK()."
         )
     if LEVY_ORDER[plan.levy] > LEVY_ORDER[levy]:
         raise InputError(f"levy: got {levy!r}; the teacher {plan.name} needs {plan.levy!r}.")
-    return plan
-
-
-def _ends(plan: Plan, sigmas: Tensor) -> list[bool]:
-    """For each row, whether the state after it is at a coarse level."""
-    opens = (~plan.noise[:, 0].isnan()).tolist()
-    coarse, out, tau = sigmas[1:] ** -2.0, list[bool](), float("nan")
-    for row in range(plan.nfe):
-        tau = float(plan.noise[row, 1]) if opens[row] else tau
-        last = row + 1 == plan.nfe or opens[row + 1]
-        out.append(last and bool(((coarse / tau - 1).abs() < 1e-9).any()))
-    if sum(out) != len(coarse):
-        raise InputError(f"teacher: {plan.name} does not stop at the coarse levels; expected one interval per step.")
-    return out
+    last_of_step = torch.cat([opens[1:], opens.new_ones(1)])
+    return plan, (last_of_step & (opens.cumsum(0) % substeps == 0)).tolist()
 
 
 @dataclass(frozen=True)
@@ -336,10 +315,8 @@ def _claim(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def _same(key: str, held: Any, mine: Any) -> bool:
-    if key != "model":
-        return bool(held == mine)
     try:
-        return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
+        return held == mine or (key == "model" and Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE)
     except (*DAMAGE, RuntimeError):
         return False
 

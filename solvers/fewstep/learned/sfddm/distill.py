@@ -124,7 +124,7 @@ def _frozen(teacher: Any, schedule: Any) -> nn.Module:
     return frozen
 
 
-def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:
+def _process(schedule: Any, steps: Any, phi: Tensor | None, spacing: str) -> StudentProcess:
     if not isinstance(schedule, DiscreteVP):
         raise InputError(
             f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a table. For "
@@ -132,7 +132,7 @@ def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str)
         )
     if (steps is None) == (phi is None):
         raise InputError(f"steps: got {steps} with phi {'given' if phi is not None else 'None'}, expected one.")
-    return StudentProcess(schedule, subsequence(schedule, steps, spacing) if phi is None else phi)  # type: ignore[arg-type]
+    return StudentProcess(schedule, subsequence(schedule, steps, spacing) if phi is None else phi)
 
 
 def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
@@ -156,13 +156,11 @@ def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
 
 def _check_labels(teacher: nn.Module, labels: Any, count: int) -> None:
     """Reject labels other than one per sample, and none for a teacher that takes them."""
-    if labels is None:
-        if getattr(teacher, "labelled", False):
-            raise InputError("labels: got none for a class-conditional teacher, expected one per sample.")
-        return
-    check_labels(teacher, labels)
-    if len(labels) != count:
-        raise InputError(f"labels: got {len(labels)} for {count} samples, expected one each.")
+    if labels is not None:
+        check_labels(teacher, labels)
+    given = len(labels) if labels is not None else 0 if getattr(teacher, "labelled", False) else count
+    if given != count:
+        raise InputError(f"labels: got {given} for {count} samples, expected one each.")
 
 
 def _samples(
@@ -185,12 +183,11 @@ def _samples(
 @torch.no_grad()
 def _try(teacher: nn.Module, x0: Tensor, classes: Tensor | None, device: torch.device | str) -> None:
     """Evaluate the teacher twice, so that one that does not fit gets a clear error."""
-    x, some = x0[:2].to(device), None if classes is None else classes[:2]
-    sigma = x.new_tensor([1.0, 2.0])[: len(x)]
+    x, sigma = x0[:2].to(device), x0.new_tensor([1.0, 2.0], device=device)[: len(x0)]
+    labels = [None if classes is None else classes[:n] for n in (1, 2)]
     try:
-        out = teacher(x, sigma, **label_arguments(teacher, some, x))
-        first = None if some is None else some[:1]
-        alone = teacher(x[:1], sigma[0], **label_arguments(teacher, first, x[:1]))
+        alone = teacher(x[:1], sigma[0], **label_arguments(teacher, labels[0], x[:1]))
+        out = teacher(x, sigma, **label_arguments(teacher, labels[1], x))
         same = torch.allclose(out[:1], alone, rtol=1e-2, atol=1e-3)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise InputError(
@@ -244,11 +241,8 @@ def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
     if name is None:
         yield inputs
         return
-    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
-    try:
+    with network.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0])):
         yield inputs
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ class SFDDM(NetworkStudent):
         _validation.check_instance("process", process, StudentProcess, "a StudentProcess")
         _validation.check_instance("plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None")
         plan = plan or DDIM().plan(process.grid())
-        self.network = network
-        self.process = process
+        self.network, self.process = network, process
         self.plan = plan if plan.name.startswith("SFDDM(") else plan.renamed(f"SFDDM({plan.name})")
 
     def __repr__(self) -> str:

@@ -23,12 +23,13 @@ from ..labelled_model import Labelled, Model
 from ..loss_weighting import left_at_end
 from ..network_student import check_compatible
 from ..training import LEAST, Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, fit, held_out, seeded
-from ..trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
+from ..trajectories import Batch, Trajectories, checked_levels, make_trajectories
 from .networks import HEADS, DenoisingMLP
 from .student import SigSampler
 
 TEACHER = TeacherOptions(EulerMaruyama(), trajectories=8192)
 TRAINING = TrainingOptions()
+STEPS = 300  # of the teacher
 AT_ONCE = 8  # different steps in a forced minibatch: a call of the network has one level
 HELD_OUT_BATCH = 256  # held-out trajectories at a time
 SPREAD = 256  # trajectories from which the variances of the knots are estimated
@@ -100,7 +101,7 @@ def distill_sigdeg(
             raise InputError("event_shape: got None, expected the shape of a sample, or data=.")
         data = make_trajectories(
             problem, grid, count=count, event_shape=event_shape, labels=labels, seed=seed, levy=levy or "H",
-            substeps=substeps_of(len(grid) - 1, teacher_steps, made.substeps, 300), teacher=made.solver,
+            substeps=_substeps(len(grid) - 1, teacher_steps, made.substeps), teacher=made.solver,
             folder=place and place / "teacher", device=device, progress=progress,
         )  # fmt: skip
         watch.lap("teacher")
@@ -120,8 +121,8 @@ def distill_sigdeg(
     task = KnotMatching(problem, student, data, kept, held, forcing, device)
     parents = task.knots(parent=True)
     losses, history = fit(
-        network.train(), task.loss, len(kept), training, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
-        checkpoint=place and place / f"student-{len(data.sigmas) - 1}.training", metadata=task.metadata(),
+        network.train(), task.loss, len(kept), training, seed=seed, progress=progress, metadata=task.metadata(),
+        held_out_loss=lambda: task.knots()[-1], checkpoint=place and place / f"student-{student.plan.nfe}.training",
     )  # fmt: skip
     watch.lap("training")
     own = task.knots()
@@ -144,6 +145,16 @@ def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sig
     return sigma_grid(model.schedule, steps, spacing, "sigma_min")
 
 
+def _substeps(steps: int, total: int | None, substeps: int | None) -> int:
+    """The fine steps per coarse step, from their total number or from themselves."""
+    if None not in (substeps, total):
+        raise InputError(f"teacher_steps: got {total} with substeps={substeps}; drop one of them.")
+    total = STEPS if total is None else _validation.check_int("teacher_steps", total, 1, MOST)
+    if substeps is None and total % steps:
+        raise InputError(f"teacher_steps: got {total} for {steps} steps, expected a multiple of steps.")
+    return substeps or total // steps
+
+
 def _check_data(problem: Any, data: Any, **described: Any) -> None:
     """Reject data that do not belong to the problem, and arguments that the data already answer."""
     for name, value in described.items():
@@ -164,10 +175,8 @@ def _network(
     letters = LEVY_ORDER[levy]
     if network is not None:
         _validation.check_instance("network", network, nn.Module, "a torch.nn.Module")
-        if getattr(network, "letters", letters) != letters:
-            raise InputError(
-                f"network: got one for {network.letters} letters of the signature; levy={levy!r} has {letters}."
-            )
+        if (own := getattr(network, "letters", letters)) != letters:
+            raise InputError(f"network: got one for {own} letters of the signature; levy={levy!r} has {letters}.")
         return network, False
     denoiser = problem.denoiser if isinstance(problem, DiffusionModel) else None
     if isinstance(denoiser, DenoisingMLP):
@@ -224,9 +233,6 @@ class KnotMatching:
             return self._forced(some, batch.generator)
         gaps = (self.states(some) - some.knots[1:]).square().flatten(1).mean(1)
         return (gaps * self.weights.to(gaps)).mean()
-
-    def held_out_loss(self) -> float:
-        return self.knots()[-1]
 
     @torch.no_grad()
     def knots(self, parent: bool = False) -> list[float]:
