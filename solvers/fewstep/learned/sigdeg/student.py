@@ -115,8 +115,8 @@ class SigSampler(NetworkStudent):
         on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # False for nan
         if not on_path or plan.prediction != "data":
             raise InputError(
-                f"plan: got {plan.name!r}, expected that of EulerMaruyama() or SEA() on a grid that ends above 0, in data "
-                "prediction and with a path interval in each row."
+                f"plan: got {plan.name!r}, expected that of EulerMaruyama() or SEA() on a grid that ends above 0, in "
+                "data prediction and with a path interval in each row."
             )
         self.levy = _validation.check_choice("levy", levy, LEVY_ORDER)
         # columns for letters that the network receives and the parent does not use
