@@ -57,6 +57,7 @@ def alone():
     return fits()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12; the workers have one thread
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_return_the_same_table(world, alone, tmp_path):
     files = tmp_path / "store", tmp_path / "fits"

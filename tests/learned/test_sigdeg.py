@@ -249,6 +249,7 @@ def dies_at(event, folder):
     distil(folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_run_killed_at_twenty_random_moments_ends_bitwise_equal(tmp_path):
     """kill -9 during data and during training, at moments drawn anew in each run and shown on failure."""
     want, report = distil(tmp_path / "uninterrupted")

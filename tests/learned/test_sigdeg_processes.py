@@ -29,6 +29,7 @@ def worker(rank, world, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12; the workers have one thread
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_give_the_student_of_one(world, tmp_path):
     """Unrolled: only the summation order of a minibatch differs, which changes rounding."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ HELD_OUT = 8  # one trajectory in eight is not trained on
 LEAST = 16  # trajectories: two are held out
 APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-2"
+
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class _Options:
@@ -381,7 +384,7 @@ def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, build: Callable[[], N]) -> N:
     """A network with initial weights of a seed; the global generator is left unchanged."""
     with seeded_everywhere(seed, torch.device("cpu")):
         return build()

@@ -92,8 +92,11 @@ def distill_sfddm(
         raise InputError(f"substeps: got {made.substeps} for the published target, which has none; drop it.")
     training = TRAINING.updated("training", training)
     watch, place = Stopwatch(), make_folder(folder)
-    teacher = _frozen(teacher, schedule).to(device)
     process = _process(schedule, steps, phi, spacing)
+    _validation.check_instance("teacher", teacher, nn.Module, "a torch.nn.Module")
+    unet = type(teacher).__name__ == "UNet2DModel"
+    teacher = UNetDenoiser.of(teacher, schedule) if unet else copy.deepcopy(teacher)
+    teacher = teacher.eval().requires_grad_(False).to(device)
     if data is None:
         x0 = _samples(teacher, schedule, labels, made, event_shape, seed, device)
     else:
@@ -113,15 +116,6 @@ def distill_sfddm(
     )  # fmt: skip
     watch.lap("training")
     return student, Report(substeps, len(x0), before, task.held_out_loss(), losses, watch.seconds, history)
-
-
-def _frozen(teacher: Any, schedule: Any) -> nn.Module:
-    """A copy of the teacher; a U-Net as a denoiser."""
-    _validation.check_instance("teacher", teacher, nn.Module, "a torch.nn.Module")
-    if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
-        teacher = UNetDenoiser.of(teacher, schedule)
-    frozen: nn.Module = copy.deepcopy(teacher).eval().requires_grad_(False)
-    return frozen
 
 
 def _process(schedule: Any, steps: Any, phi: Tensor | None, spacing: str) -> StudentProcess:

@@ -86,16 +86,18 @@ def distill_sigdeg_step(
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (count,), generator=generator)]
     paths = _paths(sde, teacher, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
-    student = SigStep(_network(paths, seed) if network is None else network)
+    default = seeded(seed, lambda: Coefficients(y0.shape[-1], TERMS, scaled=True).to(y0))
+    default.rescale(paths.times, paths.states)
+    student = SigStep(default if network is None else network)
     watch.lap("teacher")
     kept, held = (paths.pick(index) for index in held_out(count))
     units = y0.new_tensor([spread(x) for x in paths.states.unbind(-1)])
     task = _Task(sde, student, teacher, kept, (t1 - t0) / steps, units)
-    before = held.rmse(sde, student)
+    before, data = held.rmse(sde, student), digest({"times": paths.times, "ends": paths.states[-1, :64]})
     losses, history = fit(
         student.network.train(), task.loss, kept.states.shape[1], training, seed=seed, progress=progress,
         held_out_loss=lambda: held.rmse(sde, student), checkpoint=place and place / "step.training",
-        metadata={"steps": steps, "teacher": type(teacher).__name__, "data": paths.digest()},
+        metadata={"steps": steps, "teacher": type(teacher).__name__, "data": data},
     )  # fmt: skip
     watch.lap("training")
     if isinstance(student.network, Coefficients):
@@ -105,9 +107,7 @@ def distill_sigdeg_step(
     return student, Report(spent, count, before, after, losses, watch.seconds, history)
 
 
-def _checked(
-    sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, made: TeacherOptions
-) -> tuple[StochasticSolver, int, int]:
+def _checked(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, made: Any) -> tuple[StochasticSolver, int, int]:
     """The teacher, its substeps and the number of trajectories."""
     _validation.check_instance("sde", sde, SDE, "fewstep.SDE")
     if sde.noise_type != "diagonal" or sde.sde_type != "ito":
@@ -123,7 +123,6 @@ def _checked(
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected t0 < t1.")
     if not isinstance(made.solver, StochasticSolver):
         raise InputError(f"teacher_options.solver: got {made.solver}, expected an SDE solver such as fs.SRID2().")
-    assert made.substeps is not None
     return made.solver, made.substeps, _validation.check_int("trajectories", made.trajectories, LEAST)
 
 
@@ -138,9 +137,6 @@ class _Paths:
     def pick(self, index: Tensor) -> _Paths:
         fields = [Increment(i.h, i.W[index], i.H if i.H is None else i.H[index]) for i in self.increments]
         return _Paths(self.times, self.states[:, index], fields)
-
-    def digest(self) -> str:
-        return digest({"times": self.times, "ends": self.states[-1, :64]})
 
     @torch.no_grad()
     def rmse(self, sde: SDE, solver: StochasticSolver) -> float:
@@ -197,17 +193,6 @@ class _Task:
         t0, t1 = fine[[0, -1]].to(y).unbind()
         step = self.student.step(self.sde, t0, t1, y, source.coarse[0], None)
         return _Residual((target - step.y) / unit, t0, y, source.coarse[0], unit)
-
-
-def _network(paths: _Paths, seed: int) -> nn.Module:
-    """The default network, in units of the paths' states."""
-
-    def build() -> nn.Module:
-        network = Coefficients(paths.states.shape[-1], TERMS, scaled=True).to(paths.states)
-        network.rescale(paths.times, paths.states)
-        return network
-
-    return seeded(seed, build)
 
 
 @torch.no_grad()
