@@ -101,8 +101,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both as (samples, numbers) in float64."""
-    _validation.check_state("a", a)
-    _validation.check_state("b", b)
+    a, b = _validation.check_state("a", a), _validation.check_state("b", b)
     if a.shape[1:] != b.shape[1:]:
         raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, expected {tuple(a.shape[1:])} as in a.")
     if min(len(a), len(b)) < least:

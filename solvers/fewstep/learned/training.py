@@ -341,22 +341,20 @@ class _Run:
                 raise InputError(f"{error} Delete it to start again.") from error
             check_same(f"checkpoint: {path} is of a training", meta.get("metadata"), self.metadata)
             try:
-                self._load(meta, tensors)
+                for name, mine in self.tensors().items():
+                    theirs = tensors[name]
+                    same = (theirs.shape, theirs.dtype) == (mine.shape, mine.dtype)
+                    if not same or not bool(theirs.isfinite().all()):
+                        raise ValueError(f"{name} has another shape or dtype, or non-finite values")
+                    mine.copy_(theirs)
+                self.history = list(tensors["history"].to(self.device).unbind())
+                self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
             except (RuntimeError, *DAMAGE) as error:
                 raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
         if float(from_first(torch.tensor(float(self.done)))) != self.done:
             raise InputError(f"checkpoint: {path} differs between processes; expected a folder that all of them share.")
         iterations = self.options.iterations
         self.schedule = LambdaLR(self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=self.done - 1)
-
-    def _load(self, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        for name, mine in self.tensors().items():
-            theirs = tensors[name]
-            if (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype) or not bool(theirs.isfinite().all()):
-                raise ValueError(f"{name} has another shape or dtype, or non-finite values")
-            mine.copy_(theirs)
-        self.history = list(tensors["history"].to(self.device).unbind())
-        self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
 
 
 def check_same(what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None) -> None:

@@ -264,8 +264,7 @@ class _Maker:
         if not all(bool(x.isfinite().all()) for x in knots):
             message = f"The teacher {plan.name} produced non-finite states; check its denoiser on them."
             raise NonFiniteError(message, step=0, paths=n)
-        labels = self.model.labels
-        out = {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
+        labels, out = self.model.labels, {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
         return out if labels is None else out | {"labels": labels[index.to(labels.device)].cpu()}
 
     def metadata(self, count: int) -> dict[str, Any]:

@@ -109,13 +109,13 @@ def distill_sfddm(
     substeps = 1 if published else made.substeps or SUBSTEPS
     student = SFDDM(network, process)
     task = _Task(teacher, schedule, student, x0, labels, substeps, loss, inside, hidden)
-    before = task.distance(sample(task.teacher_problem, DDIM(), noise=task.start_noise, sigmas=process.grid()))
+    before, judge = _judged(teacher, schedule, student, x0, labels)
     losses, history = fit(
-        network, task.loss, len(x0), training, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
+        network, task.loss, len(x0), training, seed=seed, progress=progress, held_out_loss=judge,
         checkpoint=place and place / f"sfddm-{len(process.phi)}.training", metadata={"start": start} | task.metadata(),
     )  # fmt: skip
     watch.lap("training")
-    return student, Report(substeps, len(x0), before, task.held_out_loss(), losses, watch.seconds, history)
+    return student, Report(substeps, len(x0), before, judge(), losses, watch.seconds, history)
 
 
 def _process(schedule: Any, steps: Any, phi: Tensor | None, spacing: str) -> StudentProcess:
@@ -228,6 +228,24 @@ def _module_name(network: nn.Module, features: str) -> str | None:
     return found[0]
 
 
+@torch.no_grad()
+def _judged(
+    teacher: nn.Module, schedule: DiscreteVP, student: SFDDM, x0: Tensor, labels: Tensor | None
+) -> tuple[float, Callable[[], float]]:
+    """The distance of the teacher by DDIM on phi to its fine ODE, and a function that gives the student's."""
+    noise = torch.randn(x0[:JUDGED].shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(teacher.parameters()).device)
+    some = None if labels is None else labels[:JUDGED]
+    problem, own = model_of(teacher, schedule, some), student if some is None else student.at(some)
+    fine = sample(problem, DPMSolverPP(2), noise=noise, steps=FINE)
+
+    @torch.no_grad()
+    def distance(problem: DiffusionModel, solver: Any, sigmas: Tensor | None = None) -> float:
+        return float((sample(problem, solver, noise=noise, sigmas=sigmas) - fine).double().square().mean().sqrt())
+
+    return distance(problem, DDIM(), student.process.grid()), lambda: distance(own.problem(), own)
+
+
 @contextmanager
 def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
     """The inputs of that module while the network runs."""
@@ -241,7 +259,7 @@ def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a student is trained on, and its distance to the teacher."""
+    """What a student is trained on."""
 
     teacher: nn.Module
     schedule: DiscreteVP
@@ -318,30 +336,6 @@ class _Task:
             w = p.betas[1:] ** 2 / (2 * spread * p.alphas[1:] * (1 - p.abar[1:]))
             w = torch.cat([w[:1], w])  # at the first level the posterior is a point
         return (w / w.mean()).float()
-
-    @cached_property
-    def teacher_problem(self) -> DiffusionModel:
-        """The teacher for the samples of the report's distances."""
-        return model_of(self.teacher, self.schedule, None if self.labels is None else self.labels[:JUDGED])
-
-    @cached_property
-    def start_noise(self) -> Tensor:
-        shape = (min(JUDGED, len(self.x0)), *self.x0.shape[1:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return noise.to(next(self.teacher.parameters()).device)
-
-    @cached_property
-    def fine(self) -> Tensor:
-        """The final states of the teacher's fine ODE."""
-        return sample(self.teacher_problem, DPMSolverPP(2), noise=self.start_noise, steps=FINE)
-
-    def distance(self, x: Tensor) -> float:
-        return float((x - self.fine).double().square().mean().sqrt())
-
-    def held_out_loss(self) -> float:
-        student = self.student if self.labels is None else self.student.at(self.labels[:JUDGED])
-        with torch.no_grad():
-            return self.distance(sample(student.problem(), student, noise=self.start_noise))
 
 
 def _wide(v: Tensor, like: Tensor) -> Tensor:
