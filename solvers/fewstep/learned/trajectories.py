@@ -140,8 +140,9 @@ class Trajectories:
         for block in self.blocks:
             local = index - first
             mine = (local >= 0) & (local < len(block["knots"]))
-            for k, out in joined.items() if bool(mine.any()) else ():
-                out[mine] = block[k][local[mine]]
+            if bool(mine.any()):
+                for k, out in joined.items():
+                    out[mine] = block[k][local[mine]]
             first += len(block["knots"])
         knots, xi = (joined[k].transpose(0, 1) for k in ("knots", "xi"))
         if self.kept is not None:
