@@ -4,14 +4,9 @@ import torch
 from torch import Tensor
 
 
-def distributed() -> bool:
-    """Whether torch.distributed runs."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes."""
-    if not distributed():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -29,19 +24,18 @@ def part() -> slice:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if distributed():
+    if rank_and_world()[1] > 1:
         torch.distributed.barrier()
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum over processes; gradients flow through it, and are summed over processes themselves."""
-    if not distributed():
+    """The sum over processes, through which no gradient flows."""
+    if rank_and_world()[1] == 1:
         return x
-    from torch.distributed.nn.functional import all_reduce
-
     nccl = torch.distributed.get_backend() == "nccl"  # which takes no CPU tensors
-    shared: Tensor = all_reduce(x.cuda() if nccl else x)  # type: ignore[no-untyped-call]
-    return shared.to(x.device)
+    total = x.detach().to("cuda" if nccl else x.device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total.to(x.device)
 
 
 def from_first(x: Tensor) -> Tensor:

@@ -16,16 +16,13 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], unit: str, *, show: bool = True, total: int | None = None, initial: int = 0
 ) -> tqdm[T]:
-    """The items, iterated with a bar. Its attribute `disable` is True where there is none.
+    """The items, iterated with a bar, whose attribute `disable` is True where none is shown.
 
     Args:
         unit: what one item is, such as "step".
-        show: False for no bar anywhere.
-        total: the number of items, where they have no length or `initial` ones are not among them.
-        initial: number of items done before.
+        total, initial: the number of items, with those that were done before and are not among `items`.
     """
     from tqdm import tqdm
 
-    # disable=None: a bar on a terminal only
-    hidden = None if show and is_first() else True
+    hidden = None if show and is_first() else True  # None: a bar on a terminal only
     return tqdm(items, unit=unit, total=total, initial=initial, disable=hidden, leave=False)

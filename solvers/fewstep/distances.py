@@ -37,8 +37,7 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
 
     Args:
         a, b: (n, *event) and (m, *event). For n != m the quantile functions are compared at max(n, m) points.
-        projections: number of directions.
-        seed: of the directions.
+        projections, seed: number and seed of the directions.
     """
     a, b = _flat(a, b)
     _validation.check_int("projections", projections)
@@ -54,13 +53,12 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
 def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
     """Maximum mean discrepancy with the kernel exp(-|x - y|^2 / (2 bandwidth^2)).
 
-    The root of the unbiased estimate of its square, or 0 if that is negative, which happens half of the time
-    for two samples of one distribution.
+    The root of the unbiased estimate of its square, or 0 if that is negative, as half of the time for equal laws.
 
     Args:
         a, b: (n, *event) and (m, *event), at least two samples each.
-        bandwidth: by default `median_distance` of the first samples of both. Pass one (that of the data, for
-            instance) to compare several samples with each other.
+        bandwidth: by default `median_distance` of the first samples of both. Pass one, such as that of the data, to
+            compare several samples with each other.
     """
     a, b = _flat(a, b, least=2)
     if bandwidth is None:
@@ -103,8 +101,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both as (samples, numbers) in float64."""
-    _validation.check_state("a", a)
-    _validation.check_state("b", b)
+    a, b = _validation.check_state("a", a), _validation.check_state("b", b)
     if a.shape[1:] != b.shape[1:]:
         raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, expected {tuple(a.shape[1:])} as in a.")
     if min(len(a), len(b)) < least:

@@ -24,15 +24,13 @@ TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The schedule, the event shape, and the model's answers to fixed inputs.
+    """The schedule's repr, the event shape, and the model's answers to fixed inputs.
 
     Guidance, prediction type and conditioning are part of the denoiser and change its answers.
 
     Attributes:
-        schedule: its repr.
-        event: shape of one sample.
-        answers: one row for each label (a single row for a model without labels); where there are too many
-            labels, the smallest and the largest answers over some of them.
+        answers: one row for each label (a single row for a model without labels); where there are too many labels,
+            the smallest and the largest answers over some of them.
         labelled: the model holds one label per sample.
         spread: the two rows of answers are bounds.
     """
@@ -54,8 +52,7 @@ class Fingerprint:
         problem = type(model)(model.problem, distinct).at(places)
         answers = _answers(problem, like, len(places), 1)
         if not few:
-            t = torch.tensor(answers, dtype=torch.float64)
-            low, high = t.amin(0), t.amax(0)
+            low, high = torch.aminmax(torch.tensor(answers, dtype=torch.float64), dim=0)
             margin = (high - low) / 2  # for the labels that were not evaluated
             answers = tuple(tuple(row) for row in torch.stack([low - margin, high + margin]).tolist())
         return cls(repr(problem.schedule), tuple(like.shape[1:]), answers, True, not few)
@@ -71,16 +68,15 @@ class Fingerprint:
         for what in ("schedule", "event"):
             if not same_words(getattr(self, what), getattr(other, what)):
                 raise InputError(
-                    f"{what}: got {getattr(other, what)}, but {name} was fitted to {getattr(self, what)}. "
-                    "Fit another one for this problem, for instance with fewstep.distill_dode."
+                    f"{what}: got {getattr(other, what)}, but {name} was fitted to {getattr(self, what)}. Fit another "
+                    "one for this problem, for instance with fewstep.distill_dode."
                 )
         difference = self.miss(other)
         if not difference <= TOLERANCE:
             what = "weights, guidance, prediction type" + (" or labels" if self.labelled else "")
             raise InputError(
-                f"problem: its model answers differently from the one {name} was fitted to (by "
-                f"{100 * difference:.0f} %: other {what}). Fit another one for this model, for instance with "
-                "fewstep.distill_dode."
+                f"problem: its model answers differently from the one {name} was fitted to (by {100 * difference:.0f} "
+                f"%: other {what}). Fit another one for this model, for instance with fewstep.distill_dode."
             )
 
     def miss(self, other: Fingerprint) -> float:
@@ -119,8 +115,8 @@ class Fit:
     Attributes:
         fingerprint: of the model.
         notes: how the plan was made: values that JSON can hold, keyed by name.
-        kappa: (rows, terms) of a D-ODE table, in d_i + sum_j kappa_ij (d_i - d_{i-j}): zero where the fit was
-            not kept, nan where the weights were refined beyond this form. None for other tables.
+        kappa: (rows, terms) of a D-ODE table, in d_i + sum_j kappa_ij (d_i - d_{i-j}): zero where the fit was not
+            kept, nan where the weights were refined beyond this form. None for other tables.
     """
 
     fingerprint: Fingerprint
@@ -148,10 +144,7 @@ class Fit:
         labelled, spread = meta.get("labelled") is True, meta.get("spread") is True
         expected = ANSWERS * (1 if labelled else PROBES)
         if any(len(row) != expected for row in answers) or (spread and len(answers) != 2):
-            raise InputError(
-                f"answers: got {len(answers)} x {len(answers[0])}, expected {2 if spread else 'any'} x "
-                f"{expected}; the file is damaged."
-            )
+            raise InputError(f"answers: got {len(answers)} rows, not of {expected} numbers each; the file is damaged.")
         event = tuple(map(int, meta["event"]))
         fingerprint = Fingerprint(str(meta["schedule"]), event, answers, labelled, spread)
         notes = dict(meta.get("notes", meta.get("words", {})))

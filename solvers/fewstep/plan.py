@@ -1,15 +1,13 @@
 """A diffusion solver on a grid, as a table of coefficients that can be printed, saved, loaded and run.
 
-In x = x0 + sigma n every common solver is linear in the state and the evaluations. Row i of the table is one
-network evaluation:
+In x = x0 + sigma n every common solver is linear in the state and the evaluations. Row i is one network evaluation:
 
     input = stage_x x + sum_j stage_eval_j D_j + sum_jk stage_noise_jk z_jk
     D_0   = denoiser(input, sigma)                (or (input - D)/sigma: `prediction="noise"`)
     x     = update_x x + sum_j update_eval_j D_j + sum_jk update_noise_jk z_jk
 
-D_j are the evaluations, newest first. z_jk are the unit normals of the noise intervals opened so far,
-newest interval first: z_j0 = W/sqrt(h), z_j1 = sqrt(12/h) H of a Brownian path run in tau = 1/sigma^2.
-`executor` applies the rows.
+D_j are the evaluations, newest first. z_jk are the unit normals of the noise intervals opened so far, newest interval
+first: z_j0 = W/sqrt(h), z_j1 = sqrt(12/h) H of a Brownian path run in tau = 1/sigma^2. `executor` applies the rows.
 """
 
 from __future__ import annotations
@@ -34,9 +32,7 @@ FORMATS = (FORMAT, "fewstep-plan-1", DODE_FORMAT)
 PREDICTIONS = ("data", "noise")
 WEIGHTS = ("stage_x", "stage_eval", "stage_noise", "update_x", "update_eval", "update_noise")
 COLUMNS = ("sigmas", "sigma", *WEIGHTS, "noise")
-# names of the weights in files of version 0.1
-VERSION_0_1 = dict(zip("cdmabn", WEIGHTS, strict=True))
-
+VERSION_0_1 = dict(zip("cdmabn", WEIGHTS, strict=True))  # names of the weights in files of version 0.1
 
 Weight = float | Tensor
 """A Python number, or a 0-d tensor where the table's column has a graph."""
@@ -83,10 +79,9 @@ class Plan:
         stage_x, update_x: (R,) weights of the state.
         stage_eval: (R, J) weights of earlier evaluations, newest first.
         update_eval: (R, J) weights of the row's own evaluation and of earlier ones, newest first.
-        noise: (R, 2) the interval (tau0, tau1) that a row opens; nan where it opens none, and
-            (0, 0) for a normal that belongs to no path (churn).
-        stage_noise, update_noise: (R, S, L) weights of the unit normals of the noise intervals, the one
-            this row opens first.
+        noise: (R, 2) the interval (tau0, tau1) that a row opens; nan where it opens none, and (0, 0) for a normal
+            that belongs to no path (churn).
+        stage_noise, update_noise: (R, S, L) weights of the unit normals of the noise intervals, this row's first.
         fit: what a learned table was fitted to; sampling another model with it is refused.
 
     Raises:
@@ -111,27 +106,20 @@ class Plan:
             column = getattr(self, key)
             if not torch.is_tensor(column) or not column.is_floating_point() or column.dim() == 0:
                 raise InputError(f"plan.{key}: got {_validation.describe(column)}, expected a floating-point tensor.")
-        rows, window = len(self.sigma), self.update_eval.shape[-1]
-        intervals = tuple(self.stage_noise.shape[-2:])
-        evaluations, normals = (rows, window), (rows, *intervals)
-        shapes = ((rows,), evaluations, normals, (rows,), evaluations, normals)
-        for key, shape in [*zip(WEIGHTS, shapes, strict=True), ("noise", (rows, 2))]:
-            if tuple(getattr(self, key).shape) != shape:
-                raise InputError(
-                    f"plan.{key}: got shape {tuple(getattr(self, key).shape)}, expected {shape}. "
-                    "A table has one row for each evaluation in `sigma`."
-                )
+        rows, intervals = len(self.sigma), tuple(self.stage_noise.shape[-2:])
+        shapes = ((rows,), (rows, self.update_eval.shape[-1]), (rows, *intervals))
+        for key, shape in [*zip(WEIGHTS, shapes * 2, strict=True), ("noise", (rows, 2))]:
+            if (given := tuple(getattr(self, key).shape)) != shape:
+                raise InputError(f"plan.{key}: got shape {given}, expected {shape}: one row for each level in `sigma`.")
         _validation.check_choice("plan.prediction", self.prediction, PREDICTIONS)
         check_sigmas(self.sigmas, repeat=True)
         if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:
-            raise InputError(
-                f"plan.stage_noise: got shape {tuple(self.stage_noise.shape)}, expected (rows, intervals, letters)."
-            )
+            given = tuple(self.stage_noise.shape)
+            raise InputError(f"plan.stage_noise: got shape {given}, expected (rows, intervals, letters).")
         wrong = [k for k in WEIGHTS if not bool(getattr(self, k).isfinite().all())]
         if wrong or not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
-            raise InputError(
-                f"plan.{(wrong or ['sigma'])[0]}: got values that are not finite, or levels that are not positive."
-            )
+            key = (wrong or ["sigma"])[0]
+            raise InputError(f"plan.{key}: got values that are not finite, or levels that are not positive.")
         kappa = self.fit.kappa if self.fit else None
         if kappa is not None and (kappa.dim() != 2 or len(kappa) != rows or bool(kappa.isinf().any())):
             raise InputError(f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite.")
@@ -148,8 +136,7 @@ class Plan:
         stages = _combinations(self.stage_x, self.stage_eval, self.stage_noise, newest=0)
         updates = _combinations(self.update_x, self.update_eval, self.update_noise, newest=1)
         kept = self.update_eval.shape[1], self.stage_noise.shape[1]
-        columns = zip(self.sigma.tolist(), noise, stages, updates, strict=True)
-        return tuple(Row(*columns_of_row, *kept) for columns_of_row in columns)
+        return tuple(Row(*row, *kept) for row in zip(self.sigma.tolist(), noise, stages, updates, strict=True))
 
     @cached_property
     def levy(self) -> str:
@@ -170,20 +157,14 @@ class Plan:
         keep = [k for k, t in enumerate(titles) if t in ("sigma", "x", "-> x") or table[:, k].any()]
         lines = ["".join(f"{titles[k]:>10}" for k in keep)]
         lines += ["".join(f"{v:10.4g}" for v in row[keep].tolist()) for row in table]
-        if self.fit is None:
-            return "\n".join([head, *lines])
-        if self.fit.kappa is not None:
+        if self.fit and self.fit.kappa is not None:
             kappas = ["".join(f"{k:10.4f}" for k in row) for row in self.fit.kappa.tolist()]
             lines = [a + b for a, b in zip(lines, ["     kappa", *kappas], strict=True)]
-        notes = {k: v for k, v in self.fit.notes.items() if v not in ("", None)}
-        return "\n".join([head, *lines, *(f"{k}: {_text(v)}" for k, v in notes.items())])
+        notes = [f"{k}: {_text(v)}" for k, v in (self.fit.notes if self.fit else {}).items() if v not in ("", None)]
+        return "\n".join([head, *lines, *notes])
 
     def save(self, path: str | Path) -> None:
-        """Write the table, for `fewstep.load`.
-
-        Args:
-            path: a name that ends in `.json` gives JSON, for people; any other safetensors.
-        """
+        """Write the table, for `fewstep.load`: as JSON to a name that ends in `.json`, else as safetensors."""
         write(path, {"format": FORMAT} | self.meta(), self.tensors())
 
     def meta(self) -> dict[str, Any]:
@@ -194,16 +175,11 @@ class Plan:
     def tensors(self) -> dict[str, Tensor]:
         """The columns by name, and kappa where the table has it."""
         columns: dict[str, Tensor] = {name: getattr(self, name) for name in COLUMNS}
-        kappa = self.fit.kappa if self.fit else None
-        return columns if kappa is None else columns | {"kappa": kappa}
+        return columns | ({"kappa": self.fit.kappa} if self.fit and self.fit.kappa is not None else {})
 
     @classmethod
     def from_tensors(cls, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Plan:
-        """The inverse of `meta` and `tensors`, which also takes those of version 0.1.
-
-        Raises:
-            InputError: missing or unknown columns, or columns of another kind.
-        """
+        """The inverse of `meta` and `tensors`, also those of version 0.1; InputError for other columns."""
         tensors = {VERSION_0_1.get(k, k): v for k, v in tensors.items()}
         kappa = tensors.pop("kappa", None)
         for what, names in (
@@ -222,9 +198,7 @@ class Plan:
         return replace(self, name=name)
 
     def tail(self, row: int) -> Plan:
-        """The plan from this row on, to start in the middle of a run.
-
-        The first evaluation after the start stands in for the missing earlier ones: a first-order start.
+        """The plan from this row on, whose first evaluation stands in for the earlier ones: a first-order start.
 
         Raises:
             InputError: the row is not the start of a step, or needs noise of an earlier interval.
@@ -234,8 +208,8 @@ class Plan:
         stage = self.rows[row].stage if row < self.nfe else None
         if stage is None or stage.scale == 0 or stage.evaluations:
             raise InputError(
-                f"begin index: got {row}, which is in the middle of a step of {self.name}; expected the "
-                "start of one. Choose another strength, or a solver of one evaluation per step."
+                f"begin index: got {row}, which is in the middle of a step of {self.name}; expected the start of one. "
+                "Choose another strength, or a solver of one evaluation per step."
             )
         columns = {k: getattr(self, k)[row:].clone() for k in (*WEIGHTS, "sigma", "noise")}
         for i in range(self.nfe - row):
@@ -255,14 +229,12 @@ def _combinations(scale: Tensor, past: Tensor, random: Tensor, newest: int) -> l
     """One combination per row; `newest` is 1 where the row's own evaluation is one of the past."""
     graph = past.requires_grad  # then each weight may become other than zero
     scales, pasts = (c.unbind() if c.requires_grad else c.tolist() for c in (scale, past))
-    rows = enumerate(zip(scales, pasts, random.tolist(), strict=True))
-    return [
-        Combination(
-            x, tuple((w, j) for j, w in enumerate(D) if (j < i + newest if graph else w != 0)),
-            tuple((w, j, k) for j, letters in enumerate(z) for k, w in enumerate(letters) if w != 0),
-        )
-        for i, (x, D, z) in rows
-    ]  # fmt: skip
+    out = []
+    for i, (x, D, z) in enumerate(zip(scales, pasts, random.tolist(), strict=True)):
+        evaluations = tuple((w, j) for j, w in enumerate(D) if (j < i + newest if graph else w != 0))
+        normals = tuple((w, j, k) for j, letters in enumerate(z) for k, w in enumerate(letters) if w != 0)
+        out.append(Combination(x, evaluations, normals))
+    return out
 
 
 def _titles(weights: Tensor) -> list[str]:

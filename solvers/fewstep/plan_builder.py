@@ -48,8 +48,8 @@ class LinearExpr:
 class PlanBuilder:
     """Records the formulas of one solver on one grid.
 
-    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)`
-    for each pair (s, t) of adjacent levels.
+    Example: DDIM is `D = builder.evaluate(builder.x, s); builder.advance(t/s * builder.x + (1 - t/s) * D)` for each
+    pair (s, t) of adjacent levels.
 
     Args:
         name: of the plan.
@@ -85,10 +85,7 @@ class PlanBuilder:
         return LinearExpr({("D", len(self._levels) - 1): 1.0})
 
     def noise(self, tau0: float | Tensor, tau1: float | Tensor) -> tuple[LinearExpr, ...]:
-        """The unit normals of the path over [tau0, tau1], for the next row and those after it.
-
-        Equal ends give a normal that is independent of the path.
-        """
+        """The unit normals of the path over [tau0, tau1] from the next row on; with equal ends independent of it."""
         row = len(self._levels)
         if row in self._noise:
             raise ValueError("a row opens at most one noise interval")
@@ -113,8 +110,7 @@ class PlanBuilder:
     def finish(self) -> Plan:
         """The table."""
         rows = len(self._levels)
-        cells = [*self._cells("stage", self._stages, newest=1)]
-        cells += self._cells("update", self._updates, newest=0)
+        cells = [*self._cells("stage", self._stages, newest=1), *self._cells("update", self._updates, newest=0)]
         window = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_eval"))])
         slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])
         shapes = {"x": (rows,), "eval": (rows, window), "noise": (rows, slots, self.letters)}
@@ -124,12 +120,8 @@ class PlanBuilder:
             out[name][at] = value
         noise = [self._noise.get(i, NOISE_FREE) for i in range(rows)]
         columns: dict[str, Any] = {k: torch.from_numpy(v) for k, v in out.items()}
-        return Plan(
-            name=self.name, prediction=self.prediction, sigmas=self.sigmas,
-            sigma=torch.tensor(self._levels, dtype=torch.float64),
-            noise=torch.tensor(noise, dtype=torch.float64),
-            **columns,
-        )  # fmt: skip
+        sigma, intervals = (torch.tensor(c, dtype=torch.float64) for c in (self._levels, noise))
+        return Plan(self.name, self.prediction, self.sigmas, sigma, noise=intervals, **columns)
 
     def _cells(self, part: str, exprs: list[LinearExpr], newest: int) -> Iterator[tuple[str, tuple[int, ...], float]]:
         """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""

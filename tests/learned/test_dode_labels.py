@@ -192,7 +192,7 @@ def test_tables_of_version_0_1_load_and_sample_alike(file, tmp_path):
 BAD = {
     "no labels": (dict(labels=None), "problem: got function .* and no labels"),
     "labels of a single model": (dict(problem=guided(2.0)(classes(64))), "labels: got labels for a Diff"),
-    "too few labels": (dict(labels=classes(5)), r"got shape \(5,\), expected a tensor with one label"),
+    "too few labels": (dict(labels=classes(5)), r"of shape \(5,\), expected a tensor, one label for each"),
     "labels as a list": (dict(labels=[0] * 64), "labels: got list"),
     "no model from labels": (dict(problem=lambda labels: None), "returns no DiffusionModel"),
 }

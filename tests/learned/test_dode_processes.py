@@ -57,9 +57,12 @@ def alone():
     return fits()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12; the workers have one thread
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_return_the_same_table(world, alone, tmp_path):
-    torch.multiprocessing.spawn(worker, (world, tmp_path / "store", tmp_path / "fits"), nprocs=world)
+    files = tmp_path / "store", tmp_path / "fits"
+    # forked: a spawned process imports torch first
+    torch.multiprocessing.start_processes(worker, (world, *files), nprocs=world, start_method="fork")
     shared = [torch.load(tmp_path / f"fits.{rank}", weights_only=True) for rank in range(world)]
     for name, (columns, rmse, evaluations) in alone.items():
         assert "refine" not in FITS[name] or rmse < 0.99 * alone["greedy"][1]  # the refinement did something

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import fewstep as fs
 from fewstep.errors import InputError
 from fewstep.learned import training, trajectories
-from fewstep.learned.sigdeg.distill import _Task, _weights
+from fewstep.learned.sigdeg.distill import KnotMatching
 from fewstep.learned.sigdeg.networks import DenoisingMLP, graded
 from fewstep.learned.training import Minibatch, fit, seeded
 
@@ -63,7 +63,7 @@ def denoiser():
         return (network(noisy, s) - x).square().mean()
 
     fit(network, loss, len(x0), fs.TrainingOptions(200, 256, 3e-3), seed=0, progress=False)
-    return fs.DiffusionModel(network.requires_grad_(False), EDM)
+    return fs.DiffusionModel(network, EDM)
 
 
 @pytest.mark.parametrize("head", ["direct", "graded"])
@@ -88,7 +88,7 @@ def task_of(parent, head, data, forcing=0.0):
         torch.nn.init.normal_(p, std=0.3)
     student = fs.SigSampler(parent.plan(GRID), network.requires_grad_(False), "H", residual=True)
     index = torch.arange(len(data))
-    return _Task(MIXTURE, student, data, index, index, forcing, torch.device("cpu"), _weights(data))
+    return KnotMatching(MIXTURE, student, data, index, index, forcing, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("head", ["direct", "graded"])
@@ -249,6 +249,7 @@ def dies_at(event, folder):
     distil(folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_run_killed_at_twenty_random_moments_ends_bitwise_equal(tmp_path):
     """kill -9 during data and during training, at moments drawn anew in each run and shown on failure."""
     want, report = distil(tmp_path / "uninterrupted")
@@ -371,18 +372,21 @@ def test_training_options_validate_their_range(option):
         fs.TrainingOptions(**option)
     with pytest.raises(InputError, match="trajectories: got 0"):
         fs.TeacherOptions(trajectories=0)
+    with pytest.raises(InputError, match="solver: got EulerMaruyama, expected a solver"):
+        fs.TeacherOptions(fs.EulerMaruyama)
 
 
 def test_with_several_processes_held_out_evaluations_need_patience(monkeypatch):
     """They are collective calls, and the bar that would show them is on the terminal of rank 0 alone."""
-    calls, network = [], torch.nn.Linear(1, 1)
+    calls = []
     monkeypatch.setattr(training, "rank_and_world", lambda: (0, 2))
     monkeypatch.setattr(training, "progress_bar", lambda items, unit, **_: tqdm(items, file=io.StringIO()))
 
     def go(patience):
+        network = torch.nn.Linear(1, 1)
         options = fs.TrainingOptions(2, 4, 1e-3, early_stopping_patience=patience, checkpoint_every=1)
         fit(network, lambda some: network.weight.square().sum(), 8, options, seed=0, progress=True,
-            held_out_loss=lambda: calls.append(0) or 1.0, split=False)  # fmt: skip
+            held_out_loss=lambda: calls.append(0) or 1.0)  # fmt: skip
 
     go(patience=0)
     assert not calls

@@ -29,11 +29,13 @@ def worker(rank, world, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12; the workers have one thread
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_give_the_student_of_one(world, tmp_path):
     """Unrolled: only the summation order of a minibatch differs, which changes rounding."""
     want, rmse = distil(None)
-    torch.multiprocessing.spawn(worker, (world, tmp_path), nprocs=world)
+    # forked: a spawned process imports torch first
+    torch.multiprocessing.start_processes(worker, (world, tmp_path), nprocs=world, start_method="fork")
     for rank in range(world):
         got, mine = torch.load(tmp_path / f"student.{rank}", weights_only=True)
         assert abs(mine - rmse) < 1e-4 * rmse

@@ -64,10 +64,10 @@ def test_default_correction_is_initialised_to_zero(head):
     assert not network(x, s, s / 2, torch.ones(5, 2, 1)).any()
 
 
-def distil(iterations=200):
+def distil(iterations=100):
     return fs.distill_sigdeg(
-        MIXTURE, steps=4, teacher_steps=32, event_shape=(1,), seed=0,
-        teacher_options=fs.TeacherOptions(trajectories=2048), training=fs.TrainingOptions(iterations),
+        MIXTURE, steps=4, teacher_steps=32, event_shape=(1,), teacher_options=fs.TeacherOptions(trajectories=2048),
+        training=fs.TrainingOptions(iterations, learning_rate=2e-3), seed=0,
     )  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def test_sampler_survives_its_file(mixture_student, tmp_path):
 def sine_student():
     y0 = torch.linspace(-2, 2, 64, dtype=torch.float64).unsqueeze(1)
     return fs.distill_sigdeg_step(
-        SINE, steps=32, y0=y0, seed=0,
-        teacher_options=fs.TeacherOptions(trajectories=512), training=fs.TrainingOptions(50),
+        SINE, steps=16, y0=y0, seed=0,
+        teacher_options=fs.TeacherOptions(trajectories=256), training=fs.TrainingOptions(25, 256),
     )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ BAD = {
     "churn": (dict(teacher=fs.EDMEuler(churn=10.0)), "expected a stochastic solver"),
     "class": (dict(teacher=fs.ShARK), r"teacher: got .*expected a solver such as fs.EulerMaruyama\(\)"),
     "word": (dict(teacher="ShARK"), "teacher: got 'ShARK'"),
-    "labels": (dict(labels=torch.arange(32)), "labels: got some"),
+    "labels": (dict(labels=torch.arange(32)), "labels: got labels for a DiffusionModel"),
     "seed": (dict(seed=None), "seed: got None"),
     "event": (dict(event_shape=4), "shape: got 4"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,18 +26,11 @@ class Model:
 
     @classmethod
     def of(cls, problem: DiffusionModel | Labelled, labels: Tensor | None, noise: Tensor) -> Model:
-        """A checked model.
-
-        Raises:
-            InputError: noise that is not (n, *event), or a model and labels that do not belong together.
-        """
+        """A checked model; InputError for noise that is not (n, *event), or labels that do not belong to the model."""
         if not torch.is_tensor(noise) or not noise.is_floating_point() or noise.dim() < 2:
-            given = f"{noise.dtype} {tuple(noise.shape)}" if torch.is_tensor(noise) else type(noise).__name__
+            given = _validation.describe(noise)
             raise InputError(f"noise: got {given}, expected a floating-point tensor (n, *event).")
-        expected = (
-            "expected fewstep.DiffusionModel(denoiser, schedule), or a function labels -> DiffusionModel "
-            "with labels=(n, ...)."
-        )
+        expected = "expected fewstep.DiffusionModel, or a function labels -> DiffusionModel with labels=(n, ...)."
         if isinstance(problem, DiffusionModel):
             if labels is not None:
                 raise InputError(f"labels: got labels for a DiffusionModel, which takes none; {expected}")
@@ -46,9 +38,9 @@ class Model:
         if labels is None or not callable(problem):
             raise InputError(f"problem: got {_validation.describe(problem)} and no labels, {expected}")
         if not torch.is_tensor(labels) or labels.dim() == 0 or len(labels) != len(noise):
-            shape: Any = f"shape {tuple(labels.shape)}" if torch.is_tensor(labels) else type(labels).__name__
+            given = _validation.describe(labels)
             raise InputError(
-                f"labels: got {shape}, expected a tensor with one label for each of the {len(noise)} start states."
+                f"labels: got {given}, expected a tensor, one label for each of {len(noise)} start states."
             )
         if not isinstance(problem(labels[:1]), DiffusionModel):
             raise InputError(f"problem: got a function that returns no DiffusionModel, {expected}")

@@ -1,6 +1,5 @@
 """`load`: plans and learned solvers from their files. Only classes of this library are built."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,17 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | SFDDM | S
         meta, tensors = read(path, (*FORMATS, STUDENT_FORMAT))
         if meta["format"] in FORMATS:
             return Plan.from_tensors(meta, tensors)
-        return _student(path, meta, tensors, network)
+        student: SFDDM | SigSampler | SigStep = _student(path, meta, tensors, network)
+        return student
     except InputError:
         raise
     except (*DAMAGE, ArithmeticError, RuntimeError, ImportError) as error:
         raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
 
 
-def _student(
-    path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module | None
-) -> SFDDM | SigSampler | SigStep:
-    kinds: dict[str, Any] = {c.__name__: c for c in (SFDDM, SigSampler, SigStep)}
-    if meta["kind"] not in [*kinds]:
+def _student(path: str | Path, meta: dict[str, Any], tensors: dict[str, Tensor], network: nn.Module | None) -> Any:
+    kinds: dict[Any, Any] = {c.__name__: c for c in (SFDDM, SigSampler, SigStep)}
+    if meta["kind"] not in kinds:
         raise one_of(f"{path}: kind", meta["kind"], kinds)
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "plan": {}}
     for name, tensor in tensors.items():
@@ -53,8 +51,7 @@ def _student(
         parts[part][key] = tensor
     filled = _filled(path, meta, parts["network"], network)
     plan = Plan.from_tensors(meta["plan"], parts["plan"]) if parts["plan"] else None
-    made: SFDDM | SigSampler | SigStep = kinds[meta["kind"]]._from_parts(filled, meta, plan)
-    return made
+    return kinds[meta["kind"]]._from_parts(filled, meta, plan)
 
 
 def _filled(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor], network: nn.Module | None) -> nn.Module:
@@ -82,11 +79,11 @@ def build_network(path: str, name: str, config: Any, weights: dict[str, Tensor])
     """A network of this library with the configuration of a file, weights not yet loaded."""
     if name not in NETWORKS or not isinstance(config, dict):
         raise InputError(
-            f"network: {path} holds weights of {name!r}, which this library cannot build; pass the "
-            "architecture as load(path, network=...)."
+            f"network: {path} holds weights of {name!r}, which this library cannot build; pass the architecture as "
+            "load(path, network=...)."
         )
-    # a hostile header must not make us allocate a huge network: no size in it can exceed those of the
-    # weights in the file, and each layer has at least one weight
+    # a hostile header must not make us allocate a huge network: no size in it can exceed those of the weights in the
+    # file, and each layer has at least one weight
     limit = max([len(weights), *(n for w in weights.values() if w.numel() for n in w.shape)])
     sizes = [n for n in _leaves(config) if isinstance(n, (int, float))]
     unet = config.get("unet", {})
@@ -94,16 +91,14 @@ def build_network(path: str, name: str, config: Any, weights: dict[str, Tensor])
     if any(not 0 <= n <= limit for n in sizes) or max(config.get("depth", 0), layers) > len(weights):
         raise InputError(f"network: {path} has a config that does not fit its weights: {config}.")
     with torch.device("meta"):
-        expected = {k: v.shape for k, v in NETWORKS[name](**config).state_dict().items()}
-    if expected != {k: v.shape for k, v in weights.items()}:
+        expected = NETWORKS[name](**config).state_dict()
+    if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in weights.items()}:
         raise InputError(f"network: the weights in {path} do not have the shapes of its config.")
     return seeded(0, lambda: NETWORKS[name](**config))
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(value: Any) -> list[Any]:
     """The numbers and strings of nested JSON."""
-    if isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(inner)
-    else:
-        yield value
+    if not isinstance(value, (dict, list)):
+        return [value]
+    return [leaf for inner in (value.values() if isinstance(value, dict) else value) for leaf in _leaves(inner)]

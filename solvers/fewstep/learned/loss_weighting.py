@@ -8,16 +8,13 @@ from ..errors import InputError
 def left_at_end(ends: Tensor, sigmas: Tensor) -> Tensor:
     r"""(steps,) float64: the share $s^2 / (s^2 + \sigma^2)$ of an error at a level that is left at the end.
 
-    For Gaussian data of variance s^2 along a direction, dy = (D - y) d tau / tau takes an error made at level
-    sigma to this share of it. For the probability-flow ODE, whose states scale as sqrt(s^2 + sigma^2), the
-    share is its square root. s^2 is the mean variance over directions, weighted by variance: tr C^2 / tr C.
+    For Gaussian data of variance s^2 along a direction, dy = (D - y) d tau / tau takes an error made at level sigma
+    to this share of it. For the probability-flow ODE, whose states scale as sqrt(s^2 + sigma^2), the share is its
+    square root. s^2 is the mean variance over directions, weighted by variance: tr C^2 / tr C.
 
     Args:
-        ends: (n, *event) samples, at least two.
+        ends: (n, *event) samples, not all equal, else InputError.
         sigmas: (steps,) the levels.
-
-    Raises:
-        InputError: there is one sample, or all are equal.
     """
     flat = ends.double().flatten(1)
     apart = flat - flat.mean(0)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from .. import _validation
 from ..errors import InputError
 from ..plan import Plan
+from ..problem import DiffusionModel
+from ..schedule import Schedule
 
 S = TypeVar("S", bound="NetworkStudent")
 
@@ -28,8 +30,8 @@ class NetworkStudent:
         """
         if not getattr(self.network, "labelled", False):
             raise InputError(
-                "labels: got some for a student whose network takes none. If the model is a function of "
-                "labels, give them to the model: fs.sample(model(labels), student, ...)."
+                "labels: got some for a student whose network takes none. If the model is a function of labels, give "
+                "them to the model: fs.sample(model(labels), student, ...)."
             )
         check_labels(self.network, labels)
         other = copy.copy(self)
@@ -43,15 +45,17 @@ class NetworkStudent:
         return label_arguments(self.network, self.labels, like)
 
 
+def model_of(network: nn.Module, schedule: Schedule, labels: Tensor | None) -> DiffusionModel:
+    """A network `(x, sigma) -> x0` as a model, for samples of these classes if it takes labels."""
+    return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), schedule)
+
+
 def label_arguments(network: nn.Module, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
     """`labels=` for a network whose `labelled` is True, else nothing; InputError unless there is one each."""
     if not getattr(network, "labelled", False):
         return {}
     if labels is None:
-        raise InputError(
-            "labels: got none; this student is class-conditional. Sample with student.at(labels), labels of "
-            "shape (batch,)."
-        )
+        raise InputError("labels: got none for a class-conditional student; sample with student.at(labels), (batch,).")
     if len(labels) != len(x):
         raise InputError(f"labels: got {len(labels)} for {len(x)} samples, expected one each.")
     return {"labels": labels.to(x.device)}
@@ -68,8 +72,8 @@ def check_labels(network: Any, labels: Any) -> None:
     if not integer or labels.dim() != 1 or bool(((labels < 0) | (labels >= classes)).any()):
         values = f" from {labels.min()} to {labels.max()}" if integer else ""
         raise InputError(
-            f"labels: got {_validation.describe(labels)}{values}, expected integers (batch,) in 0 ... "
-            f"{classes - 1}, the network's classes."
+            f"labels: got {_validation.describe(labels)}{values}, expected the network's classes, integers (batch,) "
+            f"in 0 ... {classes - 1}."
         )
 
 
@@ -82,6 +86,6 @@ def check_compatible(network: nn.Module, argument: str, x: Tensor, event: tuple[
     dtype = next((p.dtype for p in network.parameters()), x.dtype)
     if x.dtype != dtype:
         raise InputError(
-            f"{argument}: got {x.dtype}; the student's network is in {dtype}. Convert the state, or the "
-            "network with student.network.to(dtype)."
+            f"{argument}: got {x.dtype}; the student's network is in {dtype}. Convert the state, or the network with "
+            "student.network.to(dtype)."
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,14 @@ APART = 1 << 40  # between the seeds of processes
 CHECKPOINT = "fewstep-training-2"
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
 class _Options:
     """Options where None stands for a default."""
 
-    def or_else(self, defaults: Any) -> Any:
-        """These options, with those of `defaults` in place of None."""
-        return defaults.updated("options", self)
-
     def updated(self, argument: str, options: Any) -> Any:
-        """These options, replaced by those of a user's argument that are not None."""
+        """These defaults, replaced by those of a user's argument that are not None."""
         kind = type(self)
         _validation.check_instance(argument, options, kind, f"fewstep.{kind.__name__}(...)")
         return replace(self, **{k: v for k, v in vars(options).items() if v is not None})  # type: ignore[type-var]
@@ -58,8 +57,8 @@ class TrainingOptions(_Options):
         learning_rate: the largest one, reached after a linear warm-up; it then falls to zero as a cosine.
         ema_decay: the largest decay of the moving average of the weights, which is the result; in [0, 1).
         weight_decay: of AdamW; by default 0.
-        early_stopping_patience: number of held-out evaluations in a row without an improvement after which
-            training stops; the result is then the average at the best one. 0, the default, never stops.
+        early_stopping_patience: held-out evaluations in a row without an improvement after which training stops, with
+            the average at the best one as the result. 0, the default, never stops.
         checkpoint_every: iterations between checkpoints, and between held-out evaluations; by default 250.
         autocast: compute the loss in bfloat16 where torch's autocast does; by default False.
 
@@ -94,7 +93,7 @@ class TeacherOptions(_Options):
         trajectories: number of trajectories; for SFDDM without data, of samples.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number out of its range, or something that is not a solver.
     """
 
     solver: Solver | None = None
@@ -102,6 +101,7 @@ class TeacherOptions(_Options):
     trajectories: int | None = None
 
     def __post_init__(self) -> None:
+        _validation.check_instance("solver", self.solver, (Solver, type(None)), "a solver such as fs.EulerMaruyama()")
         self._check_integers(substeps=1, trajectories=1)
 
 
@@ -147,12 +147,10 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._start = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self._last, 3)
-        self._last = now
+        self.seconds[stage] = round(time.perf_counter() - self._start - sum(self.seconds.values()), 3)
 
 
 @dataclass(frozen=True)
@@ -161,8 +159,7 @@ class Minibatch:
 
     Attributes:
         index: the samples' indices; with several processes, this one's part of them.
-        iteration: from 0.
-        share: iteration / iterations.
+        iteration, share: its number from 0, and this over the number of iterations.
         generator: for further random numbers; a function of (seed, iteration, process).
     """
 
@@ -173,30 +170,28 @@ class Minibatch:
 
 
 def fit(
-    network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, options: TrainingOptions, *,
-    seed: int, progress: bool, held_out_loss: Callable[[], float] | None = None,
-    checkpoint: Path | None = None, split: bool = True, metadata: dict[str, Any] | None = None,
+    network: nn.Module, loss: Callable[[Minibatch], Tensor], count: int, options: TrainingOptions, *, seed: int,
+    progress: bool, held_out_loss: Callable[[], float] | None = None, checkpoint: Path | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
-    """Train a network in place by AdamW with clipped gradients, to a moving average of its weights.
+    """Train a network in place by AdamW with clipped gradients, to a moving average of its weights, and freeze it.
 
-    Everything random, dropout included, is a function of (seed, iteration), so a run resumed from a
-    checkpoint ends bitwise equal to one that was never interrupted. All processes start from the weights of
-    rank 0, whose held-out evaluations count.
+    Everything random, dropout included, is a function of (seed, iteration), so a run resumed from a checkpoint ends
+    bitwise equal to one that was never interrupted. All processes start from the weights of rank 0, whose held-out
+    evaluations count.
 
     Args:
         loss: the mean over a minibatch.
         count: number of training samples.
-        held_out_loss: the held-out distance of the network as it is when called. It is called at the moving
-            average every `checkpoint_every` iterations, if there is patience, or a bar to show it on.
-        checkpoint: a file, written atomically every `checkpoint_every` iterations; training resumes from it
-            where it exists.
-        split: each process takes its part of a minibatch; False if the loss does that itself.
+        held_out_loss: the held-out distance of the network as it is when called. It is called at the moving average
+            every `checkpoint_every` iterations, if there is patience, or a bar to show it on.
+        checkpoint: a file, written every `checkpoint_every` iterations; training resumes from it where it exists.
         metadata: what must match when resuming, in addition to options, seed and count.
 
     Returns:
         the loss averaged over tenths of the run, and (iteration, held-out distance) pairs.
     """
-    o = options.or_else(DEFAULTS)
+    o = DEFAULTS.updated("training", options)
     iterations, patience = o.iterations, o.early_stopping_patience
     run = _Run(network, o, asdict(o) | {"seed": seed, "count": count} | (metadata or {}))
     run.resume(checkpoint)
@@ -210,39 +205,20 @@ def fit(
             break
         common, generator = (torch.Generator().manual_seed(node_seed(k, i)) for k in (key, own))
         index = torch.randint(count, (o.batch_size,), generator=common)
-        mine = index[part()] if split else index
         with seeded_everywhere(node_seed(own, i), run.device):
-            value = run.gradients(loss, Minibatch(mine, i, i / iterations, generator), len(index), split)
+            value = run.gradients(loss, Minibatch(index[part()], i, i / iterations, generator), len(index))
         run.step(value)
         if run.done % o.checkpoint_every == 0 or run.done == iterations:
-            run.check_finite()
+            if not bool(value.isfinite()):
+                message = f"The training loss is not finite after {run.done} iterations. Lower the learning_rate."
+                raise NonFiniteError(message, step=i, paths=0)
             if judged is not None:
                 run.evaluate(judged)
                 bar.set_postfix(loss=f"{float(value):.3g}", held_out=f"{run.held_out[-1][1]:.3g}")
             run.save(checkpoint)
     run.set_weights(run.best if patience > 0 else run.average)
-    return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.held_out
-
-
-class Task(Protocol):
-    """What a student is trained on: the arguments of `fit` that depend on the method."""
-
-    def loss(self, batch: Minibatch) -> Tensor: ...
-    def held_out_loss(self) -> float: ...
-    def metadata(self) -> dict[str, Any]: ...
-
-
-def train(
-    task: Task, network: nn.Module, count: int, options: TrainingOptions, *, seed: int, progress: bool,
-    folder: str | Path | None, name: str,
-) -> tuple[list[float], list[tuple[int, float]]]:  # fmt: skip
-    """Fit a student's network to its task, with a checkpoint `name` in the folder, and freeze it."""
-    out = fit(
-        network, task.loss, count, options, seed=seed, progress=progress, held_out_loss=task.held_out_loss,
-        checkpoint=None if folder is None else Path(folder) / f"{name}.training", metadata=task.metadata(),
-    )  # fmt: skip
     network.eval().requires_grad_(False)  # training it further needs requires_grad_(True)
-    return out
+    return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.held_out
 
 
 class _Run:
@@ -254,7 +230,7 @@ class _Run:
         self.parameters: dict[str, Any] = {k: p for k, p in network.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise InputError(
-                "network: got one without trainable parameters; a student is frozen after training. Call "
+                "network: got one without trainable parameters; a trained one is frozen. Call "
                 "network.requires_grad_(True) to train it further."
             )
         with torch.no_grad():
@@ -265,12 +241,12 @@ class _Run:
         self.average, self.best = self.weights(), self.weights()
         self.history: list[Tensor] = []
         self.held_out: list[tuple[int, float]] = []
-        self.stale: int = 0
-        group = {"params": [*self.parameters.values()], "initial_lr": options.learning_rate}
-        self.optimiser: torch.optim.AdamW = torch.optim.AdamW(
-            [group], options.learning_rate, (0.9, 0.99), weight_decay=options.weight_decay
+        self.stale = 0
+        group, rate = [*self.parameters.values()], options.learning_rate
+        self.optimiser = torch.optim.AdamW(
+            [{"params": group, "initial_lr": rate}], rate, (0.9, 0.99), weight_decay=options.weight_decay
         )
-        for p in self.parameters.values():  # as AdamW's first step does, for a checkpoint to be copied in
+        for p in group:  # as AdamW's first step does, for a checkpoint to be copied in
             moments = {m: torch.zeros_like(p) for m in ("exp_avg", "exp_avg_sq")}
             self.optimiser.state[p] = {"step": torch.tensor(0.0)} | moments
 
@@ -287,14 +263,13 @@ class _Run:
             for k, p in self.parameters.items():
                 p.copy_(weights[k])
 
-    def gradients(self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int, split: bool) -> Tensor:
+    def gradients(self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int) -> Tensor:
         """Set the gradients, of all processes together; returns the loss. size: of the minibatch of all."""
         parameters = [*self.parameters.values()]
         found: tuple[Tensor | None, ...]
         if len(batch.index):
-            autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast)
             with torch.enable_grad():
-                with autocast:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
                     value = loss(batch)
                 # of these parameters only: a user's denoiser may have parameters of its own
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
@@ -302,7 +277,7 @@ class _Run:
             value, found = parameters[0].new_zeros(()), (None,) * len(parameters)
         grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         value = value.detach()
-        if split and rank_and_world()[1] > 1:
+        if rank_and_world()[1] > 1:
             flat = torch.cat([value[None], *(g.flatten() for g in grads)])
             flat = sum_over_processes(flat * (len(batch.index) / size))
             value, *grads = torch.split(flat, [1, *(p.numel() for p in parameters)])
@@ -336,19 +311,12 @@ class _Run:
             self.best = self.weights()
         self.set_weights(now)
 
-    def check_finite(self) -> None:
-        if not bool(self.history[-1].isfinite()):
-            raise NonFiniteError(
-                f"The training loss is not finite after {self.done} iterations. Lower the learning_rate.",
-                step=self.done - 1, paths=0,
-            )  # fmt: skip
-
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state by name, except for the history."""
         out = {f"buffer.{k}": v for k, v in self.network.named_buffers()}
         for k, p in self.parameters.items():
-            out |= {f"weight.{k}": p.detach(), f"average.{k}": self.average[k], f"best.{k}": self.best[k]}
-            out |= {f"{name}.{k}": v for name, v in self.optimiser.state[p].items()}
+            own = {"weight": p.detach(), "average": self.average[k], "best": self.best[k], **self.optimiser.state[p]}
+            out |= {f"{name}.{k}": v for name, v in own.items()}
         return out
 
     def save(self, path: Path | None) -> None:
@@ -358,12 +326,7 @@ class _Run:
         from safetensors.torch import save_file
 
         tensors = self.tensors() | {"history": torch.stack(self.history)}
-        meta = {
-            "format": CHECKPOINT,
-            "metadata": self.metadata,
-            "held_out": self.held_out,
-            "stale": self.stale,
-        }
+        meta = {"format": CHECKPOINT, "metadata": self.metadata, "held_out": self.held_out, "stale": self.stale}
         with atomic_write(path) as place:
             # clones, since a network's own tensors may share memory
             save_file({k: v.clone() for k, v in tensors.items()}, str(place), {"fewstep": json.dumps(meta)})
@@ -378,43 +341,29 @@ class _Run:
                 raise InputError(f"{error} Delete it to start again.") from error
             check_same(f"checkpoint: {path} is of a training", meta.get("metadata"), self.metadata)
             try:
-                self._load(meta, tensors)
+                for name, mine in self.tensors().items():
+                    theirs = tensors[name]
+                    same = (theirs.shape, theirs.dtype) == (mine.shape, mine.dtype)
+                    if not same or not bool(theirs.isfinite().all()):
+                        raise ValueError(f"{name} has another shape or dtype, or non-finite values")
+                    mine.copy_(theirs)
+                self.history = list(tensors["history"].to(self.device).unbind())
+                self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
             except (RuntimeError, *DAMAGE) as error:
                 raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
         if float(from_first(torch.tensor(float(self.done)))) != self.done:
-            raise InputError(
-                f"checkpoint: {path} differs between processes; expected one folder that all of them share."
-            )
+            raise InputError(f"checkpoint: {path} differs between processes; expected a folder that all of them share.")
         iterations = self.options.iterations
-        self.schedule: LambdaLR = LambdaLR(
-            self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=self.done - 1
-        )
-
-    def _load(self, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        for name, mine in self.tensors().items():
-            theirs = tensors[name]
-            if (theirs.shape, theirs.dtype) != (mine.shape, mine.dtype) or not bool(theirs.isfinite().all()):
-                raise ValueError(f"{name} has another shape or dtype, or non-finite values")
-            mine.copy_(theirs)
-        self.history = list(tensors["history"].to(self.device).unbind())
-        self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
+        self.schedule = LambdaLR(self.optimiser, lambda i: warmup_cosine(i, iterations), last_epoch=self.done - 1)
 
 
 def check_same(what: str, held: Any, mine: dict[str, Any], same: Callable[[str, Any, Any], bool] | None = None) -> None:
     """Reject metadata of a file that differ from this call's; `same(key, held, mine)` replaces equality."""
     theirs, mine = held if isinstance(held, dict) else {}, json.loads(json.dumps(mine))
     equal = same or (lambda key, a, b: bool(a == b))
-    other = [
-        f"{k} ({_short(theirs.get(k))}, this call's is {_short(mine.get(k))})"
-        for k in {**theirs, **mine} if not equal(k, theirs.get(k), mine.get(k))
-    ]  # fmt: skip
-    if other:
+    pairs = [(k, theirs.get(k), mine.get(k)) for k in {**theirs, **mine}]
+    if other := [f"{k} ({a!s:.60}, this call's is {b!s:.60})" for k, a, b in pairs if not equal(k, a, b)]:
         raise InputError(f"{what} of another {', '.join(other)}. Repeat the call that made it, or use another folder.")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 def warmup_cosine(i: int, iterations: int) -> float:
@@ -426,15 +375,14 @@ def warmup_cosine(i: int, iterations: int) -> float:
 @contextmanager
 def seeded_everywhere(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators, for dropout, and restore them at the end."""
-    every = range(torch.cuda.device_count()) if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=list(every)):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         yield
 
 
-def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, build: Callable[[], N]) -> N:
     """A network with initial weights of a seed; the global generator is left unchanged."""
     with seeded_everywhere(seed, torch.device("cpu")):
         return build()

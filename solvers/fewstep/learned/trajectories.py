@@ -52,8 +52,7 @@ class Batch:
 
     def part(self, index: Tensor) -> Batch:
         """The trajectories at these positions."""
-        labels = None if self.labels is None else self.labels[index]
-        return Batch(self.knots[:, index], self.xi[:, index], labels)
+        return Batch(self.knots[:, index], self.xi[:, index], None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device | str) -> Batch:
         labels = None if self.labels is None else self.labels.to(device)
@@ -66,8 +65,7 @@ class Trajectories:
 
     Attributes:
         levels: (intervals + 1,) float64, those of the blocks.
-        blocks: each has "knots" (n, intervals + 1, *event), "xi" (n, intervals, letters, *event) and, for a
-            model of labels, "labels".
+        blocks: each has "knots" (n, intervals + 1, *event), "xi" (n, intervals, letters, *event) and perhaps "labels".
         evaluations: network evaluations per trajectory.
         kept: the indices of the coarse levels; None for all.
     """
@@ -101,20 +99,18 @@ class Trajectories:
         """The same trajectories at fewer coarse levels, for a student of fewer steps.
 
         Args:
-            keep: keep every so many-th level, a divisor of the number of steps; or the indices of the levels
-                to keep, increasing from 0 to that of the last.
+            keep: keep every so many-th level, a divisor of the number of steps; or the indices of the levels to keep,
+                increasing from 0 to that of the last.
 
         Raises:
             InputError: another number or other indices.
         """
         steps = len(self.sigmas) - 1
-        if isinstance(keep, int):
-            if isinstance(keep, bool) or keep < 1 or steps % keep:
+        if not isinstance(keep, (Sequence, Tensor)):
+            if steps % _validation.check_int("keep", keep):
                 raise InputError(f"keep: got {keep}, expected a divisor of the {steps} steps.")
             keep = range(0, steps + 1, keep)
-        listed = isinstance(keep, (Sequence, Tensor)) and not isinstance(keep, str)
-        items: Any = keep if listed else [keep]
-        chosen = [_validation.check_int("keep", i, 0) for i in items]
+        chosen = [_validation.check_int("keep", i, 0) for i in keep]
         if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
             raise InputError(f"keep: got {chosen}, expected indices increasing from 0 to {steps}.")
         before = self.kept or range(steps + 1)
@@ -129,48 +125,39 @@ class Trajectories:
         """A hash of the coarse levels, of some final states and of all labels."""
         parts = {"levels": self.sigmas}
         for i, block in enumerate(self.blocks):
-            parts |= {f"{i}": block["knots"][:16, -1]}
-            parts |= {f"{i} labels": block["labels"]} if "labels" in block else {}
+            parts |= {f"{i}": block["knots"][:16, -1]} | {f"{i} labels": v for k, v in block.items() if k == "labels"}
         return digest(parts)
 
     def pick(self, index: Tensor) -> Batch:
         """The trajectories of these indices, in this order; InputError for indices out of range."""
         _validation.check_instance("index", index, Tensor, f"a tensor of indices in 0 ... {len(self) - 1}")
         index = index.cpu()
-        inside = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
-        if not inside or int(index.min()) < 0 or int(index.max()) >= len(self):
-            few = index.reshape(-1).tolist()[:8]
-            raise InputError(f"index: got {few}, expected indices in 0 ... {len(self) - 1}.")
-        parts, places, first = [], [], 0
+        integers = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
+        if not integers or int(index.min()) < 0 or int(index.max()) >= len(self):
+            raise InputError(f"index: got {index.reshape(-1).tolist()[:8]}, expected indices in 0 ... {len(self) - 1}.")
+        joined = {k: torch.empty(len(index), *v.shape[1:], dtype=v.dtype) for k, v in self.blocks[0].items()}
+        first = 0
         for block in self.blocks:
-            n = len(block["knots"])
-            mine = ((index >= first) & (index < first + n)).nonzero().flatten()
-            if len(mine):
-                parts.append({k: v[index[mine] - first] for k, v in block.items()})
-                places.append(mine)
-            first += n
-        back = torch.cat(places).argsort()
-        joined = {k: torch.cat([p[k] for p in parts])[back] for k in parts[0]}
+            local = index - first
+            mine = (local >= 0) & (local < len(block["knots"]))
+            if bool(mine.any()):
+                for k, out in joined.items():
+                    out[mine] = block[k][local[mine]]
+            first += len(block["knots"])
         knots, xi = (joined[k].transpose(0, 1) for k in ("knots", "xi"))
-        if self.kept is None:
-            return Batch(knots, xi, joined.get("labels"))
-        return Batch(knots[list(self.kept)], self._joined(xi, self.kept), joined.get("labels"))
-
-    def _joined(self, xi: Tensor, kept: Sequence[int]) -> Tensor:
-        """Signatures of the coarse intervals, by Chen's relation."""
-        h = (self.levels**-2.0).diff().tolist()
-        out: list[Tensor] = []
-        for first, last in pairwise(kept):
-            parts = [Increment.from_coordinates(h[k], *xi[k].unbind(1)) for k in range(first, last)]
-            out.append(torch.stack(reduce(Increment.join, parts).coordinates(), 1))
-        return torch.stack(out)
+        if self.kept is not None:
+            h, coarse = (self.levels**-2.0).diff().tolist(), list[Tensor]()
+            for start, end in pairwise(self.kept):  # Chen's relation
+                steps = [Increment.from_coordinates(h[k], *xi[k].unbind(1)) for k in range(start, end)]
+                coarse.append(torch.stack(reduce(Increment.join, steps).coordinates(), 1))
+            knots, xi = knots[list(self.kept)], torch.stack(coarse)
+        return Batch(knots, xi, joined.get("labels"))
 
 
 def make_trajectories(
-    problem: DiffusionModel | Labelled, sigmas: Tensor, *, count: int, event_shape: tuple[int, ...],
-    substeps: int, teacher: DiffusionSolver | None = None, levy: str = "H", labels: Tensor | None = None,
-    seed: int = 0, folder: str | Path | None = None, device: torch.device | str = "cpu",
-    progress: bool = False,
+    problem: DiffusionModel | Labelled, sigmas: Tensor, *, count: int, event_shape: tuple[int, ...], substeps: int,
+    teacher: DiffusionSolver | None = None, levy: str = "H", labels: Tensor | None = None, seed: int = 0,
+    folder: str | Path | None = None, device: torch.device | str = "cpu", progress: bool = False,
 ) -> Trajectories:  # fmt: skip
     """Run a fine stochastic sampler and keep what a student of few steps learns from.
 
@@ -182,12 +169,12 @@ def make_trajectories(
         count: number of trajectories; trajectory i of a seed does not depend on it.
         event_shape: shape of one sample.
         substeps: steps of the teacher per coarse interval, even in log sigma.
-        teacher: a stochastic solver whose steps open one path interval each: `EulerMaruyama()` (the default,
-            DDPM's ancestral step), `SEA()`, `SRA1()`, `ShARK()` or your own.
+        teacher: a stochastic solver whose steps open one path interval each: `EulerMaruyama()` (the default, DDPM's
+            ancestral step), `SEA()`, `SRA1()`, `ShARK()` or your own.
         levy: the signature to keep, "W", "H" or "K"; at least what the teacher needs.
         labels: (count, ...) one label per trajectory.
-        folder: blocks of 256 are written here atomically. The same call resumes an interrupted one; a
-            different call is rejected. Under torch.distributed each process makes its share.
+        folder: blocks of 256 are written here atomically. The same call resumes an interrupted one; a different call
+            is rejected. Under torch.distributed each process makes its share.
         device: where the network runs.
 
     Raises:
@@ -202,9 +189,9 @@ def make_trajectories(
     event_shape = _validation.check_shape(event_shape, "event_shape")
     labels = labels.to(device) if torch.is_tensor(labels) else labels
     model = Model.of(problem, labels, torch.empty(count, *event_shape or (1,), device="meta"))
-    plan = _teacher_plan(teacher or EulerMaruyama(), model, sigmas, substeps, levy)
-    maker = _Maker(model, sigmas, plan, _ends(plan, sigmas), levy, event_shape, seed, device)
-    ranges = [torch.arange(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
+    plan, ends = _teacher_plan(teacher or EulerMaruyama(), model, sigmas, substeps, levy)
+    maker = _Maker(model, sigmas, plan, ends, levy, event_shape, seed, device)
+    ranges = [*torch.split(torch.arange(count), BLOCK)]
     if folder is None:
         blocks = [maker.block(index) for index in progress_bar(ranges, "block", show=progress)]
     else:
@@ -212,55 +199,32 @@ def make_trajectories(
     return Trajectories(sigmas, blocks, plan.nfe)
 
 
-def substeps_of(steps: int, total: int | None, substeps: int | None, default: int) -> int:
-    """The fine steps per coarse step, from their total number or from themselves; `default` is a total."""
-    if substeps is not None and total is not None:
-        raise InputError(f"teacher_steps: got {total} with substeps={substeps}; drop one of them.")
-    if substeps is not None:
-        return substeps
-    total = default if total is None else _validation.check_int("teacher_steps", total, 1, MOST)
-    if total % steps:
-        raise InputError(f"teacher_steps: got {total} for {steps} steps, expected a multiple of steps.")
-    return total // steps
-
-
 def checked_levels(sigmas: Tensor) -> Tensor:
     """Coarse levels of a stochastic student: all above 0."""
     grid = check_sigmas(sigmas)
     if grid[-1] == 0:
         raise InputError(
-            "sigmas: got a grid that ends in 0, expected one that ends above: the signature of the last "
-            "interval of tau = 1/sigma^2 must be finite. End at the schedule's sigma_min."
+            "sigmas: got a grid that ends in 0, where tau = 1/sigma^2 is infinite; end it at the schedule's sigma_min."
         )
     return grid
 
 
-def _teacher_plan(teacher: DiffusionSolver, model: Model, sigmas: Tensor, substeps: int, levy: str) -> Plan:
+def _teacher_plan(
+    teacher: DiffusionSolver, model: Model, sigmas: Tensor, substeps: int, levy: str
+) -> tuple[Plan, list[bool]]:
+    """The plan of the teacher, and for each row whether the state after it is at a coarse level."""
     plan = teacher.plan(refined(sigmas, substeps), model.schedule)
-    if not plan.levy or bool((plan.noise[:, 1] <= plan.noise[:, 0]).any()):
+    opens = ~plan.noise[:, 0].isnan()
+    on_path = not bool((plan.noise[:, 1] <= plan.noise[:, 0]).any())
+    if not on_path or int(opens.sum()) != substeps * (len(sigmas) - 1):
         raise InputError(
-            f"teacher: got {plan.name!r}, expected a stochastic solver with all of its noise on the path, "
-            "such as EulerMaruyama(), SEA() or ShARK()."
+            f"teacher: got {plan.name!r}, expected a stochastic solver with one interval of the path per step, such as "
+            "EulerMaruyama(), SEA() or ShARK()."
         )
     if LEVY_ORDER[plan.levy] > LEVY_ORDER[levy]:
         raise InputError(f"levy: got {levy!r}; the teacher {plan.name} needs {plan.levy!r}.")
-    return plan
-
-
-def _ends(plan: Plan, sigmas: Tensor) -> list[bool]:
-    """For each row, whether the state after it is at a coarse level."""
-    opens = (~plan.noise[:, 0].isnan()).tolist()
-    coarse, out, tau = sigmas[1:] ** -2.0, list[bool](), float("nan")
-    for row in range(plan.nfe):
-        tau = float(plan.noise[row, 1]) if opens[row] else tau
-        last = row + 1 == plan.nfe or opens[row + 1]
-        out.append(last and bool(((coarse / tau - 1).abs() < 1e-9).any()))
-    if sum(out) != len(coarse):
-        raise InputError(
-            f"teacher: {plan.name} does not stop at the coarse levels; expected one interval per step, as in "
-            "EulerMaruyama() or ShARK()."
-        )
-    return out
+    last_of_step = torch.cat([opens[1:], opens.new_ones(1)])
+    return plan, (last_of_step & (opens.cumsum(0) % substeps == 0)).tolist()
 
 
 @dataclass(frozen=True)
@@ -299,22 +263,18 @@ class _Maker:
 
         run(plan, x, evaluator_of(self.model.at(index), plan, x), draw, keep)
         if not all(bool(x.isfinite().all()) for x in knots):
-            raise NonFiniteError(
-                f"The teacher {plan.name} produced non-finite states; check its denoiser on them.",
-                step=0, paths=n,
-            )  # fmt: skip
-        labels = self.model.labels
-        out = {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
+            message = f"The teacher {plan.name} produced non-finite states; check its denoiser on them."
+            raise NonFiniteError(message, step=0, paths=n)
+        labels, out = self.model.labels, {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
         return out if labels is None else out | {"labels": labels[index.to(labels.device)].cpu()}
 
     def metadata(self, count: int) -> dict[str, Any]:
         """What must match for a folder of blocks to be continued."""
-        asked = Fingerprint.of_model(self.model, torch.empty(1, *self.event, device=self.device))
+        model = Fingerprint.of_model(self.model, torch.empty(1, *self.event, device=self.device))
+        labels = None if self.model.labels is None else digest({"labels": self.model.labels})
         return {
-            "format": FORMAT, "count": count, "levy": self.levy, "sigmas": self.sigmas.tolist(),
-            "teacher": self.plan.name, "evaluations": self.plan.nfe, "seed": self.seed,
-            "labels": None if self.model.labels is None else digest({"labels": self.model.labels}),
-            "model": vars(asked),
+            "format": FORMAT, "count": count, "levy": self.levy, "sigmas": self.sigmas.tolist(), "labels": labels,
+            "teacher": self.plan.name, "evaluations": self.plan.nfe, "seed": self.seed, "model": vars(model),
         }  # fmt: skip
 
 
@@ -355,10 +315,8 @@ def _claim(folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def _same(key: str, held: Any, mine: Any) -> bool:
-    if key != "model":
-        return bool(held == mine)
     try:
-        return Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE
+        return held == mine or (key == "model" and Fingerprint(**held).miss(Fingerprint(**mine)) <= TOLERANCE)
     except (*DAMAGE, RuntimeError):
         return False
 
@@ -368,11 +326,12 @@ def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    cure = "delete it, and the same call makes it again."
     try:
         block = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"folder: {path} is damaged ({error}); {cure}") from error
+        raise InputError(
+            f"folder: {path} is damaged ({error}); delete it, and the same call makes it again."
+        ) from error
     steps, labels = len(maker.sigmas) - 1, maker.model.labels
     expected = {
         "knots": (torch.float32, (count, steps + 1, *maker.event)),
@@ -381,5 +340,5 @@ def _mapped(path: Path, count: int, maker: _Maker) -> dict[str, Tensor]:
     if labels is not None:
         expected["labels"] = (labels.dtype, (count, *labels.shape[1:]))
     if {k: (v.dtype, tuple(v.shape)) for k, v in block.items()} != expected:
-        raise InputError(f"folder: {path} is not a block of these trajectories; {cure}")
+        raise InputError(f"folder: {path} is no block of these trajectories; delete it, and the same call makes it.")
     return block

@@ -48,11 +48,7 @@ class UNetDenoiser(nn.Module):
 
     @classmethod
     def of(cls, unet: Any, schedule: DiscreteVP, prediction: str = "epsilon") -> UNetDenoiser:
-        """A copy of a trained U-Net.
-
-        Raises:
-            InputError: another kind of network or schedule.
-        """
+        """A copy of a trained U-Net; InputError for another kind of network or schedule."""
         denoiser = cls(configuration(unet, schedule), len(schedule.log_sigmas), prediction)
         denoiser.unet.load_state_dict(unet.state_dict())
         denoiser.log_sigmas.copy_(schedule.log_sigmas)
@@ -79,14 +75,13 @@ def configuration(unet: Any, schedule: Any) -> dict[str, Any]:
     """The U-Net's configuration; InputError for another kind of network or schedule."""
     if type(unet).__name__ != "UNet2DModel" or not isinstance(schedule, DiscreteVP):
         raise InputError(
-            f"unet: got {type(unet).__name__} on {type(schedule).__name__}, expected a UNet2DModel of "
-            "diffusers on a DiscreteVP. Write another network as a module (x, sigma) -> x0, or with a "
-            "signature (x, sigma, sigma_next, xi) -> x0."
+            f"unet: got {type(unet).__name__} on {type(schedule).__name__}, expected a UNet2DModel of diffusers on a "
+            "DiscreteVP. Write another network as a module (x, sigma) -> x0 or (x, sigma, sigma_next, xi) -> x0."
         )
     config = {k: v for k, v in unet.config.items() if not k.startswith("_")}
     if config["out_channels"] != config["in_channels"]:
         raise InputError(
-            f"unet: got {config['in_channels']} input and {config['out_channels']} output channels, expected "
-            "equal numbers; a U-Net that also predicts its variance is not supported."
+            f"unet: got {config['in_channels']} input and {config['out_channels']} output channels, expected equal "
+            "numbers; a U-Net that also predicts its variance is not supported."
         )
     return config

@@ -17,7 +17,6 @@ from ...plan import Plan
 from ...problem import DiffusionModel
 from ...resolve import resolve
 from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...schedule import Schedule
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from ..training import TrainingOptions
@@ -35,8 +34,7 @@ class DODEReport:
         kept: per row, whether the fit also helped on the held-out start states; else kappa is 0 there.
         base_rmse, student_rmse: distance to the teacher's final state on the held-out start states.
         fallback: why the table is the base's, else "".
-        evaluations: network evaluations per start state: student, teacher, held-out states and the final
-            comparisons, without backward passes.
+        evaluations: network evaluations per start state, held-out ones included, without backward passes.
         seconds: wall time.
     """
 
@@ -52,37 +50,33 @@ class DODEReport:
 @named
 def distill_dode(
     problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor, labels: Tensor | None = None,
-    steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr", final: str = "x0",
-    terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, guard: bool = True,
-    batch: int | None = None, refine: str | None = None, learn_grid: bool = False,
-    training: TrainingOptions | None = None, seed: int = 0, progress: bool = False,
-    notes: dict[str, Any] | None = None,
+    steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr", final: str = "x0", terms: int = 1,
+    teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, guard: bool = True, batch: int | None = None,
+    refine: str | None = None, learn_grid: bool = False, training: TrainingOptions | None = None, seed: int = 0,
+    progress: bool = False, notes: dict[str, Any] | None = None,
 ) -> tuple[Plan, DODEReport]:  # fmt: skip
     r"""Fit a few numbers per row of a deterministic solver's plan, by least squares and without training.
 
-    The newest evaluation $d_i$ becomes $d_i + \sum_j \kappa_{ij} (d_i - d_{i-j})$ (arXiv 2309.16421, with one
-    term). Takes seconds; needs a teacher that is much finer than the plan.
+    The newest evaluation $d_i$ becomes $d_i + \sum_j \kappa_{ij} (d_i - d_{i-j})$ (arXiv 2309.16421, with one term).
+    Takes seconds; needs a teacher that is much finer than the plan.
 
     Args:
-        problem: the model; with `labels` a function `labels -> DiffusionModel` whose denoiser holds one label
-            per sample, guidance included.
+        problem: the model; with `labels` a function `labels -> DiffusionModel` of one label per sample.
         base: the solver to start from; any whose plan draws no noise.
-        noise: (n, *event) start states at the first level, n >= 16; one in eight is held out. They go through
-            the denoiser in batches.
+        noise: (n, *event) start states at the first level, n >= 16; one in eight is held out.
         labels: (n, ...) one for each start state, distributed as in sampling.
         steps, sigmas, spacing, final: the grid, as in `fewstep.sample`.
         terms: history terms per row; 1 is the paper's.
         teacher: a solver of one evaluation per step; by default `DPMSolverPP(2)`. The paper takes the base.
         teacher_substeps: teacher steps for each interval between the levels of the plan.
-        guard: keep the fit of a row only if it helps on the held-out start states, and the table only if it
-            ends closer to the teacher there than the base.
-        batch: samples per network call; results do not depend on it. By default a quarter of the start states
-            and at most 256. Under torch.distributed each process takes its share of the batches, and all
-            return the same table.
-        refine: `"global"` continues from the greedy table by gradient descent on the error of the final
-            state, through all rows. Its memory is the graph of all evaluations of a minibatch.
-        learn_grid: with refine, train the levels, the levels passed to the network, and all history weights
-            together. Thousands of iterations and a learning rate of 0.03 pay off here.
+        guard: keep the fit of a row only if it helps on the held-out start states, and the table only if it ends
+            closer to the teacher there than the base.
+        batch: samples per network call; results do not depend on it. By default a quarter of the start states and at
+            most 256. Under torch.distributed each process takes its share; all return the same table.
+        refine: `"global"` continues from the greedy table by gradient descent on the error of the final state,
+            through all rows. Its memory is the graph of all evaluations of a minibatch.
+        learn_grid: with refine, train the levels, the levels passed to the network, and all history weights together.
+            Thousands of iterations and a learning rate of 0.03 pay off here.
         training: of refine; by default 600 iterations, batch_size 512, learning_rate 0.01.
         seed: of the minibatches of refine.
         progress: show a bar on a terminal.
@@ -92,67 +86,59 @@ def distill_dode(
         the table, a `Plan` with `fit`, and a report.
 
     Raises:
-        InputError: too few start states, labels that do not belong to them, a base that draws noise, a
-            teacher with several evaluations per step, an unknown word, or notes that JSON cannot hold.
+        InputError: too few start states, labels that do not belong to them, a base that draws noise, a teacher with
+            several evaluations per step, an unknown word, or notes that JSON cannot hold.
     """
     began = time.perf_counter()
     if refine not in (None, "global") or (refine is None and (learn_grid or training is not None)):
         given = [name for name, value in (("learn_grid", learn_grid), ("training", training)) if value]
         raise one_of("refine" + (f" (with {', '.join(given)})" if given else ""), refine, ("global",))
     _validation.check_seed(seed)
-    training = TrainingOptions() if training is None else training
-    _validation.check_instance("training", training, TrainingOptions, "a fewstep.TrainingOptions")
-    numbers = {"terms": terms, "batch": 1 if batch is None else batch, "teacher_substeps": teacher_substeps}
-    check_arguments(base, teacher, **numbers)
-    model = Model.of(problem, labels, noise)
-    plan = base_plan(model.schedule, base, steps=steps, sigmas=sigmas, spacing=spacing, final=final)
-    work = Work.of(model, noise, float(plan.sigmas[0]), batch)
-    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps)
+    training = TrainingOptions().updated("training", TrainingOptions() if training is None else training)
+    _validation.check_int("terms", terms, 1, MOST)
+    grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final}
+    work, plan, fine = prepare(problem, labels, noise, base, grid, teacher, teacher_substeps, batch)
     words: dict[str, Any] = {
         "solver": plan.name, **facts(plan, noise), "terms": terms, "fit": "",
         "teacher": f"{fine.plan.name}, {teacher_substeps} steps per interval",
         "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
     }  # fmt: skip
-    if options := {k: v for k, v in vars(training).items() if v != getattr(TrainingOptions, k)}:
+    if options := {k: v for k, v in vars(training).items() if v is not None}:
         words["training"] = options
     try:
         words = json.loads(json.dumps(words | dict({} if notes is None else notes)))
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise InputError(
-            f"notes: got {_validation.describe(notes)}, which JSON cannot hold ({error}); expected a "
-            "dictionary of plain values."
-        ) from error
+        held = _validation.describe(notes)
+        raise InputError(f"notes: got {held}, which JSON cannot hold ({error}); expected plain values.") from error
     found = greedy(work, plan, fine, terms, guard, progress)
     if refine:
         found = refine_plan(work, plan, found, fine, learn_grid, training, seed=seed, progress=progress)
     fallback = why(found.student_rmse, found.base_rmse) if guard else ""
     if fallback:
-        zero = torch.zeros_like(found.kappa)
-        found = replace(found, plan=plan, kappa=zero, kept=[False] * plan.nfe, student_rmse=found.base_rmse,
-                        how="none")  # fmt: skip
-    table = fitted(found.plan, plan.name, found.kappa, Fingerprint.of_model(model, work.x), words, found.how,
-                   found.base_rmse, found.student_rmse, fallback)  # fmt: skip
+        kappa, kept = torch.zeros_like(found.kappa), [False] * plan.nfe
+        found = replace(found, plan=plan, kappa=kappa, kept=kept, student_rmse=found.base_rmse, how="none")
+    rmses = found.base_rmse, found.student_rmse
+    fingerprint = Fingerprint.of_model(work.model, work.x)
+    table = fitted(found.plan, plan.name, found.kappa, fingerprint, words, found.how, *rmses, fallback)
     seconds = time.perf_counter() - began
-    return table, DODEReport(found.r2, found.kept, found.base_rmse, found.student_rmse, fallback,
-                             work.evaluations(), seconds)  # fmt: skip
+    return table, DODEReport(found.r2, found.kept, *rmses, fallback, work.evaluations(), seconds)
 
 
-def check_arguments(base: Any, teacher: Any, **numbers: Any) -> None:
-    """Refuse what is not a diffusion solver, and numbers that are not integers of at least 1."""
-    for name, solver in (("base", base), ("teacher", base if teacher is None else teacher)):
-        if not isinstance(solver, DiffusionSolver):
-            given = solver.__name__ if isinstance(solver, type) else type(solver).__name__
-            raise InputError(f"{name}: got {given}, expected a diffusion solver such as fewstep.DDIM().")
-    for name, value in numbers.items():
-        _validation.check_int(name, value, 1, MOST)
-
-
-def base_plan(schedule: Schedule, base: DiffusionSolver, **grid: Any) -> Plan:
-    """The plan of the base; refuses one that draws noise."""
-    plan, _ = resolve(base, schedule, **grid)
+def prepare(
+    problem: DiffusionModel | Labelled, labels: Tensor | None, noise: Tensor, base: DiffusionSolver,
+    grid: dict[str, Any], teacher: DiffusionSolver | None, substeps: int, batch: int | None,
+) -> tuple[Work, Plan, Teacher]:  # fmt: skip
+    """The start states, the plan of the base and the teacher, from a user's arguments."""
+    teacher = DPMSolverPP(2) if teacher is None else teacher
+    for name, solver in (("base", base), ("teacher", teacher)):
+        _validation.check_instance(name, solver, DiffusionSolver, "a diffusion solver such as fewstep.DDIM()")
+    _validation.check_int("teacher_substeps", substeps, 1, MOST)
+    _validation.check_int("batch", 1 if batch is None else batch, 1, MOST)
+    model = Model.of(problem, labels, noise)
+    plan, _ = resolve(base, model.schedule, **grid)
     if plan.levy:
         raise InputError(f"base: got {plan.name!r}, which draws noise; expected a deterministic solver.")
-    return plan
+    return Work.of(model, noise, float(plan.sigmas[0]), batch), plan, Teacher(model.schedule, teacher, plan, substeps)
 
 
 def facts(plan: Plan, noise: Tensor) -> dict[str, Any]:

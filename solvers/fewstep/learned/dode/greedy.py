@@ -1,9 +1,9 @@
 """The sequential fit: closed-form least squares on the student's own states, row after row.
 
-Row i of a plan ends in an outcome, the input of row i + 1 or the final state. With the newest evaluation
-d_i replaced by d_i + sum_j kappa_j (d_i - d_{i-j}) the outcome moves by sum_j kappa_j g_j, where
-g_j = w (d_i - d_{i-j}) and w is the weight of d_i in it. Least squares against the teacher's state at the
-same level, over samples and elements, has the normal equations <g_a, g_b> kappa_b = <g_a, r>.
+Row i of a plan ends in an outcome, the input of row i + 1 or the final state. With the newest evaluation d_i replaced
+by d_i + sum_j kappa_j (d_i - d_{i-j}) the outcome moves by sum_j kappa_j g_j, where g_j = w (d_i - d_{i-j}) and w is
+the weight of d_i in it. Least squares against the teacher's state at the same level, over samples and elements, has
+the normal equations <g_a, g_b> kappa_b = <g_a, r>.
 """
 
 import math
@@ -52,10 +52,10 @@ def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, pr
     """Fit row after row, each at the states that the fitted rows before it lead to."""
     kappa = torch.zeros(base.nfe, terms, dtype=torch.float64)
     plan, weights, held_after = corrected(base, kappa), outcome_weights(base).tolist(), lookback(base, terms)
-    fitted, held = ([
-        _Batch(State(work.start(index)), work.evaluator(plan, index), teacher.states(work, index))
-        for index in work.share(which)
-    ] for which in (work.kept, work.held))  # fmt: skip
+    fitted, held = (
+        [_Batch(State(work.start(i)), work.evaluator(plan, i), teacher.states(work, i)) for i in work.share(which)]
+        for which in (work.kept, work.held)
+    )
     r2, kept = [0.0] * plan.nfe, [False] * plan.nfe
     for i in progress_bar(range(plan.nfe), "row", show=progress):
         products, test = (_products(group, plan, i, min(terms, i), weights[i]) for group in (fitted, held))

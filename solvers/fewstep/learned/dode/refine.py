@@ -23,8 +23,7 @@ class KappaTable(nn.Module):
 
     def __init__(self, base: Plan, kappa: Tensor) -> None:
         super().__init__()
-        self.base = base
-        self.kappa: nn.Parameter = nn.Parameter(kappa.clone())
+        self.base, self.kappa = base, nn.Parameter(kappa.clone())
 
     def plan(self) -> Plan:
         """The plan, with a graph to the parameters."""
@@ -34,20 +33,18 @@ class KappaTable(nn.Module):
 class GridTable(nn.Module):
     """A plan as a function of its levels and of all its history weights, whose rows sum to one.
 
-    The levels are a cumulative sum of a softmax in log sigma; the first and the last level are fixed. The
-    level passed to the network may differ from that of the state (as in LD3, arXiv 2405.15506), within the
-    range of the schedule.
+    The levels are a cumulative sum of a softmax in log sigma, with fixed ends. The level passed to the network may
+    differ from that of the state (as in LD3, arXiv 2405.15506), within the range of the schedule.
     """
 
     def __init__(self, base: Plan, smallest: float) -> None:
         super().__init__()
         if not is_plain(base):
             raise InputError(
-                f"learn_grid: got {base.name!r}, expected a base of one evaluation per step made at its "
-                "state, such as DDIM() or DPMSolverPP(2)."
+                f"learn_grid: got {base.name!r}, expected a base of one evaluation per step made at its state, such as "
+                "DDIM() or DPMSolverPP(2)."
             )
-        self.base = base
-        self.smallest = smallest
+        self.base, self.smallest = base, smallest
         ends = base.sigma if float(base.sigmas[-1]) == 0 else base.sigmas
         gaps = -ends.log().diff()
         if float(base.sigmas[-1]) == 0:  # the last positive level may move down to the smallest
@@ -91,9 +88,8 @@ def refine_plan(
     Gradients go through all rows, so a minibatch takes the memory of `nfe` evaluations with their graphs.
     """
     kept = work.kept
-    table: KappaTable | GridTable = KappaTable(base, start.kappa)
-    if learn_grid:
-        table = GridTable(start.plan, work.model.schedule.sigma_min)
+    smallest = work.model.schedule.sigma_min
+    table: Any = GridTable(start.plan, smallest) if learn_grid else KappaTable(base, start.kappa)
     ends = _ends(work, teacher)
 
     def loss(batch: Minibatch) -> Tensor:
@@ -101,10 +97,8 @@ def refine_plan(
         try:
             plan = table.plan()
         except InputError as error:
-            raise NonFiniteError(
-                f"The refinement diverged at iteration {batch.iteration}. Lower the learning rate, "
-                "training=TrainingOptions(learning_rate=...).", step=batch.iteration, paths=0,
-            ) from error  # fmt: skip
+            message = f"The refinement diverged at iteration {batch.iteration}. Lower the learning_rate of training."
+            raise NonFiniteError(message, step=batch.iteration, paths=0) from error
         denoiser = work.model.at(index).denoiser
 
         def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:
@@ -112,13 +106,12 @@ def refine_plan(
             D = denoiser(x, sigma)
             return D if plan.prediction == "data" else (x - D) / sigma
 
-        work.spent[0] += len(index) * plan.nfe  # forward passes only
+        work.spent[0] += len(index) * plan.nfe
         final = run(plan, work.start(index), evaluate, lambda *_: ())
         return (final - ends[batch.index.to(ends.device)]).square().mean()
 
-    options = options.or_else(DEFAULTS)
-    assert options.batch_size is not None
-    options = replace(options, batch_size=min(options.batch_size, len(kept)))
+    options = DEFAULTS.updated("training", options)
+    options = replace(options, batch_size=min(options.batch_size or 1, len(kept)))
     fit(table, loss, len(kept), options, seed=seed, progress=progress)
     with torch.no_grad():
         refined = table.plan()
@@ -126,10 +119,9 @@ def refine_plan(
     if not after < start.student_rmse:
         how = f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
         return replace(start, how=how)
-    if isinstance(table, KappaTable):
-        return replace(start, plan=refined, kappa=table.kappa.detach(), student_rmse=after, how="global")
-    kappa = torch.full_like(start.kappa, float("nan"))
-    return replace(start, plan=refined, kappa=kappa, student_rmse=after, how="grid and weights")
+    kappa = torch.full_like(start.kappa, float("nan")) if learn_grid else table.kappa.detach()
+    how = "grid and weights" if learn_grid else "global"
+    return replace(start, plan=refined, kappa=kappa, student_rmse=after, how=how)
 
 
 @torch.no_grad()

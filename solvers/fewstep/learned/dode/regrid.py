@@ -13,12 +13,11 @@ from ...errors import InputError, named
 from ...fingerprint import Fit
 from ...plan import Plan
 from ...problem import DiffusionModel
-from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from .correction import corrected, in_state
-from .distill import base_plan, check_arguments, distill_dode, facts, fitted, why
-from .teacher import Teacher, Work, rmse
+from .distill import distill_dode, facts, fitted, prepare, why
+from .teacher import rmse
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class GridReport:
     """What became of a table on another grid.
 
     Attributes:
-        base_rmse, student_rmse: distance to the teacher's final state of the base there and of the
-            interpolated table, on all start states (with refit: on the held-out ones).
+        base_rmse, student_rmse: distance to the teacher's final state of the base there and of the interpolated
+            table, on all start states (with refit: on the held-out ones).
         refit_rmse: of a table fitted on the new grid, where that was asked for.
         fallback: why the result is the base, else "".
         evaluations: of the network, in units of the start states; the refit's are its own.
@@ -45,15 +44,15 @@ class GridReport:
 @named
 def regrid(
     table: Plan, problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor,
-    labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None,
-    spacing: str = "logsnr", final: str = "x0", teacher: DiffusionSolver | None = None,
-    teacher_substeps: int = 10, batch: int | None = None, refit: bool = False,
+    labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr",
+    final: str = "x0", teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, batch: int | None = None,
+    refit: bool = False,
 ) -> tuple[Plan, GridReport]:  # fmt: skip
     """A D-ODE table interpolated to another grid of its base solver, or the base where that is no better.
 
-    kappa_ij is interpolated over log sigma, after division by h_i / (lambda_i - lambda_{i-j}). For Adams
-    weights the quotient is smooth in sigma on every grid (1/2 for DPM-Solver++(2M)); on logSNR grids it is
-    proportional to kappa. Stages within a step are interpolated one by one, and so is the row that ends at 0.
+    kappa_ij is interpolated over log sigma, after division by h_i / (lambda_i - lambda_{i-j}). For Adams weights the
+    quotient is smooth in sigma on every grid (1/2 for DPM-Solver++(2M)); on logSNR grids it is proportional to kappa.
+    Stages within a step are interpolated one by one, and so is the row that ends at 0.
 
     Args:
         table: a result of `distill_dode`, not refined with `learn_grid`.
@@ -71,15 +70,11 @@ def regrid(
         InputError: another model or base, or a table without kappa.
     """
     began = time.perf_counter()
-    check_arguments(base, teacher, teacher_substeps=teacher_substeps, batch=1 if batch is None else batch)
-    model = Model.of(problem, labels, noise)
-    fit, old = _checked(table, model, base)
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final}
-    plan = base_plan(model.schedule, base, **grid)
-    work = Work.of(model, noise, float(plan.sigmas[0]), batch)
+    work, plan, fine = prepare(problem, labels, noise, base, grid, teacher, teacher_substeps, batch)
+    fit, old = _checked(table, work.model, base)
     some = torch.arange(work.batch if fit.fingerprint.labelled else 1)
-    fit.check(model.at(some), work.start(some), table.name)
-    fine = Teacher(model.schedule, teacher or DPMSolverPP(2), plan, teacher_substeps)
+    fit.check(work.model.at(some), work.start(some), table.name)
     assert fit.kappa is not None
     kappa = _interpolated(fit.kappa, old, plan)
     made = corrected(plan, kappa)
@@ -104,8 +99,8 @@ def _checked(table: Plan, model: Model, base: DiffusionSolver) -> tuple[Fit, Pla
     fit = table.fit if isinstance(table, Plan) else None
     if fit is None or fit.kappa is None or bool(fit.kappa.isnan().any()):
         raise InputError(
-            f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result "
-            "of fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
+            f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result of "
+            "fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
         )
     plan = base.plan(table.sigmas, model.schedule)
     if f"DODE({plan.name})" != table.name or plan.nfe != table.nfe:

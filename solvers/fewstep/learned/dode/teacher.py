@@ -50,9 +50,8 @@ class Work:
         size = float(noise.double().square().mean().sqrt())
         if first > 10 and size > 3 * alpha * first:  # levels at which the noise dominates the state
             raise InputError(
-                f"noise: got states of size {size:.3g}, expected alpha x0 + sigma_t n of the first level, of "
-                f"size {alpha * first:.3g} for {model.schedule}. Give the state as the model knows it: "
-                "normals for a VP process, sigma_max times normals for EDM and VE."
+                f"noise: got states of size {size:.3g}, expected alpha x0 + sigma_t n of the first level, of size "
+                f"{alpha * first:.3g}: normals for a VP process, sigma_max times normals for EDM and VE."
             )
         batch = batch or min(256, -(-len(noise) // 4))
         return cls(model, noise if alpha == 1 else noise / alpha, *held_out(len(noise)), batch)
@@ -85,11 +84,7 @@ class Work:
 
 
 def lookback(plan: Plan, terms: int = 0) -> list[int]:
-    """How many evaluations must be held after each row, for the rows after it and for a fit of kappa.
-
-    Args:
-        terms: history terms that a fit may write into the plan.
-    """
+    """How many evaluations must be held after each row, for later rows and for a fit of `terms` columns of kappa."""
     out, oldest = [0] * plan.nfe, plan.nfe
     for i, row in reversed(list(enumerate(plan.rows))):
         # a stage that the fit edits has the newest evaluation in addition to the older ones
@@ -101,11 +96,7 @@ def lookback(plan: Plan, terms: int = 0) -> list[int]:
 
 
 class Teacher:
-    """A fine solver that stops at the levels of a plan's outcomes.
-
-    Args:
-        base: the plan whose outcomes are the targets.
-        substeps: teacher steps for each interval between the plan's levels.
+    """A fine solver that stops at the levels of a plan's outcomes, `substeps` steps after one another.
 
     Raises:
         InputError: a solver that draws noise, or whose evaluations are not made at its states.
@@ -117,8 +108,7 @@ class Teacher:
         self.stops: list[int] = [0] * base.nfe
         aligned = getattr(solver, "aligned", True)  # see compat.MisalignedTeacher
         for k in sorted(range(1, len(levels)), key=lambda k: -levels[k]):
-            start, end = nodes[-1], levels[k]
-            first = len(nodes)
+            start, end, first = nodes[-1], levels[k], len(nodes)
             if end < start:
                 nodes += _between(start, end, substeps, schedule.sigma_min)
             early = not aligned and end < start and end > float(base.sigmas[-1])
@@ -126,8 +116,8 @@ class Teacher:
         self.plan: Plan = solver.plan(torch.tensor(nodes, dtype=torch.float64), schedule)
         if not is_plain(self.plan) or self.plan.levy:
             raise InputError(
-                f"teacher: got {self.plan.name!r}, expected a deterministic solver of one evaluation per "
-                "step made at its state, such as DDIM() or DPMSolverPP(2)."
+                f"teacher: got {self.plan.name!r}, expected a deterministic solver of one evaluation per step made at "
+                "its state, such as DDIM() or DPMSolverPP(2)."
             )
         self.lookback: list[int] = lookback(self.plan)
 

@@ -20,18 +20,17 @@ from ...samplers.ddim import DDIM
 from ...samplers.dpm_solver_pp import DPMSolverPP
 from ...schedule import DiscreteVP
 from ..loss_weighting import left_at_end
-from ..network_student import check_labels, label_arguments
-from ..training import Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, digest, seeded, train
+from ..network_student import check_labels, label_arguments, model_of
+from ..training import Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, digest, fit, seeded
 from ..unet_denoiser import UNetDenoiser
 from .process import StudentProcess, subsequence
 from .student import SFDDM
 
-TARGETS, LOSSES, STARTS = ("displacement", "published"), ("l1", "mse", "kl", "end"), ("random", "teacher")
+TARGETS, LOSSES, STARTS = ("published", "displacement"), ("l1", "mse", "kl", "end"), ("random", "teacher")
 TEACHER = TeacherOptions(DPMSolverPP(2), trajectories=1024)
 TRAINING = TrainingOptions(iterations=2000, batch_size=64, learning_rate=2e-4, ema_decay=0.999)
 MADE = 20  # steps of the samples made where there are no data
 SUBSTEPS = 4
-MANY = 128  # levels from which on the loss "end" gives the smallest ones too little weight
 SPREAD = 256  # samples from which the variance of the data is estimated
 JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the report's distances
 
@@ -40,39 +39,36 @@ JUDGED, FINE = 64, 40  # start states, and steps of DPMSolverPP(2), of the repor
 def distill_sfddm(
     *, teacher: nn.Module, schedule: DiscreteVP, steps: int | None = None, phi: Tensor | None = None,
     spacing: str = "trailing", data: Tensor | Iterable[Any] | None = None, labels: Tensor | None = None,
-    event_shape: tuple[int, ...] | None = None, target: str = "displacement", loss: str | None = None,
+    event_shape: tuple[int, ...] | None = None, target: str = "published", loss: str = "l1",
     features: str | None = "auto", hidden: float = 1.0, start: str = "teacher",
-    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
-    folder: str | Path | None = None, device: torch.device | str = "cpu", seed: int = 0,
-    progress: bool = False,
+    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING, folder: str | Path | None = None,
+    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
 ) -> tuple[SFDDM, Report]:  # fmt: skip
     """Distil a diffusion model of T levels into one of T' levels, sampled in T' steps.
 
-    `target="displacement"`, ours, trains the student to predict the noise that leads in one step where
-    several DDIM steps of the teacher lead. `target="published"` trains it to predict the teacher's own noise
-    at the same input and level. The best such student is the teacher sampled by DDIM on the T' levels, and
-    not better: this loss moves a model to another network.
+    `target="published"` trains the student to predict the teacher's own noise at the same input and level. The best
+    such student is the teacher sampled by DDIM on the T' levels, and not better: this loss moves a model to another
+    network. `target="displacement"`, ours, trains it to predict the noise that leads in one step where several DDIM
+    steps of the teacher lead; it is the one that lowers the error of few steps, best with `loss="end"`.
 
     Args:
-        teacher: a `UNet2DModel` called with x_t and labels of the schedule, or a module `(x, sigma) -> x0`,
-            sigma 0-d or (batch,), that also takes `labels=` if its attribute `labelled` is True. It is not
-            modified.
+        teacher: a `UNet2DModel` called with x_t and labels of the schedule, or a module `(x, sigma) -> x0`, sigma 0-d
+            or (batch,), that also takes `labels=` if its attribute `labelled` is True. It is not modified.
         schedule: the table of T levels it was trained on.
         steps, phi, spacing: T', or the labels of the T' levels themselves; see `subsequence`.
-        data: (n, *event) samples x0, or a loader of batches (or of pairs with labels), read once; None to
-            train on samples of the teacher.
+        data: (n, *event) samples x0, or a loader of batches (or of pairs with labels), read once; None to train on
+            samples of the teacher.
         labels: (n, ...) classes of the data, or of the samples to make.
         event_shape: shape of one sample, where there are no data.
-        target: "displacement" or "published".
-        loss: of the noise: "l1", "mse", or a mean square weighted by level, "kl" (the divergence of the
-            posteriors) or "end" (the share of a step's error that is left at the end). By default "l1" for
-            the published target; for displacement "end", or "mse" from 128 levels on.
-        features: (published) name in `named_modules()` of the module whose input is matched as well: "auto"
-            is the last layer of this library's networks and of U-Nets, nothing for others; None for nothing.
+        target: "published" or "displacement".
+        loss: of the noise: "l1", "mse", or a mean square weighted by level, "kl" (the divergence of the posteriors)
+            or "end" (the share of a step's error that is left at the end).
+        features: (published) name in `named_modules()` of the module whose input is matched as well: "auto" is the
+            last layer of this library's networks and of U-Nets, nothing for others; None for nothing.
         hidden: the weight of that term.
         start: from the "teacher" weights or from "random" ones.
-        teacher_options: substeps of DDIM per step (displacement; default 4); for samples in place of data
-            their number (1024) and solver (`DPMSolverPP(2)` in 20 steps).
+        teacher_options: substeps of DDIM per step (displacement; default 4); for samples in place of data their
+            number (1024) and solver (`DPMSolverPP(2)` in 20 steps).
         training: by default 2000 iterations of 64 samples, learning rate 2e-4, EMA decay 0.999.
         folder: for checkpoints. The same call resumes an interrupted one, bitwise.
         device: where training runs.
@@ -80,26 +76,27 @@ def distill_sfddm(
         progress: show a progress bar on a terminal.
 
     Returns:
-        the student and a `Report`. Its distances are those of T'-step sampling to the teacher's fine ODE from
-        the same noise: `parent_rmse` of the teacher by DDIM on phi, `student_rmse` of the student.
+        the student and a `Report`. Its distances are those of T'-step sampling to the teacher's fine ODE from the
+        same noise: `parent_rmse` of the teacher by DDIM on phi, `student_rmse` of the student.
 
     Raises:
         InputError: an unknown word, neither data nor event_shape, a module that does not exist.
     """
-    published = _validation.check_choice("target", target, TARGETS) == "published"
-    _validation.check_choice("start", start, STARTS)
+    for name, word, known in (("target", target, TARGETS), ("start", start, STARTS), ("loss", loss, LOSSES)):
+        _validation.check_choice(name, word, known)
+    published = target == "published"
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
     _validation.check_float("hidden", hidden, 0, expected="a weight of at least 0")
     made = TEACHER.updated("teacher_options", teacher_options)
     if published and made.substeps is not None:
         raise InputError(f"substeps: got {made.substeps} for the published target, which has none; drop it.")
     training = TRAINING.updated("training", training)
-    watch = Stopwatch()
-    make_folder(folder)
-    teacher = _frozen(teacher, schedule).to(device)
+    watch, place = Stopwatch(), make_folder(folder)
     process = _process(schedule, steps, phi, spacing)
-    kind = loss or ("l1" if published else "end" if len(process.phi) < MANY else "mse")
-    _validation.check_choice("loss", kind, LOSSES)
+    _validation.check_instance("teacher", teacher, nn.Module, "a torch.nn.Module")
+    unet = type(teacher).__name__ == "UNet2DModel"
+    teacher = UNetDenoiser.of(teacher, schedule) if unet else copy.deepcopy(teacher)
+    teacher = teacher.eval().requires_grad_(False).to(device)
     if data is None:
         x0 = _samples(teacher, schedule, labels, made, event_shape, seed, device)
     else:
@@ -111,35 +108,25 @@ def distill_sfddm(
     inside = _module_name(network, features) if published and features is not None else None
     substeps = 1 if published else made.substeps or SUBSTEPS
     student = SFDDM(network, process)
-    task = _Task(teacher, schedule, student, x0, labels, start, substeps, kind, inside, hidden)
-    base = sample(task.teacher_problem(), DDIM(), noise=task.start_noise(), sigmas=process.grid())
-    losses, history = train(
-        task, network, len(x0), training, seed=seed, progress=progress, folder=folder,
-        name=f"sfddm-{len(process.phi)}",
+    task = _Task(teacher, schedule, student, x0, labels, substeps, loss, inside, hidden)
+    before, judge = _judged(teacher, schedule, student, x0, labels)
+    losses, history = fit(
+        network, task.loss, len(x0), training, seed=seed, progress=progress, held_out_loss=judge,
+        checkpoint=place and place / f"sfddm-{len(process.phi)}.training", metadata={"start": start} | task.metadata(),
     )  # fmt: skip
     watch.lap("training")
-    before, after = _rms(base - task.fine), task.held_out_loss()
-    return student, Report(substeps, len(x0), before, after, losses, watch.seconds, history)
+    return student, Report(substeps, len(x0), before, judge(), losses, watch.seconds, history)
 
 
-def _frozen(teacher: Any, schedule: Any) -> nn.Module:
-    """A copy of the teacher; a U-Net as a denoiser."""
-    _validation.check_instance("teacher", teacher, nn.Module, "a torch.nn.Module")
-    if isinstance(schedule, DiscreteVP) and type(teacher).__name__ == "UNet2DModel":
-        teacher = UNetDenoiser.of(teacher, schedule)
-    frozen: nn.Module = copy.deepcopy(teacher).eval().requires_grad_(False)
-    return frozen
-
-
-def _process(schedule: Any, steps: int | None, phi: Tensor | None, spacing: str) -> StudentProcess:
+def _process(schedule: Any, steps: Any, phi: Tensor | None, spacing: str) -> StudentProcess:
     if not isinstance(schedule, DiscreteVP):
         raise InputError(
-            f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a "
-            "table. For another process use DiscreteVP(1 / (1 + sigmas**2)) with increasing sigmas."
+            f"schedule: got {type(schedule).__name__}, expected a DiscreteVP, the teacher's levels as a table. For "
+            "another process use DiscreteVP(1 / (1 + sigmas**2)) with increasing sigmas."
         )
     if (steps is None) == (phi is None):
         raise InputError(f"steps: got {steps} with phi {'given' if phi is not None else 'None'}, expected one.")
-    return StudentProcess(schedule, subsequence(schedule, steps, spacing) if phi is None else phi)  # type: ignore[arg-type]
+    return StudentProcess(schedule, subsequence(schedule, steps, spacing) if phi is None else phi)
 
 
 def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
@@ -152,8 +139,8 @@ def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
             data = torch.cat([p[0] for p in parts])
         except (TypeError, RuntimeError, IndexError, ValueError) as error:
             raise InputError(
-                f"data: got {_validation.describe(data)}, expected a tensor (n, *event), or batches of "
-                "tensors of one shape. Convert numpy arrays with torch.from_numpy(data).float()."
+                f"data: got {_validation.describe(data)}, expected a tensor (n, *event), or batches of tensors of one "
+                "shape. Convert numpy arrays with torch.from_numpy(data).float()."
             ) from error
     _validation.check_state("data", data, "finite numbers (n, *event)")
     if data.dim() < 2 or not len(data):
@@ -163,31 +150,26 @@ def _joined(data: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
 
 def _check_labels(teacher: nn.Module, labels: Any, count: int) -> None:
     """Reject labels other than one per sample, and none for a teacher that takes them."""
-    if labels is None:
-        if getattr(teacher, "labelled", False):
-            raise InputError("labels: got none for a class-conditional teacher, expected one per sample.")
-        return
-    check_labels(teacher, labels)
-    if len(labels) != count:
-        raise InputError(f"labels: got {len(labels)} for {count} samples, expected one each.")
+    if labels is not None:
+        check_labels(teacher, labels)
+    given = len(labels) if labels is not None else 0 if getattr(teacher, "labelled", False) else count
+    if given != count:
+        raise InputError(f"labels: got {given} for {count} samples, expected one each.")
 
 
-@torch.no_grad()
 def _samples(
-    teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, options: Any,
-    event_shape: Any, seed: int, device: torch.device | str,
+    teacher: nn.Module, schedule: DiscreteVP, labels: Tensor | None, options: TeacherOptions, event_shape: Any,
+    seed: int, device: torch.device | str,
 ) -> Tensor:  # fmt: skip
     """The teacher's own samples."""
     if event_shape is None:
-        raise InputError(
-            "data: got None without event_shape; expected samples, a loader, or the shape of samples to make."
-        )
-    count, event, parts = options.trajectories, _validation.check_shape(event_shape, "event_shape"), []
+        raise InputError("data: got None without event_shape; expected samples, a loader, or a shape of samples.")
+    count, event, parts = options.trajectories or 0, _validation.check_shape(event_shape, "event_shape"), []
     _check_labels(teacher, labels, count)
     for i in range(0, count, 256):
         n = min(256, count - i)
-        problem = _problem(teacher, schedule, None if labels is None else labels[i : i + n])
-        x0 = sample(problem, options.solver, shape=(n, *event), steps=MADE, seed=seed + i, device=device)
+        problem = model_of(teacher, schedule, None if labels is None else labels[i : i + n])
+        x0 = sample(problem, options.solver, shape=(n, *event), steps=MADE, seed=seed + i, device=device)  # type: ignore[arg-type]
         parts.append(x0.cpu())
     return torch.cat(parts)
 
@@ -195,29 +177,24 @@ def _samples(
 @torch.no_grad()
 def _try(teacher: nn.Module, x0: Tensor, classes: Tensor | None, device: torch.device | str) -> None:
     """Evaluate the teacher twice, so that one that does not fit gets a clear error."""
-    x, some = x0[:2].to(device), None if classes is None else classes[:2]
-    sigma = x.new_tensor([1.0, 2.0])[: len(x)]
+    x, sigma = x0[:2].to(device), x0.new_tensor([1.0, 2.0], device=device)[: len(x0)]
+    labels = [None if classes is None else classes[:n] for n in (1, 2)]
     try:
-        out = teacher(x, sigma, **label_arguments(teacher, some, x))
-        first = None if some is None else some[:1]
-        alone = teacher(x[:1], sigma[0], **label_arguments(teacher, first, x[:1]))
+        alone = teacher(x[:1], sigma[0], **label_arguments(teacher, labels[0], x[:1]))
+        out = teacher(x, sigma, **label_arguments(teacher, labels[1], x))
         same = torch.allclose(out[:1], alone, rtol=1e-2, atol=1e-3)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise InputError(
-            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Expected (x, sigma) -> "
-            "x0, each sample with a level of its own."
+            f"teacher: fails for x {tuple(x.shape)} and sigma ({len(x)},): {error}. Expected (x, sigma) -> x0, each "
+            "sample with a level of its own."
         ) from error
     if out.shape != x.shape:
         raise InputError(f"teacher: gave {tuple(out.shape)} for {tuple(x.shape)}, expected the same shape.")
     if not same:
         raise InputError(
-            "teacher: gives a sample another x0 alone, with a 0-d sigma, than in a batch with sigma "
-            "(batch,); expected each sample with a level of its own."
+            "teacher: gives a sample another x0 alone, with a 0-d sigma, than in a batch with sigma (batch,); "
+            "expected each sample with a level of its own."
         )
-
-
-def _problem(network: nn.Module, schedule: DiscreteVP, labels: Tensor | None) -> DiffusionModel:
-    return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), schedule)
 
 
 def _initialised(teacher: nn.Module, start: str, seed: int) -> nn.Module:
@@ -226,16 +203,15 @@ def _initialised(teacher: nn.Module, start: str, seed: int) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # the teacher has none: with it, not even the teacher's weights would fit
-    return seeded(seed, lambda: _reset(network)) if start == "random" else network
 
+    def reset() -> nn.Module:
+        for module in network.modules():
+            again: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+            if again is not None:
+                again()
+        return network
 
-def _reset(network: nn.Module) -> nn.Module:
-    """The network with new initial weights, from the global generator."""
-    for module in network.modules():
-        reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-    return network
+    return seeded(seed, reset) if start == "random" else network
 
 
 def _module_name(network: nn.Module, features: str) -> str | None:
@@ -252,6 +228,24 @@ def _module_name(network: nn.Module, features: str) -> str | None:
     return found[0]
 
 
+@torch.no_grad()
+def _judged(
+    teacher: nn.Module, schedule: DiscreteVP, student: SFDDM, x0: Tensor, labels: Tensor | None
+) -> tuple[float, Callable[[], float]]:
+    """The distance of the teacher by DDIM on phi to its fine ODE, and a function that gives the student's."""
+    noise = torch.randn(x0[:JUDGED].shape, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(teacher.parameters()).device)
+    some = None if labels is None else labels[:JUDGED]
+    problem, own = model_of(teacher, schedule, some), student if some is None else student.at(some)
+    fine = sample(problem, DPMSolverPP(2), noise=noise, steps=FINE)
+
+    @torch.no_grad()
+    def distance(problem: DiffusionModel, solver: Any, sigmas: Tensor | None = None) -> float:
+        return float((sample(problem, solver, noise=noise, sigmas=sigmas) - fine).double().square().mean().sqrt())
+
+    return distance(problem, DDIM(), student.process.grid()), lambda: distance(own.problem(), own)
+
+
 @contextmanager
 def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
     """The inputs of that module while the network runs."""
@@ -259,23 +253,19 @@ def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
     if name is None:
         yield inputs
         return
-    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
-    try:
+    with network.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0])):
         yield inputs
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a student is trained on, and its distance to the teacher."""
+    """What a student is trained on."""
 
     teacher: nn.Module
     schedule: DiscreteVP
     student: SFDDM
     x0: Tensor
     labels: Tensor | None
-    start: str
     substeps: int
     kind: str
     inside: str | None
@@ -285,8 +275,8 @@ class _Task:
         data = {"x0": self.x0[:64]} | ({} if self.labels is None else {"labels": self.labels[:64]})
         process = self.student.process
         return {
-            "start": self.start, "loss": self.kind, "hidden": self.hidden, "features": self.inside,
-            "substeps": self.substeps, "phi": process.phi.tolist(), "data": digest(data),
+            "loss": self.kind, "hidden": self.hidden, "features": self.inside, "substeps": self.substeps,
+            "phi": process.phi.tolist(), "data": digest(data),
             "teacher": digest(self.teacher.state_dict() | {"levels": process.log_sigmas}),
         }  # fmt: skip
 
@@ -333,8 +323,8 @@ class _Task:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(T',) weights of the levels, with mean 1: for "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the
-        divergence of the posteriors; for "end" the squared error that a step of wrong noise leaves."""
+        """(T',) weights of the levels, with mean 1: for "kl" beta'^2 / (2 btilde' alpha' (1 - abar')), the divergence
+        of the posteriors; for "end" the squared error that a step of wrong noise leaves."""
         p = self.student.process
         if self.kind in ("l1", "mse") or len(p.phi) == 1:
             return torch.ones(len(p.phi))
@@ -347,29 +337,6 @@ class _Task:
             w = torch.cat([w[:1], w])  # at the first level the posterior is a point
         return (w / w.mean()).float()
 
-    def teacher_problem(self) -> DiffusionModel:
-        """The teacher for the samples of the report's distances."""
-        return _problem(self.teacher, self.schedule, None if self.labels is None else self.labels[:JUDGED])
-
-    def start_noise(self) -> Tensor:
-        shape = (min(JUDGED, len(self.x0)), *self.x0.shape[1:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        return noise.to(next(self.teacher.parameters()).device)
-
-    @cached_property
-    def fine(self) -> Tensor:
-        """The final states of the teacher's fine ODE."""
-        return sample(self.teacher_problem(), DPMSolverPP(2), noise=self.start_noise(), steps=FINE)
-
-    @torch.no_grad()
-    def held_out_loss(self) -> float:
-        student = self.student if self.labels is None else self.student.at(self.labels[:JUDGED])
-        return _rms(sample(student.problem(), student, noise=self.start_noise()) - self.fine)
-
 
 def _wide(v: Tensor, like: Tensor) -> Tensor:
     return v.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _rms(gap: Tensor) -> float:
-    return float(gap.double().square().mean().sqrt())

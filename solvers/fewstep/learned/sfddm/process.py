@@ -17,8 +17,8 @@ def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> T
     """(steps,) increasing labels phi of the teacher, for a student of that many levels.
 
     Args:
-        spacing: "trailing", round((k+1) T/T') - 1, ends at the teacher's last label, and so does "logsnr",
-            even in log sigma; "uniform", k T/T', of the released code, falls short of it.
+        spacing: "trailing", round((k+1) T/T') - 1, ends at the teacher's last label, and so does "logsnr", even in
+            log sigma; "uniform", k T/T', of the released code, falls short of it.
 
     Raises:
         InputError: an unknown word, or more steps than labels.
@@ -51,8 +51,7 @@ class StudentProcess(DiscreteVP):
         phi: (T',) increasing labels of it; see `subsequence`.
 
     Warns:
-        UserWarning: phi ends before the teacher's last label, where so much of x0 is left that it is visible
-            in samples started from pure noise.
+        UserWarning: phi ends where so much of x0 is left that it is visible in samples started from pure noise.
 
     Raises:
         InputError: phi is not increasing or not within the table.
@@ -64,17 +63,14 @@ class StudentProcess(DiscreteVP):
         integers = given.dim() == 1 and len(given) > 0 and not torch.as_tensor(phi).is_floating_point()
         if not integers or bool((given.diff() <= 0).any()) or not 0 <= int(given[0]) <= int(given[-1]) < T:
             raise InputError(f"phi: got {given.tolist()}, expected increasing labels in 0 ... {T - 1}.")
-        phi = torch.as_tensor(phi)
-        self.phi = phi
+        self.phi = phi = torch.as_tensor(phi)
         self.log_sigmas: Tensor = teacher.log_sigmas.cpu()[phi]
         self.labels: int = len(phi)
         signal = float(self.abar[-1].sqrt())
         if signal > SIGNAL and int(phi[-1]) < T - 1:  # at the last label the teacher has the same error
-            warnings.warn(
-                f"phi ends at label {int(phi[-1])} of {T}, where {signal:.1%} of x0 is left: samples "
-                'started from pure noise lack it. End at the last label, as spacing="trailing" does.',
-                stacklevel=2,
-            )  # fmt: skip
+            message = f"phi ends at label {int(phi[-1])} of {T}, where {signal:.1%} of x0 is left: samples started from"
+            message += ' pure noise lack it. End at the last label, as spacing="trailing" does.'
+            warnings.warn(message, stacklevel=2)
 
     @property
     def abar(self) -> Tensor:

@@ -15,7 +15,7 @@ from ...plan import Plan
 from ...problem import DiffusionModel
 from ...resolve import evaluator_of
 from ...samplers.ddim import DDIM
-from ..network_student import NetworkStudent, label_arguments
+from ..network_student import NetworkStudent, model_of
 from .process import StudentProcess
 
 
@@ -25,8 +25,8 @@ class SFDDM(NetworkStudent):
     To use another sampler, take the model itself, `student.problem()`.
 
     Args:
-        network: `(x, sigma) -> x0`, in variance-exploding coordinates. A network whose attribute `labelled`
-            is True also gets `labels=`.
+        network: `(x, sigma) -> x0`, in variance-exploding coordinates; it also gets `labels=` if its attribute
+            `labelled` is True.
         process: the levels.
         plan: of the sampler, on the process's levels; by default DDIM's.
     """
@@ -36,8 +36,7 @@ class SFDDM(NetworkStudent):
         _validation.check_instance("process", process, StudentProcess, "a StudentProcess")
         _validation.check_instance("plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None")
         plan = plan or DDIM().plan(process.grid())
-        self.network = network
-        self.process = process
+        self.network, self.process = network, process
         self.plan = plan if plan.name.startswith("SFDDM(") else plan.renamed(f"SFDDM({plan.name})")
 
     def __repr__(self) -> str:
@@ -45,8 +44,7 @@ class SFDDM(NetworkStudent):
 
     def problem(self) -> DiffusionModel:
         """The student as a model on its own process, for any solver of the library."""
-        network, labels = self.network, self.labels
-        return DiffusionModel(lambda x, s: network(x, s, **label_arguments(network, labels, x)), self.process)
+        return model_of(self.network, self.process, self.labels)
 
     def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate:
         """The network as the executor calls it, for samples like these (batch, *event)."""

@@ -1,6 +1,7 @@
 """`distill_sigdeg`: a few-step sampler from a fine one on the same Brownian path (arXiv 2508.16939)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,14 @@ from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from ..loss_weighting import left_at_end
 from ..network_student import check_compatible
-from ..training import (
-    LEAST,
-    Minibatch,
-    Report,
-    Stopwatch,
-    TeacherOptions,
-    TrainingOptions,
-    held_out,
-    seeded,
-    train,
-)
-from ..trajectories import Batch, Trajectories, checked_levels, make_trajectories, substeps_of
+from ..training import LEAST, Minibatch, Report, Stopwatch, TeacherOptions, TrainingOptions, fit, held_out, seeded
+from ..trajectories import Batch, Trajectories, checked_levels, make_trajectories
 from .networks import HEADS, DenoisingMLP
 from .student import SigSampler
 
 TEACHER = TeacherOptions(EulerMaruyama(), trajectories=8192)
 TRAINING = TrainingOptions()
+STEPS = 300  # of the teacher
 AT_ONCE = 8  # different steps in a forced minibatch: a call of the network has one level
 HELD_OUT_BATCH = 256  # held-out trajectories at a time
 SPREAD = 256  # trajectories from which the variances of the knots are estimated
@@ -49,38 +41,35 @@ def distill_sigdeg(
     event_shape: tuple[int, ...] | None = None, levy: str | None = None, sigmas: Tensor | None = None,
     spacing: str = "logsnr", labels: Tensor | None = None, data: Trajectories | None = None,
     network: nn.Module | None = None, head: str | None = None, parent: DiffusionSolver | None = None,
-    forcing: float | None = None, teacher_options: TeacherOptions = TEACHER,
-    training: TrainingOptions = TRAINING, folder: str | Path | None = None,
-    device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
+    forcing: float = 0.0, teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
+    folder: str | Path | None = None, device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
 ) -> tuple[SigSampler, Report]:  # fmt: skip
     """Distil a diffusion model's sampler into one of a few signature-driven steps.
 
-    For each coarse interval the student receives the exact partial signature of the path that drove the fine
-    teacher. Its loss is the mean squared distance to the teacher at all coarse knots, each divided by the
-    knot's variance and weighted by the share of its error that is left at the end. For an SDE see
-    `distill_sigdeg_step`.
+    For each coarse interval the student receives the exact partial signature of the path that drove the fine teacher.
+    Its loss is the mean squared distance to the teacher at all coarse knots, each divided by the knot's variance and
+    weighted by the share of its error that is left at the end. For an SDE see `distill_sigdeg_step`.
 
     Args:
         problem: the model or, with labels, a function `labels -> DiffusionModel`.
         steps: number of coarse intervals; not needed with sigmas or data.
         teacher_steps: number of fine steps, a multiple of steps; by default 300.
         event_shape: shape of one sample.
-        levy: the signature that the network receives: "W", "H" (default) or "K"; with data, by default all
-            that the data contain.
+        levy: the signature that the network receives: "W", "H" (default) or "K"; with data, by default all of theirs.
         sigmas: (steps + 1,) the coarse levels, decreasing, all above 0.
         spacing: of the coarse levels where sigmas is None; by default even in log SNR.
         labels: (trajectories, ...) one class per trajectory.
         data: trajectories made before; they replace the arguments above that describe the teacher.
         network: `(x, sigma, sigma_next, xi) -> x0`, trained in place and owned by the student. By default the
-            denoiser itself with more inputs if it is a `DenoisingMLP`, else a small network added to it.
-            `SigUNet` widens a U-Net of diffusers.
+            denoiser itself with more inputs if it is a `DenoisingMLP`, else a small network added to it. `SigUNet`
+            widens a U-Net of diffusers.
         head: of the default network: "direct" (default) or "graded", better for short trainings.
         parent: the solver whose step is corrected; by default `EulerMaruyama()`.
-        forcing: the share of iterations, at the beginning, that start each step from the teacher's knot. Such
-            an iteration costs a `steps`-th of an unrolled one. By default 1 for images (events of three
-            axes), whose final state is decided along the way, and 0 for others.
-        teacher_options: solver (default `EulerMaruyama()` in tau = 1/sigma^2), substeps in place of
-            teacher_steps, and trajectories (8192).
+        forcing: the share of iterations, at the beginning, that start each step from the teacher's knot; such an
+            iteration costs a `steps`-th of an unrolled one. Take 1 for images, whose final state is decided along the
+            way: unrolled, their students average over final states.
+        teacher_options: solver (default `EulerMaruyama()` in tau = 1/sigma^2), substeps in place of teacher_steps,
+            and trajectories (8192).
         training: by default 2500 iterations of 256 trajectories, learning rate 1e-3, EMA decay 0.99.
         folder: for teacher data and checkpoints. The same call resumes an interrupted one, bitwise.
         device: where teacher and training run.
@@ -88,8 +77,8 @@ def distill_sigdeg(
         progress: show progress bars on a terminal.
 
     Returns:
-        the student and a `Report`. Under torch.distributed each process makes its share of the teacher data
-        (with a folder that all of them share) and of every minibatch; all return the same student.
+        the student and a `Report`. Under torch.distributed each process makes its share of the teacher data (with a
+        folder that all of them share) and of every minibatch; all return the same student.
 
     Raises:
         InputError: arguments that are missing, out of range, contradict each other or have no effect.
@@ -97,51 +86,48 @@ def distill_sigdeg(
     device, seed = _validation.check_device(device), _validation.check_seed(seed)
     if isinstance(problem, SDE):
         raise InputError("problem: got an SDE, expected fewstep.DiffusionModel; use distill_sigdeg_step.")
-    if levy is not None:
-        _validation.check_choice("levy", levy, LEVY_ORDER)
-    if forcing is not None:
-        _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
+    _validation.check_choice("levy", levy or "H", LEVY_ORDER)
+    _validation.check_choice("head", head or "direct", HEADS)
+    _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
     if network is not None and head is not None:
         raise InputError(f"head: got {head!r} in addition to network=, which has its own; drop one.")
     made = TEACHER.updated("teacher_options", teacher_options)
     training = TRAINING.updated("training", training)
-    make_folder(folder)
-    watch = Stopwatch()
+    watch, place = Stopwatch(), make_folder(folder)
     if data is None:
-        _validation.check_int("trajectories", made.trajectories, LEAST)
+        count = _validation.check_int("trajectories", made.trajectories, LEAST)
         grid = _coarse_grid(problem, labels, steps, spacing, sigmas)
         if event_shape is None:
             raise InputError("event_shape: got None, expected the shape of a sample, or data=.")
         data = make_trajectories(
-            problem, grid, count=made.trajectories, event_shape=event_shape, labels=labels, seed=seed,
-            substeps=substeps_of(len(grid) - 1, teacher_steps, made.substeps, 300), teacher=made.solver,
-            levy=levy or "H", folder=None if folder is None else Path(folder) / "teacher", device=device,
-            progress=progress,
+            problem, grid, count=count, event_shape=event_shape, labels=labels, seed=seed, levy=levy or "H",
+            substeps=_substeps(len(grid) - 1, teacher_steps, made.substeps), teacher=made.solver,
+            folder=place and place / "teacher", device=device, progress=progress,
         )  # fmt: skip
         watch.lap("teacher")
     else:
         _check_data(problem, data, event_shape=event_shape, labels=labels, steps=steps, sigmas=sigmas,
                     spacing=None if spacing == "logsnr" else spacing, teacher_steps=teacher_steps,
                     teacher_options=None if teacher_options == TEACHER else teacher_options)  # fmt: skip
-    levy = _letters(levy, data)
+    levy = levy or data.levy
+    if LEVY_ORDER[levy] > LEVY_ORDER[data.levy]:
+        raise InputError(f"levy: got {levy!r}; the trajectories contain {data.levy!r}. Make them with {levy!r}.")
     network, residual = _network(problem, data, levy, network, head or "direct", seed)
-    student = SigSampler(_plan(parent, data.sigmas), network.to(device), levy, residual)
-    forcing = float(len(data.event) >= 3) if forcing is None else forcing
+    _validation.check_instance("parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
+    plan = (EulerMaruyama() if parent is None else parent).plan(data.sigmas)
+    student = SigSampler(plan, network.to(device), levy, residual)
     _check_student(student, data, forcing)
     kept, held = held_out(len(data))
-    task = _Task(problem, student, data, kept, held, forcing, device, _weights(data))
+    task = KnotMatching(problem, student, data, kept, held, forcing, device)
     parents = task.knots(parent=True)
-    network.train()
-    losses, history = train(
-        task, network, len(kept), training, seed=seed, progress=progress, folder=folder,
-        name=f"student-{len(data.sigmas) - 1}",
+    losses, history = fit(
+        network.train(), task.loss, len(kept), training, seed=seed, progress=progress, metadata=task.metadata(),
+        held_out_loss=lambda: task.knots()[-1], checkpoint=place and place / f"student-{student.plan.nfe}.training",
     )  # fmt: skip
     watch.lap("training")
-    mine = task.knots()
-    return student, Report(
-        data.evaluations, len(data), parents[-1], mine[-1], losses, watch.seconds, history,
-        {"parent": parents, "student": mine},
-    )  # fmt: skip
+    own = task.knots()
+    knots = {"parent": parents, "student": own}
+    return student, Report(data.evaluations, len(data), parents[-1], own[-1], losses, watch.seconds, history, knots)
 
 
 def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sigmas: Tensor | None) -> Tensor:
@@ -159,6 +145,16 @@ def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sig
     return sigma_grid(model.schedule, steps, spacing, "sigma_min")
 
 
+def _substeps(steps: int, total: int | None, substeps: int | None) -> int:
+    """The fine steps per coarse step, from their total number or from themselves."""
+    if None not in (substeps, total):
+        raise InputError(f"teacher_steps: got {total} with substeps={substeps}; drop one of them.")
+    total = STEPS if total is None else _validation.check_int("teacher_steps", total, 1, MOST)
+    if substeps is None and total % steps:
+        raise InputError(f"teacher_steps: got {total} for {steps} steps, expected a multiple of steps.")
+    return substeps or total // steps
+
+
 def _check_data(problem: Any, data: Any, **described: Any) -> None:
     """Reject data that do not belong to the problem, and arguments that the data already answer."""
     for name, value in described.items():
@@ -172,31 +168,15 @@ def _check_data(problem: Any, data: Any, **described: Any) -> None:
         raise InputError("data: got none with labels for a model of labels; make them with labels=.")
 
 
-def _letters(levy: str | None, data: Trajectories) -> str:
-    """The signature that the network receives."""
-    if levy is not None and LEVY_ORDER[levy] > LEVY_ORDER[data.levy]:
-        raise InputError(f"levy: got {levy!r}; the trajectories contain {data.levy!r}. Make them with {levy!r}.")
-    return levy or data.levy
-
-
-def _plan(parent: Any, sigmas: Tensor) -> Plan:
-    _validation.check_instance("parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
-    return (EulerMaruyama() if parent is None else parent).plan(sigmas)
-
-
 def _network(
     problem: DiffusionModel | Labelled, data: Trajectories, levy: str, network: Any, head: str, seed: int
 ) -> tuple[nn.Module, bool]:
     """The network, and whether its output is added to the denoiser's."""
     letters = LEVY_ORDER[levy]
-    _validation.check_choice("head", head, HEADS)
     if network is not None:
         _validation.check_instance("network", network, nn.Module, "a torch.nn.Module")
-        if getattr(network, "letters", letters) != letters:
-            raise InputError(
-                f"network: got one for {network.letters} letters of the signature; levy={levy!r} has "
-                f"{letters}: 1 for 'W', 2 for 'H', 3 for 'K'."
-            )
+        if (own := getattr(network, "letters", letters)) != letters:
+            raise InputError(f"network: got one for {own} letters of the signature; levy={levy!r} has {letters}.")
         return network, False
     denoiser = problem.denoiser if isinstance(problem, DiffusionModel) else None
     if isinstance(denoiser, DenoisingMLP):
@@ -215,12 +195,6 @@ def _check_student(student: SigSampler, data: Trajectories, forcing: float) -> N
     check_compatible(student.network, "data", data.some_knots(1)[0], data.event)
 
 
-def _weights(data: Trajectories) -> Tensor:
-    """(steps,) the share of a squared error at each knot that is left at the end, over the final variance."""
-    ends = data.some_knots(SPREAD)[-1].double()
-    return left_at_end(ends, data.sigmas[1:]).square() / ends.var(0).mean()
-
-
 def along(problem: DiffusionModel, solver: SigSampler | Plan, some: Batch) -> Tensor:
     """(steps, n, *event) the states of a student, or of a plan, driven by the teacher's noise."""
     plan = solver if isinstance(solver, Plan) else solver.plan
@@ -231,7 +205,7 @@ def along(problem: DiffusionModel, solver: SigSampler | Plan, some: Batch) -> Te
 
 
 @dataclass(frozen=True)
-class _Task:
+class KnotMatching:
     """What a student is trained on, and its distance to the teacher; kept, held: trajectory indices."""
 
     problem: DiffusionModel | Labelled
@@ -241,14 +215,16 @@ class _Task:
     held: Tensor
     forcing: float
     device: torch.device
-    weights: Tensor
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """(steps,) the share of a squared error at each knot that is left at the end, over the final variance."""
+        ends = self.data.some_knots(SPREAD)[-1].double()
+        return left_at_end(ends, self.data.sigmas[1:]).square() / ends.var(0).mean()
 
     def metadata(self) -> dict[str, Any]:
-        student = self.student
-        return {
-            "forcing": self.forcing, "levy": student.levy, "plan": student.plan.name,
-            "residual": student.residual, "data": self.data.digest(),
-        }  # fmt: skip
+        student, of_data = self.student, {"forcing": self.forcing, "data": self.data.digest()}
+        return of_data | {"levy": student.levy, "plan": student.plan.name, "residual": student.residual}
 
     def loss(self, batch: Minibatch) -> Tensor:
         """The weighted mean squared distance at the knots."""
@@ -257,9 +233,6 @@ class _Task:
             return self._forced(some, batch.generator)
         gaps = (self.states(some) - some.knots[1:]).square().flatten(1).mean(1)
         return (gaps * self.weights.to(gaps)).mean()
-
-    def held_out_loss(self) -> float:
-        return self.knots()[-1]
 
     @torch.no_grad()
     def knots(self, parent: bool = False) -> list[float]:

@@ -1,9 +1,9 @@
 """`distill_sigdeg_step`: a `SigStep` fitted to a teacher's finer steps from the states of fine paths.
 
-Two stages. Gradient descent on the mean square of single steps' errors shapes the hidden layers, whose
-outputs are features of the state. The last layer is linear in its weights, so least squares over many fresh
-steps solve for it. The remaining error of c_1 is what the features cannot express, about 1e-4 of c_1 in one
-dimension; gradient descent alone leaves up to a tenth.
+Two stages. Gradient descent on the mean square of single steps' errors shapes the hidden layers, whose outputs are
+features of the state. The last layer is linear in its weights, so least squares over many fresh steps solve for it.
+The remaining error of c_1 is what the features cannot express, about 1e-4 of c_1 in one dimension; gradient descent
+alone leaves up to a tenth.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ from ..training import (
     TeacherOptions,
     TrainingOptions,
     digest,
+    fit,
     held_out,
     seeded,
-    train,
 )
 from .networks import Coefficients, spread
 from .student import TERMS, SigStep, integrals
@@ -53,21 +53,20 @@ FRESH = 1 << 33  # nodes of the seed that gradient descent has not drawn from
 @named
 def distill_sigdeg_step(
     sde: SDE, *, steps: int, y0: Tensor, t0: float = 0.0, t1: float = 1.0, network: nn.Module | None = None,
-    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
-    folder: str | Path | None = None, seed: int = 0, progress: bool = False,
+    teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING, folder: str | Path | None = None,
+    seed: int = 0, progress: bool = False,
 ) -> tuple[SigStep, Report]:  # fmt: skip
     """Fit a step with learned iterated integrals to an SDE, from evaluations of its drift and diffusion.
 
     Args:
         sde: with diagonal noise, in Itô's calculus.
-        steps: coarse steps from t0 to t1: (t1 - t0) / steps is the longest step of the fit, and the shortest
-            is 4096 times shorter.
-        y0: (*batch, d) states that the trajectories start from, drawn with replacement. Use float64: in
-            float32 rounding limits the order at fine steps.
+        steps: coarse steps from t0 to t1; the shortest steps of the fit are 4096 times shorter.
+        y0: (*batch, d) states that the trajectories start from, drawn with replacement. Use float64: in float32
+            rounding limits the order at fine steps.
         network: `(t, y) -> (*y.shape, 5)`, trained in place and owned by the student; by default a small
             `Coefficients`, whose last layer is solved for by least squares.
-        teacher_options: an SDE solver (default `SRID2()`; its order limits that of the student), its
-            substeps per coarse step (16) and the trajectories (4096).
+        teacher_options: an SDE solver (default `SRID2()`; its order limits that of the student), its substeps per
+            coarse step (16) and the trajectories (4096).
         training: by default 300 iterations (1500 with a network) of 512 states, learning rate 3e-3.
         folder: for checkpoints. The same call resumes an interrupted one, bitwise.
         seed: of the teacher's noise and of training.
@@ -79,44 +78,42 @@ def distill_sigdeg_step(
     Raises:
         InputError: another noise type or calculus, or arguments out of range.
     """
-    defaults = replace(TRAINING, iterations=300 if network is None else 1500)
     made = TEACHER.updated("teacher_options", teacher_options)
-    training = defaults.updated("training", training)
-    _check(sde, y0, t0, t1, steps, made)
+    training = replace(TRAINING, iterations=300 if network is None else 1500).updated("training", training)
+    teacher, substeps, count = _checked(sde, y0, t0, t1, steps, made)
     _validation.check_seed(seed)
-    make_folder(folder)
-    watch, generator, count = Stopwatch(), torch.Generator().manual_seed(seed), made.trajectories
+    watch, place, generator = Stopwatch(), make_folder(folder), torch.Generator().manual_seed(seed)
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (count,), generator=generator)]
-    grid = torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
-    paths = _paths(sde, made.solver, start, grid, made.substeps, seed)
-    student = SigStep(_network(paths, seed) if network is None else network)
+    paths = _paths(sde, teacher, start, torch.linspace(t0, t1, steps + 1, dtype=torch.float64), substeps, seed)
+    default = seeded(seed, lambda: Coefficients(y0.shape[-1], TERMS, scaled=True).to(y0))
+    default.rescale(paths.times, paths.states)
+    student = SigStep(default if network is None else network)
     watch.lap("teacher")
-    kept, held = held_out(count)
+    kept, held = (paths.pick(index) for index in held_out(count))
     units = y0.new_tensor([spread(x) for x in paths.states.unbind(-1)])
-    task = _Task(
-        sde, student, made.solver, paths.pick(kept), paths.pick(held), (t1 - t0) / steps, units,
-        {"steps": steps, "teacher": type(made.solver).__name__, "data": paths.digest()},
+    task = _Task(sde, student, teacher, kept, (t1 - t0) / steps, units)
+    before, data = held.rmse(sde, student), digest({"times": paths.times, "ends": paths.states[-1, :64]})
+    losses, history = fit(
+        student.network.train(), task.loss, kept.states.shape[1], training, seed=seed, progress=progress,
+        held_out_loss=lambda: held.rmse(sde, student), checkpoint=place and place / "step.training",
+        metadata={"steps": steps, "teacher": type(teacher).__name__, "data": data},
     )  # fmt: skip
-    before = task.held_out_loss()
-    student.network.train()
-    losses, history = train(
-        task, student.network, len(kept), training, seed=seed, progress=progress, folder=folder, name="step"
-    )
     watch.lap("training")
     if isinstance(student.network, Coefficients):
         _solve_last_layer(task, student.network, seed)
         watch.lap("least squares")
-    spent = steps * made.substeps * made.solver.card.evaluations
-    return student, Report(spent, count, before, task.held_out_loss(), losses, watch.seconds, history)
+    spent, after = steps * substeps * teacher.card.evaluations, held.rmse(sde, student)
+    return student, Report(spent, count, before, after, losses, watch.seconds, history)
 
 
-def _check(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, teacher: TeacherOptions) -> None:
+def _checked(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, made: Any) -> tuple[StochasticSolver, int, int]:
+    """The teacher, its substeps and the number of trajectories."""
     _validation.check_instance("sde", sde, SDE, "fewstep.SDE")
     if sde.noise_type != "diagonal" or sde.sde_type != "ito":
         raise InputError(
-            f"sde: got {sde.noise_type!r} {sde.sde_type!r}, expected 'diagonal' 'ito' noise: the learned "
-            "step has the iterated integrals of one channel per component."
+            f"sde: got {sde.noise_type!r} {sde.sde_type!r}, expected 'diagonal' 'ito' noise: the learned step has the "
+            "iterated integrals of one channel per component."
         )
     _validation.check_int("steps", steps, 1, MOST)
     _validation.check_state("y0", y0, "a finite floating-point tensor (*batch, d)")
@@ -124,10 +121,9 @@ def _check(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, teacher: TeacherOpti
         raise InputError(f"y0: got {_validation.describe(y0)}, expected at least one state.")
     if not _validation.check_float("t0", t0) < _validation.check_float("t1", t1):
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected t0 < t1.")
-    _validation.check_instance(
-        "teacher_options.solver", teacher.solver, StochasticSolver, "an SDE solver such as fs.SRID2()"
-    )
-    _validation.check_int("trajectories", teacher.trajectories, LEAST)
+    if not isinstance(made.solver, StochasticSolver):
+        raise InputError(f"teacher_options.solver: got {made.solver}, expected an SDE solver such as fs.SRID2().")
+    return made.solver, made.substeps, _validation.check_int("trajectories", made.trajectories, LEAST)
 
 
 @dataclass(frozen=True)
@@ -142,9 +138,6 @@ class _Paths:
         fields = [Increment(i.h, i.W[index], i.H if i.H is None else i.H[index]) for i in self.increments]
         return _Paths(self.times, self.states[:, index], fields)
 
-    def digest(self) -> str:
-        return digest({"times": self.times, "ends": self.states[-1, :64]})
-
     @torch.no_grad()
     def rmse(self, sde: SDE, solver: StochasticSolver) -> float:
         """Root mean square distance of a solver's final states, driven by the same noise."""
@@ -156,8 +149,7 @@ class _Paths:
         return float((y - self.states[-1]).square().mean().sqrt())
 
 
-@dataclass(frozen=True)
-class _Residual:
+class _Residual(NamedTuple):
     """(n, d) a student's distance to the teacher in one step, in units; and what it was computed from."""
 
     value: Tensor
@@ -171,25 +163,17 @@ class _Residual:
 class _Task:
     """Single steps from the states of the paths at all times, against the teacher's finer ones.
 
-    The residual of a step of length h is measured in units of h^(3/2), the size of what the five terms
-    cannot represent, and of the state's spread: as in weighted least squares, short steps then determine c_1,
-    where long ones would bias it by O(h). The unit also contains the rounding of a difference of states.
+    The residual of a step of length h is measured in units of h^(3/2), the size of what the five terms cannot
+    represent, and of the state's spread: as in weighted least squares, short steps then determine c_1, where long
+    ones would bias it by O(h). The unit also contains the rounding of a difference of states.
     """
 
     sde: SDE
     student: SigStep
     teacher: StochasticSolver
     paths: _Paths
-    held: _Paths
     coarse: float
     units: Tensor
-    described: dict[str, Any]
-
-    def metadata(self) -> dict[str, Any]:
-        return self.described
-
-    def held_out_loss(self) -> float:
-        return self.held.rmse(self.sde, self.student)
 
     def loss(self, batch: Minibatch) -> Tensor:
         place = int(torch.randint(len(self.paths.times), (1,), generator=batch.generator))
@@ -211,23 +195,12 @@ class _Task:
         return _Residual((target - step.y) / unit, t0, y, source.coarse[0], unit)
 
 
-def _network(paths: _Paths, seed: int) -> nn.Module:
-    """The default network, in units of the paths' states."""
-
-    def build() -> nn.Module:
-        network = Coefficients(paths.states.shape[-1], TERMS, scaled=True).to(paths.states)
-        network.rescale(paths.times, paths.states)
-        return network
-
-    return seeded(seed, build)
-
-
 @torch.no_grad()
 def _solve_last_layer(task: _Task, network: Coefficients, seed: int) -> None:
     """Add to the last layer the least-squares solution for the residuals of fresh steps of every size.
 
-    For each component the normal equations of its (width + 1) TERMS weights, in float64, over
-    ROUNDS * len(SOLVED) batches spread evenly over the paths' times. A function of (weights, seed).
+    For each component the normal equations of its (width + 1) TERMS weights, in float64, over ROUNDS * len(SOLVED)
+    batches spread evenly over the paths' times. A function of (weights, seed).
     """
     d, places = len(network.scale) - 1, len(task.paths.times)
     A: list[Any] = [0.0] * d
@@ -256,8 +229,7 @@ def _solve_last_layer(task: _Task, network: Coefficients, seed: int) -> None:
 def _paths(sde: SDE, teacher: StochasticSolver, start: Tensor, times: Tensor, substeps: int, seed: int) -> _Paths:
     """The teacher on a grid `substeps` times finer, with exact fine (W, H) joined to the coarse steps."""
     u = torch.arange(substeps, dtype=torch.float64) / substeps
-    fine = torch.lerp(times[:-1, None], times[1:, None], u).flatten()
-    fine = torch.cat([fine, times[-1:]])
+    fine = torch.cat([torch.lerp(times[:-1, None], times[1:, None], u).flatten(), times[-1:]])
     source = _Keeping(start, substeps, seed)
     with torch.no_grad():
         ys = solve(sde, teacher, start, fine, path=source, save="all").ys
@@ -276,8 +248,5 @@ class _Keeping(FreshIncrements):
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         self.coarse.clear()
         for k, increment in enumerate(super().increments(grid)):
-            if k % self.substeps:
-                self.coarse.append(self.coarse.pop().join(increment))
-            else:
-                self.coarse.append(increment)
+            self.coarse.append(self.coarse.pop().join(increment) if k % self.substeps else increment)
             yield increment

@@ -22,8 +22,8 @@ class Coefficients(nn.Module):
 
     Args:
         width: of the two hidden layers.
-        scaled: work in units of y and t set by `rescale`, which are saved with the weights. The last layer
-            then also gets y and t, because coefficients are often linear in y.
+        scaled: work in units of y and t set by `rescale`, which are saved with the weights. The last layer then also
+            gets y and t, because coefficients are often linear in y.
     """
 
     def __init__(self, d: int, terms: int, width: int = 64, scaled: bool = False) -> None:
@@ -39,19 +39,13 @@ class Coefficients(nn.Module):
         self.head: nn.Linear = _zero(nn.Linear(width + (d + 1) * scaled, d * terms))
 
     def rescale(self, times: Tensor, states: Tensor) -> None:
-        """Set the units: the mean and standard deviation of y and t.
-
-        Args:
-            times: (n,).
-            states: (n, batch, d) at these times.
-        """
+        """Set the units: the mean and standard deviation of y and t, from states (n, batch, d) at times (n,)."""
         for k, x in enumerate([*states.unbind(-1), times]):
             self.centre[k], self.scale[k] = x.mean(), spread(x)
 
     def features(self, t: Tensor, y: Tensor) -> Tensor:
         """(*batch, features): the input of the last layer."""
-        inputs = torch.cat([y, t.expand(*y.shape[:-1], 1)], -1)
-        inputs = (inputs - self.centre) / self.scale
+        inputs = (torch.cat([y, t.expand(*y.shape[:-1], 1)], -1) - self.centre) / self.scale
         inner: Tensor = self.body(inputs)
         return torch.cat([inner, inputs], -1) if self.config["scaled"] else inner
 
@@ -69,9 +63,9 @@ def spread(x: Tensor) -> float:
 class DenoisingMLP(nn.Module):
     """A denoiser `(x, sigma) -> x0` for small events, or `(x, sigma, sigma_next, xi) -> x0` of a student.
 
-    A residual MLP on the flattened event with EDM's preconditioning, modulated by the noise level. With
-    `letters > 0` it also takes the end of a step and its normalised partial signature xi (batch, letters,
-    *event). The weights of these inputs start at zero, so a widened denoiser starts equal to the original.
+    A residual MLP on the flattened event with EDM's preconditioning, modulated by the noise level. With `letters > 0`
+    it also takes the end of a step and its normalised partial signature xi (batch, letters, *event). The weights of
+    these inputs start at zero, so a widened denoiser starts equal to the original.
 
     Args:
         event: shape of a sample.
@@ -93,9 +87,7 @@ class DenoisingMLP(nn.Module):
             "event": list(event), "width": width, "depth": depth, "letters": letters, "data_std": data_std,
             "dropout": dropout, "skip": skip, "head": head,
         }  # fmt: skip
-        self.data_std = data_std
-        self.letters = letters
-        self.skip = skip
+        self.data_std, self.letters, self.skip = data_std, letters, skip
         self.frequencies: Tensor
         size = math.prod(event)
         self.enter: nn.Linear = nn.Linear(size, width)
@@ -145,9 +137,9 @@ class DenoisingMLP(nn.Module):
 def graded(terms: Tensor, xi: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     r"""$b\,c_0 + s \sum_j c_j\,\xi_{j-1}$: coefficients on a step's signature, scaled by the step.
 
-    b = 1 - (sigma_next/sigma)^2 is the weight of x0 in the step, s = sigma_next sqrt(b) the standard
-    deviation of its noise. The terms vanish with the step as the drift's iterated integrals do, so the
-    parent's order holds for any coefficients; to first order c_1 and c_2 are D's derivative along W/2 + H.
+    b = 1 - (sigma_next/sigma)^2 is the weight of x0 in the step, s = sigma_next sqrt(b) the standard deviation of its
+    noise. The terms vanish with the step as the drift's iterated integrals do, so the parent's order holds for any
+    coefficients; to first order c_1 and c_2 are D's derivative along W/2 + H.
 
     Args:
         terms: (batch, 1 + letters, *event), c.

@@ -1,8 +1,8 @@
 """Signature-driven steps: a parent's step corrected by a network that reads the partial signature.
 
-For SDEs (`SigStep`) the correction is a sum of iterated integrals with learned coefficients; for diffusion
-models (`SigSampler`) the network replaces the denoiser and also receives the normalised partial signature
-xi of its interval. Both are initialised to reproduce the parent exactly (arXiv 2508.16939).
+For SDEs (`SigStep`) the correction is a sum of iterated integrals with learned coefficients; for diffusion models
+(`SigSampler`) the network replaces the denoiser and also receives the normalised partial signature xi of its
+interval. Both are initialised to reproduce the parent exactly (arXiv 2508.16939).
 """
 
 from __future__ import annotations
@@ -37,16 +37,14 @@ class SigStep(StochasticSolver):
     $y' = \text{parent} + c_1 I_{(1,1)} + c_2 I_{(1,0)} + c_3 I_{(0,1)} + c_4 I_{(0,0)} + c_5 I_{(1,1,1)}$
     with $c = \text{network}(t, y)$.
 
-    Each term carries its own power of h, so the parent's strong order holds for any coefficients; this is
-    the order on the card, a lower bound. With c_1 = g'g the order is 1.0, and with all five coefficients of
-    the Itô-Taylor expansion it is 1.5 (Kloeden & Platen 1992, Eq. 10.4.1); an error of c_1 leaves one of
-    its size times h^(1/2). Fitted by `distill_sigdeg_step`, the measured slopes are near 1.5 down to step
-    sizes at which this error dominates. Per step: one drift, one diffusion and one network evaluation, and
-    no derivative of g.
+    Each term carries its own power of h, so the parent's strong order holds for any coefficients; this is the order
+    on the card, a lower bound. With c_1 = g'g the order is 1.0, and with all five coefficients of the Itô-Taylor
+    expansion it is 1.5 (Kloeden & Platen 1992, Eq. 10.4.1); an error of c_1 leaves one of its size times h^(1/2).
+    Fitted by `distill_sigdeg_step`, the measured slopes are near 1.5 down to step sizes at which this error
+    dominates. Per step: one drift, one diffusion and one network evaluation, and no derivative of g.
 
     Args:
-        network: `(t, y) -> (*y.shape, 5)`; a `Coefficients` is initialised to zero. A solve moves it to the
-            state's device.
+        network: `(t, y) -> (*y.shape, 5)`; a solve moves it to the state's device.
         parent: the step that is corrected; by default `EulerMaruyama()`.
     """
 
@@ -105,9 +103,8 @@ class SigSampler(NetworkStudent):
 
     Args:
         plan: the parent's plan on the coarse grid, such as `EulerMaruyama().plan(sigmas)`.
-        network: `(x, sigma, sigma_next, xi) -> x0`; xi is (batch, letters, *event), xi_0 = W/sqrt(h),
-            xi_1 = sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2. A network whose attribute
-            `labelled` is True also gets `labels=`.
+        network: `(x, sigma, sigma_next, xi) -> x0`; xi is (batch, letters, *event), xi_0 = W/sqrt(h), xi_1 =
+            sqrt(12/h) H, ... of the row's interval of tau = 1/sigma^2. It also gets `labels=` if `labelled` is True.
         levy: the coordinates it gets: "W", "H" (W and H) or "K".
         residual: add the network's value to the problem's denoiser instead of replacing it.
     """
@@ -118,23 +115,18 @@ class SigSampler(NetworkStudent):
         on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # False for nan
         if not on_path or plan.prediction != "data":
             raise InputError(
-                f"plan: got {plan.name!r}, which does not open a path interval in each row or is not in data "
-                "prediction; expected that of EulerMaruyama() or SEA() on a grid that ends above 0."
+                f"plan: got {plan.name!r}, expected that of EulerMaruyama() or SEA() on a grid that ends above 0, in "
+                "data prediction and with a path interval in each row."
             )
         self.levy = _validation.check_choice("levy", levy, LEVY_ORDER)
         # columns for letters that the network receives and the parent does not use
         pad = (0, max(LEVY_ORDER[levy] - plan.stage_noise.shape[-1], 0))
-        self.plan = replace(
-            plan, name=f"SigSampler({plan.name})",
-            stage_noise=nn.functional.pad(plan.stage_noise, pad),
-            update_noise=nn.functional.pad(plan.update_noise, pad),
-        )  # fmt: skip
-        self.network = network
-        self.residual = residual
+        stage, update = (nn.functional.pad(c, pad) for c in (plan.stage_noise, plan.update_noise))
+        self.plan = replace(plan, name=f"SigSampler({plan.name})", stage_noise=stage, update_noise=update)
+        self.network, self.residual = network, residual
 
     def __repr__(self) -> str:
-        network = f"{type(self.network).__name__} with levy={self.levy!r}"
-        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {network}>"
+        return f"<{self.plan.name}: {self.plan.nfe} evaluations, {type(self.network).__name__} with levy={self.levy!r}>"
 
     def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate:
         """The network as the executor calls it, for samples like these (batch, *event)."""

@@ -17,10 +17,9 @@ from .networks import HEADS, graded
 class SigUNet(UNetDenoiser):
     """`(x, sigma, sigma_next, xi) -> x0` from an unconditional or class-conditional `UNet2DModel`.
 
-    The first convolution has more input channels: the step's length and, for the head "direct", the
-    signature. The last one has more output channels, which are added to x0 in units of x0: at large sigma
-    the error of the U-Net's own output is sigma times that of the noise it predicts. Both start at zero, so
-    the student is initialised to reproduce its teacher.
+    The first convolution has more input channels: the step's length and, for the head "direct", the signature. The
+    last one has more output channels, which are added to x0 in units of x0: at large sigma the error of the U-Net's
+    own output is sigma times that of the noise it predicts. Both start at zero, so the student starts as its teacher.
 
     Create one with `SigUNet.of(unet, schedule)`; the constructor is for files.
 
@@ -32,9 +31,8 @@ class SigUNet(UNetDenoiser):
     """
 
     def __init__(
-        self, unet: Mapping[str, Any], labels: int, letters: int = 2, prediction: str = "epsilon",
-        head: str = "direct",
-    ) -> None:  # fmt: skip
+        self, unet: Mapping[str, Any], labels: int, letters: int = 2, prediction: str = "epsilon", head: str = "direct"
+    ) -> None:
         super().__init__(unet, labels, prediction)
         self.head = _validation.check_choice("head", head, HEADS)
         self.letters = letters
@@ -42,17 +40,13 @@ class SigUNet(UNetDenoiser):
 
     @classmethod
     def of(  # type: ignore[override]
-        cls, unet: Any, schedule: DiscreteVP, letters: int = 2, *, prediction: str = "epsilon",
-        head: str = "direct",
-    ) -> SigUNet:  # fmt: skip
-        """Widen a trained U-Net, which is left unchanged.
+        cls, unet: Any, schedule: DiscreteVP, letters: int = 2, *, prediction: str = "epsilon", head: str = "direct"
+    ) -> SigUNet:
+        """Widen a trained U-Net, which is left unchanged; InputError for another kind of network or schedule.
 
         Args:
             unet: a `UNet2DModel` called with x_t and the schedule's labels.
             schedule: the table it was trained on.
-
-        Raises:
-            InputError: another kind of network or schedule.
         """
         config = configuration(unet, schedule)
         channels, direct = config["in_channels"], head == "direct"
