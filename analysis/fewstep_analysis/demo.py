@@ -16,6 +16,7 @@ from . import datasets, problems, teachers
 from .convergence import strong_orders
 from .figures import image_rows, order_figure
 from .records import Record, provenance
+from .work import median_seconds
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
 QUICK_SHARE = 10  # divides the training of a quick demo
@@ -85,10 +86,16 @@ def _compare(
         with torch.no_grad():
             images = fs.sample(problem, solver, noise=noise, path=path).cpu()
         plan = getattr(solver, "plan", solver)
+
+        def once(k: int, solver: Any = solver, levy: str = plan.levy) -> None:  # on fresh noise, as in practice
+            fresh = fs.FreshIncrements((SAMPLES, 1, 8, 8), levy=levy, seed=k, device=device)
+            with torch.no_grad():
+                fs.sample(problem, solver, shape=(SAMPLES, 1, 8, 8), seed=k, path=fresh, device=device).cpu()
+
         rows.append({
             "sampler": name, "images": images[:SHOWN], "evaluations": plan.nfe,
             "sliced_w2": _distance(images, held_out),
-            "seconds": _seconds(problem, solver, device),
+            "seconds": median_seconds(once, 1 if plan.nfe > 100 else 5),
         })  # fmt: skip
     floor = _distance(real[: len(real) // 500 * 500], held_out)
     rows.append({"sampler": "real digits (training set)", "images": real[:SHOWN], "evaluations": 0,
@@ -100,19 +107,6 @@ def _distance(images: Tensor, held_out: Tensor) -> float:
     """Mean sliced W2 of batches of 500 to the 500 held-out digits: it depends on the sample size."""
     parts = torch.split(images, len(held_out))
     return sum(sliced_w2(part, held_out) for part in parts) / len(parts)
-
-
-def _seconds(problem: fs.DiffusionModel, solver: Any, device: torch.device) -> float:
-    """Median time of five samplings on fresh noise, as in practice; of one sampling with 300 steps."""
-    plan = getattr(solver, "plan", solver)
-    times = []
-    for k in range(1 if plan.nfe > 100 else 5):
-        fresh = fs.FreshIncrements((SAMPLES, 1, 8, 8), levy=plan.levy, seed=k, device=device)
-        start = time.perf_counter()
-        with torch.no_grad():
-            fs.sample(problem, solver, shape=(SAMPLES, 1, 8, 8), seed=k, path=fresh, device=device).cpu()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
 
 
 def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dict[str, Any]]:

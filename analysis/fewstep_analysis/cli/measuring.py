@@ -7,15 +7,7 @@ import typer
 
 from . import common
 from .common import Device, Figure, Json, Seed, name_option
-from .completion import (
-    DTYPES,
-    REFERENCES,
-    TESTS,
-    complete_solver,
-    diffusion_problems,
-    sde_problems,
-    sde_solvers,
-)
+from .completion import DTYPES, REFERENCES, TESTS, complete_solver, diffusion_problems, sde_problems, sde_solvers
 
 
 def solvers(
@@ -35,7 +27,6 @@ def solvers(
     from .. import solver_table
 
     if measure:
-        common.check_device(device)
         with common.working([common.output_file(solver_table.MEASURED)]):
             solver_table.remeasure(device, seed)
     columns, rows = solver_table.COLUMNS, solver_table.rows()
@@ -89,16 +80,18 @@ def convergence(
             "levels": range(levels[0], levels[1] + 1), "paths": paths, "block": block or None, "seed": seed,
             "dtype": getattr(torch, _validation.check_choice("dtype", dtype, DTYPES)),
         }  # fmt: skip
-        with processes(common.check_device(device)) as mine:
+        with processes(str(_validation.check_device(device))) as mine:
             options["device"] = mine
-            if weak:
-                found = weak_orders(chosen, sde, weak, **options)
-            else:
-                found = strong_orders(chosen, sde, **options)
+            found = weak_orders(chosen, sde, weak, **options) if weak else strong_orders(chosen, sde, **options)
             record = _save_orders(found, out, seed) if common.is_first() else {}
-    lines = [line for e in found for line in _order_lines(e)]
-    files = f"wrote {out} and {out.with_suffix('.json')}"
-    common.tell(as_json, record | {"wrote": wrote()}, [*lines, files])
+    lines = []
+    for e in found:
+        local = " ".join(f"{v:.2f}" for v in e.local)
+        lines += [
+            f"{e.solver}: order {e.order:.2f} [{e.low:.2f}, {e.high:.2f}], local slopes {local}",
+            f"  {e.verdict}",
+        ]
+    common.tell(as_json, record | {"wrote": wrote()}, [*lines, f"wrote {out} and {out.with_suffix('.json')}"])
 
 
 def _solvers(names: list[str]) -> list[Any]:
@@ -120,15 +113,8 @@ def _save_orders(found: list[Any], out: Path, seed: int) -> dict[str, Any]:
     return record.body()
 
 
-def _order_lines(e: Any) -> list[str]:
-    local = " ".join(f"{v:.2f}" for v in e.local)
-    head = f"{e.solver}: order {e.order:.2f} [{e.low:.2f}, {e.high:.2f}], local slopes {local}"
-    return [head, f"  {e.verdict}"]
-
-
 AnyProblem = Annotated[
-    str,
-    name_option("An SDE or a diffusion problem; a wrong name lists them.", sde_problems, diffusion_problems),
+    str, name_option("An SDE or a diffusion problem; a wrong name lists them.", sde_problems, diffusion_problems)
 ]
 Solvers = Annotated[
     list[str] | None,
@@ -169,7 +155,7 @@ def work_precision(
             record = work.sde_work_precision(
                 by_name(problem), _solvers(solver) if solver else None,
                 levels=range(levels[0], levels[1] + 1), paths=paths, torchsde=peers,
-                device=common.check_device(device), seed=seed,
+                device=device, seed=seed,
             )  # fmt: skip
             work.work_figure(record, out)
             columns, rows = work.summary(record)
