@@ -87,10 +87,11 @@ def _compare(
             images = fs.sample(problem, solver, noise=noise, path=path).cpu()
         plan = getattr(solver, "plan", solver)
 
-        def once(k: int, solver: Any = solver, levy: str = plan.levy) -> None:  # on fresh noise, as in practice
-            fresh = fs.FreshIncrements((SAMPLES, 1, 8, 8), levy=levy, seed=k, device=device)
+        def once(solver: Any = solver, levy: str = plan.levy) -> None:
+            shape = (SAMPLES, 1, 8, 8)
+            fresh = fs.FreshIncrements(shape, levy=levy, seed=seed, device=device)  # as in practice
             with torch.no_grad():
-                fs.sample(problem, solver, shape=(SAMPLES, 1, 8, 8), seed=k, path=fresh, device=device).cpu()
+                fs.sample(problem, solver, shape=shape, seed=seed, path=fresh, device=device).cpu()
 
         rows.append({
             "sampler": name, "images": images[:SHOWN], "evaluations": plan.nfe,

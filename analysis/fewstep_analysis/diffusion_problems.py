@@ -1,4 +1,4 @@
-"""Diffusion problems whose denoiser, score and data are known in closed form."""
+"""Diffusion problems whose denoiser and data are known in closed form."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from fewstep import EDM, ODE, RK4, DiffusionModel, DiscreteVP, Schedule, _valida
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture of isotropic Gaussians, whose denoiser, score and samples are exact.
+    """A mixture of isotropic Gaussians, whose denoiser and samples are exact.
 
     Attributes:
         means: (K, d) float64.
@@ -34,10 +34,6 @@ class Mixture:
         share = torch.softmax(logits, 1)
         pull = stds.square() / variance
         return (share * pull).sum(1, keepdim=True) * x + (share * (1 - pull)) @ means
-
-    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The gradient of log p of x0 + sigma n at x: (D - x) / sigma^2."""
-        return (self.denoiser(x, sigma) - x) / sigma.to(x).reshape(-1, 1).square()
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """(n, d) float64 samples of the data."""

@@ -87,15 +87,12 @@ class Stored:
         first = increments[0]
         self.pieces = increments
         self.t0 = t0
+        self.t1: float = t0 + len(increments) * float(first.h)
         self.levy: str = first.levy
         self.area: bool = first.A is not None
         self.shape: tuple[int, ...] = tuple(first.W.shape)
         self.dtype: torch.dtype = first.W.dtype
         self.device: torch.device = first.W.device
-
-    @property
-    def t1(self) -> float:
-        return self.t0 + len(self.pieces) * float(self.pieces[0].h)
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         assert len(grid) - 1 == len(self.pieces)
@@ -113,8 +110,11 @@ class Stored:
 
     def mirrored(self) -> Stored:
         """The antithetic paths -W. Areas between channels are even in W and stay."""
-        pieces = (Increment(i.h, -i.W, *(v if v is None else -v for v in (i.H, i.K)), i.A) for i in self.pieces)
-        return Stored(list(pieces), self.t0)
+
+        def minus(x: Tensor | None) -> Tensor | None:
+            return None if x is None else -x
+
+        return Stored([Increment(i.h, -i.W, minus(i.H), minus(i.K), i.A) for i in self.pieces], self.t0)
 
 
 def grid_of(ends: tuple[float, float], level: int) -> Tensor:

@@ -149,7 +149,7 @@ def noncommutative_pair() -> TestProblem:
     def diffusion(t: Tensor, y: Tensor) -> Tensor:
         a, b = y.unbind(-1)
         entries = [0.8 + 0 * a, 0.6 * torch.sin(b), 0.5 * torch.cos(a), 0.7 + 0 * a]
-        return torch.stack(entries, -1).unflatten(-1, (2, 2))
+        return torch.stack(entries, -1).reshape(*y.shape, 2)
 
     sde = SDE(lambda t, y: -torch.sin(y), diffusion, noise_type="general")
     return TestProblem("noncommutative_pair", sde, _state(0.4, 0.9))

@@ -1,6 +1,7 @@
 """Work-precision of diffusion samplers: RMSE to the exact ODE's solution against network evaluations."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,18 +152,20 @@ def _diffusers_series(
         return []
     table = 1 / (1 + torch.exp(2 * problem.schedule.log_sigmas))
     betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
-    karras, lu = dict(use_karras_sigmas=True), dict(use_lu_lambdas=True)
-    trailing = dict(timestep_spacing="trailing")
-    made: list[tuple[str, str, Any]] = [
-        ("DDIM", "trailing", partial(df.DDIMScheduler, trained_betas=betas, clip_sample=False, **trailing)),
-        *[(f"{name} {p}{'M' * (name == 'DPM++')}", s, partial(kind, trained_betas=betas, solver_order=p, **o))
-          for name, kind, grids in (
-              ("DPM++", df.DPMSolverMultistepScheduler, {"logsnr": lu, "karras": karras, "trailing": trailing}),
-              ("DEIS", df.DEISMultistepScheduler, {"karras": karras}),
-              ("UniPC", df.UniPCMultistepScheduler, {"karras": karras}),
-          )
-          for p in (2, 3) for s, o in grids.items()],
-    ]  # fmt: skip
+    options: dict[str, dict[str, Any]] = {
+        "logsnr": {"use_lu_lambdas": True}, "karras": {"use_karras_sigmas": True},
+        "trailing": {"timestep_spacing": "trailing"},
+    }  # fmt: skip
+    ddim = partial(df.DDIMScheduler, trained_betas=betas, clip_sample=False, **options["trailing"])
+    made: list[tuple[str, str, Callable[[], Any]]] = [("DDIM", "trailing", ddim)]
+    for name, kind, spacings in (
+        ("DPM++ {}M", df.DPMSolverMultistepScheduler, [*options]),
+        ("DEIS {}", df.DEISMultistepScheduler, ["karras"]),
+        ("UniPC {}", df.UniPCMultistepScheduler, ["karras"]),
+    ):
+        for order, spacing in itertools.product((2, 3), spacings):
+            make = partial(kind, trained_betas=betas, solver_order=order, **options[spacing])
+            made.append((name.format(order), spacing, make))
     out = []
     for name, spacing, make in made:
         points = []

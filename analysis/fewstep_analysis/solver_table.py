@@ -36,8 +36,8 @@ def cases() -> Iterator[tuple[TestProblem, list[StochasticSolver]]]:
                 yield judge(noise, calculus), able(noise, calculus)
 
 
-def measure_orders(paths: int = 8192, seed: int = 0, device: str = "cpu") -> Record:
-    """The strong order of every SDE solver on every noise type and calculus that its card lists.
+def remeasure(device: str = "cpu", seed: int = 0, paths: int = 8192) -> None:
+    """Measure every SDE solver on every noise type and calculus of its card, and replace the shipped record.
 
     The record holds the mean of the two finest local slopes, which judges the card, and the interval of the fit.
     """
@@ -50,7 +50,9 @@ def measure_orders(paths: int = 8192, seed: int = 0, device: str = "cpu") -> Rec
     known = fewstep.solvers().items()
     exact = {name: round(deterministic_order(s), 3) for name, s in known if isinstance(s, StochasticSolver)}
     data = {"paths": paths, "levels": [4, 8], "strong": found, "deterministic": exact}
-    return Record("card-orders", data, seed)
+    if is_first():
+        Record("card-orders", data, seed).save(MEASURED)
+        _measured.cache_clear()
 
 
 def deterministic_order(solver: StochasticSolver, levels: tuple[int, int] = (6, 7)) -> float:
@@ -64,14 +66,6 @@ def deterministic_order(solver: StochasticSolver, levels: tuple[int, int] = (6, 
     truth = end(fewstep.RK4(), 12)
     coarse, fine = ((end(solver, n) - truth).norm() for n in levels)
     return float(torch.log2(coarse / fine))
-
-
-def remeasure(device: str = "cpu", seed: int = 0) -> None:
-    """Measure every card again and replace the shipped record."""
-    record = measure_orders(seed=seed, device=device)
-    if is_first():
-        record.save(MEASURED)
-        _measured.cache_clear()
 
 
 @cache

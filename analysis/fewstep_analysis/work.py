@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +27,6 @@ from .monte_carlo import Experiment, Stored, TorchsdeSDE, grid_of, own_noise
 from .problems import PROBLEMS, TestProblem, by_name
 from .records import Record, provenance
 from .solver_table import able
-
-if TYPE_CHECKING:
-    from .diffusion_problems import DiffusionProblem
 
 FINER = 4  # the reference is 2^4 times finer than the finest measured refinement
 # torchsde's methods that accept any Brownian motion, by noise type, with their drift evaluations per step
@@ -59,22 +57,12 @@ class Series(NamedTuple):
 Peers = Callable[[Experiment, TestProblem], list[Series]]
 
 
-@overload
-def work_precision(
-    problem: TestProblem | str, solvers: Sequence[StochasticSolver] | None = ..., *,
-    levels: Iterable[int] = ..., paths: int = ..., torchsde: bool = ..., peers: Peers | None = ...,
-    device: str = ..., seed: int = ..., repeats: int = ...,
-) -> Record: ...  # fmt: skip
-@overload
-def work_precision(
-    problem: DiffusionProblem | str, nfe: Sequence[int] = ..., *, solvers: Iterable[str] | None = ...,
-    spacings: Sequence[str] = ..., samples: int = ..., seed: int = ..., diffusers: bool = ...,
-) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
     """Error against work: `sde_work_precision` of SDE solvers or `sampler_work.work_precision` of samplers.
 
     Args:
         problem: a problem of `problems` or `diffusion_problems`, or its name.
+        args, options: the further arguments of that function.
     """
     if isinstance(problem, str) and is_sde(problem):
         problem = by_name(problem)
@@ -126,7 +114,7 @@ def sde_work_precision(
     for solver in solvers:
         _validation.check_instance("solvers", solver, StochasticSolver, "objects such as EulerMaruyama()")
         check_solves(problem.sde, solver)
-    truth = "exact" if problem.exact is not None else _best(problem)
+    truth = "exact" if problem.exact is not None else _best(noise, calculus)
     # one stored set of paths serves all: with H for torchsde's srk, with A where the reference needs it
     everyone = [*solvers, fs.SRID2() if noise != "general" else fs.GeneralMilstein()]
     finest = levels[-1] + (FINER if truth != "exact" else 0)
@@ -139,24 +127,19 @@ def sde_work_precision(
         series = [_own(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
         series += peers(e, problem) if peers else []
         errors = _errors(e, series)
-        seconds = [
-            [median_seconds(lambda _, run=one.run, n=n: run(n), repeats) for n in levels]  # type: ignore[misc]
-            for one in progress(series, "solver")
-        ]
+        seconds = [[median_seconds(partial(s.run, n), repeats) for n in levels] for s in progress(series, "solver")]
     data = {
         "problem": problem.name, "levels": levels, "paths": paths, "t1": problem.t1,
         "truth": truth if isinstance(truth, str) else type(truth).__name__,
         "series": [
-            {"name": one.name, "package": one.package, "evaluations": one.evaluations, "error": error,
-             "seconds": took}
-            for one, error, took in zip(series, errors, seconds, strict=True)
+            {"name": s.name, "package": s.package, "evaluations": s.evaluations, "error": error, "seconds": took}
+            for s, error, took in zip(series, errors, seconds, strict=True)
         ],
     }  # fmt: skip
     return Record("sde-work-precision", data, seed, provenance(device))
 
 
-def _best(problem: TestProblem) -> StochasticSolver:
-    noise, calculus = problem.sde.noise_type, problem.sde.sde_type
+def _best(noise: str, calculus: str) -> StochasticSolver:
     if noise == "general":
         return fs.GeneralMilstein()
     if calculus == "stratonovich":
@@ -198,8 +181,7 @@ def _own(e: Experiment, solver: StochasticSolver) -> Series:
     def end(noise: Stored, level: int) -> Tensor:
         return solve(e.sde, solver, start, grid_of(e.ends, level), path=noise).y
 
-    evaluations = [solver.card.evaluations * 2**n for n in e.levels]
-    return Series(type(solver).__name__, "fewstep", evaluations, run, end)
+    return Series(type(solver).__name__, "fewstep", [solver.card.evaluations * 2**n for n in e.levels], run, end)
 
 
 def _theirs(e: Experiment, method: str, evaluations: int) -> Series:
@@ -224,12 +206,12 @@ def _theirs(e: Experiment, method: str, evaluations: int) -> Series:
     return Series(method, "torchsde", [evaluations * 2**n for n in e.levels], run, end)
 
 
-def median_seconds(run: Callable[[int], Any], repeats: int) -> float:
-    """The median time of `run(0)`, `run(1)`, ..."""
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The median time of a call."""
     times = []
-    for k in range(repeats):
+    for _ in range(repeats):
         begun = time.perf_counter()
-        run(k)
+        run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)

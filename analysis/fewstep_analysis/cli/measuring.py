@@ -36,6 +36,7 @@ def solvers(
 Solver = Annotated[list[str], name_option("A solver; may be repeated.", sde_solvers)]
 Problem = Annotated[str, name_option("An SDE; a wrong name lists them.", sde_problems)]
 Reference = Annotated[str, name_option("The reference: torchsde, exact, levels, or a solver.", REFERENCES, sde_solvers)]
+Levels = Annotated[tuple[int, int], typer.Option(metavar="N N", help="SDEs: coarsest and finest n; 2^n steps.")]
 Weak = Annotated[
     str,
     name_option("Weak order for: mean, square, fourth, cosine. Default: the strong order.", TESTS, show_default=False),
@@ -46,7 +47,7 @@ def convergence(
     solver: Solver,
     problem: Problem = "geometric_brownian_motion",
     reference: Reference = "torchsde",
-    levels: Annotated[tuple[int, int], typer.Option(help="Coarsest and finest n; 2^n steps.", metavar="N N")] = (4, 9),
+    levels: Levels = (4, 9),
     paths: Annotated[int, typer.Option(metavar="N", help="Number of Brownian paths.")] = 4096,
     weak: Weak = "",
     dtype: Annotated[str, name_option("float64 or float32.", DTYPES)] = "float64",
@@ -84,13 +85,11 @@ def convergence(
             options["device"] = mine
             found = weak_orders(chosen, sde, weak, **options) if weak else strong_orders(chosen, sde, **options)
             record = _save_orders(found, out, seed) if common.is_first() else {}
-    lines = []
-    for e in found:
-        local = " ".join(f"{v:.2f}" for v in e.local)
-        lines += [
-            f"{e.solver}: order {e.order:.2f} [{e.low:.2f}, {e.high:.2f}], local slopes {local}",
-            f"  {e.verdict}",
-        ]
+    lines = [
+        f"{e.solver}: order {e.order:.2f} [{e.low:.2f}, {e.high:.2f}], local slopes "
+        f"{' '.join(f'{v:.2f}' for v in e.local)}\n  {e.verdict}"
+        for e in found
+    ]
     common.tell(as_json, record | {"wrote": wrote()}, [*lines, f"wrote {out} and {out.with_suffix('.json')}"])
 
 
@@ -129,10 +128,7 @@ Evaluations = Annotated[
 def work_precision(
     problem: AnyProblem = "sine",
     solver: Solvers = None,
-    levels: Annotated[tuple[int, int], typer.Option(help="SDEs: coarsest and finest n; 2^n steps.", metavar="N N")] = (
-        3,
-        8,
-    ),
+    levels: Levels = (3, 8),
     nfe: Evaluations = None,
     paths: Annotated[int, typer.Option(metavar="N", min=2, help="Number of Brownian paths or samples.")] = 2048,
     peers: Annotated[bool, typer.Option(help="Also measure torchsde's or diffusers' solvers.")] = True,
