@@ -81,7 +81,7 @@ class Experiment:
 
 
 class Stored:
-    """A path whose increments over equidistant steps are in memory; coarser ones by joining neighbours."""
+    """A path whose increments over equidistant steps are in memory; coarser ones by joining pairs."""
 
     def __init__(self, increments: list[Increment], t0: float = 0.0) -> None:
         first = increments[0]

@@ -18,7 +18,7 @@ flatten (error of the reference). Therefore
 Limits. The interval does not cover a bend that is hidden by sampling error; `bent`, the interval of the second fit,
 does, and the verdict uses both before it contradicts a declared order. Neither sees a bend that is slower than
 sqrt(h) or that begins below the finest refinement. The interval is Gaussian: where a few paths carry the mean square
-(`paths_that_count` is small) it is too narrow, and the verdict says so. Differences of consecutive refinements show
+(`paths_that_count` is small) it is too narrow, and the verdict states it. Differences of consecutive refinements show
 the rate at which a solver converges, not its limit; a reference solver shows both.
 """
 
