@@ -164,8 +164,8 @@ def _diffusers_series(
         ("UniPC {}", df.UniPCMultistepScheduler, ["karras"]),
     ):
         for order, spacing in itertools.product((2, 3), spacings):
-            make = partial(kind, trained_betas=betas, solver_order=order, **options[spacing])
-            made.append((name.format(order), spacing, make))
+            scheduler = partial(kind, trained_betas=betas, solver_order=order, **options[spacing])
+            made.append((name.format(order), spacing, scheduler))
     out = []
     for name, spacing, make in made:
         points = []
