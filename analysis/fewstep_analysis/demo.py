@@ -19,7 +19,7 @@ from .records import Record, provenance
 from .work import median_seconds
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
-QUICK_SHARE = 10  # divides the training of a quick demo
+QUICK_SHARE, LEVELS = 10, range(3, 9)  # the divisor of a quick demo's training; refinements of the orders
 Row = dict[str, Any]
 
 
@@ -119,7 +119,7 @@ def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dic
         training=fs.TrainingOptions(iterations=600 // share), seed=seed, progress=True,
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]
-    estimates = strong_orders(solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed, device=str(device))
+    estimates = strong_orders(solvers, problem, levels=LEVELS, paths=2000 // share, seed=seed, device=str(device))
     records = [e.record() for e in estimates]
     order_figure(records, path)
     return [r.data for r in records]

@@ -386,7 +386,7 @@ def test_demo_student_is_near_its_teacher(tmp_path, cli):
 
 
 def test_quick_demo_writes_its_files(tmp_path, cli, monkeypatch):
-    for name, value in {"TEACHER_STEPS": 20, "SAMPLES": 500, "QUICK_SHARE": 100}.items():
+    for name, value in {"TEACHER_STEPS": 20, "SAMPLES": 500, "QUICK_SHARE": 100, "LEVELS": range(2, 5)}.items():
         monkeypatch.setattr(f"fewstep_analysis.demo.{name}", value)
     code, out, err = cli("demo --quick --out d")
     assert code == 0, err
