@@ -21,7 +21,7 @@ from fewstep_analysis.monte_carlo import Stored
 from fewstep_analysis.order_regression import fit, strong_logs, verdict, weak_logs
 
 EQUATIONS = {(p.sde.noise_type, p.sde.sde_type): (p, able) for p, able in solver_table.cases()}
-LEVELS, PATHS = range(3, 8), 2000
+LEVELS, PATHS = range(4, 9), 3000
 
 
 def finest(estimate):
@@ -121,7 +121,7 @@ def test_closed_forms_cannot_detect_a_wrong_area():
 
 def test_orders_against_torchsde_paths():
     """Finest local slopes 0.5 and 1.0, within 0.1, on torchsde's path."""
-    estimates = strong_orders([fs.EulerMaruyama(), fs.Milstein()], problems.sine(), levels=range(4, 7), paths=2000)
+    estimates = strong_orders([fs.EulerMaruyama(), fs.Milstein()], problems.sine(), levels=range(4, 9), paths=2000)
     for estimate, order in zip(estimates, (0.5, 1.0), strict=True):
         assert estimate.reference == "torchsde"
         assert abs(finest(estimate) - order) < 0.1, estimate.local
