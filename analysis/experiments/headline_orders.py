@@ -72,7 +72,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
     curves = records[NAME].data["estimates"]
     figure, axes = canvas(10.5, 4.0, ncols=3)
     for panel, (noise, title) in zip(axes, PANELS, strict=True):
-        draw_orders(panel, [c for c in curves if c["noise_type"] == noise], beside=False)
+        draw_orders(panel, [c for c in curves if c["noise_type"] == noise], labels_inside=True)
         panel.set_title(title, fontsize=8.5)
     axes[0].set_ylabel(f"RMSE at t = 1 over {curves[0]['paths']:,} paths")
     figure.suptitle("Strong orders, measured (slope [95 % interval])", fontsize=10)

@@ -194,7 +194,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
     for panel, row in zip(axes.flat, rows, strict=False):
         euler, milstein, step = row["estimates"]
         # the triangle shows the order of the expansion that it is fitted to; its card promises its parent's
-        draw_orders(panel, [euler, milstein, step | {"declared": 1.5}], beside=False)
+        draw_orders(panel, [euler, milstein, step | {"declared": 1.5}], labels_inside=True)
         panel.set_title(f"{row['problem'].replace('_', ' ')}\n{row['title']}", fontsize=8.5)
     for line in axes:
         line[0].set_ylabel(f"RMSE at t = 1 over {rows[0]['estimates'][0]['paths']:,} paths")

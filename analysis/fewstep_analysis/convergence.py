@@ -16,8 +16,8 @@ from fewstep import SDE, InputError, StochasticSolver, _validation
 from fewstep.brownian.increment import check_dtype
 from fewstep.solve import check_solves
 
-from .monte_carlo import TORCHSDE_METHODS, Experiment, Reduce, sweep
-from .order_regression import fit, strong_logs, verdict, weak_logs
+from .monte_carlo import TORCHSDE_METHODS, Experiment, sweep
+from .order_regression import Logs, fit, strong_logs, verdict, weak_logs
 from .problems import TestProblem
 from .records import Record, provenance
 
@@ -44,15 +44,15 @@ class OrderEstimate:
         kind: "strong", or "weak" with `test` naming the test function.
         solver, problem, reference: what was measured, against which reference.
         levels: the refinements; refinement n takes 2^n steps.
-        error, error_low, error_high: the error to which the order is fitted, with 95 % intervals, coarse to
-            fine: the RMSE over paths at the end (strong), or the difference of expectations (weak).
+        error, error_low, error_high: the error to which the order is fitted, with 95 % intervals, coarse to fine:
+            the RMSE over paths at the end (strong), or the difference of expectations (weak).
         rmse, mean, median: statistics over paths of the error at the end.
         order: slope of log2 error against -level over the levels in `used`.
         low, high: 95 % interval of the order; it accounts for sampling error and for a detected bend.
         sampling: the half-width that is due to sampling alone.
         bent: interval of the slope if log2 error also has a term in sqrt(h).
-        local: slopes between neighbouring levels, coarse to fine, with local_low and local_high. The last
-            ones are the best evidence.
+        local: slopes between neighbouring levels, coarse to fine, with local_low and local_high. The last ones are
+            the best evidence.
         used: the fitted levels: above the reference's floor and past the pre-asymptotic range.
         usable: for each level, whether it is above the reference's floor (weak: also above sampling noise).
         reference_error: RMSE of the reference, estimated from its difference to half its resolution; 0 for
@@ -111,17 +111,9 @@ class OrderEstimate:
         return order_figure([self.record()], path)
 
 
-def strong_order(
-    solver: StochasticSolver, problem: TestProblem | SDE, *, y0: Tensor | None = None,
-    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
-    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
-    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
-) -> OrderEstimate:  # fmt: skip
-    """Measure the strong order of one solver; the arguments are those of `strong_orders`."""
-    return strong_orders(
-        [solver], problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
-        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
-    )[0]  # fmt: skip
+def strong_order(solver: StochasticSolver, problem: TestProblem | SDE, **options: Any) -> OrderEstimate:
+    """Measure the strong order of one solver; the options are the keywords of `strong_orders`."""
+    return strong_orders([solver], problem, **options)[0]
 
 
 def strong_orders(
@@ -142,47 +134,35 @@ def strong_orders(
         reference: `"torchsde"` (default): torchsde's `srk` (Stratonovich: `midpoint`) on the same
             `BrownianInterval`; `"exact"`: the problem's closed form; `"levels"`: differences of consecutive
             refinements on one `BrownianPath`, which needs no reference; or a solver for the same path.
-        reference_level: refinement of torchsde's reference or of the solver; by default 3 above the finest
-            of `levels`, or 5 if its order is no higher than the highest declared order.
+        reference_level: refinement of torchsde's reference or of the solver; by default 3 above the finest of
+            `levels`, or 5 if its order is no higher than the highest declared order.
         device, dtype: where and in what precision (default "cpu", float64).
         seed: fixes the paths.
         block: number of paths per block; by default what fits in 256 MiB. The result does not depend on it.
 
-    Under `torchrun` (see `fewstep_analysis.parallel`) blocks are distributed over the processes and each
-    process returns the result of all.
+    Under `torchrun` (see `fewstep_analysis.parallel`) blocks are distributed over the processes and each process
+    returns the result of all.
 
     Raises:
-        InputError: before any work: fewer than three levels, an unknown reference, a reference that is too
-            coarse or of too low an order, a problem without what the reference needs, a solver that cannot
-            solve the problem.
+        InputError: before any work: fewer than three levels, an unknown reference, a reference that is too coarse or
+            of too low an order, a problem without what the reference needs, a solver that cannot solve the problem.
     """
     e, name = _experiment(
         solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
         reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
     )  # fmt: skip
     with torch.no_grad():
-        errors, own = sweep(e, _reduction(e, _distance), lambda truth: _distance(truth[0], truth[1]))
+        errors, own = sweep(e, lambda a, b: torch.linalg.vector_norm((a - b).flatten(1), dim=1))
     floor = _floor(e, own.square().mean().sqrt())
-    return [
-        _estimate("strong", e, name, s, fit_of, of_paths, floor, None)
-        for s, of_paths in zip(e.solvers, errors, strict=True)
-        for fit_of in [fit(strong_logs(of_paths, floor), e.levels)]
-    ]
+    return [_estimate(e, name, s, v, strong_logs(v, floor), floor) for s, v in zip(e.solvers, errors, strict=True)]
 
 
 def weak_order(
     solver: StochasticSolver, problem: TestProblem | SDE, test: str | Callable[[Tensor], Tensor] = "square",
-    *, antithetic: bool = True, y0: Tensor | None = None,
-    t0: float = 0.0, t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
-    reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
-    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+    **options: Any,
 ) -> OrderEstimate:  # fmt: skip
-    """Measure the weak order of one solver; the arguments are those of `weak_orders`."""
-    return weak_orders(
-        [solver], problem, test, antithetic=antithetic, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths,
-        reference=reference, reference_level=reference_level, device=device, dtype=dtype, seed=seed,
-        block=block,
-    )[0]  # fmt: skip
+    """Measure the weak order of one solver; the options are the keywords of `weak_orders`."""
+    return weak_orders([solver], problem, test, **options)[0]
 
 
 def weak_orders(
@@ -194,14 +174,14 @@ def weak_orders(
 ) -> list[OrderEstimate]:  # fmt: skip
     r"""Measure weak orders of solvers: the slope of $\log_2 |E\varphi(y_h) - E\varphi(y)|$.
 
-    The expectation is over differences along common noise: to the next finer refinement
-    (`reference="levels"`), to the closed form of the same path (`"exact"`), or to a reference solution on
-    it. The variance of such differences falls with the step like the squared strong error, which needs far
-    fewer paths than two separate means. The antithetic path -W of each path removes what is odd in W.
-    Refinements whose mean is not four standard errors from zero are not used.
+    The expectation is over differences along common noise: to the next finer refinement (`reference="levels"`), to
+    the closed form of the same path (`"exact"`), or to a reference solution on it. The variance of such differences
+    falls with the step like the squared strong error, which needs far fewer paths than two separate means. The
+    antithetic path -W of each path removes what is odd in W. Refinements whose mean is not four standard errors from
+    zero are not used.
 
-    Limits: a solver whose bias for this test function (almost) vanishes shows a higher order than it has, or
-    none; try several. Differences of refinements show the rate, not the limit.
+    Limits: a solver whose bias for this test function (almost) vanishes shows a higher order than it has, or none;
+    try several. Differences of refinements show the rate, not the limit.
 
     Args:
         test: "mean", "square", "fourth", "cosine", or a function `(paths, *event) -> (paths,)`.
@@ -215,19 +195,13 @@ def weak_orders(
         reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
         weak=True, antithetic=twin,
     )  # fmt: skip
-
-    def error(a: Tensor, b: Tensor) -> Tensor:
-        return phi(a) - phi(b)
-
     with torch.no_grad():
-        found, own = sweep(e, _reduction(e, error), lambda truth: error(truth[0], truth[1]))
-    floor = _floor(e, own.mean().abs())
-    word = test if isinstance(test, str) else getattr(test, "__name__", "a function")
-    return [
-        _estimate("weak", e, name, s, fit_of, of_paths, floor, word)
-        for s, of_paths in zip(e.solvers, found, strict=True)
-        for fit_of in [fit(weak_logs(of_paths, floor), e.levels)]
-    ]
+        errors, own = sweep(e, lambda a, b: phi(a) - phi(b))
+    floor, word = (
+        _floor(e, own.mean().abs()),
+        test if isinstance(test, str) else getattr(test, "__name__", "a function"),
+    )
+    return [_estimate(e, name, s, v, weak_logs(v, floor), floor, word) for s, v in zip(e.solvers, errors, strict=True)]
 
 
 def _experiment(
@@ -256,7 +230,13 @@ def _experiment(
     if not _validation.check_float("t0", t0) < _validation.check_float("t1", t1):
         raise InputError(f"t0, t1: got {t0!r} and {t1!r}, expected t0 < t1.")
     for solver in solvers:
-        _check_solver(sde, solver, reference)
+        _validation.check_instance("solver", solver, StochasticSolver, "an object such as EulerMaruyama()")
+        check_solves(sde, solver)
+        if reference == "torchsde" and solver.card.levy in ("A", "K"):
+            raise InputError(
+                f"reference: got 'torchsde' for {type(solver).__name__}, which needs the path's "
+                f"{solver.card.levy}; torchsde's paths provide W and H alone. Use reference='levels'."
+            )
     if reference == "exact" and exact is None:
         raise InputError("reference: got 'exact', but this problem has no closed form; use 'levels'.")
     if y0.dim() > 1 and len(y0) == paths:
@@ -272,7 +252,7 @@ def _experiment(
     truth = None if reference == "levels" else reference
     finest = levels[-1] + (truth is None)
     if truth == "torchsde" or isinstance(truth, StochasticSolver):
-        finest = _reference_level(sde, solvers, truth, levels, reference_level, weak)
+        finest = _reference_level(sde, solvers, truth, levels[-1], reference_level, weak)
     e = Experiment(
         sde, list(solvers), y0, (float(t0), float(t1)), levels, finest, paths, truth, exact, device,
         check_dtype(dtype), seed, block, antithetic,
@@ -293,28 +273,22 @@ def check_levels(levels: Any, least: int) -> list[int]:
     return found
 
 
-def _check_solver(sde: SDE, solver: Any, reference: Any) -> None:
-    _validation.check_instance("solver", solver, StochasticSolver, "an object such as EulerMaruyama()")
-    check_solves(sde, solver)
-    if reference == "torchsde" and solver.card.levy in ("A", "K"):
-        raise InputError(
-            f"reference: got 'torchsde' for {type(solver).__name__}, which needs the path's "
-            f"{solver.card.levy}; torchsde's paths provide W and H alone. Use reference='levels'."
-        )
+def _order_of(sde: SDE, truth: Any) -> tuple[str, float]:
+    """The name of a reference's solver and its strong order."""
+    if truth != "torchsde":
+        return type(truth).__name__, truth.card.strong_order[sde.noise_type]
+    if sde.noise_type in ("general", "commutative"):
+        return "euler" if sde.sde_type == "ito" else "midpoint", 0.5
+    return TORCHSDE_METHODS[sde.sde_type]
 
 
 def _reference_level(
-    sde: SDE, solvers: Sequence[StochasticSolver], truth: Any, levels: Sequence[int], given: int | None,
-    weak: bool,
-) -> int:  # fmt: skip
+    sde: SDE, solvers: Sequence[StochasticSolver], truth: Any, finest: int, given: int | None, weak: bool
+) -> int:
     """The refinement of the reference; rejects references whose own error would be measured."""
-    if truth == "torchsde":
-        name, order = TORCHSDE_METHODS[sde.sde_type]
-        if sde.noise_type in ("general", "commutative"):
-            name, order = "euler" if sde.sde_type == "ito" else "midpoint", 0.5
-    else:
+    if isinstance(truth, StochasticSolver):
         check_solves(sde, truth)
-        name, order = type(truth).__name__, truth.card.strong_order[sde.noise_type]
+    name, order = _order_of(sde, truth)
     highest = max(s.card.strong_order[sde.noise_type] for s in solvers)
     if (truth == "torchsde" and order == 0.5) or (order < highest and not weak):
         raise InputError(
@@ -323,50 +297,30 @@ def _reference_level(
             "reference='levels', or a solver of at least that order."
         )
     if given is None:
-        return levels[-1] + (FINER if order > highest else FINER_SAME)
-    if _validation.check_int("reference_level", given, 0, FINEST) < levels[-1] + FINER:
+        return finest + (FINER if order > highest else FINER_SAME)
+    if _validation.check_int("reference_level", given, 0, FINEST) < finest + FINER:
         raise InputError(
-            f"reference_level: got {given}, expected at least {levels[-1] + FINER}, 2^{FINER} times finer "
-            f"than the finest of levels, {levels[-1]}; otherwise the error of the reference is measured."
+            f"reference_level: got {given}, expected at least {finest + FINER}, 2^{FINER} times finer "
+            f"than the finest of levels, {finest}; otherwise the error of the reference is measured."
         )
     return given
 
 
-def _reduction(e: Experiment, error: Callable[[Tensor, Tensor], Tensor]) -> Reduce:
-    """(paths, levels) errors of one solver, to the reference or to the next finer refinement."""
-
-    def reduce(ys: dict[int, Tensor], truth: list[Tensor]) -> Tensor:
-        return torch.stack([error(ys[n], ys[n + 1] if e.truth is None else truth[0]) for n in e.levels], 1)
-
-    return reduce
-
-
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    out: Tensor = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
-    return out
-
-
 def _floor(e: Experiment, difference: Tensor) -> float:
     """The error of the reference, extrapolated from its difference to half its resolution."""
-    if e.truth == "torchsde":
-        order = TORCHSDE_METHODS[e.sde.sde_type][1]
-    elif isinstance(e.truth, StochasticSolver):
-        order = e.truth.card.strong_order[e.sde.noise_type]
-    else:
-        return 0.0
-    return float(difference) / (2**order - 1)
+    return 0.0 if e.truth in (None, "exact") else float(difference) / (2 ** _order_of(e.sde, e.truth)[1] - 1)
 
 
 def _estimate(
-    kind: str, e: Experiment, name: str, solver: StochasticSolver, found: dict[str, Any], errors: Tensor,
-    floor: float, test: str | None,
+    e: Experiment, name: str, solver: StochasticSolver, errors: Tensor, logs: Logs, floor: float,
+    test: str | None = None,
 ) -> OrderEstimate:  # fmt: skip
-    orders = solver.card.strong_order if kind == "strong" else solver.card.weak_order
-    declared, square = orders.get(e.sde.noise_type), errors.square()
+    kind = "strong" if test is None else "weak"
+    declared = getattr(solver.card, f"{kind}_order").get(e.sde.noise_type)
+    square, t1 = errors.square(), e.ends[1] - e.ends[0]
     carried = float(square[:, -1].sum() ** 2 / square[:, -1].square().sum().clamp(min=1e-300))
     truth = "levels" if e.truth is None else e.truth if isinstance(e.truth, str) else type(e.truth).__name__
-    t1 = e.ends[1] - e.ends[0]
-    found = found | {"levels": list(e.levels), "kind": kind}
+    found = fit(logs, e.levels) | {"levels": list(e.levels), "kind": kind}
     counted = carried if kind == "strong" else float("inf")
     return OrderEstimate(
         solver=type(solver).__name__, problem=name, noise_type=e.sde.noise_type, sde_type=e.sde.sde_type,

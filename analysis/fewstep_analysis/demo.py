@@ -16,9 +16,10 @@ from . import datasets, problems, teachers
 from .convergence import strong_orders
 from .figures import image_rows, order_figure
 from .records import Record, provenance
+from .work import median_seconds
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
-QUICK_SHARE = 10  # divides the training of a quick demo
+QUICK_SHARE, LEVELS = 10, range(3, 9)  # the divisor of a quick demo's training; refinements of the orders
 Row = dict[str, Any]
 
 
@@ -85,10 +86,17 @@ def _compare(
         with torch.no_grad():
             images = fs.sample(problem, solver, noise=noise, path=path).cpu()
         plan = getattr(solver, "plan", solver)
+
+        def once(solver: Any = solver, levy: str = plan.levy) -> None:
+            shape = (SAMPLES, 1, 8, 8)
+            fresh = fs.FreshIncrements(shape, levy=levy, seed=seed, device=device)  # as in practice
+            with torch.no_grad():
+                fs.sample(problem, solver, shape=shape, seed=seed, path=fresh, device=device).cpu()
+
         rows.append({
             "sampler": name, "images": images[:SHOWN], "evaluations": plan.nfe,
             "sliced_w2": _distance(images, held_out),
-            "seconds": _seconds(problem, solver, device),
+            "seconds": median_seconds(once, 1 if plan.nfe > 100 else 5),
         })  # fmt: skip
     floor = _distance(real[: len(real) // 500 * 500], held_out)
     rows.append({"sampler": "real digits (training set)", "images": real[:SHOWN], "evaluations": 0,
@@ -102,19 +110,6 @@ def _distance(images: Tensor, held_out: Tensor) -> float:
     return sum(sliced_w2(part, held_out) for part in parts) / len(parts)
 
 
-def _seconds(problem: fs.DiffusionModel, solver: Any, device: torch.device) -> float:
-    """Median time of five samplings on fresh noise, as in practice; of one sampling with 300 steps."""
-    plan = getattr(solver, "plan", solver)
-    times = []
-    for k in range(1 if plan.nfe > 100 else 5):
-        fresh = fs.FreshIncrements((SAMPLES, 1, 8, 8), levy=plan.levy, seed=k, device=device)
-        start = time.perf_counter()
-        with torch.no_grad():
-            fs.sample(problem, solver, shape=(SAMPLES, 1, 8, 8), seed=k, path=fresh, device=device).cpu()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
 def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dict[str, Any]]:
     """Orders of Euler-Maruyama, Milstein and a learned step, which needs no derivative of the diffusion."""
     problem = problems.sine()
@@ -124,7 +119,7 @@ def _orders(path: Path, seed: int, share: int, device: torch.device) -> list[dic
         training=fs.TrainingOptions(iterations=600 // share), seed=seed, progress=True,
     )  # fmt: skip
     solvers = [fs.EulerMaruyama(), fs.Milstein(), learned]
-    estimates = strong_orders(solvers, problem, levels=range(3, 9), paths=2000 // share, seed=seed, device=str(device))
+    estimates = strong_orders(solvers, problem, levels=LEVELS, paths=2000 // share, seed=seed, device=str(device))
     records = [e.record() for e in estimates]
     order_figure(records, path)
     return [r.data for r in records]

@@ -1,4 +1,4 @@
-"""Diffusion problems whose denoiser, score and data are known in closed form."""
+"""Diffusion problems whose denoiser and data are known in closed form."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep import EDM, DiffusionModel, DiscreteVP, Schedule
-from fewstep.errors import one_of
+from fewstep import EDM, ODE, RK4, DiffusionModel, DiscreteVP, Schedule, _validation, solve
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture of isotropic Gaussians, whose denoiser, score and samples are exact.
+    """A mixture of isotropic Gaussians, whose denoiser and samples are exact.
 
     Attributes:
         means: (K, d) float64.
@@ -36,10 +35,6 @@ class Mixture:
         pull = stds.square() / variance
         return (share * pull).sum(1, keepdim=True) * x + (share * (1 - pull)) @ means
 
-    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The gradient of log p of x0 + sigma n at x: (D - x) / sigma^2."""
-        return (self.denoiser(x, sigma) - x) / sigma.to(x).reshape(-1, 1).square()
-
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """(n, d) float64 samples of the data."""
         generator = torch.Generator().manual_seed(seed)
@@ -52,28 +47,15 @@ class Mixture:
 
         RK4 in float64 in lambda = -log sigma, where dx/dlambda = D - x; a last level of 0 takes D.
         """
-        states = [x.double()]
-        levels = sigmas.double().tolist()
-        for s, t in zip(levels[:-1], levels[1:]):
-            x = states[-1]
+        ode = ODE(lambda t, x: self.denoiser(x, torch.exp(-t)) - x)
+        states, sigmas = [x.double()], sigmas.double()
+        for s, t in zip(sigmas[:-1], sigmas[1:]):
             if t == 0:
-                states.append(self.denoiser(x, torch.tensor(s, dtype=torch.float64)))
+                states.append(self.denoiser(states[-1], s))
                 continue
-            h = math.log(s / t) / substeps
-            for k in range(substeps):
-                x = self._rk4(x, math.log(s) - k * h, h)
-            states.append(x)
+            grid = torch.linspace(-math.log(s), -math.log(t), substeps + 1, dtype=torch.float64)
+            states.append(solve(ode, RK4(), states[-1], grid).y)
         return torch.stack(states)
-
-    def _rk4(self, x: Tensor, log_sigma: float, h: float) -> Tensor:
-        def f(x: Tensor, at: float) -> Tensor:
-            return self.denoiser(x, torch.tensor(math.exp(at), dtype=torch.float64)) - x
-
-        k1 = f(x, log_sigma)
-        k2 = f(x + h / 2 * k1, log_sigma - h / 2)
-        k3 = f(x + h / 2 * k2, log_sigma - h / 2)
-        k4 = f(x + h * k3, log_sigma - h)
-        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +73,7 @@ class DiffusionProblem:
 
     def noise(self, n: int, seed: int = 0) -> Tensor:
         """(n, d) float64 initial states sigma_max n, in variance-exploding coordinates."""
-        generator = torch.Generator().manual_seed(seed)
-        shape = (n, self.mixture.means.shape[1])
+        shape, generator = (n, self.mixture.means.shape[1]), torch.Generator().manual_seed(seed)
         return torch.randn(shape, generator=generator, dtype=torch.float64) * self.schedule.sigma_max
 
 
@@ -132,6 +113,4 @@ PROBLEMS: dict[str, Callable[[], DiffusionProblem]] = {f.__name__: f for f in (g
 
 def by_name(name: str) -> DiffusionProblem:
     """The problem of that name."""
-    if name not in PROBLEMS:
-        raise one_of("problem", name, PROBLEMS)
-    return PROBLEMS[name]()
+    return PROBLEMS[_validation.check_choice("problem", name, PROBLEMS)]()

@@ -63,20 +63,16 @@ def _mixture(name: str, device: str) -> Task:
 
 
 def _digits(device: str) -> Task:
-    problem = teachers.digits(device)
-    return Task("digits", problem, problem.schedule, (1, 8, 8), dtype=torch.float32)
+    return Task("digits", teachers.digits(device), teachers.DIGITS, (1, 8, 8), dtype=torch.float32)
 
 
 def mnist(device: str = "cpu", guidance: float = 1.0) -> Task:
     """The MNIST teacher with one class per sample; without a class it is weak."""
     net = teachers.mnist_network().to(device)
-    problem = partial(_labelled_mnist, guidance=guidance, net=net)
-    name = "mnist" if guidance == 1 else "mnist_guided"
-    return Task(name, problem, teachers.mnist_schedule(), (1, 28, 28), classes=10, dtype=torch.float32)
-
-
-def _labelled_mnist(labels: Tensor, guidance: float, net: Any) -> fs.DiffusionModel:
-    return teachers.mnist(labels, guidance, net)
+    return Task(
+        "mnist" if guidance == 1 else "mnist_guided", lambda labels: teachers.mnist(labels, guidance, net),
+        teachers.mnist_schedule(), (1, 28, 28), classes=10, dtype=torch.float32,
+    )  # fmt: skip
 
 
 TASKS: dict[str, Callable[[str], Task]] = {
@@ -110,15 +106,9 @@ def distill_dode(
         raise fs.InputError(f"base: got {base!r}, expected a diffusion solver such as ddim or unipc:2.")
     noise, labels = model.noise(samples, seed), model.labels(samples, seed)
     student, report = fs.distill_dode(
-        model.problem,
-        solver,
-        noise=noise.to(device),
-        labels=None if labels is None else labels.to(device),
-        seed=seed,
-        progress=True,
-        notes={"problem": problem, "seed": seed},
-        **options,
-    )
+        model.problem, solver, noise=noise.to(device), labels=None if labels is None else labels.to(device),
+        seed=seed, progress=True, notes={"problem": problem, "seed": seed}, **options,
+    )  # fmt: skip
     student.save(out)
     return student, report
 

@@ -61,22 +61,22 @@ def write(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def order_figure(records: Sequence[Any], path: str | Path, title: str = "") -> Path:
+def order_figure(records: Sequence[Any], path: str | Path) -> Path:
     """Error against step size for order estimates or their records: bands, slope triangles, labels.
 
     Lines join all levels; the fitted ones have markers. The area below the error of the reference is grey.
     """
     figure, axes = canvas(7.4, 4.6)
-    records = [r if isinstance(r, Record) else r.record() for r in records]
-    draw_orders(axes, [r.data for r in records])
-    first = records[0].data
+    curves = [(r if isinstance(r, Record) else r.record()).data for r in records]
+    draw_orders(axes, curves)
+    first = curves[0]
     what = "RMSE" if first["kind"] == "strong" else f"bias of E[{first['test']}]"
     axes.set_ylabel(f"{what} at t = {first['t1']:g} over {first['paths']:,} paths")
-    axes.set_title(title or f"{_words(first['problem'])}, reference: {first['reference']}", fontsize=10)
+    axes.set_title(f"{first['problem'].replace('_', ' ')}, reference: {first['reference']}", fontsize=10)
     return write(figure, path)
 
 
-def draw_orders(axes: Axes, curves: Sequence[dict[str, Any]], beside: bool = True) -> None:
+def draw_orders(axes: Axes, curves: Sequence[dict[str, Any]], labels_inside: bool = False) -> None:
     """Draw the curves of order records, with labels to the right of the axes or inside them."""
     labels = []
     for data in curves:
@@ -92,7 +92,7 @@ def draw_orders(axes: Axes, curves: Sequence[dict[str, Any]], beside: bool = Tru
     axes.set_xscale("log", base=2)  # steps are powers of two (of the span)
     axes.set_xlabel("step size h")
     axes.grid(True, which="major", alpha=0.3)
-    _direct_labels(axes, labels) if beside else _inside_labels(axes, labels)
+    (_inside_labels if labels_inside else _direct_labels)(axes, labels)
 
 
 def _inside_labels(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
@@ -138,21 +138,15 @@ def _floor(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
         axes.set_ylim(bottom=0.5 * floor)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def image_rows(rows: dict[str, Tensor], path: str | Path, title: str = "") -> Path:
+def image_rows(rows: dict[str, Tensor], path: str | Path) -> Path:
     """One row of grey images (n, 1, h, w) in [-1, 1] per label."""
     count = max(len(images) for images in rows.values())
-    figure, axes = canvas(0.62 * count + 1.9, 0.72 * len(rows) + 0.5, nrows=len(rows), ncols=count,
-                          squeeze=False)  # fmt: skip
+    size = 0.62 * count + 1.9, 0.72 * len(rows) + 0.5
+    figure, axes = canvas(*size, nrows=len(rows), ncols=count, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         for k, cell in enumerate(line):
             cell.set_axis_off()
             if k < len(images):
                 cell.imshow(images[k, 0].clamp(-1, 1).cpu().numpy(), cmap="gray_r", vmin=-1, vmax=1)
         line[0].text(-0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=10)
     return write(figure, path)

@@ -1,8 +1,8 @@
 """Solving many paths at many refinements, in blocks that fit in memory, distributed over processes.
 
-The noise of path i is a function of (seed, i), so results depend on the size of the blocks and on the number
-of processes by rounding only. torchsde's paths come in intervals of 4,096 paths each; interval j is seeded
-from (seed, j).
+The noise of path i is a function of (seed, i), so results depend on the size of the blocks and on the number of
+processes by rounding only. torchsde's paths come in intervals of 4,096 paths each; interval j is seeded from (seed,
+j).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from fewstep import SDE, AreaPath, BrownianPath, Increment, StochasticSolver, solve
 from fewstep._distributed import rank_and_world, sum_over_processes
 from fewstep._progress import progress
+from fewstep.brownian.increment import letters_for
 from fewstep.brownian.random_normals import key_of
 from fewstep.integrations.torchsde import TorchsdePath
 
@@ -36,8 +37,8 @@ class Experiment:
         ends: t0 and t1.
         levels: the refinements measured; refinement n takes 2^n steps.
         finest: the finest refinement of the noise.
-        truth: None (differences of consecutive refinements), "exact", "torchsde", or a solver that is solved
-            at the finest refinement.
+        truth: None (differences of consecutive refinements), "exact", "torchsde", or a solver that is solved at the
+            finest refinement.
     """
 
     sde: SDE
@@ -65,32 +66,33 @@ class Experiment:
         """(count, *event) initial values."""
         return self.y0.to(self.device, self.dtype).expand(count, *self.y0.shape)
 
-    def _needs(self) -> list[str]:
-        everyone = [*self.solvers, *([self.truth] if isinstance(self.truth, StochasticSolver) else [])]
-        return [s.card.levy or "W" for s in everyone]
-
     @property
     def levy(self) -> str:
-        """The integrals of the path that some solver needs: "W", "H" or "K"."""
-        return max((k if k != "A" else "H" for k in self._needs()), key="WHK".index)
+        """The last of "W", "H", "K" that some solver needs of the path."""
+        return max((letters_for(k) for k in self._needs()), key="WHK".index)
 
     @property
     def area(self) -> bool:
         """Whether some solver needs areas between channels."""
         return "A" in self._needs()
 
+    def _needs(self) -> list[str]:
+        return [s.card.levy for s in (*self.solvers, self.truth) if isinstance(s, StochasticSolver)]
+
 
 class Stored:
-    """A path whose increments over equidistant steps are in memory; coarser ones by joining neighbours."""
+    """A path whose increments over equidistant steps are in memory; coarser ones by joining pairs."""
 
     def __init__(self, increments: list[Increment], t0: float = 0.0) -> None:
         first = increments[0]
         self.pieces = increments
         self.t0 = t0
+        self.t1: float = t0 + len(increments) * float(first.h)
         self.levy: str = first.levy
         self.area: bool = first.A is not None
         self.shape: tuple[int, ...] = tuple(first.W.shape)
         self.dtype: torch.dtype = first.W.dtype
+        self.device: torch.device = first.W.device
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         assert len(grid) - 1 == len(self.pieces)
@@ -108,13 +110,11 @@ class Stored:
 
     def mirrored(self) -> Stored:
         """The antithetic paths -W. Areas between channels are even in W and stay."""
-        return Stored(
-            [
-                Increment(i.h, -i.W, None if i.H is None else -i.H, None if i.K is None else -i.K, i.A)
-                for i in self.pieces
-            ],
-            self.t0,
-        )
+
+        def minus(x: Tensor | None) -> Tensor | None:
+            return None if x is None else -x
+
+        return Stored([Increment(i.h, -i.W, minus(i.H), minus(i.K), i.A) for i in self.pieces], self.t0)
 
 
 def grid_of(ends: tuple[float, float], level: int) -> Tensor:
@@ -203,18 +203,15 @@ class TorchsdeSDE(torch.nn.Module):
         return g
 
 
-Reduce = Callable[[dict[int, Tensor], Any], Tensor]
-
-
-def sweep(e: Experiment, errors: Reduce, floor: Callable[[Any], Tensor]) -> tuple[list[Tensor], Tensor]:
+def sweep(e: Experiment, error: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
     """Solve all paths, block by block; rank r processes blocks r, r + world_size, ...
 
     Args:
-        errors: `(states by refinement, reference) -> (paths, refinements)` errors of one solver.
-        floor: `reference -> (paths,)` difference of the reference at its two resolutions.
+        error: of two final states, (paths, *event) -> (paths,).
 
     Returns:
-        the errors of each solver and the differences of the reference, on the CPU; the same in each process.
+        the (paths, refinements) errors of each solver, to the reference or else to the next finer refinement, and
+        those of the reference at its two resolutions, (paths,); on the CPU, and the same in each process.
     """
     rank, world = rank_and_world()
     out = [torch.zeros(e.paths, len(e.levels), dtype=torch.float64) for _ in e.solvers]
@@ -228,11 +225,12 @@ def sweep(e: Experiment, errors: Reduce, floor: Callable[[Any], Tensor]) -> tupl
         rows = slice(k, k + count)
         for mirror in (False, True) if e.antithetic else (False,):
             share = 0.5 if e.antithetic else 1.0
-            ends = torchsde_ends(e, k, count) if e.truth == "torchsde" else own_ends(e, k, count, mirror)
-            for mine, ys in zip(out, ends[0], strict=True):
-                mine[rows] += share * errors(ys, ends[1]).to("cpu", torch.float64)
-            if len(ends[1]) > 1:
-                own[rows] += share * floor(ends[1]).to("cpu", torch.float64)
+            ends, truth = torchsde_ends(e, k, count) if e.truth == "torchsde" else own_ends(e, k, count, mirror)
+            for mine, ys in zip(out, ends, strict=True):
+                errors = [error(ys[n], ys[n + 1] if e.truth is None else truth[0]) for n in e.levels]
+                mine[rows] += share * torch.stack(errors, 1).to("cpu", torch.float64)
+            if len(truth) > 1:
+                own[rows] += share * error(*truth).to("cpu", torch.float64)
     # each row is non-zero in one process only: the sum is bitwise that of a single process
     return [sum_over_processes(o) for o in out], sum_over_processes(own)
 

@@ -1,26 +1,25 @@
 """An order of convergence from errors: slopes, intervals, the refinements that can be trusted, a verdict.
 
-Method. Let E_l be the error at refinement l (2^l steps) over n paths. The influence of each path on log2 E_l
-(delta method) is kept at all refinements, so the standard error of a slope accounts for the strong
-correlation of errors along the same paths, which cancels in the slope. A bootstrap over paths gives the same
-in the limit, at a higher cost.
+Method. Let E_l be the error at refinement l (2^l steps) over n paths. The influence of each path on log2 E_l (delta
+method) is kept at all refinements, so the standard error of a slope accounts for the strong correlation of errors
+along the same paths, which cancels in the slope. A bootstrap over paths gives the same in the limit, at a higher
+cost.
 
-Sampling error is not the only error. Coarse refinements bend (terms of higher order still count) and fine
-ones flatten (error of the reference). Therefore
-- refinements whose error is less than 8 times that of the reference are excluded (its contribution to a
-  slope is then below 0.02);
-- from the finest slope backwards, refinements are kept while their slopes agree with the finer ones within
-  0.05 plus twice the standard error of the difference; coarser ones are the pre-asymptotic range;
-- a second fit, log2 E = c - p l + a sqrt(h) over all usable refinements, tests for a bend. Where a is more
-  than two standard errors from zero, the interval is extended to the p of that fit, the slope when the bend
-  has vanished. Otherwise the interval is the slope plus or minus 1.96 standard errors.
+Sampling error is not the only error. Coarse refinements bend (terms of higher order still count) and fine ones
+flatten (error of the reference). Therefore
+- refinements whose error is less than 8 times that of the reference are excluded (its contribution to a slope is
+  then below 0.02);
+- from the finest slope backwards, refinements are kept while their slopes agree with the finer ones within 0.05 plus
+  twice the standard error of the difference; coarser ones are the pre-asymptotic range;
+- a second fit, log2 E = c - p l + a sqrt(h) over all usable refinements, tests for a bend. Where a is more than two
+  standard errors from zero, the interval is extended to the p of that fit, the slope when the bend has vanished.
+  Otherwise the interval is the slope plus or minus 1.96 standard errors.
 
-Limits. The interval does not cover a bend that is hidden by sampling error; `bent`, the interval of the
-second fit, does, and the verdict uses both before it contradicts a declared order. Neither sees a bend that
-is slower than sqrt(h) or that begins below the finest refinement. The interval is Gaussian: where a few
-paths carry the mean square (`paths_that_count` is small) it is too narrow, and the verdict says so.
-Differences of consecutive refinements show the rate at which a solver converges, not its limit; a reference
-solver shows both.
+Limits. The interval does not cover a bend that is hidden by sampling error; `bent`, the interval of the second fit,
+does, and the verdict uses both before it contradicts a declared order. Neither sees a bend that is slower than
+sqrt(h) or that begins below the finest refinement. The interval is Gaussian: where a few paths carry the mean square
+(`paths_that_count` is small) it is too narrow, and the verdict states it. Differences of consecutive refinements show
+the rate at which a solver converges, not its limit; a reference solver shows both.
 """
 
 import math

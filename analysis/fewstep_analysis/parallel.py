@@ -7,11 +7,6 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from fewstep._distributed import is_first
-from fewstep._progress import progress
-
-__all__ = ["is_first", "processes", "progress"]
-
 
 @contextlib.contextmanager
 def processes(device: str = "cpu") -> Iterator[str]:

@@ -22,8 +22,8 @@ class TestProblem:
         sde: the equation.
         y0: (*event) the initial value of one path.
         t1: the end; time starts at 0.
-        exact: `(y0, t, W_t) -> y_t` where there is a closed form along the path. Such problems are
-            insensitive to a wrong space-time area.
+        exact: `(y0, t, W_t) -> y_t` where there is a closed form along the path. Such problems are insensitive to a
+            wrong space-time area.
         mean: `(y0, t) -> E y_t` where it is known.
     """
 
@@ -37,67 +37,60 @@ class TestProblem:
     mean: Callable[[Tensor, float], Tensor] | None = None
 
 
+def _state(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
 def geometric_brownian_motion(mu: float = 0.5, sigma: float = 0.7) -> TestProblem:
     """dy = mu y dt + sigma y dW; y_t = y_0 exp((mu - sigma^2/2) t + sigma W_t)."""
     return TestProblem(
-        "geometric_brownian_motion",
-        SDE(lambda t, y: mu * y, lambda t, y: sigma * y),
-        torch.ones(1, dtype=F64),
+        "geometric_brownian_motion", SDE(lambda t, y: mu * y, lambda t, y: sigma * y), _state(1.0),
         exact=lambda y0, t, W: y0 * torch.exp((mu - sigma**2 / 2) * t + sigma * W),
         mean=lambda y0, t: y0 * math.exp(mu * t),
-    )
+    )  # fmt: skip
 
 
 def sine(a: float = 2.0, b: float = 0.8, c: float = 0.6) -> TestProblem:
     """dy = -a sin y dt + (b + c cos y) dW: non-linear, [f, g] != 0, noise from 0.2 to 1.4; no closed form."""
-    return TestProblem(
-        "sine",
-        SDE(lambda t, y: -a * torch.sin(y), lambda t, y: b + c * torch.cos(y)),
-        torch.full((1,), 0.4, dtype=F64),
-    )
+    return TestProblem("sine", SDE(lambda t, y: -a * torch.sin(y), lambda t, y: b + c * torch.cos(y)), _state(0.4))
 
 
 def additive_sine() -> TestProblem:
     """dy = sin y dt + dW: additive noise and [f, g] != 0."""
     sde = SDE(lambda t, y: torch.sin(y), lambda t, y: torch.ones_like(y), noise_type="additive")
-    return TestProblem("additive_sine", sde, torch.full((1,), 0.4, dtype=F64))
+    return TestProblem("additive_sine", sde, _state(0.4))
 
 
 def additive_in_time() -> TestProblem:
     """dy = sin(y + t) dt + (1 + t^2) dW: additive noise that depends on time."""
     sde = SDE(lambda t, y: torch.sin(y + t), lambda t, y: (1 + t * t) * torch.ones_like(y), noise_type="additive")
-    return TestProblem("additive_in_time", sde, torch.full((1,), 0.4, dtype=F64))
+    return TestProblem("additive_in_time", sde, _state(0.4))
 
 
 def ornstein_uhlenbeck(theta: float = 1.0, sigma: float = 0.8) -> TestProblem:
     """dy = -theta y dt + sigma dW: linear, and sensitive to a wrong space-time area."""
     sde = SDE(lambda t, y: -theta * y, lambda t, y: torch.full_like(y, sigma), noise_type="additive")
-    return TestProblem("ornstein_uhlenbeck", sde, torch.ones(1, dtype=F64),
-                       mean=lambda y0, t: y0 * math.exp(-theta * t))  # fmt: skip
+    return TestProblem("ornstein_uhlenbeck", sde, _state(1.0), mean=lambda y0, t: y0 * math.exp(-theta * t))
 
 
 def hyperbolic_sine() -> TestProblem:
     """dy = (y/2 + sqrt(1 + y^2)) dt + sqrt(1 + y^2) dW; y_t = sinh(arsinh y_0 + t + W_t)."""
+    sde = SDE(lambda t, y: 0.5 * y + (1 + y * y).sqrt(), lambda t, y: (1 + y * y).sqrt())
     return TestProblem(
-        "hyperbolic_sine",
-        SDE(lambda t, y: 0.5 * y + (1 + y * y).sqrt(), lambda t, y: (1 + y * y).sqrt()),
-        torch.zeros(1, dtype=F64), t1=0.5,
-        exact=lambda y0, t, W: torch.sinh(torch.asinh(y0) + t + W),
-    )  # fmt: skip
+        "hyperbolic_sine", sde, _state(0.0), t1=0.5, exact=lambda y0, t, W: torch.sinh(torch.asinh(y0) + t + W)
+    )
 
 
 def igbm(a: float = 0.1, b: float = 0.04, sigma: float = 0.6) -> TestProblem:
     """dy = a (b - y) dt + sigma y dW, inhomogeneous geometric Brownian motion: [f, g] != 0."""
-    return TestProblem(
-        "igbm", SDE(lambda t, y: a * (b - y), lambda t, y: sigma * y), torch.full((1,), 0.06, dtype=F64),
-        t1=5.0, mean=lambda y0, t: b + (y0 - b) * math.exp(-a * t),
-    )  # fmt: skip
+    sde = SDE(lambda t, y: a * (b - y), lambda t, y: sigma * y)
+    return TestProblem("igbm", sde, _state(0.06), t1=5.0, mean=lambda y0, t: b + (y0 - b) * math.exp(-a * t))
 
 
 def double_well(sigma: float = 0.7) -> TestProblem:
     """dy = (y - y^3) dt + sigma dW: two basins; paths that change basins dominate the RMSE."""
     sde = SDE(lambda t, y: y - y**3, lambda t, y: torch.full_like(y, sigma), noise_type="additive")
-    return TestProblem("double_well", sde, torch.zeros(1, dtype=F64), t1=2.0)
+    return TestProblem("double_well", sde, _state(0.0), t1=2.0)
 
 
 def fitzhugh_nagumo(sigma: float = 0.3) -> TestProblem:
@@ -108,7 +101,7 @@ def fitzhugh_nagumo(sigma: float = 0.3) -> TestProblem:
         return torch.stack([3 * (v - v**3 / 3 - w), (v + 0.7 - 0.8 * w) / 3], -1)
 
     sde = SDE(drift, lambda t, y: y.new_tensor([0.0, sigma]), noise_type="additive")
-    return TestProblem("fitzhugh_nagumo", sde, torch.tensor([-1.0, -0.5], dtype=F64), t1=2.0)
+    return TestProblem("fitzhugh_nagumo", sde, _state(-1.0, -0.5), t1=2.0)
 
 
 def underdamped_langevin(friction: float = 1.0, sigma: float = 1.4) -> TestProblem:
@@ -119,65 +112,47 @@ def underdamped_langevin(friction: float = 1.0, sigma: float = 1.4) -> TestProbl
         return torch.stack([p, -q - torch.sin(2 * q) - friction * p], -1)
 
     def diffusion(t: Tensor, y: Tensor) -> Tensor:
-        return y.new_tensor([[0.0], [sigma]])
+        return y.new_tensor([[0.0], [sigma]]).expand(*y.shape, 1)
 
-    start = torch.tensor([1.0, 0.0], dtype=F64)
-    return TestProblem("underdamped_langevin", SDE(drift, _rows(diffusion), noise_type="additive"), start)
-
-
-def _rows(diffusion: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The constant matrix, expanded over the batch."""
-
-    def g(t: Tensor, y: Tensor) -> Tensor:
-        matrix = diffusion(t, y)
-        return matrix.expand(*y.shape[:-1], *matrix.shape)
-
-    return g
+    return TestProblem("underdamped_langevin", SDE(drift, diffusion, noise_type="additive"), _state(1.0, 0.0))
 
 
 def scalar_pair() -> TestProblem:
     """Two components, one channel: dy = (-sin y_1, cos y_0) dt + (0.6 + 0.3 cos y_1, 0.5 sin y_0) dW."""
-
-    def drift(t: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([-torch.sin(y[..., 1]), torch.cos(y[..., 0])], -1)
-
-    def diffusion(t: Tensor, y: Tensor) -> Tensor:
-        columns = [0.6 + 0.3 * torch.cos(y[..., 1]), 0.5 * torch.sin(y[..., 0])]
-        return torch.stack(columns, -1).unsqueeze(-1)
-
-    start = torch.tensor([0.4, 0.9], dtype=F64)
-    return TestProblem("scalar_pair", SDE(drift, diffusion, noise_type="scalar"), start)
+    sde = SDE(
+        lambda t, y: torch.stack([-torch.sin(y[..., 1]), torch.cos(y[..., 0])], -1),
+        lambda t, y: torch.stack([0.6 + 0.3 * torch.cos(y[..., 1]), 0.5 * torch.sin(y[..., 0])], -1).unsqueeze(-1),
+        noise_type="scalar",
+    )
+    return TestProblem("scalar_pair", sde, _state(0.4, 0.9))
 
 
 def commutative_pair() -> TestProblem:
     """Two components u, two channels along M(y) = (0.7 + 0.4 sin(y_0 + y_1)) (1, 0.5): they commute."""
-
-    def drift(t: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([-torch.sin(2 * y[..., 1]), torch.cos(y[..., 0])], -1)
 
     def diffusion(t: Tensor, y: Tensor) -> Tensor:
         size = (0.7 + 0.4 * torch.sin(y.sum(-1)))[..., None, None]
         # both columns are multiples of one vector field: their bracket is zero
         return size * y.new_tensor([[0.8, 0.6], [0.4, 0.3]])
 
-    start = torch.tensor([0.4, 0.9], dtype=F64)
-    return TestProblem("commutative_pair", SDE(drift, diffusion, noise_type="commutative"), start)
+    sde = SDE(
+        lambda t, y: torch.stack([-torch.sin(2 * y[..., 1]), torch.cos(y[..., 0])], -1),
+        diffusion,
+        noise_type="commutative",
+    )
+    return TestProblem("commutative_pair", sde, _state(0.4, 0.9))
 
 
 def noncommutative_pair() -> TestProblem:
     """Two components and channels whose vector fields do not commute: order 1 needs the Lévy area."""
 
-    def drift(t: Tensor, y: Tensor) -> Tensor:
-        return -torch.sin(y)
-
     def diffusion(t: Tensor, y: Tensor) -> Tensor:
-        a, b = y[..., 0], y[..., 1]
-        rows = [torch.stack([0.8 + 0 * a, 0.6 * torch.sin(b)], -1),
-                torch.stack([0.5 * torch.cos(a), 0.7 + 0 * a], -1)]  # fmt: skip
-        return torch.stack(rows, -2)
+        a, b = y.unbind(-1)
+        entries = [0.8 + 0 * a, 0.6 * torch.sin(b), 0.5 * torch.cos(a), 0.7 + 0 * a]
+        return torch.stack(entries, -1).reshape(*y.shape, 2)
 
-    start = torch.tensor([0.4, 0.9], dtype=F64)
-    return TestProblem("noncommutative_pair", SDE(drift, diffusion, noise_type="general"), start)
+    sde = SDE(lambda t, y: -torch.sin(y), diffusion, noise_type="general")
+    return TestProblem("noncommutative_pair", sde, _state(0.4, 0.9))
 
 
 def heston(kappa: float = 2.0, theta: float = 0.25, xi: float = 0.3, rho: float = -0.6) -> TestProblem:
@@ -194,23 +169,18 @@ def heston(kappa: float = 2.0, theta: float = 0.25, xi: float = 0.3, rho: float 
         root = y[..., 1].clamp(min=1e-8).sqrt()[..., None, None]
         return root * y.new_tensor([[1.0, 0.0], [xi * rho, xi * math.sqrt(1 - rho * rho)]])
 
-    sde = SDE(drift, diffusion, noise_type="general")
-    return TestProblem("heston", sde, torch.tensor([0.0, 0.25], dtype=F64),
-                       mean=lambda y0, t: _heston_mean(y0, t, kappa, theta))  # fmt: skip
+    def mean(y0: Tensor, t: float) -> Tensor:
+        x, excess, decay = y0[..., 0], y0[..., 1] - theta, math.exp(-kappa * t)
+        return torch.stack([x - 0.5 * (theta * t + excess * (1 - decay) / kappa), theta + excess * decay], -1)
 
-
-def _heston_mean(y0: Tensor, t: float, kappa: float, theta: float) -> Tensor:
-    decay = math.exp(-kappa * t)
-    spent = theta * t + (y0[..., 1] - theta) * (1 - decay) / kappa
-    return torch.stack([y0[..., 0] - 0.5 * spent, theta + (y0[..., 1] - theta) * decay], -1)
+    return TestProblem("heston", SDE(drift, diffusion, noise_type="general"), _state(0.0, 0.25), mean=mean)
 
 
 def torchsde_diagonal(d: int = 3) -> TestProblem:
     """dy_i = mu_i y_i dt + sigma_i y_i dW_i: torchsde's diagonal example, with fixed parameters."""
     mu, sigma = torch.linspace(0.2, 0.6, d, dtype=F64), torch.linspace(0.3, 0.7, d, dtype=F64)
-    sde = SDE(lambda t, y: mu.to(y) * y, lambda t, y: sigma.to(y) * y)
     return TestProblem(
-        "torchsde_diagonal", sde, torch.ones(d, dtype=F64),
+        "torchsde_diagonal", SDE(lambda t, y: mu.to(y) * y, lambda t, y: sigma.to(y) * y), torch.ones(d, dtype=F64),
         exact=lambda y0, t, W: y0 * torch.exp((mu - sigma**2 / 2).to(W) * t + sigma.to(W) * W),
         mean=lambda y0, t: y0 * torch.exp(mu * t),
     )  # fmt: skip
@@ -218,13 +188,12 @@ def torchsde_diagonal(d: int = 3) -> TestProblem:
 
 def torchsde_scalar(p: float = 0.7) -> TestProblem:
     """dy = -p^2 sin y cos^3 y dt + p cos^2 y dW; y_t = atan(p W_t + tan y_0): torchsde's scalar example."""
-
-    def diffusion(t: Tensor, y: Tensor) -> Tensor:
-        return (p * torch.cos(y) ** 2).unsqueeze(-1)
-
-    sde = SDE(lambda t, y: -p * p * torch.sin(y) * torch.cos(y) ** 3, diffusion, noise_type="scalar")
-    return TestProblem("torchsde_scalar", sde, torch.full((1,), 0.3, dtype=F64),
-                       exact=lambda y0, t, W: torch.atan(p * W + torch.tan(y0)))  # fmt: skip
+    sde = SDE(
+        lambda t, y: -p * p * torch.sin(y) * torch.cos(y) ** 3,
+        lambda t, y: (p * torch.cos(y) ** 2).unsqueeze(-1),
+        noise_type="scalar",
+    )
+    return TestProblem("torchsde_scalar", sde, _state(0.3), exact=lambda y0, t, W: torch.atan(p * W + torch.tan(y0)))
 
 
 def torchsde_additive(a: float = 0.5, b: float = 0.8) -> TestProblem:
@@ -234,10 +203,11 @@ def torchsde_additive(a: float = 0.5, b: float = 0.8) -> TestProblem:
     """
     sde = SDE(
         lambda t, y: b / (1 + t).sqrt() - y / (2 * (1 + t)),
-        lambda t, y: a * b / (1 + t).sqrt() * torch.ones_like(y), noise_type="additive",
-    )  # fmt: skip
+        lambda t, y: a * b / (1 + t).sqrt() * torch.ones_like(y),
+        noise_type="additive",
+    )
     return TestProblem(
-        "torchsde_additive", sde, torch.ones(1, dtype=F64),
+        "torchsde_additive", sde, _state(1.0),
         exact=lambda y0, t, W: (y0 + b * (t + a * W)) / math.sqrt(1 + t),
         mean=lambda y0, t: (y0 + b * t) / math.sqrt(1 + t),
     )  # fmt: skip
@@ -296,8 +266,7 @@ def in_calculus(problem: TestProblem, sde_type: str) -> TestProblem:
 
 
 def by_name(name: str) -> TestProblem:
-    """The problem of that name with its default parameters; the suffix `_stratonovich` selects
-    that calculus."""
+    """The problem of that name with its default parameters; the suffix `_stratonovich` selects that calculus."""
     base, _, calculus = name.rpartition("_") if isinstance(name, str) else ("", "", "")
     if calculus in ("stratonovich", "ito") and base in PROBLEMS:
         return in_calculus(PROBLEMS[base](), calculus)

@@ -39,8 +39,7 @@ class Record:
 
     def body(self) -> dict[str, Any]:
         """The content of the file."""
-        facts = {"format": FORMAT, "kind": self.kind, "seed": self.seed, "made": self.made}
-        return facts | {"data": self.data}
+        return {"format": FORMAT, "kind": self.kind, "seed": self.seed, "made": self.made, "data": self.data}
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, atomically."""

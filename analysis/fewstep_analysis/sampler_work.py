@@ -1,6 +1,8 @@
 """Work-precision of diffusion samplers: RMSE to the exact ODE's solution against network evaluations."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +25,20 @@ EVALUATIONS = (3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 SPACINGS = ("logsnr", "karras", "trailing")
 REFERENCE_STEPS = 2000
 MEASURES = ("rmse", "w2", "mmd")
+Table = tuple[list[str], list[list[str]]]  # columns and rows
 
 # the names of series in records and figures
 SOLVERS: dict[str, fs.DiffusionSolver] = {
-    "DDIM": fs.DDIM(),
-    "EDMHeun": fs.EDMHeun(),
-    "DPMSolver(2)": fs.DPMSolver(2),
-    "DPMSolver(3)": fs.DPMSolver(3),
-    "DPMSolverPP(2)": fs.DPMSolverPP(2),
-    "DPMSolverPP(3)": fs.DPMSolverPP(3),
+    "DDIM": fs.DDIM(), "EDMHeun": fs.EDMHeun(), "DPMSolver(2)": fs.DPMSolver(2), "DPMSolver(3)": fs.DPMSolver(3),
+    "DPMSolverPP(2)": fs.DPMSolverPP(2), "DPMSolverPP(3)": fs.DPMSolverPP(3),
     "DPMSolverPP(3) official": OfficialDPM(fs.DPMSolverPP(3)),
-    "DPMSolverPP(2S)": fs.DPMSolverPP(2, multistep=False),
-    "DPMSolverPP(3S)": fs.DPMSolverPP(3, multistep=False),
-    "DEIS(2)": fs.DEIS(2),
-    "DEIS(3)": fs.DEIS(3),
-    "DEIS(2, t)": fs.DEIS(2, "t"),
-    "DEIS(3, t)": fs.DEIS(3, "t"),
-    "DEIS(3, rho)": fs.DEIS(3, "rho"),
-    "PNDM(plms)": fs.PNDM("plms"),
-    "IPNDM(2)": fs.IPNDM(2),
-    "IPNDM(3)": fs.IPNDM(3),
-    "IPNDM(4)": fs.IPNDM(4),
-    "IPNDM(4, variable)": fs.IPNDM(4, variable=True),
-    "UniPC(2)": fs.UniPC(2),
-    "UniPC(3)": fs.UniPC(3),
+    "DPMSolverPP(2S)": fs.DPMSolverPP(2, multistep=False), "DPMSolverPP(3S)": fs.DPMSolverPP(3, multistep=False),
+    "DEIS(2)": fs.DEIS(2), "DEIS(3)": fs.DEIS(3), "DEIS(2, t)": fs.DEIS(2, "t"), "DEIS(3, t)": fs.DEIS(3, "t"),
+    "DEIS(3, rho)": fs.DEIS(3, "rho"), "PNDM(plms)": fs.PNDM("plms"),
+    "IPNDM(2)": fs.IPNDM(2), "IPNDM(3)": fs.IPNDM(3), "IPNDM(4)": fs.IPNDM(4),
+    "IPNDM(4, variable)": fs.IPNDM(4, variable=True), "UniPC(2)": fs.UniPC(2), "UniPC(3)": fs.UniPC(3),
     "SASolver(3, tau=0)": fs.SASolver(3, 3, tau=0),
-}
+}  # fmt: skip
 
 
 def plan_of(solver: fs.DiffusionSolver, nfe: int, spacing: str, schedule: fs.Schedule) -> fs.Plan | None:
@@ -83,16 +73,15 @@ def work_precision(
     Args:
         problem: a `DiffusionProblem` or its name.
         nfe: network evaluations; a solver whose grids do not take exactly so many has the next fewer.
-        solvers: solvers of the probability-flow ODE, or their names (`fewstep.catalog.solver_named`); by
-            default those in SOLVERS.
+        solvers: solvers of the probability-flow ODE, or their names (`fewstep.catalog.solver_named`); by default
+            those in SOLVERS.
         samples: number of initial states, the same for all series; float64 (float32 for diffusers).
         diffusers: also measure diffusers' schedulers, where the package is installed.
 
     Returns:
-        a "work-precision" record of series {name, spacing, nfe, rmse, w2, mmd}: the RMSE of the vector at
-        sigma = 0 to RK4 in float64 with 2,000 steps; sliced W2 and MMD (Gaussian kernel whose width is the
-        median distance of the data) to as many samples of the data. `w2_floor` and `mmd_floor` are those of
-        fresh samples of the data.
+        a "work-precision" record of series {name, spacing, nfe, rmse, w2, mmd}: the RMSE of the vector at sigma = 0
+        to RK4 in float64 with 2,000 steps; sliced W2 and MMD (Gaussian kernel whose width is the median distance of
+        the data) to as many samples of the data. `w2_floor` and `mmd_floor` are those of fresh samples of the data.
 
     Raises:
         InputError: an unknown problem, solver or spacing, a stochastic solver, invalid numbers.
@@ -124,11 +113,10 @@ def work_precision(
         if diffusers:
             series += _diffusers_series(problem, nfe, noise, truth, data)
     fresh = problem.mixture.sample(samples, seed + 2)
-    floors = {
-        "w2_floor": sliced_w2(fresh, data),
+    body = {
+        "problem": problem.name, "samples": samples, "series": series, "w2_floor": sliced_w2(fresh, data),
         "mmd_floor": mmd(fresh, data, bandwidth=median_distance(data)),
-    }
-    body = {"problem": problem.name, "samples": samples, "series": series, **floors}
+    }  # fmt: skip
     return Record("work-precision", body, seed)
 
 
@@ -164,18 +152,20 @@ def _diffusers_series(
         return []
     table = 1 / (1 + torch.exp(2 * problem.schedule.log_sigmas))
     betas = (1 - table / torch.cat([table.new_ones(1), table[:-1]])).tolist()
-    karras, lu = dict(use_karras_sigmas=True), dict(use_lu_lambdas=True)
-    trailing = dict(timestep_spacing="trailing")
-    made: list[tuple[str, str, Any]] = [
-        ("DDIM", "trailing", lambda: df.DDIMScheduler(trained_betas=betas, clip_sample=False, **trailing)),
-        *[(f"DPM++ {p}M", s, lambda p=p, o=o: df.DPMSolverMultistepScheduler(
-            trained_betas=betas, solver_order=p, **o))
-          for p in (2, 3) for s, o in (("logsnr", lu), ("karras", karras), ("trailing", trailing))],
-        *[(f"DEIS {p}", "karras", lambda p=p: df.DEISMultistepScheduler(
-            trained_betas=betas, solver_order=p, **karras)) for p in (2, 3)],
-        *[(f"UniPC {p}", "karras", lambda p=p: df.UniPCMultistepScheduler(
-            trained_betas=betas, solver_order=p, **karras)) for p in (2, 3)],
-    ]  # fmt: skip
+    options: dict[str, dict[str, Any]] = {
+        "logsnr": {"use_lu_lambdas": True}, "karras": {"use_karras_sigmas": True},
+        "trailing": {"timestep_spacing": "trailing"},
+    }  # fmt: skip
+    ddim = partial(df.DDIMScheduler, trained_betas=betas, clip_sample=False, **options["trailing"])
+    made: list[tuple[str, str, Callable[[], Any]]] = [("DDIM", "trailing", ddim)]
+    for name, kind, spacings in (
+        ("DPM++ {}M", df.DPMSolverMultistepScheduler, [*options]),
+        ("DEIS {}", df.DEISMultistepScheduler, ["karras"]),
+        ("UniPC {}", df.UniPCMultistepScheduler, ["karras"]),
+    ):
+        for order, spacing in itertools.product((2, 3), spacings):
+            scheduler = partial(kind, trained_betas=betas, solver_order=order, **options[spacing])
+            made.append((name.format(order), spacing, scheduler))
     out = []
     for name, spacing, make in made:
         points = []
@@ -201,19 +191,14 @@ def _run_diffusers(scheduler: Any, steps: int, problem: DiffusionProblem, noise:
     return x
 
 
-def summary(
-    record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None
-) -> tuple[list[str], list[list[str]]]:
+def summary(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None) -> Table:
     """Columns and rows of RMSEs by solver and spacing; a count that differs from the column's in brackets."""
     rows = [
-        [
-            s["name"] if s["by"] == "fewstep" else f"{s['name']} (diffusers)",
-            s["spacing"],
-            *(_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe),
-        ]
+        [s["name"] + " (diffusers)" * (s["by"] == "diffusers"), s["spacing"],
+         *(_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe)]
         for s in record.data["series"]
         if spacing in (None, s["spacing"]) and s["nfe"]
-    ]
+    ]  # fmt: skip
     return ["solver", "spacing", *map(str, nfe)], rows
 
 
@@ -225,28 +210,32 @@ def table(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str 
 
 def _cell(known: dict[int, float], n: int) -> str:
     near = max((k for k in known if n - 3 < k <= n), default=None)
-    if near is None:
-        return "-"
-    return f"{known[near]:.2g}" + (f" ({near})" if near != n else "")
+    return "-" if near is None else f"{known[near]:.2g}" + f" ({near})" * (near != n)
 
 
-SHOWN = (
-    "DDIM", "DPMSolverPP(2)", "DPMSolverPP(3)", "DEIS(3)", "IPNDM(4)", "UniPC(2)", "UniPC(3)", "EDMHeun",
-)  # fmt: skip
+# the solvers in figures, with markers and with colours where those of figures.py do not tell orders apart
+SHOWN = {
+    "DDIM": ("o", None), "DPMSolverPP(2)": ("s", None), "DPMSolverPP(3)": ("D", "#CC79A7"), "DEIS(3)": ("^", "#E69F00"),
+    "IPNDM(4)": ("v", "#7A4FA3"), "UniPC(2)": ("P", "#B8860B"), "UniPC(3)": ("X", None), "EDMHeun": ("*", "#999999"),
+}  # fmt: skip
+# diffusers' schedulers and their counterparts
+COUNTERPARTS = {
+    "DPM++ 2M": "DPMSolverPP(2)", "DPM++ 3M": "DPMSolverPP(3)", "DEIS 3": "DEIS(3)", "UniPC 2": "UniPC(2)",
+    "UniPC 3": "UniPC(3)",
+}  # fmt: skip
 
 
 def figure(record: Record, path: str | Path, spacings: Sequence[str] = ("logsnr", "karras")) -> Path:
     """One panel per spacing: solid lines for fewstep, dotted lines in the same colours for diffusers."""
     drawing, panels = canvas(5.2 * len(spacings), 4.8, ncols=len(spacings), sharey=True, squeeze=False)
-    marks = dict(zip(SHOWN, "osD^vPX*"))
     for axes, spacing in zip(panels[0], spacings):
         for s in record.data["series"]:
             name = COUNTERPARTS.get(s["name"], s["name"]) if s["by"] == "diffusers" else s["name"]
             if s["spacing"] != spacing or not s["nfe"] or name not in SHOWN:
                 continue
-            own = s["by"] == "fewstep"
+            own, (mark, shade) = s["by"] == "fewstep", SHOWN[name]
             axes.loglog(
-                s["nfe"], s["rmse"], color=_colour(name), marker=marks[name], ms=4 if own else 6,
+                s["nfe"], s["rmse"], color=shade or colour(name.split("(")[0]), marker=mark, ms=4 if own else 6,
                 mfc=None if own else "none", lw=1.3 if own else 0.9, ls="-" if own else ":",
                 label=name if own else f"diffusers {s['name']}",
             )  # fmt: skip
@@ -259,16 +248,3 @@ def figure(record: Record, path: str | Path, spacings: Sequence[str] = ("logsnr"
         axes.legend(fontsize=7, loc="lower left")
     panels[0][0].set_ylabel("RMSE to the exact ODE's solution")
     return write(drawing, path)
-
-
-# diffusers' schedulers and their counterparts
-COUNTERPARTS = {
-    "DPM++ 2M": "DPMSolverPP(2)", "DPM++ 3M": "DPMSolverPP(3)", "DEIS 3": "DEIS(3)", "UniPC 2": "UniPC(2)",
-    "UniPC 3": "UniPC(3)",
-}  # fmt: skip
-
-
-def _colour(name: str) -> str:
-    own = {"DPMSolverPP(3)": "#CC79A7", "DEIS(3)": "#E69F00", "IPNDM(4)": "#7A4FA3", "UniPC(2)": "#B8860B",
-           "EDMHeun": "#999999"}  # fmt: skip
-    return own.get(name) or colour(name.split("(")[0])

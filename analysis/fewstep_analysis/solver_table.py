@@ -1,6 +1,6 @@
 """The table of solvers: what each declares, next to the orders measured for it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import fewstep
-from fewstep import SDE, DiffusionSolver, Solver, StochasticSolver, solve
+from fewstep import ODE, DiffusionSolver, Solver, StochasticSolver, solve
 from fewstep._distributed import is_first
 from fewstep._progress import progress
 
@@ -17,85 +17,55 @@ from .problems import JUDGES, TestProblem, judge
 from .records import Record
 
 MEASURED = Path(__file__).parent / "weights" / "orders.json"
-COLUMNS = (
-    "solver",
-    "solves",
-    "calculus",
-    "needs",
-    "strong order",
-    "measured",
-    "deterministic",
-    "evaluations",
-)
+COLUMNS = ("solver", "solves", "calculus", "needs", "strong order", "measured", "deterministic", "evaluations")
 
 
-def cases(
-    solvers: Mapping[str, Solver] | None = None,
-) -> Iterator[tuple[TestProblem, list[StochasticSolver]]]:
+def able(noise_type: str, sde_type: str) -> list[StochasticSolver]:
+    """The solvers that declare to solve SDEs of this noise type and calculus."""
+    return [
+        s for s in fewstep.solvers(noise_type).values()
+        if isinstance(s, StochasticSolver) and (sde_type in s.card.sde_types or noise_type == "additive")
+    ]  # fmt: skip
+
+
+def cases() -> Iterator[tuple[TestProblem, list[StochasticSolver]]]:
     """Each judging problem, by noise type and calculus, with the solvers that declare to solve it."""
-    known = _stochastic(fewstep.solvers() if solvers is None else solvers)
     for noise in JUDGES:
         for calculus in ("ito", "stratonovich"):
-            if noise == "additive" and calculus == "stratonovich":
-                continue  # the same equation
-            able = [
-                s
-                for s in known.values()
-                if noise in s.card.strong_order and (calculus in s.card.sde_types or noise == "additive")
-            ]
-            yield judge(noise, calculus), able
+            if noise != "additive" or calculus == "ito":  # without a calculus additive noise is one equation
+                yield judge(noise, calculus), able(noise, calculus)
 
 
-def _stochastic(solvers: Mapping[str, Solver]) -> dict[str, StochasticSolver]:
-    return {n: s for n, s in solvers.items() if isinstance(s, StochasticSolver)}
+def remeasure(device: str = "cpu", seed: int = 0, paths: int = 8192) -> None:
+    """Measure every SDE solver on every noise type and calculus of its card, and replace the shipped record.
 
-
-def measure_orders(paths: int = 8192, seed: int = 0, device: str = "cpu") -> Record:
-    """The strong order of every SDE solver on every noise type and calculus that its card lists.
-
-    The record holds the mean of the two finest local slopes, which judges the card, and the interval of the
-    fit.
+    The record holds the mean of the two finest local slopes, which judges the card, and the interval of the fit.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for problem, able in progress(list(cases()), "problem"):
-        estimates = strong_orders(
-            able, problem, levels=range(4, 9), paths=paths, reference="levels", seed=seed, device=device
-        )
-        for e in estimates:
+    options: dict[str, Any] = dict(levels=range(4, 9), paths=paths, reference="levels", seed=seed, device=device)
+    for problem, solvers in progress(list(cases()), "problem"):
+        for e in strong_orders(solvers, problem, **options):
             orders = found.setdefault(e.solver, {}).setdefault(e.noise_type, {})
             orders[e.sde_type] = [round(v, 3) for v in (sum(e.local[-2:]) / 2, e.low, e.high)]
-    solvers = _stochastic(fewstep.solvers())
-    exact = {name: round(deterministic_order(s), 3) for name, s in solvers.items()}
+    known = fewstep.solvers().items()
+    exact = {name: round(deterministic_order(s), 3) for name, s in known if isinstance(s, StochasticSolver)}
     data = {"paths": paths, "levels": [4, 8], "strong": found, "deterministic": exact}
-    return Record("card-orders", data, seed)
+    if is_first():
+        Record("card-orders", data, seed).save(MEASURED)
+        _measured.cache_clear()
 
 
 def deterministic_order(solver: StochasticSolver, levels: tuple[int, int] = (6, 7)) -> float:
     """The local slope between two refinements on y' = sin(3t) - y^2 for four starts, against RK4 at 2^12."""
+    ode = ODE(lambda t, y: torch.sin(3 * t) - y * y)
     start = torch.tensor([[-0.3], [0.2], [0.5], [1.5]], dtype=torch.float64)
 
     def end(s: StochasticSolver, level: int) -> torch.Tensor:
-        noise = "additive" if "additive" in s.card.strong_order else next(iter(s.card.strong_order))
-        width = {"scalar": (1,), "general": (2,)}.get(noise, ())
-        sde = SDE(
-            lambda t, y: torch.sin(3 * t) - y * y,
-            lambda t, y: y.new_zeros(*y.shape, *width),
-            noise,
-            s.card.sde_types[0],
-        )
-        return solve(sde, s, start, torch.linspace(0, 1, 2**level + 1, dtype=torch.float64)).y
+        return solve(ode, s, start, torch.linspace(0, 1, 2**level + 1, dtype=torch.float64)).y
 
     truth = end(fewstep.RK4(), 12)
     coarse, fine = ((end(solver, n) - truth).norm() for n in levels)
     return float(torch.log2(coarse / fine))
-
-
-def remeasure(device: str = "cpu", seed: int = 0) -> None:
-    """Measure every card again and replace the shipped record."""
-    record = measure_orders(seed=seed, device=device)
-    if is_first():
-        record.save(MEASURED)
-        _measured.cache_clear()
 
 
 @cache
@@ -103,9 +73,9 @@ def _measured() -> dict[str, Any]:
     return Record.load(MEASURED).data if MEASURED.exists() else {}
 
 
-def rows(solvers: Mapping[str, Solver] | None = None) -> list[tuple[str, ...]]:
+def rows() -> list[tuple[str, ...]]:
     """One row per solver, in the order of COLUMNS."""
-    return [_row(n, s) for n, s in (fewstep.solvers() if solvers is None else solvers).items()]
+    return [_row(name, solver) for name, solver in fewstep.solvers().items()]
 
 
 def _row(name: str, solver: Solver) -> tuple[str, ...]:
@@ -126,9 +96,8 @@ def _row(name: str, solver: Solver) -> tuple[str, ...]:
 
 def _furthest(by_calculus: dict[str, list[float]], declared: float) -> str:
     """The measured order; of two calculi the one further from the declared order."""
-    if not by_calculus:
-        return "?"
-    return f"{max((v[0] for v in by_calculus.values()), key=lambda v: abs(v - declared)):.2f}"
+    found = max((v[0] for v in by_calculus.values()), key=lambda v: abs(v - declared), default=None)
+    return "?" if found is None else f"{found:.2f}"
 
 
 def markdown(table: Iterable[tuple[str, ...]]) -> str:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from fewstep.learned.unet_denoiser import unet_class
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
+
+T = TypeVar("T", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
 DIGITS_FORMAT = "fewstep-teacher-1"
@@ -50,14 +52,13 @@ def digits(device: torch.device | str = "cpu") -> DiffusionModel:
 
 def load(path: str | Path) -> DenoisingMLP:
     """A denoiser written by `save`, as a float32 network for inference."""
-    meta, weights = _read(path, DIGITS_FORMAT)
-    try:
+
+    def build(meta: dict[str, Any], weights: dict[str, Tensor]) -> DenoisingMLP:
         network = loading.build_network(str(path), "DenoisingMLP", meta.get("config"), weights)
-        network.load_state_dict(weights)
-    except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
-        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
-    assert isinstance(network, DenoisingMLP)
-    return network.eval().requires_grad_(False)
+        assert isinstance(network, DenoisingMLP)
+        return network
+
+    return _load(path, DIGITS_FORMAT, build)
 
 
 def save(network: DenoisingMLP, path: str | Path) -> Path:
@@ -67,19 +68,23 @@ def save(network: DenoisingMLP, path: str | Path) -> Path:
 
 def write_half(path: str | Path, meta: dict[str, Any], network: nn.Module) -> Path:
     """Write a network in half precision, which halves the size of the package; it is read as float32."""
-    from safetensors.torch import save_file
-
-    weights = {k: v.half().contiguous() for k, v in network.state_dict().items()}
-    with _serialization.atomic_write(path) as part:
-        save_file(weights, str(part), {"fewstep": json.dumps(meta)})
+    _serialization.write(path, meta, {k: v.half() for k, v in network.state_dict().items()})
     return Path(path)
 
 
-def _read(path: str | Path, expected: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and finite float32 weights of a file that `write_half` wrote."""
+def _load(path: str | Path, expected: str, build: Callable[[dict[str, Any], dict[str, Tensor]], T]) -> T:
+    """A network that `write_half` wrote, in float32 for inference; `build` makes it from metadata and weights."""
     meta, weights = _serialization.read(path, (expected,))
     loading.check_weights(path, weights)
-    return meta, {k: v.float() for k, v in weights.items()}
+    try:
+        network = build(meta, weights)
+        # meta tensors are replaced; shapes that differ raise before memory is allocated
+        network.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    except InputError:
+        raise
+    except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
+        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
+    return network.eval().requires_grad_(False)
 
 
 def mnist_schedule() -> DiscreteVP:
@@ -90,13 +95,13 @@ def mnist_schedule() -> DiscreteVP:
 def mnist(label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DModel | None = None) -> DiffusionModel:
     """The shipped denoiser of MNIST: a class-conditional U-Net (diffusers) that predicts noise.
 
-    Events are (1, 28, 28) in [-1, 1]. One network serves unconditional, conditional and guided sampling,
-    since a tenth of the labels were replaced by "no class" in training (arXiv 2207.12598).
+    Events are (1, 28, 28) in [-1, 1]. One network serves unconditional, conditional and guided sampling, since a
+    tenth of the labels were replaced by "no class" in training (arXiv 2207.12598).
 
     Args:
         label: None for digits of any class, 0 ... 9 for one class, (batch,) for one class per sample.
-        guidance: w in e_u + w (e_c - e_u). 0 is unconditional and 1 conditional; other values evaluate a
-            batch of twice the size.
+        guidance: w in e_u + w (e_c - e_u). 0 is unconditional and 1 conditional; other values evaluate a batch of
+            twice the size.
         net: the network where it is loaded already or not on the CPU; by default `mnist_network()`.
     """
     labels = _check_labels(label, guidance)
@@ -147,19 +152,11 @@ def mnist_network(path: str | Path | None = None) -> UNet2DModel:
     Raises:
         InputError: the file is damaged or of another kind, or diffusers is not installed.
     """
-    path = WEIGHTS / "mnist_unet.safetensors" if path is None else path
-    meta, weights = _read(path, MNIST_FORMAT)
-    try:
-        net = _build(path, meta, weights)
-    except InputError:
-        raise
-    except (RuntimeError, ArithmeticError, *_serialization.DAMAGE) as error:
-        raise InputError(f"path: {path} is damaged or of another version ({error}).") from error
-    return net.eval().requires_grad_(False)
+    return _load(WEIGHTS / "mnist_unet.safetensors" if path is None else path, MNIST_FORMAT, _build)
 
 
-def _build(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor]) -> UNet2DModel:
-    """The network of a file, which is not trusted: shapes are compared before memory is allocated."""
+def _build(meta: dict[str, Any], weights: dict[str, Tensor]) -> UNet2DModel:
+    """The network of a file, which is not trusted: no size may exceed those of the weights."""
     config = meta["config"]
     known = set(config) == set(MNIST_CONFIG) and meta["schedule"] == MNIST_SCHEDULE
     sizes = [*config["channels"], config["layers"], config["groups"], config["head"]] if known else [0]
@@ -167,31 +164,20 @@ def _build(path: str | Path, meta: dict[str, Any], weights: dict[str, Tensor]) -
     if not all(type(n) is int and 0 < n <= limit for n in sizes) or (
         len(config["channels"]) * config["layers"] > len(weights) or config["head"] > config["channels"][-1]
     ):
-        raise InputError(f"path: {path} has a config that does not fit its weights: {config}.")
+        raise ValueError(f"the config does not fit the weights: {config}")
     with torch.device("meta"):
-        net = mnist_unet(**config)
-    if {k: v.shape for k, v in net.state_dict().items()} != {k: v.shape for k, v in weights.items()}:
-        raise InputError(f"path: the weights in {path} do not have the shapes of its config.")
-    net.load_state_dict(weights, assign=True)
-    return net
+        return mnist_unet(**config)
 
 
 def mnist_unet(channels: list[int], layers: int, groups: int, head: int) -> UNet2DModel:
     """An untrained U-Net for (batch, 1, 28, 28): attention on the coarsest grid, ten classes and none."""
     above = len(channels) - 1
     return unet_class()(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        num_class_embeds=NO_CLASS + 1,
-        add_attention=False,
-        block_out_channels=tuple(channels),
-        layers_per_block=layers,
-        norm_num_groups=groups,
-        attention_head_dim=head,
+        sample_size=28, in_channels=1, out_channels=1, num_class_embeds=NO_CLASS + 1, add_attention=False,
+        block_out_channels=tuple(channels), layers_per_block=layers, norm_num_groups=groups, attention_head_dim=head,
         down_block_types=("DownBlock2D",) * above + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * above,
-    )
+    )  # fmt: skip
 
 
 class MNISTFeatures(nn.Module):
@@ -220,12 +206,9 @@ class MNISTFeatures(nn.Module):
 
 def mnist_features(path: str | Path | None = None) -> MNISTFeatures:
     """The shipped classifier of MNIST, or one trained again: float32, for inference."""
-    path = WEIGHTS / "mnist_features.safetensors" if path is None else path
-    _, weights = _read(path, FEATURES_FORMAT)
-    with torch.device("meta"):
-        net = MNISTFeatures()
-    try:
-        net.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"path: the weights in {path} do not fit the classifier: {error}") from error
-    return net.eval().requires_grad_(False)
+
+    def build(meta: dict[str, Any], weights: dict[str, Tensor]) -> MNISTFeatures:
+        with torch.device("meta"):
+            return MNISTFeatures()
+
+    return _load(WEIGHTS / "mnist_features.safetensors" if path is None else path, FEATURES_FORMAT, build)

@@ -5,25 +5,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep import (  # fmt: skip
-    SRID2,
-    AreaPath,
-    BrownianPath,
-    GeneralMilstein,
-    Milstein,
-    SlowRK,
-    StochasticSolver,
-    _validation,
-    solve,
-)
+import fewstep as fs
+from fewstep import StochasticSolver, _validation, solve
 from fewstep._progress import progress
+from fewstep.brownian.increment import letters_for
 from fewstep.errors import one_of
+from fewstep.integrations.torchsde import BrownianView
 from fewstep.solve import check_solves
 
 from . import diffusion_problems, sampler_work
@@ -32,20 +26,15 @@ from .figures import canvas, colour, write
 from .monte_carlo import Experiment, Stored, TorchsdeSDE, grid_of, own_noise
 from .problems import PROBLEMS, TestProblem, by_name
 from .records import Record, provenance
-from .solver_table import cases
-
-if TYPE_CHECKING:
-    from .diffusion_problems import DiffusionProblem
+from .solver_table import able
 
 FINER = 4  # the reference is 2^4 times finer than the finest measured refinement
-# torchsde's methods that accept any Brownian motion, with their drift evaluations per step
-TORCHSDE = {
-    ("ito", "diagonal"): {"euler": 1, "milstein": 1, "srk": 4},
-    ("ito", "additive"): {"euler": 1, "srk": 2},
-    ("ito", "scalar"): {"euler": 1, "milstein": 1, "srk": 4},
-    ("ito", "general"): {"euler": 1},
-    ("stratonovich", "any"): {"euler_heun": 1, "heun": 2, "midpoint": 2, "reversible_heun": 1},
-}
+# torchsde's methods that accept any Brownian motion, by noise type, with their drift evaluations per step
+ITO = {
+    "diagonal": {"euler": 1, "milstein": 1, "srk": 4}, "scalar": {"euler": 1, "milstein": 1, "srk": 4},
+    "additive": {"euler": 1, "srk": 2}, "commutative": {"euler": 1}, "general": {"euler": 1},
+}  # fmt: skip
+STRATONOVICH = {"euler_heun": 1, "heun": 2, "midpoint": 2, "reversible_heun": 1}
 
 
 class Series(NamedTuple):
@@ -68,22 +57,12 @@ class Series(NamedTuple):
 Peers = Callable[[Experiment, TestProblem], list[Series]]
 
 
-@overload
-def work_precision(
-    problem: TestProblem | str, solvers: Sequence[StochasticSolver] | None = ..., *,
-    levels: Iterable[int] = ..., paths: int = ..., torchsde: bool = ..., peers: Peers | None = ...,
-    device: str = ..., seed: int = ..., repeats: int = ...,
-) -> Record: ...  # fmt: skip
-@overload
-def work_precision(
-    problem: DiffusionProblem | str, nfe: Sequence[int] = ..., *, solvers: Iterable[str] | None = ...,
-    spacings: Sequence[str] = ..., samples: int = ..., seed: int = ..., diffusers: bool = ...,
-) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
     """Error against work: `sde_work_precision` of SDE solvers or `sampler_work.work_precision` of samplers.
 
     Args:
         problem: a problem of `problems` or `diffusion_problems`, or its name.
+        args, options: the further arguments of that function.
     """
     if isinstance(problem, str) and is_sde(problem):
         problem = by_name(problem)
@@ -108,14 +87,12 @@ def sde_work_precision(
 ) -> Record:  # fmt: skip
     """Error, evaluations and seconds of each solver at each refinement, all along the same paths.
 
-    Errors are the RMSE against the closed form, or against a solver of the highest order for the noise on a
-    grid 2^4 times finer than the finest refinement. Seconds are the median of `repeats` complete solves as a
-    user calls them, noise included: with a `BrownianPath` here, and with a `BrownianInterval` that knows its
-    step for torchsde.
+    Errors are the RMSE against the closed form, or against a solver of the highest order for the noise on a grid 2^4
+    times finer than the finest refinement. Seconds are the median of `repeats` complete solves as a user calls them,
+    noise included: with a `BrownianPath` here, and with a `BrownianInterval` that knows its step for torchsde.
 
     Args:
-        solvers: by default every solver that can solve the problem, except the expensive Taylor15 and
-            ShiftedODE.
+        solvers: by default every solver that can solve the problem, except the expensive Taylor15 and ShiftedODE.
         levels: at least two refinements; refinement n takes 2^n steps.
         torchsde: also measure torchsde's methods.
         peers: further series of other packages, `(experiment, problem) -> [Series, ...]`.
@@ -126,7 +103,9 @@ def sde_work_precision(
     Raises:
         InputError: a solver that cannot solve the problem, fewer than two levels.
     """
-    solvers = _default_solvers(problem) if solvers is None else solvers
+    noise, calculus = problem.sde.noise_type, problem.sde.sde_type
+    if solvers is None:
+        solvers = [s for s in able(noise, calculus) if type(s).__name__ not in ("Taylor15", "ShiftedODE")]
     solvers = _validation.check_sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
     levels, seed = check_levels(levels, least=2), _validation.check_seed(seed)
     device = str(_validation.check_device(device))
@@ -135,54 +114,37 @@ def sde_work_precision(
     for solver in solvers:
         _validation.check_instance("solvers", solver, StochasticSolver, "objects such as EulerMaruyama()")
         check_solves(problem.sde, solver)
-    truth = "exact" if problem.exact is not None else _best(problem)
+    truth = "exact" if problem.exact is not None else _best(noise, calculus)
     # one stored set of paths serves all: with H for torchsde's srk, with A where the reference needs it
-    everyone = [*solvers, SRID2() if problem.sde.noise_type != "general" else GeneralMilstein()]
+    everyone = [*solvers, fs.SRID2() if noise != "general" else fs.GeneralMilstein()]
     finest = levels[-1] + (FINER if truth != "exact" else 0)
     e = Experiment(
         problem.sde, everyone, problem.y0, (0.0, problem.t1), levels, finest, paths, truth, problem.exact,
         device, torch.float64, seed,
     )  # fmt: skip
-    methods = _methods(problem) if torchsde else {}
+    methods = {} if not torchsde else ITO[noise] if calculus == "ito" else STRATONOVICH
     with torch.no_grad():
         series = [_own(e, s) for s in solvers] + [_theirs(e, m, n) for m, n in methods.items()]
         series += peers(e, problem) if peers else []
         errors = _errors(e, series)
-        seconds = [[_seconds(one.run, n, repeats) for n in levels] for one in progress(series, "solver")]
+        seconds = [[median_seconds(partial(s.run, n), repeats) for n in levels] for s in progress(series, "solver")]
     data = {
         "problem": problem.name, "levels": levels, "paths": paths, "t1": problem.t1,
         "truth": truth if isinstance(truth, str) else type(truth).__name__,
         "series": [
-            {"name": one.name, "package": one.package, "evaluations": one.evaluations, "error": error,
-             "seconds": took}
-            for one, error, took in zip(series, errors, seconds, strict=True)
+            {"name": s.name, "package": s.package, "evaluations": s.evaluations, "error": error, "seconds": took}
+            for s, error, took in zip(series, errors, seconds, strict=True)
         ],
     }  # fmt: skip
     return Record("sde-work-precision", data, seed, provenance(device))
 
 
-def _default_solvers(problem: TestProblem) -> list[StochasticSolver]:
-    noise, calculus = problem.sde.noise_type, problem.sde.sde_type
-    found = next(
-        able for p, able in cases()
-        if p.sde.noise_type == noise and (noise == "additive" or p.sde.sde_type == calculus)
-    )  # fmt: skip
-    return [s for s in found if type(s).__name__ not in ("Taylor15", "ShiftedODE")]
-
-
-def _best(problem: TestProblem) -> StochasticSolver:
-    noise, calculus = problem.sde.noise_type, problem.sde.sde_type
+def _best(noise: str, calculus: str) -> StochasticSolver:
     if noise == "general":
-        return GeneralMilstein()
+        return fs.GeneralMilstein()
     if calculus == "stratonovich":
-        return SlowRK()
-    return Milstein() if noise == "commutative" else SRID2()
-
-
-def _methods(problem: TestProblem) -> dict[str, int]:
-    noise, calculus = problem.sde.noise_type, problem.sde.sde_type
-    noise = "general" if noise == "commutative" else noise
-    return TORCHSDE.get((calculus, noise), {}) if calculus == "ito" else TORCHSDE["stratonovich", "any"]
+        return fs.SlowRK()
+    return fs.Milstein() if noise == "commutative" else fs.SRID2()
 
 
 def _errors(e: Experiment, series: Sequence[Series]) -> list[list[float]]:
@@ -208,19 +170,18 @@ def _errors(e: Experiment, series: Sequence[Series]) -> list[list[float]]:
 
 def _own(e: Experiment, solver: StochasticSolver) -> Series:
     start, shape = e.start(e.paths), e.noise_shape(e.paths)
-    levy = {"A": "H", "": "W"}.get(solver.card.levy, solver.card.levy)
+    levy = letters_for(solver.card.levy)
 
     def run(level: int) -> Tensor:
-        path: Any = BrownianPath(shape, *e.ends, seed=e.seed, levy=levy, dtype=e.dtype, device=e.device)
+        path: Any = fs.BrownianPath(shape, *e.ends, seed=e.seed, levy=levy, dtype=e.dtype, device=e.device)
         if solver.card.levy == "A":
-            path = AreaPath(path, 2 ** (e.levels[-1] + 1))
+            path = fs.AreaPath(path, 2 ** (e.levels[-1] + 1))
         return solve(e.sde, solver, start, grid_of(e.ends, level), path=path).y
 
     def end(noise: Stored, level: int) -> Tensor:
         return solve(e.sde, solver, start, grid_of(e.ends, level), path=noise).y
 
-    evaluations = [solver.card.evaluations * 2**n for n in e.levels]
-    return Series(type(solver).__name__, "fewstep", evaluations, run, end)
+    return Series(type(solver).__name__, "fewstep", [solver.card.evaluations * 2**n for n in e.levels], run, end)
 
 
 def _theirs(e: Experiment, method: str, evaluations: int) -> Series:
@@ -228,47 +189,29 @@ def _theirs(e: Experiment, method: str, evaluations: int) -> Series:
 
     start, shape = e.start(e.paths), e.noise_shape(e.paths)
     theirs, ts = TorchsdeSDE(e.sde, start.shape[-1]), torch.tensor(e.ends, dtype=torch.float64)
-    area = "space-time" if method == "srk" else "none"
-
-    def solve_along(bm: Any, level: int) -> Tensor:
-        h = (e.ends[1] - e.ends[0]) / 2**level
-        out: Tensor = torchsde.sdeint(theirs, start, ts, bm=bm, method=method, dt=h)[-1]
-        return out
+    area, length = "space-time" if method == "srk" else "none", e.ends[1] - e.ends[0]
 
     def run(level: int) -> Tensor:
         interval = torchsde.BrownianInterval(
             *e.ends, size=shape, dtype=e.dtype, device=e.device, entropy=e.seed,
-            levy_area_approximation=area, dt=(e.ends[1] - e.ends[0]) / 2**level,
+            levy_area_approximation=area, dt=length / 2**level,
         )  # fmt: skip
-        return solve_along(interval, level)
+        return end(interval, level)
 
-    def end(noise: Stored, level: int) -> Tensor:
-        return solve_along(_StoredBrownian(noise, area), level)
+    def end(noise: Any, level: int) -> Tensor:
+        bm = BrownianView(noise) if isinstance(noise, Stored) else noise  # type: ignore[arg-type]
+        out: Tensor = torchsde.sdeint(theirs, start, ts, bm=bm, method=method, dt=length / 2**level)[-1]
+        return out
 
     return Series(method, "torchsde", [evaluations * 2**n for n in e.levels], run, end)
 
 
-class _StoredBrownian:
-    """A stored path with torchsde's interface: its solvers use the same increments."""
-
-    def __init__(self, noise: Stored, levy_area_approximation: str) -> None:
-        first = noise.pieces[0].W
-        self.noise = noise
-        self.shape: torch.Size = first.shape
-        self.dtype: torch.dtype = first.dtype
-        self.device: torch.device = first.device
-        self.levy_area_approximation = levy_area_approximation
-
-    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
-        piece = self.noise.increment(ta, tb)
-        return (piece.W, piece.U) if return_U else piece.W
-
-
-def _seconds(run: Callable[[int], Any], level: int, repeats: int) -> float:
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The median time of a call."""
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        run(level)
+        run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)

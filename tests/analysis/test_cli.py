@@ -174,14 +174,16 @@ RESULTS = {
 
 
 @pytest.mark.parametrize("case", RESULTS)
-def test_commands_print_text_or_one_json_document_and_write_files(case, cli):
+def test_commands_write_files_and_print_one_json_document(case, cli, monkeypatch):
     words, text, wrote = RESULTS[case]
-    code, out, err = cli(words)
+    lines = []
+    tell = common.tell
+    monkeypatch.setattr(common, "tell", lambda *result: (lines.extend(result[2]), tell(*result)))
+    code, out, err = cli(f"{words} --json")
     assert code == 0, err
-    assert text in out
+    assert text in "\n".join(lines)  # what is printed without --json
     assert "\x1b" not in out + err  # no colours in a pipe
     assert "%|" not in err  # no progress bar in a pipe
-    code, out, err = cli(f"{words} --json")
     document = json.loads(out)
     assert sorted(document["wrote"]) == wrote
     if wrote[0].endswith(".json"):
@@ -195,6 +197,14 @@ def test_commands_print_text_or_one_json_document_and_write_files(case, cli):
         by = {(one["package"], one["name"]): one["error"] for one in document["data"]["series"]}
         for ours, theirs in (("Milstein", "milstein"), ("SRID2", "srk")):  # the same methods and path
             assert by["fewstep", ours] == pytest.approx(by["torchsde", theirs], rel=1e-9)
+
+
+def test_results_are_text_without_json(cli):
+    words, text, wrote = RESULTS["dode"]
+    code, out, err = cli(words)
+    assert code == 0, err
+    assert text in out
+    assert out.splitlines()[-1] == f"wrote {wrote[0]}"
 
 
 def test_solvers_lists_cards_as_text_and_json(cli):
@@ -376,7 +386,7 @@ def test_demo_student_is_near_its_teacher(tmp_path, cli):
 
 
 def test_quick_demo_writes_its_files(tmp_path, cli, monkeypatch):
-    for name, value in {"TEACHER_STEPS": 20, "SAMPLES": 500, "QUICK_SHARE": 100}.items():
+    for name, value in {"TEACHER_STEPS": 20, "SAMPLES": 500, "QUICK_SHARE": 100, "LEVELS": range(2, 5)}.items():
         monkeypatch.setattr(f"fewstep_analysis.demo.{name}", value)
     code, out, err = cli("demo --quick --out d")
     assert code == 0, err

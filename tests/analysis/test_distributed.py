@@ -1,35 +1,39 @@
 """Several processes give the result of one: started by torchrun, on gloo."""
 
 import json
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 CODE = """
-import json, sys, torch, fewstep as fs
+import json, os, sys, torch, fewstep as fs
 from fewstep_analysis import problems
 from fewstep_analysis import strong_orders, weak_orders
-from fewstep_analysis.parallel import is_first, processes
+from fewstep_analysis.parallel import processes
 
-torch.set_num_threads(1)
-levels = dict(levels=range(2, 5))
-with processes("cpu") as device:
-    found = strong_orders([fs.EulerMaruyama(), fs.Milstein()], problems.sine(), paths=999, reference="levels",
-                          device=device, **levels)
-    found += strong_orders([fs.SRA1()], problems.additive_sine(), paths=9000, device=device, **levels)
-    found += strong_orders([fs.LogODE()], problems.noncommutative_pair(), paths=100, reference="levels",
-                           **levels)
-    found += weak_orders([fs.ShARK()], problems.additive_sine(), paths=2000, **levels)
-    if is_first():
-        numbers = [[e.order, e.low, e.high, *e.rmse, *e.mean, *e.median, *e.local] for e in found]
+def measure():
+    levels = dict(levels=range(2, 5))
+    with processes("cpu") as device:
+        found = strong_orders([fs.EulerMaruyama(), fs.Milstein()], problems.sine(), paths=999, reference="levels",
+                              device=device, **levels)
+        found += strong_orders([fs.SRA1()], problems.additive_sine(), paths=4200, device=device, **levels)
+        found += strong_orders([fs.LogODE()], problems.noncommutative_pair(), paths=100, reference="levels", **levels)
+        found += weak_orders([fs.ShARK()], problems.additive_sine(), paths=500, **levels)
+        return [[e.order, e.low, e.high, *e.rmse, *e.mean, *e.median, *e.local] for e in found]
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    numbers = measure()
+    if os.environ["RANK"] == "0":
         json.dump(numbers, open(sys.argv[1], "w"))
 """
 
 
 def torchrun(world):
     # standalone: the rendezvous chooses its own port
-    return [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
 
 
 def run(words, folder):
@@ -42,21 +46,22 @@ def run(words, folder):
     return done
 
 
-def launch(world, folder):
-    out = folder / f"{world}.json"
-    (folder / "code.py").write_text(CODE)
-    run([*torchrun(world), str(folder / "code.py"), str(out)], folder)
-    return json.loads(out.read_text())
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    path = tmp_path_factory.mktemp("code") / "code.py"
+    path.write_text(CODE)
+    return path
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return launch(1, tmp_path_factory.mktemp("alone"))
+def alone(code):
+    return runpy.run_path(str(code))["measure"]()
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_give_the_result_of_one(world, alone, tmp_path):
-    for a, b in zip(alone, launch(world, tmp_path), strict=True):
+def test_several_processes_give_the_result_of_one(world, alone, code, tmp_path):
+    run([*torchrun(world), str(code), "found.json"], tmp_path)
+    for a, b in zip(alone, json.loads((tmp_path / "found.json").read_text()), strict=True):
         assert max(abs(x - y) / max(abs(x), 1e-3) for x, y in zip(a, b, strict=True)) < 1e-12
 
 

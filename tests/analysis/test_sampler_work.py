@@ -13,9 +13,9 @@ from fewstep_analysis.records import Record
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_denoiser_is_the_posterior_mean(name):
-    """Compared with sums over samples of the data; the score with the gradient of the log density."""
+    """Compared with sums over samples of the data; its score with the gradient of the log density."""
     mixture = by_name(name).mixture
-    data = mixture.sample(200000, seed=0)
+    data = mixture.sample(100_000, seed=0)
     x = mixture.sample(4, seed=1) + 0.1
     for level in (0.5, 3.0):
         sigma = torch.tensor(level, dtype=torch.float64)
@@ -28,7 +28,7 @@ def test_denoiser_is_the_posterior_mean(name):
             mixture.weights.log() - 0.5 * y.shape[1] * variance.log() - 0.5 * squares / variance, 1
         )
         (score,) = torch.autograd.grad(density.sum(), y)
-        torch.testing.assert_close(mixture.score(x, sigma), score)
+        torch.testing.assert_close((mixture.denoiser(x, sigma) - x) / level**2, score)
 
 
 def test_reference_flow_of_gaussian_is_exact():
@@ -65,23 +65,14 @@ def test_errors_on_the_ring_equal_independent_measurements(tmp_path):
 
 
 def test_distances_to_data_decrease_with_work():
-    record = sampler_work.work_precision("smooth", (4, 32), solvers=["UniPC(2)"], samples=1024, diffusers=False)
-    series = next(s for s in record.data["series"] if s["spacing"] == "logsnr")
+    record = sampler_work.work_precision(
+        "smooth", (4, 32), solvers=["UniPC(2)"], samples=512, spacings=["logsnr"], diffusers=False
+    )
+    (series,) = record.data["series"]
     assert series["rmse"][1] < series["rmse"][0] / 5
     assert series["w2"][1] < 3 * record.data["w2_floor"]
     assert not math.isnan(record.data["w2_floor"])
     assert series["mmd"][1] < max(0.2 * series["mmd"][0], 2 * record.data["mmd_floor"], 0.02)
-    assert all(len(s["mmd"]) == len(s["nfe"]) for s in record.data["series"])
-
-
-def test_records_without_mmd_are_drawn(tmp_path):
-    record = sampler_work.work_precision("smooth", (4, 8), solvers=["DDIM"], diffusers=False, samples=64)
-    for one in record.data["series"]:
-        del one["mmd"]
-    del record.data["mmd_floor"]
-    old = Record.load(record.save(tmp_path / "old.json"))
-    assert "| DDIM |" in sampler_work.table(old, (4, 8))
-    assert sampler_work.figure(old, tmp_path / "old.svg").stat().st_size > 2000
 
 
 def test_bad_input_is_rejected():

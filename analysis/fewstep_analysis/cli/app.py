@@ -33,11 +33,7 @@ The docs:      docs/index.md of the repository; docs/cli.md on these commands
 DISTILL = """Distil a sampler to few steps.
 
 In Python there are more methods: distill_sigdeg, distill_sfddm (docs/learned.md)."""
-PLAIN: dict[str, Any] = {
-    "no_args_is_help": True,
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-}
+PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(help=HELP, add_completion=True, **PLAIN)
 distill = typer.Typer(help=DISTILL, short_help="Distil a sampler to few steps.", **PLAIN)

@@ -32,10 +32,8 @@ def name_option(text: str, *words: Sequence[str] | Callable[[], Iterable[str]], 
 Seed = Annotated[int, typer.Option(metavar="N", callback=_seed, help="Seed of all random numbers.")]
 Device = Annotated[str, name_option("cpu, cuda, or cuda:1.", DEVICES)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-Figure = Annotated[
-    Path,
-    typer.Option(metavar="FILE", help="Figure (.svg, .png or .pdf); a record with suffix .json is added."),
-]
+FigureOption = typer.Option(metavar="FILE", help="Figure (.svg, .png or .pdf); a record with suffix .json is added.")
+Figure = Annotated[Path, FigureOption]
 
 
 def is_first() -> bool:
@@ -128,10 +126,3 @@ def output_folder(out: Path) -> Path:
             f"out: nothing can be written in {existing} ({error.strerror}). Choose another --out."
         ) from error
     return out
-
-
-def check_device(name: str) -> str:
-    """A device of this machine."""
-    from fewstep import _validation
-
-    return str(_validation.check_device(name))

@@ -5,6 +5,7 @@ Names of solvers and problems are asked of the library, which imports torch; fix
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 
 import typer
 
@@ -33,30 +34,17 @@ def samplers() -> list[str]:
     return ["-".join([spelling(m[1]), *re.findall(r"[\w=]+", m[2] or "")]).lower() for m in split if m]
 
 
-def sde_problems() -> list[str]:
-    """SDEs by name."""
-    from ..problems import PROBLEMS
-
-    return list(PROBLEMS)
+def keys(module: str, table: str) -> Callable[[], list[str]]:
+    """The names in a table of a module of this package, which is imported when they are asked for."""
+    return lambda: list(getattr(import_module(f"fewstep_analysis.{module}"), table))
 
 
-def diffusion_problems() -> list[str]:
-    """Diffusion problems whose score is exact."""
-    from ..diffusion_problems import PROBLEMS
-
-    return list(PROBLEMS)
+sde_problems = keys("problems", "PROBLEMS")
+diffusion_problems = keys("diffusion_problems", "PROBLEMS")
+models = keys("distillation", "TASKS")
 
 
-def models() -> list[str]:
-    """Diffusion models of `distill dode`."""
-    from ..distillation import TASKS
-
-    return list(TASKS)
-
-
-def complete(
-    *words: Sequence[str] | Callable[[], Iterable[str]],
-) -> Callable[[str], list[str]]:
+def complete(*words: Sequence[str] | Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     """A completer for these words, or for those that these functions return."""
 
     def found(incomplete: str) -> list[str]:

@@ -7,15 +7,7 @@ import typer
 
 from . import common
 from .common import Device, Figure, Json, Seed, name_option
-from .completion import (
-    DTYPES,
-    REFERENCES,
-    TESTS,
-    complete_solver,
-    diffusion_problems,
-    sde_problems,
-    sde_solvers,
-)
+from .completion import DTYPES, REFERENCES, TESTS, complete_solver, diffusion_problems, sde_problems, sde_solvers
 
 
 def solvers(
@@ -35,7 +27,6 @@ def solvers(
     from .. import solver_table
 
     if measure:
-        common.check_device(device)
         with common.working([common.output_file(solver_table.MEASURED)]):
             solver_table.remeasure(device, seed)
     columns, rows = solver_table.COLUMNS, solver_table.rows()
@@ -45,6 +36,7 @@ def solvers(
 Solver = Annotated[list[str], name_option("A solver; may be repeated.", sde_solvers)]
 Problem = Annotated[str, name_option("An SDE; a wrong name lists them.", sde_problems)]
 Reference = Annotated[str, name_option("The reference: torchsde, exact, levels, or a solver.", REFERENCES, sde_solvers)]
+Levels = Annotated[tuple[int, int], typer.Option(metavar="N N", help="SDEs: coarsest and finest n; 2^n steps.")]
 Weak = Annotated[
     str,
     name_option("Weak order for: mean, square, fourth, cosine. Default: the strong order.", TESTS, show_default=False),
@@ -55,7 +47,7 @@ def convergence(
     solver: Solver,
     problem: Problem = "geometric_brownian_motion",
     reference: Reference = "torchsde",
-    levels: Annotated[tuple[int, int], typer.Option(help="Coarsest and finest n; 2^n steps.", metavar="N N")] = (4, 9),
+    levels: Levels = (4, 9),
     paths: Annotated[int, typer.Option(metavar="N", help="Number of Brownian paths.")] = 4096,
     weak: Weak = "",
     dtype: Annotated[str, name_option("float64 or float32.", DTYPES)] = "float64",
@@ -89,16 +81,16 @@ def convergence(
             "levels": range(levels[0], levels[1] + 1), "paths": paths, "block": block or None, "seed": seed,
             "dtype": getattr(torch, _validation.check_choice("dtype", dtype, DTYPES)),
         }  # fmt: skip
-        with processes(common.check_device(device)) as mine:
+        with processes(str(_validation.check_device(device))) as mine:
             options["device"] = mine
-            if weak:
-                found = weak_orders(chosen, sde, weak, **options)
-            else:
-                found = strong_orders(chosen, sde, **options)
+            found = weak_orders(chosen, sde, weak, **options) if weak else strong_orders(chosen, sde, **options)
             record = _save_orders(found, out, seed) if common.is_first() else {}
-    lines = [line for e in found for line in _order_lines(e)]
-    files = f"wrote {out} and {out.with_suffix('.json')}"
-    common.tell(as_json, record | {"wrote": wrote()}, [*lines, files])
+    lines = [
+        f"{e.solver}: order {e.order:.2f} [{e.low:.2f}, {e.high:.2f}], local slopes "
+        f"{' '.join(f'{v:.2f}' for v in e.local)}\n  {e.verdict}"
+        for e in found
+    ]
+    common.tell(as_json, record | {"wrote": wrote()}, [*lines, f"wrote {out} and {out.with_suffix('.json')}"])
 
 
 def _solvers(names: list[str]) -> list[Any]:
@@ -120,15 +112,8 @@ def _save_orders(found: list[Any], out: Path, seed: int) -> dict[str, Any]:
     return record.body()
 
 
-def _order_lines(e: Any) -> list[str]:
-    local = " ".join(f"{v:.2f}" for v in e.local)
-    head = f"{e.solver}: order {e.order:.2f} [{e.low:.2f}, {e.high:.2f}], local slopes {local}"
-    return [head, f"  {e.verdict}"]
-
-
 AnyProblem = Annotated[
-    str,
-    name_option("An SDE or a diffusion problem; a wrong name lists them.", sde_problems, diffusion_problems),
+    str, name_option("An SDE or a diffusion problem; a wrong name lists them.", sde_problems, diffusion_problems)
 ]
 Solvers = Annotated[
     list[str] | None,
@@ -143,10 +128,7 @@ Evaluations = Annotated[
 def work_precision(
     problem: AnyProblem = "sine",
     solver: Solvers = None,
-    levels: Annotated[tuple[int, int], typer.Option(help="SDEs: coarsest and finest n; 2^n steps.", metavar="N N")] = (
-        3,
-        8,
-    ),
+    levels: Levels = (3, 8),
     nfe: Evaluations = None,
     paths: Annotated[int, typer.Option(metavar="N", min=2, help="Number of Brownian paths or samples.")] = 2048,
     peers: Annotated[bool, typer.Option(help="Also measure torchsde's or diffusers' solvers.")] = True,
@@ -169,7 +151,7 @@ def work_precision(
             record = work.sde_work_precision(
                 by_name(problem), _solvers(solver) if solver else None,
                 levels=range(levels[0], levels[1] + 1), paths=paths, torchsde=peers,
-                device=common.check_device(device), seed=seed,
+                device=device, seed=seed,
             )  # fmt: skip
             work.work_figure(record, out)
             columns, rows = work.summary(record)
