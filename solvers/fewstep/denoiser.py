@@ -277,9 +277,8 @@ def threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
 
 
 def classifier_free_guidance(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], condition: Tensor, unconditional: Tensor,
-    scale: float = 7.5,
-) -> Model:  # fmt: skip
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], condition: Tensor, unconditional: Tensor, scale: float = 7.5
+) -> Model:
     """A guided network `(x, t) -> u + scale (c - u)`, both halves in one call (arXiv 2207.12598, Eq. 6).
 
     Wrap the network before its conversion. Every prediction is affine in x0, so any kind works.
@@ -325,10 +324,9 @@ def _noise(x0: Callable[[int, Tensor], Tensor], levels: Tensor) -> Callable[[int
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:
     """Reject a network that was converted by the wrong `from_...`, with one evaluation on pure noise.
 
-    At the largest sigma x = sigma n carries almost no information on x0, so x0 = p x + q output must hardly
-    depend on n. Taking noise for a sample, or a sample for noise, leaves x0 a multiple of n. The test
-    cannot separate predictions that agree there (v and sample up to sign, epsilon and flow), and an
-    untrained network fails it.
+    At the largest sigma x = sigma n carries almost no information on x0, so x0 = p x + q output must hardly depend on
+    n. Taking noise for a sample, or a sample for noise, leaves x0 a multiple of n. The test cannot separate
+    predictions that agree there (v and sample up to sign, epsilon and flow), and an untrained network fails it.
 
     Args:
         like: (batch, *event) a tensor like the samples; only its size matters, a larger one is more reliable.

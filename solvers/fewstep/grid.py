@@ -14,8 +14,8 @@ MOST = 10**6  # steps: a plan is a table in memory with a row per step
 
 
 def sigma_grid(
-    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None,
-    *, timesteps: Tensor | None = None, offset: int = 0,
+    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None, *,
+    timesteps: Tensor | None = None, offset: int = 0,
 ) -> Tensor:  # fmt: skip
     """(steps + 1,) decreasing noise levels from the schedule's largest.
 

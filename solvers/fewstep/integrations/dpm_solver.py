@@ -17,13 +17,12 @@ WANTED = ("marginal_lambda", "inverse_lambda", "marginal_alpha", "marginal_std",
 class DPMSolverSchedule(Schedule):
     """A `NoiseScheduleVP` as a schedule; model time is its continuous time, with label i at (i + 1)/N.
 
-    Its marginal_lambda and inverse_lambda are called in float64. The spacings "uniform", "quadratic" and
-    "logsnr" are its "time_uniform", "time_quadratic" and "logSNR".
+    Its marginal_lambda and inverse_lambda are called in float64. The spacings "uniform", "quadratic" and "logsnr" are
+    its "time_uniform", "time_quadratic" and "logSNR".
 
     Args:
         noise_schedule: the object, "discrete" or "linear" (or with the same interface).
-        t_start, t_end: the largest and the smallest time; by default T and 1/total_N as in
-            `DPM_Solver.sample`.
+        t_start, t_end: the largest and the smallest time; by default T and 1/total_N as in `DPM_Solver.sample`.
 
     Raises:
         InputError: missing methods, a process that does not preserve variance, an empty range of times.
@@ -81,8 +80,7 @@ def from_model_fn(
 
     `sample(from_model_fn(model_fn, noise_schedule), DPMSolverPP(2), noise=x_T, steps=...)` replaces
     `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)`: final="x0" is denoise_to_zero=True there,
-    final="sigma_min" the default there. Guidance stays in their wrapper; thresholding is
-    `dynamic_thresholding`.
+    final="sigma_min" the default there. Guidance stays in their wrapper; thresholding is `dynamic_thresholding`.
 
     Args:
         model_fn: `(x_t, t) -> eps` with t of shape (batch,) in the time of noise_schedule.

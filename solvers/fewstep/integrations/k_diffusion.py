@@ -47,10 +47,9 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(
-        self, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], object] | None = None, disable: bool | None = None,
-        *, seed: int | Sequence[int] | None = None, noise_sampler: Any = None, **options: Any,
+        self, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None, disable: bool | None = None, *,
+        seed: int | Sequence[int] | None = None, noise_sampler: Any = None, **options: Any,
     ) -> Tensor:  # fmt: skip
         """From x at sigmas[0] to the last level; see `sampler`."""
         if options:
@@ -163,8 +162,7 @@ def as_denoiser(
     """A k-diffusion model, `(x, sigma, **kw) -> x0`, as a problem of this library, on the schedule EDM.
 
     Args:
-        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its
-            table `sigmas`.
+        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its table `sigmas`.
         extra_args: bound to every call (conditioning).
         dtype: what the wrapper computes in, where that is not the samples' dtype.
 
@@ -181,9 +179,8 @@ def as_denoiser(
     low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
     if low is None or high is None or not 0 < low < high < math.inf:
         raise InputError(
-            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); "
-            "expected 0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., "
-            "sigma_max=...)."
+            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); expected 0 < "
+            "sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
         )
     return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
 
@@ -251,8 +248,8 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
 
 
 def _run(
-    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw,
-    callback: Callable[[dict[str, Any]], object] | None, disable: bool | None, sigmas: Tensor,
+    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
+    disable: bool | None, sigmas: Tensor,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
     from tqdm.auto import tqdm

@@ -54,9 +54,8 @@ class BrownianNoiseSampler:
     """
 
     def __init__(
-        self, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor,
-        seed: int | Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] = identity,
-        *, levy: str = "H",
+        self, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor, seed: int | Sequence[int] | None = None,
+        transform: Callable[[Tensor], Tensor] = identity, *, levy: str = "H",
     ) -> None:  # fmt: skip
         check_state(x)
         self.transform = transform

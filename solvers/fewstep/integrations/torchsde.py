@@ -143,8 +143,8 @@ CURES = {
 
 
 def sdeint(
-    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None,
-    dt: float = 1e-3, adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
+    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None, dt: float = 1e-3,
+    adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
     options: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None, logqp: bool = False,
     extra: bool = False, extra_solver_state: Any = None, seed: int | None = None, **unused_kwargs: Any,
 ) -> Tensor:  # fmt: skip

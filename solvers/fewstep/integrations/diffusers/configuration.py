@@ -311,8 +311,7 @@ def check_flow(solver: Any) -> None:
 def along_raw_noise(row: Row, state: State, x0: Tensor, clipped: Tensor) -> tuple[State, Tensor]:
     """The state and the evaluation with which DDIM steps from the clipped x0 along the noise of the raw one.
 
-    With keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is
-    clipped.
+    With keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is clipped.
     """
     scale = row.stage.scale
     assert isinstance(scale, float)

@@ -219,8 +219,8 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
 
 
 def grid_of(
-    process: Process, reference: Any, steps: int,
-    timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, mu: float | None = None,
+    process: Process, reference: Any, steps: int, timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None, mu: float | None = None,
 ) -> Grid:  # fmt: skip
     """The levels of a run, from a number of steps or from the user's list."""
     if process.kind == "vp" and sigmas is not None:

@@ -53,9 +53,8 @@ def _for_batch(name: str, value: Tensor, batch: int) -> Tensor:
 
 
 def denoising(
-    pipe: Any, condition: Condition | None = None, negative: Condition | None = None,
-    guidance_scale: float = 1.0,
-) -> DiffusionModel:  # fmt: skip
+    pipe: Any, condition: Condition | None = None, negative: Condition | None = None, guidance_scale: float = 1.0
+) -> DiffusionModel:
     """A pipeline as a problem, for `fewstep.sample` and `fewstep.distill_dode`.
 
     Args:
@@ -102,9 +101,8 @@ def _config(scheduler: Any) -> dict[str, Any]:
 
 
 def distill_dode(
-    pipe: Any, base: DiffusionSolver, *, samples: int = 128, seed: int = 0,
-    shape: tuple[int, ...] | None = None, condition: Condition | None = None,
-    negative: Condition | None = None, guidance_scale: float = 1.0, **options: Any,
+    pipe: Any, base: DiffusionSolver, *, samples: int = 128, seed: int = 0, shape: tuple[int, ...] | None = None,
+    condition: Condition | None = None, negative: Condition | None = None, guidance_scale: float = 1.0, **options: Any,
 ) -> tuple[FewStepScheduler, DODEReport]:  # fmt: skip
     """Fit a table to a pipeline, ready to be its scheduler.
 

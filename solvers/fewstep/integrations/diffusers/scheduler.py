@@ -72,30 +72,29 @@ class Run(NamedTuple):
 class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any solver, plan or student of this library as the scheduler of a diffusers pipeline.
 
-    `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` accepts every option of
-    that configuration. By default a run has diffusers' levels, labels and solver forms, and reproduces its
-    scheduler for that solver. With `exact=True` the solver is the published one, and the network gets
-    the label of each level without rounding.
+    `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` accepts every option of that
+    configuration. By default a run has diffusers' levels, labels and solver forms, and reproduces its scheduler for
+    that solver. With `exact=True` the solver is the published one, and the network gets the label of each level
+    without rounding.
 
-    The state is that of diffusers: alpha x, of unit variance at the start, or x itself under EDM's
-    configurations. A pipeline may change the sample between steps; the change is carried over. Each entry of
-    `timesteps` is one network evaluation, and `order` of them are one step.
+    The state is that of diffusers: alpha x, of unit variance at the start, or x itself under EDM's configurations. A
+    pipeline may change the sample between steps; the change is carried over. Each entry of `timesteps` is one network
+    evaluation, and `order` of them are one step.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in
-            diffusers; further options (timestep_spacing, use_karras_sigmas, thresholding, flow_shift,
-            sigma_data, ...) are keywords.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in diffusers;
+            further options (timestep_spacing, use_karras_sigmas, thresholding, flow_shift, sigma_data, ...) are
+            keywords.
         solver: a diffusion solver or its name, a `Plan`, or a student of this library's distillation;
-            `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names
-            a file.
+            `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names a file.
         exact: published forms of solvers, and no rounding of labels.
-        noise: the source of stochastic solvers' noise: `"generator"` draws each step's from the pipeline's
-            generator, as diffusers does; `"path"` draws one Brownian path per sample from it, on which all
-            step counts and solvers agree.
+        noise: the source of stochastic solvers' noise: `"generator"` draws each step's from the pipeline's generator,
+            as diffusers does; `"path"` draws one Brownian path per sample from it, on which all step counts and
+            solvers agree.
 
     Raises:
-        InputError: a solver that does not sample, a configuration that diffusers rejects, a start in
-            the middle of a step, a damaged file.
+        InputError: a solver that does not sample, a configuration that diffusers rejects, a start in the middle of a
+            step, a damaged file.
     """
 
     _compatibles = [
@@ -108,8 +107,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        solver: Any = None, exact: bool = False, noise: str = "generator", **options: Any,
+        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon", solver: Any = None,
+        exact: bool = False, noise: str = "generator", **options: Any,
     ) -> None:  # fmt: skip
         _validation.check_choice("noise", noise, NOISES)
         self.solver: Any = configuration.solver_of(solver)
@@ -173,9 +172,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return cls.from_config(found, return_unused_kwargs=unused, **asked)
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None,
-        timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None, mu: float | None = None,
     ) -> None:  # fmt: skip
         """Make the grid and the plan of a run.
 
@@ -183,8 +181,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             num_inference_steps: steps; a plan or a student accepts only its own number.
             device: of `timesteps`.
             timesteps: (n,) labels of the levels, decreasing, instead of a number of steps.
-            sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in
-                diffusers.
+            sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in diffusers.
             mu: the shift of flows that depend on the resolution.
         """
         if timesteps is not None and sigmas is not None:
@@ -267,8 +264,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
-        use_clipped_model_output: bool | None = None, generator: Any = None,
-        variance_noise: Tensor | None = None, return_dict: bool = True, **unused: Any,
+        use_clipped_model_output: bool | None = None, generator: Any = None, variance_noise: Tensor | None = None,
+        return_dict: bool = True, **unused: Any,
     ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """From one input of the network to the next.
 
