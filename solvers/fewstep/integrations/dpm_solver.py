@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _validation
 from ..denoiser import from_epsilon
 from ..errors import InputError
 from ..problem import DiffusionModel
-from ..schedule import Schedule
+from ..schedule import TimedSchedule
 
 WANTED = ("marginal_lambda", "inverse_lambda", "marginal_alpha", "marginal_std", "total_N")
 
 
-class DPMSolverSchedule(Schedule):
+class DPMSolverSchedule(TimedSchedule):
     """A `NoiseScheduleVP` as a schedule; model time is its continuous time, with label i at (i + 1)/N.
 
     Its marginal_lambda and inverse_lambda are called in float64. The spacings "uniform", "quadratic" and "logsnr" are
@@ -50,15 +51,6 @@ class DPMSolverSchedule(Schedule):
                 f"noise_schedule: got alpha = {alpha.tolist()}, std = {std.tolist()} at the ends; expected "
                 "alpha^2 + std^2 = 1, as NoiseScheduleVP has. Write a fewstep.Schedule for another process."
             )
-        self._sigmas: list[float] = self.sigma(ends).tolist()
-
-    @property
-    def sigma_min(self) -> float:
-        return self._sigmas[0]
-
-    @property
-    def sigma_max(self) -> float:
-        return self._sigmas[1]
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.exp(-self._call("marginal_lambda", t))
@@ -79,18 +71,15 @@ def from_model_fn(
     """A function that `model_wrapper` made, with its NoiseScheduleVP, as a problem for `fewstep.sample`.
 
     `sample(from_model_fn(model_fn, noise_schedule), DPMSolverPP(2), noise=x_T, steps=...)` replaces
-    `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)`: final="x0" is denoise_to_zero=True there,
-    final="sigma_min" the default there. Guidance stays in their wrapper; thresholding is `dynamic_thresholding`.
+    `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)`: final="x0" is denoise_to_zero=True there, "sigma_min"
+    the default there. Guidance stays in their wrapper; thresholding is `dynamic_thresholding`.
 
     Args:
         model_fn: `(x_t, t) -> eps` with t of shape (batch,) in the time of noise_schedule.
         noise_schedule, t_start, t_end: as in `DPMSolverSchedule`.
         dtype: what the network computes in.
     """
-    if not callable(model_fn):
-        raise InputError(
-            f"model_fn: got {type(model_fn).__name__}, expected a function (x, t_continuous) -> eps. "
-            "Call model_wrapper(...) for one."
-        )
+    cure = "a function (x, t_continuous) -> eps, as model_wrapper(...) makes it"
+    _validation.check_callable("model_fn", model_fn, cure)
     schedule = DPMSolverSchedule(noise_schedule, t_start, t_end)
     return DiffusionModel(from_epsilon(model_fn, schedule, dtype=dtype), schedule)

@@ -4,8 +4,6 @@ All of them work in variance-exploding coordinates, x = x0 + sigma n, as this li
 conventions are converted. k-diffusion itself is not needed.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +28,31 @@ from .k_diffusion_noise import seeds as per_sample
 from .k_diffusion_noise import snr as snr
 
 
-class Sampler:
-    """A solver as k-diffusion's `sample_...` function; made by `sampler`.
+@dataclass(frozen=True)
+class Wrapped:
+    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype`; a batch of one is expanded to `rows`."""
 
-    Attributes:
-        sigmas: (n,) float32, the only grid that it accepts, where the solver is a plan or a student.
-    """
+    model: Callable[..., Tensor]
+    extra_args: Mapping[str, Any]
+    dtype: torch.dtype | None = None
+    rows: int = 1
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        rows = self.rows if len(x) == 1 else len(x)
+        at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
+        # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
+        out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
+        if not torch.is_tensor(out) or out.shape != at.shape:
+            got = f"shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
+            raise InputError(
+                f"model: got {got}, expected the denoised x of shape {tuple(at.shape)}. Wrap networks that "
+                "predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
+            )
+        return out[: len(x)].to(x.dtype)
+
+
+class Sampler:
+    """A solver as k-diffusion's `sample_...` function; with a plan or a student it accepts its `sigmas` only."""
 
     def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
         _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
@@ -43,7 +60,6 @@ class Sampler:
         self.schedule = schedule
         own = carried_plan(solver)
         self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
-        self._last: tuple[Tensor, Plan] | None = None  # runs of one grid share its plan
 
     @torch.no_grad()
     def __call__(
@@ -59,8 +75,7 @@ class Sampler:
                 "the solver, for instance sampler(fewstep.DDIM(eta=1.0))."
             )
         check_state(x)
-        _validation.check_callable("model", model, "a k-diffusion model (x, sigma, **extra_args) -> x0")
-        _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+        _check_model("model", model, extra_args)
         if callback is not None:
             _validation.check_callable("callback", callback, "a function of a dict")
         extra = dict(extra_args or {})
@@ -75,21 +90,19 @@ class Sampler:
 
     def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
         grid = _validation.check_numbers("sigmas", sigmas)
-        if carried_plan(self.solver) is not None:
-            own, source = resolve(self.solver, self.schedule)
-            if grid.shape != own.sigmas.shape or not torch.allclose(grid, own.sigmas, rtol=1e-4, atol=0.0):
-                raise InputError(
-                    f"sigmas: got {_list(grid)}; {own.name} carries its own grid, {_list(own.sigmas)}. Pass "
-                    "that (the attribute `sigmas` of this sampler) and x at its first level."
-                )
-            return own, source
-        if self._last is None or not torch.equal(self._last[0], grid):
-            self._last = grid, resolve(self.solver, self.schedule, sigmas=grid)[0]
-        return self._last[1], self._last[1]
+        if carried_plan(self.solver) is None:
+            return resolve(self.solver, self.schedule, sigmas=grid)
+        plan, source = resolve(self.solver, self.schedule)
+        if grid.shape != plan.sigmas.shape or not torch.allclose(grid, plan.sigmas, rtol=1e-4, atol=0.0):
+            raise InputError(
+                f"sigmas: got {_list(grid)}; {plan.name} carries its own grid, {_list(plan.sigmas)}. Pass that (the "
+                "attribute `sigmas` of this sampler) and x at its first level."
+            )
+        return plan, source
 
     def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
         """The model on the given schedule, else on EDM between its own levels or those of the grid."""
-        schedule = self.schedule or _schedule_of(wrapped.model) or _spanned(plan.sigmas)
+        schedule = self.schedule or _schedule_of(wrapped.model, plan.sigmas)
         fitted = plan.fit and plan.fit.fingerprint.schedule
         if self.schedule is None and fitted not in (None, repr(schedule)):
             raise InputError(
@@ -102,57 +115,29 @@ class Sampler:
 def sampler(solver: AnySolver, *, schedule: Schedule | None = None) -> Sampler:
     """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
 
-    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level
-    sigmas[0], already multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last
-    level in x's dtype. Only the model sees half precision: the state is kept in float32.
+    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
+    multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last level in x's dtype. Only
+    the model sees half precision: the state is kept in float32.
 
-    `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first
-    evaluation of the step from sigmas[i], as in k-diffusion: x and sigma_hat are the model's input, denoised
-    its output. `disable` is tqdm's: True for no bar, None for none outside a terminal.
+    `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first evaluation of
+    the step from sigmas[i]: x and sigma_hat are the model's input, denoised its output. `disable` is tqdm's: True for
+    no bar, None for none outside a terminal.
 
-    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A
-    list has one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed
-    s + j. Or it comes from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or
-    any `(sigma, sigma_next) -> unit normals` where the plan needs W only.
+    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A list has
+    one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed s + j. Or it comes
+    from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or any
+    `(sigma, sigma_next) -> unit normals` where the plan needs W only.
 
     Args:
         solver: a diffusion solver, a plan, or a student; the last two accept their own grid only.
-        schedule: for solvers that need one, and for students the one they were fitted to. By default EDM
-            between the model's `sigma_min` and `sigma_max`, else between the ends of the grid.
+        schedule: for solvers that need one, and for students the one they were fitted to. By default EDM between the
+            model's `sigma_min` and `sigma_max`, else between the ends of the grid.
 
     Raises:
-        InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise
-            sampler that lacks what a plan needs, models that return another shape.
+        InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise sampler that
+            lacks what a plan needs, models that return another shape.
     """
     return Sampler(solver, schedule)
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype` with sigma of shape (batch,).
-
-    Attributes:
-        rows: the batch size of extra_args; a batch of one is expanded to it.
-    """
-
-    model: Callable[..., Tensor]
-    extra_args: Mapping[str, Any]
-    dtype: torch.dtype | None = None
-    rows: int = 1
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x: (batch, *event); sigma: 0-d or (batch,)."""
-        rows = self.rows if len(x) == 1 else len(x)
-        at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
-        # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
-        out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
-        if not torch.is_tensor(out) or out.shape != at.shape:
-            got = f"shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
-            raise InputError(
-                f"model: got {got}, expected the denoised x of shape {tuple(at.shape)}. Wrap networks that "
-                "predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
-            )
-        return out[: len(x)].to(x.dtype)
 
 
 def as_denoiser(
@@ -169,18 +154,15 @@ def as_denoiser(
     Raises:
         InputError: no range of sigma, or one that is not positive and finite.
     """
-    _validation.check_callable("wrapper", wrapper, "a k-diffusion model (x, sigma, **extra_args) -> x0")
-    _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
-    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-        if value is not None:
-            _validation.check_float(name, value)
+    _check_model("wrapper", wrapper, extra_args)
     _validation.check_dtype(dtype)
     low, high = _ends_of(wrapper)
-    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
+    low = low if sigma_min is None else _validation.check_float("sigma_min", sigma_min)
+    high = high if sigma_max is None else _validation.check_float("sigma_max", sigma_max)
     if low is None or high is None or not 0 < low < high < math.inf:
         raise InputError(
-            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); expected 0 < "
-            "sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
+            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of the wrapper); expected "
+            "0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
         )
     return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
 
@@ -196,9 +178,9 @@ class Wrapper:
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         levels = sigma.reshape(-1).to(x)
-        if bool((levels != levels[0]).any()):
-            return torch.cat([self.problem.denoiser(x[j : j + 1], s) for j, s in enumerate(levels)])
-        return self.problem.denoiser(x, levels[0])
+        if bool((levels == levels[0]).all()):
+            return self.problem.denoiser(x, levels[0])
+        return torch.cat([self.problem.denoiser(x[j : j + 1], s) for j, s in enumerate(levels)])
 
 
 def as_wrapper(problem: DiffusionModel) -> Wrapper:
@@ -247,6 +229,11 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
     return function
 
 
+def _check_model(argument: str, model: Any, extra_args: Any) -> None:
+    _validation.check_callable(argument, model, "a k-diffusion model (x, sigma, **extra_args) -> x0")
+    _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+
+
 def _run(
     plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
     disable: bool | None, sigmas: Tensor,
@@ -254,25 +241,20 @@ def _run(
     """The executor with k-diffusion's callback and progress bar around it."""
     from tqdm.auto import tqdm
 
-    starts, levels, last = _starts(plan), plan.sigma.tolist(), plan.nfe - 1
-
-    def watched(row: int, at: Tensor, normals: Any) -> Tensor:
-        out = evaluate(row, at, normals)
-        if callback is not None and row in starts:
-            i, level = starts[row], levels[row]
-            D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
-            raised = level != float(plan.sigmas[i])
-            sigma_hat = sigmas.new_tensor(level) if raised else sigmas[i]
-            callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
-        return out
-
+    starts, levels = _starts(plan), plan.sigma.tolist()
     with tqdm(total=len(starts), disable=disable) as bar:
 
-        def after(row: int, x: Tensor, D: Tensor) -> None:
-            if row == last or row + 1 in starts:
-                bar.update()
+        def watched(row: int, at: Tensor, normals: Any) -> Tensor:
+            out = evaluate(row, at, normals)
+            if callback is not None and row in starts:
+                i, level = starts[row], levels[row]
+                D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
+                sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_tensor(level)
+                callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
+            bar.update(row + 1 == plan.nfe or row + 1 in starts)
+            return out
 
-        return run(plan, x, watched, draw, after)
+        return run(plan, x, watched, draw)
 
 
 def _starts(plan: Plan) -> dict[int, int]:
@@ -304,27 +286,19 @@ def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
 def _ends_of(model: Any) -> tuple[float | None, float | None]:
     """The range of sigma in the model's attributes, None where it has none."""
     table = getattr(model, "sigmas", None)
-    known = table[table > 0] if torch.is_tensor(table) else None
-    found = known if known is not None and known.numel() else None
-    low = getattr(model, "sigma_min", None if found is None else found.min())
-    high = getattr(model, "sigma_max", None if found is None else found.max())
+    found = table[table > 0].tolist() if torch.is_tensor(table) else []
+    low = getattr(model, "sigma_min", min(found, default=None))
+    high = getattr(model, "sigma_max", max(found, default=None))
     return None if low is None else float(low), None if high is None else float(high)
 
 
-def _schedule_of(model: Any) -> Schedule | None:
+def _schedule_of(model: Any, sigmas: Tensor) -> Schedule:
+    """EDM over the model's range, else over the grid's, widened where that has one level above 0 only."""
     low, high = _ends_of(model)
-    usable = low is not None and high is not None and 0 < low < high < math.inf
-    return EDM(low, high) if usable else None  # type: ignore[arg-type]
-
-
-def _spanned(sigmas: Tensor) -> Schedule:
-    """EDM over a grid, widened where the grid has one level above 0 only."""
-    low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
-    return EDM(low if low < high else high / 2, high)
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "__name__", type(model).__name__)
+    if low is None or high is None or not 0 < low < high < math.inf:
+        low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+        low = low if low < high else high / 2
+    return EDM(low, high)
 
 
 def _list(sigmas: Tensor) -> str:

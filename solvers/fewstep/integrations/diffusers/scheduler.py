@@ -16,7 +16,7 @@ except ImportError as _error:
     raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
 
 from ... import _validation
-from ...brownian.increment import Path as BrownianSource
+from ...brownian import BrownianPath
 from ...denoiser import coefficients, to_x0
 from ...errors import InputError
 from ...executor import Draw, Evaluate, Normals, State, begin, follow, stage, update
@@ -25,6 +25,7 @@ from ...plan import Plan, Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
 from ...problem import DiffusionModel
 from ...resolve import carried_plan
+from ...solver import DiffusionSolver
 from . import configuration
 from .grid import FORWARD, Process, check_count, process_of, reference_of
 
@@ -32,30 +33,19 @@ NOISES = ("generator", "path")
 
 
 class Run(NamedTuple):
-    """A run between two evaluations; immutable, each step makes the next one.
+    """A run between two evaluations; immutable, each step makes the next one."""
 
-    Attributes:
-        plan: the rows from entry `first` of the timesteps on.
-        scales: from x to the pipeline's state, alpha where that is alpha x: per row, and at the end.
-        numbers: per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise.
-        row: the row that is next.
-        state: the state before that row; None before the first step.
-        path: the Brownian path of the run, None for fresh normals.
-        evaluate: a student's own network.
-    """
-
-    plan: Plan
+    plan: Plan  # the rows from entry `first` of the timesteps on
     first: int
-    scales: list[float]
-    numbers: list[tuple[float, ...]]
-    row: int = 0
-    state: State | None = None
-    path: BrownianSource | None = None
-    evaluate: Evaluate | None = None
+    scales: list[float]  # from x to the pipeline's state, alpha where that is alpha x: per row, and at the end
+    numbers: list[tuple[float, ...]]  # per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise
+    row: int = 0  # the next one
+    state: State | None = None  # before that row; None before the first step
+    path: BrownianPath | None = None
+    evaluate: Evaluate | None = None  # a student's own network
 
     @property
     def over(self) -> bool:
-        """Whether all rows are done."""
         return self.row == self.plan.nfe
 
     def read(self, sample: Tensor) -> Tensor:
@@ -220,7 +210,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return None if self._run is None else self._run.first + self._run.row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this entry, as image-to-image pipelines do; `step` then need not read its timestep."""
+        """Start at this entry, as image-to-image pipelines do; `step` then does not read its timestep."""
         self._begin, self._run = begin_index, None
         self._run = self._start(None, 0.0)
 
@@ -228,21 +218,15 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The entry that is next: where the run is or will begin, unless the timestep is another's."""
         running = self._run is not None and not self._run.over
         row = self.step_index if running else self._begin
-        if row is not None and (timestep is None or (running and self._begin is not None)):
-            return row
         # read no number from a device while a run continues
-        if running and isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-            assert row is not None
-            return row
-        if timestep is None:
-            return 0
+        known = running and (self._begin is not None or (torch.is_tensor(timestep) and timestep.device.type != "cpu"))
+        if timestep is None or known:
+            return row or 0
         assert self._setup is not None
         entries = self._setup.entries(float(timestep))
-        if row is not None and row in entries:
-            return row
         if not entries:
             raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
-        return next((i for i in entries if i % self.order == 0), entries[0])
+        return row if row in entries else next((i for i in entries if i % self.order == 0), entries[0])
 
     def _start(self, timestep: Any, eta: float) -> Run:
         """A run from the begin index, or from the entry of the timestep."""
@@ -270,8 +254,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """From one input of the network to the next.
 
         Args:
-            model_output: (batch, *event) the network's output for (scaled) sample; further channels, those
-                of a learned variance, are ignored.
+            model_output: (batch, *event) the network's output; further channels (a learned variance) are ignored.
             timestep: its entry of `timesteps`; read only where a run starts without a begin index.
             sample: (batch, *event) the state, of any floating dtype; kept in float32 at least inside.
             eta: of DDIM, where the solver itself has none.
@@ -292,8 +275,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         output = model_output[:, : sample.shape[1]]
         if output.shape != sample.shape or (run.state and run.state.x.shape != sample.shape):
             raise InputError(
-                f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; expected "
-                "one shape, the same in each step of a run. Call set_timesteps before a run of another."
+                f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; expected one shape, "
+                "the same in each step of a run. Call set_timesteps before a run of another."
             )
         x, row = run.read(sample), run.plan.rows[run.row]
         if run.state is None:
@@ -302,22 +285,21 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         state = self._enter(run, row, x, sample.dtype, draw)
         x0, state, evaluation = self._evaluate(run, row, state, x, output.to(x.dtype), use_clipped_model_output)
         state = update(row, state, evaluation)
-        run = run._replace(row=run.row + 1, state=state)
+        run = run._replace(row=run.row + 1)
+        at = state.x
         if not run.over:
-            following = run.plan.rows[run.row]
-            if following.stage.normals:
-                state = begin(following, state, draw)
-            run = run._replace(state=state)
-        new = run.write(state.x if run.over else stage(following, state), sample.dtype)
-        self._run, x0 = run, x0.to(sample.dtype)
+            row = run.plan.rows[run.row]
+            state = begin(row, state, draw) if row.stage.normals else state
+            at = stage(row, state)
+        self._run, new, x0 = run._replace(state=state), run.write(at, sample.dtype), x0.to(sample.dtype)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
-        """The run with its Brownian path and its student's network, which depend on the samples."""
+        """The run with what depends on the samples: its Brownian path and its student's network."""
         if self.config.noise == "path" and uses_path(run.plan):
             lowest = self._process.schedule.sigma_min
             run = run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
-        if configuration.brings_network(self.solver):
+        if not isinstance(self.solver, (DiffusionSolver, Plan)):
             problem = DiffusionModel(lambda *_: self._pipeline_x0, self._process.schedule)
             run = run._replace(evaluate=self.solver.evaluator(problem, x))
         return run
@@ -337,12 +319,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return plan_normals(run.plan, x, run.path, fresh)
 
     def _enter(self, run: Run, row: Row, x: Tensor, dtype: torch.dtype, draw: Draw) -> State:
-        """The state at the row's evaluation, given the input x that the network got.
-
-        The first input is the state itself: the pipeline calls the network before the scheduler, hence noise
-        that a plan adds to its first input is left out, and churn of the first level counts as contained.
-        """
+        """The state at the row's evaluation, given the input x that the network got."""
         if run.state is None:
+            # the pipeline calls the network before the scheduler: the first input is the state itself, without the
+            # noise that a plan adds to it, and contains the churn of the first level
             state = begin(row, State(x if row.stage.scale == 1 else x / row.stage.scale), draw)
             if row.interval is not None and row.interval[0] == row.interval[1]:
                 state = state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
