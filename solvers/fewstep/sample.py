@@ -54,11 +54,8 @@ def sample(
         InputError: neither shape nor noise, neither steps nor sigmas, a grid in addition to a plan, a solver
             that has no plan, a path that lacks Lévy data the plan needs.
     """
-    if not isinstance(problem, DiffusionModel):
-        raise InputError(
-            f"problem: got {_validation.describe(problem)}, expected fewstep.DiffusionModel(from_epsilon(network, "
-            "schedule), schedule), or denoising(pipe) for diffusers. Call a function of labels with the labels first."
-        )
+    expected = "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for diffusers"
+    _validation.check_instance("problem", problem, DiffusionModel, expected + "; call a function of labels with them")
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
     plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
     own = _validation.check_seed(seed) if seeds is None else each_seed(seeds)

@@ -6,10 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validation
-from ..denoiser import from_epsilon
-from ..errors import InputError
-from ..problem import DiffusionModel
+from .. import DiffusionModel, InputError, _validation, from_epsilon
 from ..schedule import TimedSchedule
 
 WANTED = ("marginal_lambda", "inverse_lambda", "marginal_alpha", "marginal_std", "total_N")

@@ -1,8 +1,4 @@
-"""k-diffusion's sampler functions, noise samplers and model wrappers, shared by ComfyUI and webui.
-
-All of them work in variance-exploding coordinates, x = x0 + sigma n, as this library does: only the calling
-conventions are converted. k-diffusion itself is not needed.
-"""
+"""k-diffusion's sampler functions, noise samplers and model wrappers, shared by ComfyUI and webui."""
 
 import math
 import re
@@ -14,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validation
-from ..errors import InputError
+from .. import EDM, DiffusionModel, InputError, Plan, Schedule, _validation
 from ..executor import Draw, Evaluate, run
-from ..plan import Plan
+from ..grid import short
 from ..plan_noise import at_least_float32
-from ..problem import DiffusionModel
 from ..resolve import AnySolver, Student, carried_plan, evaluator_of, resolve
-from ..schedule import EDM, Schedule
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import seeds as per_sample
@@ -56,9 +49,7 @@ class Sampler:
 
     def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
         _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
-        self.solver = solver
-        self.schedule = schedule
-        own = carried_plan(solver)
+        self.solver, self.schedule, own = solver, schedule, carried_plan(solver)
         self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
 
     @torch.no_grad()
@@ -95,7 +86,7 @@ class Sampler:
         plan, source = resolve(self.solver, self.schedule)
         if grid.shape != plan.sigmas.shape or not torch.allclose(grid, plan.sigmas, rtol=1e-4, atol=0.0):
             raise InputError(
-                f"sigmas: got {_list(grid)}; {plan.name} carries its own grid, {_list(plan.sigmas)}. Pass that (the "
+                f"sigmas: got {short(grid)}; {plan.name} carries its own grid, {short(plan.sigmas)}. Pass that (the "
                 "attribute `sigmas` of this sampler) and x at its first level."
             )
         return plan, source
@@ -262,8 +253,7 @@ def _starts(plan: Plan) -> dict[int, int]:
     steps = len(plan.sigmas) - 1
     if plan.nfe == steps:  # includes correctors, whose state moves one row late
         return {i: i for i in range(steps)}
-    moved = [bool(row.update != (1, (), ())) for row in plan.rows]
-    rows = [row for row in range(plan.nfe) if row == 0 or moved[row - 1]]
+    rows = [0, *(i for i in range(1, plan.nfe) if plan.rows[i - 1].update != (1, (), ()))]
     if len(rows) == steps:
         return {row: i for i, row in enumerate(rows)}
     grid = plan.sigmas[:-1] * (1 + 1e-6)
@@ -299,7 +289,3 @@ def _schedule_of(model: Any, sigmas: Tensor) -> Schedule:
         low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
         low = low if low < high else high / 2
     return EDM(low, high)
-
-
-def _list(sigmas: Tensor) -> str:
-    return "[" + ", ".join(f"{s:.6g}" for s in sigmas.flatten().tolist()) + "]"

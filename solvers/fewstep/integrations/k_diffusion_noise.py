@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validation
-from ..brownian import BrownianPath, Increment
+from .. import BrownianPath, Increment, InputError, Plan, _validation
 from ..brownian.random_normals import HashedNormals
-from ..errors import InputError
 from ..executor import Draw, Normals
-from ..plan import Plan
 from ..plan_noise import OFF_PATH, plan_normals, uses_path
 
 # A cut of the tree costs normals for all samples, and a level takes as many cuts as it has bits. Moving

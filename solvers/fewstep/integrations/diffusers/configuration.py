@@ -11,25 +11,18 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, DPMSolverSDE, EDMEuler, Plan, UniPC
 from ..._validation import check_float, check_numbers
-from ...catalog import solver_named
+from ...catalog import solver_named, spelling
 from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...executor import State
 from ...fingerprint import same_words
-from ...plan import Plan, Row
+from ...plan import Row
 from ...resolve import carried_plan, resolve
-from ...samplers.ddim import DDIM
-from ...samplers.ddpm import DDPM, VARIANCES
-from ...samplers.deis import DEIS
+from ...samplers.ddpm import VARIANCES
 from ...samplers.dpm import DPMFamily
-from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...samplers.dpm_solver_sde import DPMSolverSDE
-from ...samplers.edm import EDMEuler
-from ...samplers.ipndm import IPNDM
-from ...samplers.pndm import PNDM
-from ...samplers.unipc import UniPC
 from ...schedule import DiscreteVP
 from ...solver import DiffusionSolver
 from .grid import REFUSALS, Grid, Process, family, grid_of, process_of, reference_of
@@ -130,7 +123,7 @@ def solver_of(solver: Any) -> Any:
         return _built(**solver)
     if isinstance(solver, type):
         raise InputError(f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}().")
-    solver = solver_named(solver) if isinstance(solver, str) else solver
+    solver = solver_named(spelling(solver)) if isinstance(solver, str) else solver
     carried_plan(solver)
     return solver
 

@@ -7,15 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import EDM, DiffusionModel, DiffusionSolver, DPMSolverPP, InputError
 from ..._validation import check_instance
 from ...denoiser import Converted, PostprocessedDenoiser
-from ...errors import InputError
 from ...learned.dode.distill import DODEReport
 from ...learned.dode.distill import distill_dode as fit_dode
-from ...problem import DiffusionModel
-from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...schedule import EDM
-from ...solver import DiffusionSolver
 from .configuration import postprocessing
 from .grid import process_of, reference_of
 from .scheduler import FewStepScheduler

@@ -15,21 +15,14 @@ try:
 except ImportError as _error:
     raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
 
-from ... import _validation
-from ...brownian import BrownianPath
+from ... import BrownianPath, DiffusionModel, DiffusionSolver, InputError, Plan, _validation, load
 from ...denoiser import coefficients, to_x0
-from ...errors import InputError
 from ...executor import Draw, Evaluate, Normals, State, begin, follow, stage, update
-from ...learned.loading import load
-from ...plan import Plan, Row
+from ...plan import Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
-from ...problem import DiffusionModel
 from ...resolve import carried_plan
-from ...solver import DiffusionSolver
 from . import configuration
-from .grid import FORWARD, Process, check_count, process_of, reference_of
-
-NOISES = ("generator", "path")
+from .grid import FORWARD, MOST_LABELS, Process, process_of, reference_of
 
 
 class Run(NamedTuple):
@@ -100,14 +93,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon", solver: Any = None,
         exact: bool = False, noise: str = "generator", **options: Any,
     ) -> None:  # fmt: skip
-        _validation.check_choice("noise", noise, NOISES)
+        _validation.check_choice("noise", noise, ("generator", "path"))
         self.solver: Any = configuration.solver_of(solver)
         self.register_to_config(solver=configuration.described(self.solver), **options)
         configuration.check_options(options, self.config, self.solver, type(self))
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
-        # as in diffusers before set_timesteps: one step per label
-        self.timesteps: Tensor = torch.arange(check_count(num_train_timesteps)).flip(0)
+        count = _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
+        self.timesteps: Tensor = torch.arange(count).flip(0)  # before set_timesteps one step per label, as in diffusers
         self.num_inference_steps: int | None = None
         self.init_noise_sigma: float = 1.0
         self.order: int = 1 if carried_plan(self.solver) else self.solver.card.evaluations
@@ -147,10 +140,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """The inverse of `save_pretrained`. `network=` for a student with an architecture of your own."""
         network, unused = kwargs.pop("network", None), kwargs.pop("return_unused_kwargs", False)
-        where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder}
         hub: dict[str, Any] = {k: kwargs[k] for k in configuration.HUB if k in kwargs}
         try:
-            found, rest = cls.load_config(**where, return_unused_kwargs=True, **kwargs)
+            place = {"subfolder": subfolder, "return_unused_kwargs": True}
+            found, rest = cls.load_config(pretrained_model_name_or_path, **place, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"path: {pretrained_model_name_or_path} holds no JSON ({error}).") from error
         given = found.get("solver")
@@ -195,8 +188,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _process(self) -> Process:
         """The forward process; needed before a run for `add_noise` in training."""
         if self._forward is None or self._forward[0] is not self.config:
-            reference = reference_of(self.config, self.solver)
-            self._forward = (self.config, process_of(self.config, reference))
+            self._forward = (self.config, process_of(self.config, reference_of(self.config, self.solver)))
         return self._forward[1]
 
     @property
