@@ -76,7 +76,6 @@ def from_model_fn(
         noise_schedule, t_start, t_end: as in `DPMSolverSchedule`.
         dtype: what the network computes in.
     """
-    cure = "a function (x, t_continuous) -> eps, as model_wrapper(...) makes it"
-    _validation.check_callable("model_fn", model_fn, cure)
+    _validation.check_callable("model_fn", model_fn, "a function (x, t) -> eps, as model_wrapper(...) makes it")
     schedule = DPMSolverSchedule(noise_schedule, t_start, t_end)
     return DiffusionModel(from_epsilon(model_fn, schedule, dtype=dtype), schedule)

@@ -75,8 +75,7 @@ class Sampler:
         seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
         state = at_least_float32(x)
         draw = sampler_normals(plan, state, seeds, noise_sampler)
-        problem = self._problem(Wrapped(model, extra, x.dtype, len(x)), plan)
-        evaluate = evaluator_of(problem, source, state)
+        evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan), source, state)
         return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
 
     def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
