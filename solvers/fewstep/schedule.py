@@ -325,7 +325,7 @@ def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
     Args:
         alphas_cumprod: (N,) strictly decreasing in [0, 1), N > 2.
         last: replaces the 0 at the end, whose sigma would be infinite; a quarter of the value before it where that
-            is smaller. Networks for such tables predict v or the sample, because noise alone says nothing about x0.
+            is smaller. Networks for such tables predict v or the sample, because noise alone has nothing of x0.
     """
     abar = _check_table(alphas_cumprod)
     if not 0 < _validation.check_float("last", last) < 1:

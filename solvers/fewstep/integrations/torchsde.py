@@ -110,8 +110,12 @@ class BrownianView:
 
     def _clamped(self, t: Any) -> float:
         """Clamp times that float32 rounding moved just outside the path."""
-        near = min(max(float(t), self.path.t0), self.path.t1)
-        return near if abs(t - near) <= 2.0**-20 * (self.path.t1 - self.path.t0) else float(t)
+        time, slack = float(t), 2.0**-20 * (self.path.t1 - self.path.t0)
+        near = min(max(time, self.path.t0), self.path.t1)
+        return near if abs(time - near) <= slack else time
+
+    def __repr__(self) -> str:
+        return f"BrownianView({self.path!r})"
 
 
 # torchsde's method names that are not names of solvers here

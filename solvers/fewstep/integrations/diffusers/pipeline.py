@@ -71,11 +71,7 @@ def denoising(
             f"pipe: got {type(pipe).__name__}, expected a pipeline with unet or transformer and scheduler."
         )
     for name, given in (("condition", condition), ("negative", negative)):
-        kinds, expected = (
-            (Mapping, type(None)),
-            "the network's arguments by name: {'encoder_hidden_states': embeddings}",
-        )
-        check_instance(name, given, kinds, expected)
+        check_instance(name, given, (Mapping, type(None)), "arguments by name, {'encoder_hidden_states': embeddings}")
     if guidance_scale != 1 and negative is None:
         raise InputError(f"negative: got None with guidance_scale={guidance_scale}, expected the unguided condition.")
     config = _config(scheduler)
