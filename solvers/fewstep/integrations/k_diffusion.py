@@ -69,9 +69,9 @@ class Sampler:
         _check_model("model", model, extra_args)
         if callback is not None:
             _validation.check_callable("callback", callback, "a function of a dict")
-        extra = dict(extra_args or {})
         plan, source = self._resolve(sigmas)
         _refuse_noise_on_flows(plan, model)
+        extra = dict(extra_args or {})
         seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
         state = at_least_float32(x)
         draw = sampler_normals(plan, state, seeds, noise_sampler)
@@ -206,8 +206,7 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
     if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
         raise InputError(f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None.")
     function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule)
-    home, samplers = comfy.k_diffusion.sampling, comfy.samplers
-    shown = samplers.KSampler.SAMPLERS
+    home, samplers, shown = comfy.k_diffusion.sampling, comfy.samplers, comfy.samplers.KSampler.SAMPLERS
     there = getattr(home, f"sample_{name}", None)
     if not isinstance(there, Sampler) and (there is not None or name in shown):
         raise InputError(f"name: got {name!r}, a sampler of ComfyUI's own; expected another name.")
