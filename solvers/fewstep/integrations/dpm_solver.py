@@ -38,7 +38,7 @@ class DPMSolverSchedule(TimedSchedule):
         self.t_min: float = 1 / float(noise_schedule.total_N) if t_end is None else float(t_end)
         if not 0 < self.t_min < self.t_max <= noise_schedule.T:
             raise InputError(
-                f"t_start, t_end: got {self.t_max:g}, {self.t_min:g}; expected 0 < t_end < t_start <= {noise_schedule.T:g}."
+                f"t_start, t_end: got {self.t_max}, {self.t_min}; expected 0 < t_end < t_start <= {noise_schedule.T}."
             )
         ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
         alpha, std = (self._call(name, ends) for name in ("marginal_alpha", "marginal_std"))
