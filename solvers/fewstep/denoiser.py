@@ -20,6 +20,7 @@ from .problem import Denoiser
 from .schedule import Schedule
 
 Model = Callable[[Tensor, Tensor], Tensor]
+Dtype = torch.dtype | None
 Conversion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # (sigma, alpha) -> (p, q) from x_t = alpha x0 + sigma_t eps and the meaning of the output:
@@ -36,13 +37,7 @@ AFFINE: dict[str, Conversion] = {
 def coefficients(
     kind: str | Conversion, sigma: Tensor, alpha: Tensor, prediction: str = "data"
 ) -> tuple[Tensor, Tensor]:
-    """(p, q) such that p x + q output is x0, or the noise (x - x0) / sigma.
-
-    Args:
-        kind: what the network predicts, a key of AFFINE or a function like its values.
-        sigma, alpha: of one shape, float64.
-        prediction: "data" for x0, "noise" for the noise.
-    """
+    """(p, q) such that p x + q output is x0 ("data") or (x - x0) / sigma ("noise"); kind: of AFFINE, or a function."""
     p, q = (AFFINE[kind] if isinstance(kind, str) else kind)(sigma, alpha)
     return (p, q) if prediction == "data" else ((1 - p) / sigma, -q / sigma)
 
@@ -54,22 +49,15 @@ def to_x0(x: Tensor, output: Tensor, p: Weight, q: Weight) -> Tensor:
 
 @dataclass(frozen=True)
 class Converted:
-    """A network as a denoiser. Made by `from_epsilon`, `from_v`, and so on.
+    """A network as a denoiser. Made by `from_epsilon`, `from_v`, and so on."""
 
-    Attributes:
-        model: `(x_t, t) -> output`, t of shape (batch,).
-        schedule: gives alpha and the label of a level; None for networks called with (x, sigma) itself.
-        kind: what the output is, see `coefficients`.
-        rounding: of labels: None; "nearest" or "down", as diffusers does on Karras and logSNR or on
-            exponential grids (an error floor of about 3e-4, and what embeddings by table need).
-        dtype: what the network computes in; x and the result stay in the trajectory's precision.
-    """
-
-    model: Model
-    schedule: Schedule | None
-    kind: str | Conversion
+    model: Model  # (x_t, t) -> output, t of shape (batch,)
+    schedule: Schedule | None  # gives alpha and the label of a level; None for networks called with (x, sigma) itself
+    kind: str | Conversion  # what the output is, see `coefficients`
+    # of labels: "nearest" or "down", as diffusers does on Karras and logSNR or on exponential grids (an error floor of
+    # about 3e-4, and what embeddings by table need)
     rounding: str | None = None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None = None  # what the network computes in; x and the result stay in the trajectory's
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 from x (batch, *event); sigma: 0-d or (batch,)."""
@@ -79,10 +67,7 @@ class Converted:
         return self._apply(x, alpha, label.to(x.dtype).expand(len(x)), p, q)
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-        """The same for levels (R,) known beforehand: `(i, x) -> x0`, or the noise.
-
-        All numbers are computed here: a step computes none and reads nothing back from a device.
-        """
+        """The same for levels (R,) known beforehand, `(i, x) -> x0` or the noise: no step reads back from a device."""
         alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
         labels = label.to(like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
         rows = list(zip(alpha.tolist(), labels, p.tolist(), q.tolist()))
@@ -109,15 +94,13 @@ def check_output(name: str, out: Any, x: Tensor) -> Tensor:
     """The output of a network, which must be a tensor of x's shape on its device."""
     if not torch.is_tensor(out) or out.shape != x.shape or out.device != x.device:
         raise InputError(
-            f"{name}: got {_validation.describe(out)}, expected a tensor of x's shape {tuple(x.shape)} "
-            "on its device. Wrap a network that returns more, for diffusers as lambda x, t: net(x, t).sample."
+            f"{name}: got {_validation.describe(out)}, expected a tensor of x's shape {tuple(x.shape)} on its device. "
+            "Wrap a network that returns more, for diffusers as lambda x, t: net(x, t).sample."
         )
     return out
 
 
-def from_epsilon(
-    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
-) -> Converted:
+def from_epsilon(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
     """A denoiser from a network of the noise, `model(x_t, t) -> eps` with t of shape (batch,).
 
     x_t = alpha_t x0 + sigma_t eps, hence x0 = x - sigma eps in variance-exploding coordinates.
@@ -129,48 +112,33 @@ def from_epsilon(
     return _convert(model, schedule, "epsilon", rounding, dtype)
 
 
-def from_v(
-    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
-) -> Converted:
-    """A denoiser from `model(x_t, t) -> v = alpha_t eps - sigma_t x0` (arXiv 2202.00512).
-
-    Options as in `from_epsilon`.
-    """
+def from_v(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
+    """A denoiser from `model(x_t, t) -> v = alpha_t eps - sigma_t x0` (arXiv 2202.00512), as in `from_epsilon`."""
     return _convert(model, schedule, "v_prediction", rounding, dtype)
 
 
-def from_score(
-    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
-) -> Converted:
+def from_score(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
     """A denoiser from `model(x_t, t) -> grad log p_t(x_t) = -eps / sigma_t`. Options as in `from_epsilon`."""
     return _convert(model, schedule, "score", rounding, dtype)
 
 
-def from_sample(
-    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
-) -> Converted:
+def from_sample(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
     """A denoiser from a network of the data, `model(x_t, t) -> x0`. Options as in `from_epsilon`."""
     return _convert(model, schedule, "sample", rounding, dtype)
 
 
-def from_flow(
-    model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: torch.dtype | None = None
-) -> Converted:
-    """A denoiser from `model(x_t, t) -> eps - x0`, the velocity of x_t = (1 - t) x0 + t eps.
-
-    Options as in `from_epsilon`.
-    """
+def from_flow(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
+    """A denoiser from the velocity of x_t = (1 - t) x0 + t eps, `model(x_t, t) -> eps - x0`, as in `from_epsilon`."""
     return _convert(model, schedule, "flow", rounding, dtype)
 
 
 def from_edm(
-    net: Callable[..., Tensor], *, class_labels: Tensor | None = None, force_fp32: bool = False,
-    dtype: torch.dtype | None = None,
-) -> Converted:  # fmt: skip
+    net: Callable[..., Tensor], *, class_labels: Tensor | None = None, force_fp32: bool = False, dtype: Dtype = None
+) -> Converted:
     """A denoiser from EDM's preconditioned network `net(x, sigma[, class_labels]) -> x0`, sigma (batch,).
 
-    Its schedule is `EDM(max(0.002, net.sigma_min), min(80.0, net.sigma_max))`, as in EDM's own sampler.
-    Networks with a table of levels round sigma themselves; to put the grid on their levels, sample with
+    Its schedule is `EDM(max(0.002, net.sigma_min), min(80.0, net.sigma_max))`, as in EDM's own sampler. Networks with a
+    table of levels round sigma themselves; to put the grid on their levels, sample with
     `sigmas=torch.cat([net.round_sigma(grid[:-1]), grid[-1:]])`, grid from `sigma_grid`.
 
     Args:
@@ -188,8 +156,8 @@ def from_edm(
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         if labels is not None and len(labels) not in (1, len(x)):
             raise InputError(
-                f"class_labels: got {len(labels)} rows for a batch of {len(x)}; expected a row for each "
-                "sample, or one for all. Convert the network anew with the labels of this batch."
+                f"class_labels: got {len(labels)} rows for a batch of {len(x)}; expected a row for each sample, or one "
+                "for all. Convert the network anew with the labels of this batch."
             )
         rows = () if labels is None else (labels.to(x.device).expand(len(x), -1),)
         return check_output("net", net(x, sigma, *rows, **keywords), x).to(x.dtype)
@@ -211,18 +179,13 @@ def _label_rows(labels: Any, width: int | None) -> Tensor:
     )
 
 
-def _convert(
-    model: Model, schedule: Schedule | None, kind: str, rounding: str | None, dtype: torch.dtype | None
-) -> Converted:
+def _convert(model: Model, schedule: Schedule | None, kind: str, rounding: str | None, dtype: Dtype) -> Converted:
     if rounding is not None:
         _validation.check_choice("rounding", rounding, ("nearest", "down"))
     _validation.check_callable("model", model, "a network called as model(x_t, t)")
     _validation.check_dtype(dtype)
-    if not isinstance(schedule, Schedule | None):
-        raise InputError(
-            f"schedule: got {type(schedule).__name__}, expected a fewstep schedule such as VPLinear() or "
-            "DiscreteVP(alphas_cumprod). docs/diffusion.md lists the schedules of other libraries."
-        )
+    known = "a fewstep schedule such as VPLinear() or DiscreteVP(alphas_cumprod); docs/diffusion.md lists the others"
+    _validation.check_instance("schedule", schedule, (Schedule, type(None)), known)
     return Converted(model, schedule, kind, rounding, _half(model) if dtype is None else dtype)
 
 
@@ -277,12 +240,11 @@ def threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
 
 
 def classifier_free_guidance(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], condition: Tensor, unconditional: Tensor,
-    scale: float = 7.5,
-) -> Model:  # fmt: skip
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], condition: Tensor, unconditional: Tensor, scale: float = 7.5
+) -> Model:
     """A guided network `(x, t) -> u + scale (c - u)`, both halves in one call (arXiv 2207.12598, Eq. 6).
 
-    Wrap the network before its conversion. Every prediction is affine in x0, so any kind works.
+    Wrap the network before its conversion; any kind of prediction works.
 
     Args:
         model: `(x, t, condition) -> output`.
@@ -309,8 +271,7 @@ def classifier_free_guidance(
 def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
     """`(i, x) -> x0 or noise` at the i-th of the levels (R,), for any denoiser."""
     if hasattr(denoiser, "on"):
-        made: Callable[[int, Tensor], Tensor] = denoiser.on(levels, like, prediction)
-        return made
+        return denoiser.on(levels, like, prediction)  # type: ignore[no-any-return]
     at = levels.to(like.device, like.dtype).unbind()
     x0 = lambda i, x: denoiser(x, at[i])  # noqa: E731
     return x0 if prediction == "data" else _noise(x0, levels)
@@ -325,10 +286,8 @@ def _noise(x0: Callable[[int, Tensor], Tensor], levels: Tensor) -> Callable[[int
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:
     """Reject a network that was converted by the wrong `from_...`, with one evaluation on pure noise.
 
-    At the largest sigma x = sigma n carries almost no information on x0, so x0 = p x + q output must hardly
-    depend on n. Taking noise for a sample, or a sample for noise, leaves x0 a multiple of n. The test
-    cannot separate predictions that agree there (v and sample up to sign, epsilon and flow), and an
-    untrained network fails it.
+    At the largest sigma x = sigma n carries almost no information on x0, which must hardly depend on n. The test cannot
+    separate predictions that agree there (v and sample up to sign, epsilon and flow); an untrained network fails it.
 
     Args:
         like: (batch, *event) a tensor like the samples; only its size matters, a larger one is more reliable.
@@ -348,6 +307,6 @@ def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed:
         kind = getattr(denoiser, "kind", "x0")
         raise InputError(
             f"denoiser: got a {kind!r} conversion whose x0 is {slope:.3g} times the noise at sigma = "
-            f"{float(sigma):.4g}, where it must not depend on it. Convert with another of from_epsilon, "
-            "from_v, from_score, from_sample, from_flow, and check the time that the network is given."
+            f"{float(sigma):.4g}, where it must not depend on it. Convert with another of from_epsilon, from_v, "
+            "from_score, from_sample, from_flow, and check the time that the network is given."
         )

@@ -1,8 +1,4 @@
-"""The executor of plans: what a row does to a state, and the loop over the rows.
-
-`stage` and `update` are pure functions of a row and a state. Everything that runs a plan (`sample`, the
-integrations with other libraries, the fits) calls these two.
-"""
+"""The executor of plans: what a row does to a state, as pure functions, and the loop over the rows."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,17 +17,11 @@ Evaluate = Callable[[int, Tensor, tuple[Normals, ...]], Tensor]
 
 
 class State(NamedTuple):
-    """The state of a run between two rows of a plan.
+    """The state of a run between two rows of a plan."""
 
-    Attributes:
-        x: (*batch, *event) the state, x0 + sigma n.
-        evaluations: the evaluations so far, newest first, as many as later rows need.
-        normals: the normals of the opened noise intervals, newest first.
-    """
-
-    x: Tensor
-    evaluations: tuple[Tensor, ...] = ()
-    normals: tuple[Normals, ...] = ()
+    x: Tensor  # (*batch, *event), x0 + sigma n
+    evaluations: tuple[Tensor, ...] = ()  # newest first, as many as later rows need
+    normals: tuple[Normals, ...] = ()  # of the opened noise intervals, newest first
 
 
 def begin(row: Row, state: State, draw: Draw) -> State:
@@ -53,10 +43,7 @@ def update(row: Row, state: State, evaluation: Tensor) -> State:
 
 
 def follow(row: Row, state: State, before: Tensor, after: Tensor) -> State:
-    """The state whose stage is `after` instead of `before`: for callers that edit an input (inpainting).
-
-    An input that does not contain the state cannot carry a change; the state is then returned unchanged.
-    """
+    """The state whose stage is `after`, not `before`, where the input contains the state: for inputs edited outside."""
     scale, evaluations, normals = row.stage
     if isinstance(scale, float) and scale == 0:
         return state
@@ -69,14 +56,7 @@ def run(
     plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw,
     callback: Callable[[int, Tensor, Tensor], object] | None = None,
 ) -> Tensor:  # fmt: skip
-    """The final state of a plan.
-
-    Args:
-        x: (*batch, *event) the state at the first level, x0 + sigma n; not written to.
-        evaluate: called as `(row, input, normals)`, normals newest first.
-        draw: the source of the plan's noise, `(tau0, tau1) -> unit normals`, one per letter.
-        callback: called as `(row, x, D)` after each row.
-    """
+    """The final state of a plan from x at its first level; `callback(row, x, D)` is called after each row."""
     state = State(x)
     for i, row in enumerate(plan.rows):
         state = begin(row, state, draw)
@@ -90,10 +70,7 @@ def run(
 
 
 def combine(terms: Combination, state: State) -> Tensor:
-    """The linear combination, in fresh memory unless it is one of its terms with weight 1.
-
-    Weights are floats, or 0-d tensors through which gradients flow to the table.
-    """
+    """The linear combination, in fresh memory unless it is one of its terms with weight 1."""
     scale = terms.scale
     parts = [(w, state.evaluations[j]) for w, j in terms.evaluations]
     parts += [(w, state.normals[j][k]) for w, j, k in terms.normals]

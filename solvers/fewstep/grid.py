@@ -14,8 +14,8 @@ MOST = 10**6  # steps: a plan is a table in memory with a row per step
 
 
 def sigma_grid(
-    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None,
-    *, timesteps: Tensor | None = None, offset: int = 0,
+    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None, *,
+    timesteps: Tensor | None = None, offset: int = 0,
 ) -> Tensor:  # fmt: skip
     """(steps + 1,) decreasing noise levels from the schedule's largest.
 
@@ -42,10 +42,7 @@ def sigma_grid(
     if timesteps is not None:
         nodes = schedule.sigma(_check_timesteps(timesteps, steps))
         if not bool((nodes.isfinite() & (nodes > 0)).all()):
-            raise InputError(
-                f"timesteps: got {_short(timesteps)}, some of which have no noise level in this schedule; "
-                "expected its model times."
-            )
+            raise InputError(f"timesteps: got {short(timesteps)}; expected model times of this schedule.")
         ends = last if final == "sigma_min" and nodes[-1] > last * (1 + 1e-9) else last[:0]
     elif spacing in ("linspace", "leading", "trailing"):
         # a trailing grid stops above sigma_min; the others reach it by themselves
@@ -63,8 +60,7 @@ def _between(schedule: Schedule, count: int, spacing: str, rho: float | None, fi
     u = torch.linspace(0, 1, count, dtype=torch.float64)
     if spacing == "karras":
         r = 7.0 if rho is None else rho
-        roots = torch.lerp(first ** (1 / r), last ** (1 / r), u)
-        return roots.pow(r)
+        return torch.lerp(first ** (1 / r), last ** (1 / r), u).pow(r)
     if spacing in SIGMA_SPACINGS:
         u = u ** (1.0 if rho is None or spacing == "logsnr" else rho)
         return torch.exp(torch.lerp(first.log(), last.log(), u))
@@ -97,30 +93,27 @@ def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
     t = _validation.check_numbers("timesteps", timesteps)
     if t.dim() != 1 or len(t) != steps or not bool((t.diff() < 0).all()):
         raise InputError(
-            f"timesteps: got {_short(t)}; expected ({steps},) strictly decreasing model times. "
+            f"timesteps: got {short(t)}; expected ({steps},) strictly decreasing model times. "
             "Flip an increasing list with timesteps.flip(0)."
         )
     return t
 
 
 def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
-    """A user's grid as (n,) float64 on the CPU: finite, at least two levels, decreasing, the last >= 0.
-
-    repeat: the last level may appear twice, as in diffusers' grids that end in sigma_min.
-    """
+    """A user's grid as (n,) float64, n >= 2, decreasing, not below 0; with `repeat` the last level may stand twice."""
     s = _validation.check_numbers("sigmas", sigmas)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
         raise InputError(f"sigmas: got a tensor of shape {tuple(s.shape)}; expected (n,) finite with n >= 2.")
     distinct = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
     if not bool((distinct.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
-            f"sigmas: got {_short(s)}; expected strictly decreasing noise levels, the last >= 0. "
-            "Flip an increasing grid with sigmas.flip(0)."
+            f"sigmas: got {short(s)}; expected strictly decreasing noise levels, the last >= 0. Flip an increasing "
+            "grid with sigmas.flip(0)."
         )
     return s
 
 
-def _short(t: Tensor) -> str:
+def short(t: Tensor) -> str:
     values = [f"{v:.4g}" for v in torch.as_tensor(t).flatten().tolist()]
     return "[" + ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]]) + "]"
 

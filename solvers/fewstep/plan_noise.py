@@ -27,17 +27,18 @@ def plan_normals(
     """The source of a plan's unit normals, `(tau0, tau1) -> normals`, one per letter of the plan.
 
     Args:
-        x: (*batch, *event) the samples: shape, dtype and device of the normals.
         path: in the clock tau = 1/sigma^2; None where every interval gets fresh normals.
         fresh: `letters -> unit normals`, for churn, which belongs to no path, and where there is no path.
-        argument: the name of the path in error messages.
 
     Raises:
         InputError: a path that lacks Lévy data, has another shape or does not cover the plan's intervals.
     """
     letters, kind = plan.stage_noise.shape[-1], (x.device, x.dtype)
     if path is not None:
-        _check_path(path, plan, x, argument)
+        used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
+        ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
+        cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
+        check_path(path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure)
 
     def draw(tau0: float, tau1: float) -> Normals:
         if path is None or tau0 == tau1:
@@ -48,24 +49,13 @@ def plan_normals(
 
 
 def seeded_normals(plan: Plan, x: Tensor, seed: int | list[int], path: Path | None = None, *, sigma_min: float) -> Draw:
-    """The normals of a seed, or of one seed per sample: those of `path`, by default of the seed's own path.
-
-    Args:
-        sigma_min: the smallest level of the schedule, to which the path of the seed reaches.
-    """
+    """The normals of a seed, or of one seed per sample: those of `path`, by default of the seed's own path."""
     if path is None and uses_path(plan):
         path = path_of(plan, x, sigma_min, seed + 1 if isinstance(seed, int) else [s + 1 for s in seed])
-    if isinstance(seed, int):
-        apart: int | list[int] = _off_path(seed)
-    else:
-        apart = [_off_path(s) for s in seed]
-    source = generators(apart, x.device) if plan.levy else None
+    # hashed: torch's CPU generator keeps 32 bits of a seed, and a distant seed may be that of the start
+    apart = [key_of(s + OFF_PATH) >> 1 for s in ([seed] if isinstance(seed, int) else seed)]
+    source = generators(apart[0] if isinstance(seed, int) else apart, x.device) if plan.levy else None
     return plan_normals(plan, x, path, partial(fresh_normals, x, source))
-
-
-def _off_path(seed: int) -> int:
-    """Hashed: torch's CPU generator keeps 32 bits of a seed, and a distant seed may be that of the start."""
-    return key_of(seed + OFF_PATH) >> 1
 
 
 def uses_path(plan: Plan) -> bool:
@@ -109,7 +99,7 @@ def generators(seed: int | list[int], device: torch.device | str) -> torch.Gener
 
 
 def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> BrownianPath:
-    """The Brownian path of a seed, or of one seed per sample, in tau = 1/sigma^2.
+    """The Brownian path of a seed, or of one seed per sample, in tau = 1/sigma^2; it reaches to `sigma_min`.
 
     Its end and its Lévy data depend on the plan only where they must: all solvers of a seed share one path.
     """
@@ -120,10 +110,3 @@ def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> B
         tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, levy="K" if plan.levy == "K" else "H",
         dtype=x.dtype, device=x.device, clock="log", **many,
     )  # fmt: skip
-
-
-def _check_path(path: Any, plan: Plan, x: Tensor, argument: str) -> None:
-    used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
-    ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
-    cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
-    check_path(path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure)

@@ -1,7 +1,4 @@
-"""From a solver and grid arguments to a plan, and from a model to the function that evaluates its rows.
-
-`sample`, the integrations with other libraries and the fits all resolve their solver here.
-"""
+"""From a solver and grid arguments to a plan, and from a model to the function that evaluates its rows."""
 
 from typing import Any, Protocol
 
@@ -41,8 +38,8 @@ def carried_plan(solver: AnySolver) -> Plan | None:
     plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
     if not isinstance(plan, Plan):
         raise InputError(
-            f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, "
-            "a Plan or a student. SDE solvers sample where their card lists additive noise."
+            f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, a Plan or a "
+            "student. SDE solvers sample where their card lists additive noise."
         )
     return plan
 
@@ -65,8 +62,8 @@ def resolve(
     if plan is not None:
         if steps is not None or sigmas is not None or timesteps is not None:
             raise InputError(
-                f"steps/sigmas: got a grid for {plan.name!r}, which carries its own of {plan.nfe} "
-                "evaluations. Leave the grid out, or make a plan for the other grid."
+                f"steps/sigmas: got a grid for {plan.name!r}, which carries its own of {plan.nfe} evaluations. Leave "
+                "the grid out, or make a plan for the other grid."
             )
         return plan, solver  # type: ignore[return-value]
     if sigmas is None:
@@ -84,9 +81,6 @@ def resolve(
 
 def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:
     """The function that evaluates a plan's rows: the model at its levels, or a student's own network.
-
-    Args:
-        like: (*batch, *event) a tensor like the samples.
 
     Raises:
         InputError: a plan that was fitted to another model.

@@ -17,11 +17,11 @@ from .resolve import AnySolver, evaluator_of, resolve
 
 
 def sample(
-    problem: DiffusionModel, solver: AnySolver, *, shape: tuple[int, ...] | None = None,
-    steps: int | None = None, sigmas: Tensor | None = None, timesteps: Tensor | None = None,
-    spacing: str = "logsnr", final: str = "x0", seed: int = 0, seeds: Sequence[int] | None = None,
-    noise: Tensor | None = None, path: Path | None = None, dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu", callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    problem: DiffusionModel, solver: AnySolver, *, shape: tuple[int, ...] | None = None, steps: int | None = None,
+    sigmas: Tensor | None = None, timesteps: Tensor | None = None, spacing: str = "logsnr", final: str = "x0",
+    seed: int = 0, seeds: Sequence[int] | None = None, noise: Tensor | None = None, path: Path | None = None,
+    dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw samples of a diffusion model.
 
@@ -54,12 +54,8 @@ def sample(
         InputError: neither shape nor noise, neither steps nor sigmas, a grid in addition to a plan, a solver
             that has no plan, a path that lacks Lévy data the plan needs.
     """
-    if not isinstance(problem, DiffusionModel):
-        raise InputError(
-            f"problem: got {_validation.describe(problem)}, expected "
-            "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for "
-            "diffusers. Call a function of labels with the labels first."
-        )
+    expected = "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for diffusers"
+    _validation.check_instance("problem", problem, DiffusionModel, expected + "; call a function of labels with them")
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
     plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
     own = _validation.check_seed(seed) if seeds is None else each_seed(seeds)
@@ -75,8 +71,8 @@ def sample(
 
 
 def _start(
-    problem: DiffusionModel, plan: Plan, shape: tuple[int, ...] | None, seed: int | list[int],
-    noise: Tensor | None, dtype: torch.dtype | None, device: torch.device | str,
+    problem: DiffusionModel, plan: Plan, shape: tuple[int, ...] | None, seed: int | list[int], noise: Tensor | None,
+    dtype: torch.dtype | None, device: torch.device | str,
 ) -> Tensor:  # fmt: skip
     """The state at the first level, x0 + sigma n, in float32 at least."""
     dtype, device = _validation.check_dtype(dtype), _validation.check_device(device)

@@ -1,8 +1,4 @@
-"""Forward processes x_t = alpha_t x0 + sigma_t eps in terms of the noise level sigma = sigma_t / alpha_t.
-
-A schedule maps model time t to sigma and back, and gives alpha. All maps take and return tensors and are
-evaluated in float64.
-"""
+"""Forward processes x_t = alpha_t x0 + sigma_t eps in terms of the noise level sigma_t / alpha_t, in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from .errors import InputError, one_of
 
 
 class Schedule(ABC):
-    """A forward process: the map between model time t and sigma = sigma_t / alpha_t.
+    """A forward process: the map between model time t and sigma = sigma_t / alpha_t, and alpha.
 
     Attributes:
         sigma_min, sigma_max: the range of noise levels in which a sampler works.
@@ -52,14 +48,13 @@ class Schedule(ABC):
         return (1 + sigma.square()).rsqrt()
 
 
-class _Timed(Schedule):
+class TimedSchedule(Schedule):
     """A process whose range of sigma is given by t_min and t_max."""
 
     t_min: float
     t_max: float
 
     def __post_init__(self) -> None:
-        """Reject numbers between which sigma does not rise from above 0 to a finite value."""
         given = {f.name: _validation.check_float(f.name, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         try:
             low, high = self.sigma_min, self.sigma_max
@@ -69,8 +64,8 @@ class _Timed(Schedule):
             good = False
         if not good:
             raise InputError(
-                f"{', '.join(given)}: got {', '.join(f'{v:g}' for v in given.values())}, for which sigma "
-                "does not rise from above 0 to a finite value; expected 0 < t_min < t_max and growing noise."
+                f"{', '.join(given)}: got {', '.join(f'{v:g}' for v in given.values())}, for which sigma does not rise "
+                "from above 0 to a finite value; expected 0 < t_min < t_max and growing noise."
             )
 
     @property
@@ -83,7 +78,7 @@ class _Timed(Schedule):
 
 
 @dataclass(frozen=True)
-class VPLinear(_Timed):
+class VPLinear(TimedSchedule):
     """Variance preserving with beta(t) = b0 + t (b1 - b0), t in [t_min, 1] (arXiv 2011.13456, Eq. 32)."""
 
     b0: float = 0.1
@@ -121,28 +116,25 @@ class SubVP(VPLinear):
 
 
 @dataclass(frozen=True)
-class VPScaledLinear(_Timed):
+class VPScaledLinear(VPLinear):
     """Variance preserving with sqrt(beta) linear in t: latent diffusion's process in continuous time."""
 
     b0: float = 0.85
     b1: float = 12.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
 
-    def sigma(self, t: Tensor) -> Tensor:
+    def integral(self, t: Tensor) -> Tensor:
         a, d = math.sqrt(self.b0), math.sqrt(self.b1) - math.sqrt(self.b0)
-        return torch.expm1(a * a * t + a * d * t**2 + d * d * t**3 / 3).sqrt()
+        return a * a * t + a * d * t**2 + d * d * t**3 / 3
 
-    def time(self, sigma: Tensor) -> Tensor:
+    def inverse(self, B: Tensor) -> Tensor:
         # (a + d t)^3 = a^3 + 3 d B, written as a difference of cubes that does not cancel
         a, d = math.sqrt(self.b0), math.sqrt(self.b1) - math.sqrt(self.b0)
-        B = torch.log1p(sigma.square())
         root = (a**3 + 3 * d * B) ** (1 / 3)
         return 3 * B / (root**2 + root * a + a * a)
 
 
 @dataclass(frozen=True)
-class VPCosine(_Timed):
+class VPCosine(TimedSchedule):
     """alpha = cos((t+s)/(1+s) pi/2) / cos(s/(1+s) pi/2) (arXiv 2102.09672, Eq. 17); singular at t = 1."""
 
     s: float = 0.008
@@ -163,9 +155,9 @@ class VPCosine(_Timed):
 
 
 @dataclass(frozen=True)
-class VPSigmoid(_Timed):
-    """alpha^2 = (S(end) - S(start + t (end - start))) / (S(end) - S(start)), S the logistic function of
-    x / tau (arXiv 2212.11972, Algorithm 1); singular at t = 1."""
+class VPSigmoid(TimedSchedule):
+    """alpha^2 = (S(end) - S(start + t (end - start))) / (S(end) - S(start)), S the logistic function of x / tau
+    (arXiv 2212.11972, Algorithm 1); singular at t = 1."""
 
     start: float = -3.0
     end: float = 3.0
@@ -230,13 +222,12 @@ class EDM(_Exploding):
 
 
 @dataclass(frozen=True)
-class FlowMatching(_Timed):
+class FlowMatching(TimedSchedule):
     """x_t = (1 - t) x0 + t eps; the network receives t = k u / (1 + (k - 1) u), k the shift, u the clock.
 
-    Grids that are even in time are even in u: a larger shift moves their nodes towards noise. At t = 1
-    sigma is infinite. t_max stops short of it, which changes a sample by about 1 - t_max. Solvers that
-    extrapolate the noise (DEIS, IPNDM, PNDM, DPMSolver) subtract numbers of size sigma_max, which leaves
-    6e-8 sigma_max of rounding in float32; those that extrapolate the data do not.
+    Grids that are even in time are even in u: a larger shift moves their nodes towards noise. At t = 1 sigma is
+    infinite; t_max stops short of it, which changes a sample by about 1 - t_max. Solvers that extrapolate the noise
+    (DEIS, IPNDM, PNDM, DPMSolver) leave 6e-8 sigma_max of rounding in float32; those that extrapolate the data do not.
     """
 
     shift: float = 1.0
@@ -269,15 +260,15 @@ class DiscreteVP(Schedule):
         abar = _check_table(alphas_cumprod)
         if not abar[-1] > 0:
             raise InputError(
-                "alphas_cumprod: got a table that ends in 0 (zero terminal SNR), expected numbers above 0. "
-                "Pass it through fewstep.zero_terminal_snr first."
+                "alphas_cumprod: got a table that ends in 0 (zero terminal SNR), expected numbers above 0. Pass it "
+                "through fewstep.zero_terminal_snr first."
             )
         self.log_sigmas: Tensor = 0.5 * torch.log((1 - abar) / abar)
         self.labels: int = len(abar)
 
     def __repr__(self) -> str:
         """Equal for equal tables, in every process."""
-        some = [f"{v:.4g}" for v in self.log_sigmas[:: max(1, len(self.log_sigmas) // 7)].tolist()]
+        some = [f"{v:.4g}" for v in self.log_sigmas[:: max(1, self.labels // 7)].tolist()]
         return f"DiscreteVP({self.labels} labels, log sigma {', '.join(some)}, ...)"
 
     @classmethod
@@ -333,9 +324,8 @@ def zero_terminal_snr(alphas_cumprod: Tensor, last: float = 2.0**-24) -> Tensor:
 
     Args:
         alphas_cumprod: (N,) strictly decreasing in [0, 1), N > 2.
-        last: replaces the 0 at the end, whose sigma would be infinite; a quarter of the value before it
-            where that is smaller. Networks for such tables predict v or the sample, because noise alone
-            contains nothing about x0 at zero signal.
+        last: replaces the 0 at the end, whose sigma would be infinite; a quarter of the value before it where that
+            is smaller. Networks for such tables predict v or the sample, because noise alone has nothing of x0.
     """
     abar = _check_table(alphas_cumprod)
     if not 0 < _validation.check_float("last", last) < 1:

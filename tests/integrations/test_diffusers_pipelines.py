@@ -280,7 +280,7 @@ def test_table_of_another_pipeline_is_rejected():
 
 def test_conditions_are_keyed_by_name():
     pipe = stable_diffusion(df.StableDiffusionPipeline)
-    with pytest.raises(InputError, match="condition: got Tensor"):
+    with pytest.raises(InputError, match="condition: got torch"):
         denoising(pipe, torch.ones(1))
     problem = denoising(pipe)
     with pytest.raises(InputError, match="encoder_hidden_states"):

@@ -247,7 +247,7 @@ BAD = {
     "no row": (lambda: edm(torch.tensor(1.0)), r"class_labels: got shape \(\)"),
     "rows": (lambda: edm(torch.eye(3)), "class_labels: got 3 rows for a batch of 4"),
     "their SDE": (lambda: fs.from_score(lambda x, t: x, NoiseSchedule()), "schedule: got NoiseSchedule"),
-    "model_fn": (lambda: from_model_fn(None, NoiseSchedule()), "model_fn: got NoneType"),
+    "model_fn": (lambda: from_model_fn(None, NoiseSchedule()), "model_fn: got None"),
     "noise_schedule": (lambda: from_model_fn(lambda x, t: x, TABLE), "noise_schedule: got Tensor without"),
     "not VP": (lambda: DPMSolverSchedule(NotVP()), r"alpha\^2 \+ std\^2 = 1"),
     "t_start": (lambda: DPMSolverSchedule(NoiseSchedule(), t_start=1.5), "t_start, t_end: got 1.5"),

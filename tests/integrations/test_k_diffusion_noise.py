@@ -53,7 +53,7 @@ def test_seed_is_taken_from_argument_then_extra_args_then_zero():
 def fine():
     """A start of 60 samples, and the images of a fine grid at seed 2."""
     x = start(60)
-    even = torch.logspace(math.log10(15), math.log10(0.03), 201, dtype=torch.float64)
+    even = torch.logspace(math.log10(15), math.log10(0.03), 129, dtype=torch.float64)
     even[0], even[-1] = 15.0, 0.03
     return x, kd.sampler(fs.ShARK())(model, x, even, seed=2)
 
@@ -64,10 +64,9 @@ def fine():
 def test_one_seed_converges_to_one_image(solver, order, fine):
     """The distance to a fine solution, by another solver on another kind of grid, falls with its order."""
     (x, fine), f = fine, kd.sampler(solver)
-    errors = [(f(model, x, karras(n, False), seed=2) - fine).square().mean().sqrt() for n in (9, 17, 33, 65)]
-    slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
-    assert sum(slopes) / 3 > order - 0.3, (errors, slopes)
-    assert (f(model, x, karras(65, False), seed=3) - fine).square().mean().sqrt() > 5 * errors[-1]
+    errors = [(f(model, x, karras(n, False), seed=2) - fine).square().mean().sqrt() for n in (9, 33)]
+    assert math.log2(errors[0] / errors[1]) / 2 > order - 0.3, errors
+    assert (f(model, x, karras(33, False), seed=3) - fine).square().mean().sqrt() > 5 * errors[-1]
 
 
 def test_run_from_a_lower_level_uses_the_same_path():
@@ -80,15 +79,15 @@ def test_run_from_a_lower_level_uses_the_same_path():
 
 @pytest.mark.parametrize(
     ("solver", "steps"),
-    [(fs.EulerMaruyama(), 200), (fs.ShARK(), 40), (CHURNED[0], 200), (CHURNED[1], 40)],
+    [(fs.EulerMaruyama(), 100), (fs.ShARK(), 30), (CHURNED[0], 100), (CHURNED[1], 30)],
     ids=name,
 )
 def test_stochastic_samplers_have_the_right_law(solver, steps):
-    """Mean and variance of 10,000 samples of N(0, 1/4) within 5 standard errors and the step bias."""
-    x = start(10000, event=(1,), dtype=torch.float32)
+    """Mean and variance of 200 x 50 samples of N(0, 1/4) within 5 standard errors and the step bias."""
+    x = start(200, event=(50,), dtype=torch.float32)
     got = kd.sampler(solver)(bell, x, karras(steps, dtype=torch.float32), seed=1)
-    assert abs(got.mean()) < 5 * 0.5 / math.sqrt(10000)
-    assert abs(got.var() / 0.25 - 1) < 5 * math.sqrt(2 / 10000) + 0.04
+    assert abs(got.mean()) < 5 * 0.5 / math.sqrt(got.numel())
+    assert abs(got.var() / 0.25 - 1) < 5 * math.sqrt(2 / got.numel()) + 0.04
 
 
 # ---------------------------------------------------------------- the noise sampler

@@ -122,7 +122,7 @@ PAIRS |= {
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", PAIRS)
 def test_numbers_equal_diffusers(name, spacing):
-    """1e-5 relative, for three prediction types and four step counts.
+    """1e-5 relative, for three prediction types at two step counts, and four of the noise.
 
     Twice that for third order on 5 Karras steps in epsilon: the jump from 0.49 to 0.01 multiplies the
     rounding of x - 157 eps, which neither side can have below 1e-5 in float32.
@@ -136,11 +136,11 @@ def test_numbers_equal_diffusers(name, spacing):
         pytest.skip(str(error))
     gaps = {}
     for kind in CONVERT:
-        for n in STEPS:
+        for n in STEPS if kind == "epsilon" else STEPS[:2]:
             gaps[kind, n] = gap(make(prediction_type=kind, **flags), solver, kind, spacing, n)
     hard = gaps.pop(("epsilon", 5)) if spacing == "karras" and "3" in name else 0.0
     assert max(gaps.values()) < 1e-5, gaps
-    assert sum(v > 0 for v in gaps.values()) >= 5  # diffusers' was finite often enough
+    assert sum(v > 0 for v in gaps.values()) >= 4  # diffusers' was finite often enough
     assert hard < 2e-5
 
 

@@ -6,24 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import from_epsilon
-from ..errors import InputError
-from ..problem import DiffusionModel
-from ..schedule import Schedule
+from .. import DiffusionModel, InputError, _validation, from_epsilon
+from ..schedule import TimedSchedule
 
 WANTED = ("marginal_lambda", "inverse_lambda", "marginal_alpha", "marginal_std", "total_N")
 
 
-class DPMSolverSchedule(Schedule):
+class DPMSolverSchedule(TimedSchedule):
     """A `NoiseScheduleVP` as a schedule; model time is its continuous time, with label i at (i + 1)/N.
 
-    Its marginal_lambda and inverse_lambda are called in float64. The spacings "uniform", "quadratic" and
-    "logsnr" are its "time_uniform", "time_quadratic" and "logSNR".
+    Its marginal_lambda and inverse_lambda are called in float64. The spacings "uniform", "quadratic" and "logsnr" are
+    its "time_uniform", "time_quadratic" and "logSNR".
 
     Args:
         noise_schedule: the object, "discrete" or "linear" (or with the same interface).
-        t_start, t_end: the largest and the smallest time; by default T and 1/total_N as in
-            `DPM_Solver.sample`.
+        t_start, t_end: the largest and the smallest time; by default T and 1/total_N as in `DPM_Solver.sample`.
 
     Raises:
         InputError: missing methods, a process that does not preserve variance, an empty range of times.
@@ -41,8 +38,7 @@ class DPMSolverSchedule(Schedule):
         self.t_min: float = 1 / float(noise_schedule.total_N) if t_end is None else float(t_end)
         if not 0 < self.t_min < self.t_max <= noise_schedule.T:
             raise InputError(
-                f"t_start, t_end: got {self.t_max:g}, {self.t_min:g}; expected 0 < t_end < t_start <= T = "
-                f"{noise_schedule.T:g}."
+                f"t_start, t_end: got {self.t_max}, {self.t_min}; expected 0 < t_end < t_start <= {noise_schedule.T}."
             )
         ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
         alpha, std = (self._call(name, ends) for name in ("marginal_alpha", "marginal_std"))
@@ -51,15 +47,6 @@ class DPMSolverSchedule(Schedule):
                 f"noise_schedule: got alpha = {alpha.tolist()}, std = {std.tolist()} at the ends; expected "
                 "alpha^2 + std^2 = 1, as NoiseScheduleVP has. Write a fewstep.Schedule for another process."
             )
-        self._sigmas: list[float] = self.sigma(ends).tolist()
-
-    @property
-    def sigma_min(self) -> float:
-        return self._sigmas[0]
-
-    @property
-    def sigma_max(self) -> float:
-        return self._sigmas[1]
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.exp(-self._call("marginal_lambda", t))
@@ -80,19 +67,14 @@ def from_model_fn(
     """A function that `model_wrapper` made, with its NoiseScheduleVP, as a problem for `fewstep.sample`.
 
     `sample(from_model_fn(model_fn, noise_schedule), DPMSolverPP(2), noise=x_T, steps=...)` replaces
-    `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)`: final="x0" is denoise_to_zero=True there,
-    final="sigma_min" the default there. Guidance stays in their wrapper; thresholding is
-    `dynamic_thresholding`.
+    `DPM_Solver(model_fn, noise_schedule).sample(x_T, steps=...)`: final="x0" is denoise_to_zero=True there, "sigma_min"
+    the default there. Guidance stays in their wrapper; thresholding is `dynamic_thresholding`.
 
     Args:
         model_fn: `(x_t, t) -> eps` with t of shape (batch,) in the time of noise_schedule.
         noise_schedule, t_start, t_end: as in `DPMSolverSchedule`.
         dtype: what the network computes in.
     """
-    if not callable(model_fn):
-        raise InputError(
-            f"model_fn: got {type(model_fn).__name__}, expected a function (x, t_continuous) -> eps. "
-            "Call model_wrapper(...) for one."
-        )
+    _validation.check_callable("model_fn", model_fn, "a function (x, t) -> eps, as model_wrapper(...) makes it")
     schedule = DPMSolverSchedule(noise_schedule, t_start, t_end)
     return DiffusionModel(from_epsilon(model_fn, schedule, dtype=dtype), schedule)

@@ -1,10 +1,4 @@
-"""k-diffusion's sampler functions, noise samplers and model wrappers, shared by ComfyUI and webui.
-
-All of them work in variance-exploding coordinates, x = x0 + sigma n, as this library does: only the calling
-conventions are converted. k-diffusion itself is not needed.
-"""
-
-from __future__ import annotations
+"""k-diffusion's sampler functions, noise samplers and model wrappers, shared by ComfyUI and webui."""
 
 import math
 import re
@@ -16,125 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validation
-from ..errors import InputError
+from .. import EDM, DiffusionModel, InputError, Plan, Schedule, _validation
 from ..executor import Draw, Evaluate, run
-from ..plan import Plan
+from ..grid import short
 from ..plan_noise import at_least_float32
-from ..problem import DiffusionModel
 from ..resolve import AnySolver, Student, carried_plan, evaluator_of, resolve
-from ..schedule import EDM, Schedule
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import seeds as per_sample
 from .k_diffusion_noise import snr as snr
 
 
-class Sampler:
-    """A solver as k-diffusion's `sample_...` function; made by `sampler`.
-
-    Attributes:
-        sigmas: (n,) float32, the only grid that it accepts, where the solver is a plan or a student.
-    """
-
-    def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
-        _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
-        self.solver = solver
-        self.schedule = schedule
-        own = carried_plan(solver)
-        self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
-        self._last: tuple[Tensor, Plan] | None = None  # runs of one grid share its plan
-
-    @torch.no_grad()
-    def __call__(
-        self, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], object] | None = None, disable: bool | None = None,
-        *, seed: int | Sequence[int] | None = None, noise_sampler: Any = None, **options: Any,
-    ) -> Tensor:  # fmt: skip
-        """From x at sigmas[0] to the last level; see `sampler`."""
-        if options:
-            name, value = next(iter(options.items()))
-            raise InputError(
-                f"{name}: got {value!r}; expected only seed and noise_sampler. Options of a method belong to "
-                "the solver, for instance sampler(fewstep.DDIM(eta=1.0))."
-            )
-        check_state(x)
-        _validation.check_callable("model", model, "a k-diffusion model (x, sigma, **extra_args) -> x0")
-        _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
-        if callback is not None:
-            _validation.check_callable("callback", callback, "a function of a dict")
-        extra = dict(extra_args or {})
-        plan, source = self._resolve(sigmas)
-        _refuse_noise_on_flows(plan, model)
-        seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
-        state = at_least_float32(x)
-        draw = sampler_normals(plan, state, seeds, noise_sampler)
-        problem = self._problem(Wrapped(model, extra, x.dtype, len(x)), plan)
-        evaluate = evaluator_of(problem, source, state)
-        return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
-
-    def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
-        grid = _validation.check_numbers("sigmas", sigmas)
-        if carried_plan(self.solver) is not None:
-            own, source = resolve(self.solver, self.schedule)
-            if grid.shape != own.sigmas.shape or not torch.allclose(grid, own.sigmas, rtol=1e-4, atol=0.0):
-                raise InputError(
-                    f"sigmas: got {_list(grid)}; {own.name} carries its own grid, {_list(own.sigmas)}. Pass "
-                    "that (the attribute `sigmas` of this sampler) and x at its first level."
-                )
-            return own, source
-        if self._last is None or not torch.equal(self._last[0], grid):
-            self._last = grid, resolve(self.solver, self.schedule, sigmas=grid)[0]
-        return self._last[1], self._last[1]
-
-    def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
-        """The model on the given schedule, else on EDM between its own levels or those of the grid."""
-        schedule = self.schedule or _schedule_of(wrapped.model) or _spanned(plan.sigmas)
-        fitted = plan.fit and plan.fit.fingerprint.schedule
-        if self.schedule is None and fitted not in (None, repr(schedule)):
-            raise InputError(
-                f"schedule: got None, and {schedule!r} from the model; {plan.name} was fitted to {fitted}. "
-                "Pass it as sampler(student, schedule=problem.schedule)."
-            )
-        return DiffusionModel(wrapped, schedule)
-
-
-def sampler(solver: AnySolver, *, schedule: Schedule | None = None) -> Sampler:
-    """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
-
-    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level
-    sigmas[0], already multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last
-    level in x's dtype. Only the model sees half precision: the state is kept in float32.
-
-    `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first
-    evaluation of the step from sigmas[i], as in k-diffusion: x and sigma_hat are the model's input, denoised
-    its output. `disable` is tqdm's: True for no bar, None for none outside a terminal.
-
-    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A
-    list has one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed
-    s + j. Or it comes from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or
-    any `(sigma, sigma_next) -> unit normals` where the plan needs W only.
-
-    Args:
-        solver: a diffusion solver, a plan, or a student; the last two accept their own grid only.
-        schedule: for solvers that need one, and for students the one they were fitted to. By default EDM
-            between the model's `sigma_min` and `sigma_max`, else between the ends of the grid.
-
-    Raises:
-        InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise
-            sampler that lacks what a plan needs, models that return another shape.
-    """
-    return Sampler(solver, schedule)
-
-
 @dataclass(frozen=True)
 class Wrapped:
-    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype` with sigma of shape (batch,).
-
-    Attributes:
-        rows: the batch size of extra_args; a batch of one is expanded to it.
-    """
+    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype`; a batch of one is expanded to `rows`."""
 
     model: Callable[..., Tensor]
     extra_args: Mapping[str, Any]
@@ -142,7 +31,6 @@ class Wrapped:
     rows: int = 1
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x: (batch, *event); sigma: 0-d or (batch,)."""
         rows = self.rows if len(x) == 1 else len(x)
         at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
         # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
@@ -156,6 +44,92 @@ class Wrapped:
         return out[: len(x)].to(x.dtype)
 
 
+class Sampler:
+    """A solver as k-diffusion's `sample_...` function; with a plan or a student it accepts its `sigmas` only."""
+
+    def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
+        _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
+        self.solver, self.schedule, own = solver, schedule, carried_plan(solver)
+        self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
+
+    @torch.no_grad()
+    def __call__(
+        self, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], object] | None = None, disable: bool | None = None, *,
+        seed: int | Sequence[int] | None = None, noise_sampler: Any = None, **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """From x at sigmas[0] to the last level; see `sampler`."""
+        if options:
+            name, value = next(iter(options.items()))
+            raise InputError(
+                f"{name}: got {value!r}; expected only seed and noise_sampler. Options of a method belong to "
+                "the solver, for instance sampler(fewstep.DDIM(eta=1.0))."
+            )
+        check_state(x)
+        _check_model("model", model, extra_args)
+        if callback is not None:
+            _validation.check_callable("callback", callback, "a function of a dict")
+        plan, source = self._resolve(sigmas)
+        _refuse_noise_on_flows(plan, model)
+        extra = dict(extra_args or {})
+        seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
+        state = at_least_float32(x)
+        draw = sampler_normals(plan, state, seeds, noise_sampler)
+        evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan), source, state)
+        return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
+
+    def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
+        grid = _validation.check_numbers("sigmas", sigmas)
+        if carried_plan(self.solver) is None:
+            return resolve(self.solver, self.schedule, sigmas=grid)
+        plan, source = resolve(self.solver, self.schedule)
+        if grid.shape != plan.sigmas.shape or not torch.allclose(grid, plan.sigmas, rtol=1e-4, atol=0.0):
+            raise InputError(
+                f"sigmas: got {short(grid)}; {plan.name} carries its own grid, {short(plan.sigmas)}. Pass that (the "
+                "attribute `sigmas` of this sampler) and x at its first level."
+            )
+        return plan, source
+
+    def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
+        """The model on the given schedule, else on EDM between its own levels or those of the grid."""
+        schedule = self.schedule or _schedule_of(wrapped.model, plan.sigmas)
+        fitted = plan.fit and plan.fit.fingerprint.schedule
+        if self.schedule is None and fitted not in (None, repr(schedule)):
+            raise InputError(
+                f"schedule: got None, and {schedule!r} from the model; {plan.name} was fitted to {fitted}. "
+                "Pass it as sampler(student, schedule=problem.schedule)."
+            )
+        return DiffusionModel(wrapped, schedule)
+
+
+def sampler(solver: AnySolver, *, schedule: Schedule | None = None) -> Sampler:
+    """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
+
+    `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
+    multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last level in x's dtype. Only
+    the model sees half precision: the state is kept in float32.
+
+    `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first evaluation of
+    the step from sigmas[i]: x and sigma_hat are the model's input, denoised its output. `disable` is tqdm's: True for
+    no bar, None for none outside a terminal.
+
+    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A list has
+    one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed s + j. Or it comes
+    from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or any
+    `(sigma, sigma_next) -> unit normals` where the plan needs W only.
+
+    Args:
+        solver: a diffusion solver, a plan, or a student; the last two accept their own grid only.
+        schedule: for solvers that need one, and for students the one they were fitted to. By default EDM between the
+            model's `sigma_min` and `sigma_max`, else between the ends of the grid.
+
+    Raises:
+        InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise sampler that
+            lacks what a plan needs, models that return another shape.
+    """
+    return Sampler(solver, schedule)
+
+
 def as_denoiser(
     wrapper: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_max: float | None = None,
     extra_args: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
@@ -163,27 +137,22 @@ def as_denoiser(
     """A k-diffusion model, `(x, sigma, **kw) -> x0`, as a problem of this library, on the schedule EDM.
 
     Args:
-        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its
-            table `sigmas`.
+        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its table `sigmas`.
         extra_args: bound to every call (conditioning).
         dtype: what the wrapper computes in, where that is not the samples' dtype.
 
     Raises:
         InputError: no range of sigma, or one that is not positive and finite.
     """
-    _validation.check_callable("wrapper", wrapper, "a k-diffusion model (x, sigma, **extra_args) -> x0")
-    _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
-    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-        if value is not None:
-            _validation.check_float(name, value)
+    _check_model("wrapper", wrapper, extra_args)
     _validation.check_dtype(dtype)
     low, high = _ends_of(wrapper)
-    low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
+    low = low if sigma_min is None else _validation.check_float("sigma_min", sigma_min)
+    high = high if sigma_max is None else _validation.check_float("sigma_max", sigma_max)
     if low is None or high is None or not 0 < low < high < math.inf:
         raise InputError(
-            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of {_name(wrapper)}); "
-            "expected 0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., "
-            "sigma_max=...)."
+            f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of the wrapper); expected "
+            "0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
         )
     return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
 
@@ -199,9 +168,9 @@ class Wrapper:
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         levels = sigma.reshape(-1).to(x)
-        if bool((levels != levels[0]).any()):
-            return torch.cat([self.problem.denoiser(x[j : j + 1], s) for j, s in enumerate(levels)])
-        return self.problem.denoiser(x, levels[0])
+        if bool((levels == levels[0]).all()):
+            return self.problem.denoiser(x, levels[0])
+        return torch.cat([self.problem.denoiser(x[j : j + 1], s) for j, s in enumerate(levels)])
 
 
 def as_wrapper(problem: DiffusionModel) -> Wrapper:
@@ -237,8 +206,7 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
     if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
         raise InputError(f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None.")
     function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule)
-    home, samplers = comfy.k_diffusion.sampling, comfy.samplers
-    shown = samplers.KSampler.SAMPLERS
+    home, samplers, shown = comfy.k_diffusion.sampling, comfy.samplers, comfy.samplers.KSampler.SAMPLERS
     there = getattr(home, f"sample_{name}", None)
     if not isinstance(there, Sampler) and (there is not None or name in shown):
         raise InputError(f"name: got {name!r}, a sampler of ComfyUI's own; expected another name.")
@@ -250,32 +218,32 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
     return function
 
 
+def _check_model(argument: str, model: Any, extra_args: Any) -> None:
+    _validation.check_callable(argument, model, "a k-diffusion model (x, sigma, **extra_args) -> x0")
+    _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
+
+
 def _run(
-    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw,
-    callback: Callable[[dict[str, Any]], object] | None, disable: bool | None, sigmas: Tensor,
+    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
+    disable: bool | None, sigmas: Tensor,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
     from tqdm.auto import tqdm
 
-    starts, levels, last = _starts(plan), plan.sigma.tolist(), plan.nfe - 1
-
-    def watched(row: int, at: Tensor, normals: Any) -> Tensor:
-        out = evaluate(row, at, normals)
-        if callback is not None and row in starts:
-            i, level = starts[row], levels[row]
-            D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
-            raised = level != float(plan.sigmas[i])
-            sigma_hat = sigmas.new_tensor(level) if raised else sigmas[i]
-            callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
-        return out
-
+    starts, levels = _starts(plan), plan.sigma.tolist()
     with tqdm(total=len(starts), disable=disable) as bar:
 
-        def after(row: int, x: Tensor, D: Tensor) -> None:
-            if row == last or row + 1 in starts:
-                bar.update()
+        def watched(row: int, at: Tensor, normals: Any) -> Tensor:
+            out = evaluate(row, at, normals)
+            if callback is not None and row in starts:
+                i, level = starts[row], levels[row]
+                D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
+                sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_tensor(level)
+                callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
+            bar.update(row + 1 == plan.nfe or row + 1 in starts)
+            return out
 
-        return run(plan, x, watched, draw, after)
+        return run(plan, x, watched, draw)
 
 
 def _starts(plan: Plan) -> dict[int, int]:
@@ -283,8 +251,7 @@ def _starts(plan: Plan) -> dict[int, int]:
     steps = len(plan.sigmas) - 1
     if plan.nfe == steps:  # includes correctors, whose state moves one row late
         return {i: i for i in range(steps)}
-    moved = [bool(row.update != (1, (), ())) for row in plan.rows]
-    rows = [row for row in range(plan.nfe) if row == 0 or moved[row - 1]]
+    rows = [0, *(i for i in range(1, plan.nfe) if plan.rows[i - 1].update != (1, (), ()))]
     if len(rows) == steps:
         return {row: i for i, row in enumerate(rows)}
     grid = plan.sigmas[:-1] * (1 + 1e-6)
@@ -307,28 +274,16 @@ def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
 def _ends_of(model: Any) -> tuple[float | None, float | None]:
     """The range of sigma in the model's attributes, None where it has none."""
     table = getattr(model, "sigmas", None)
-    known = table[table > 0] if torch.is_tensor(table) else None
-    found = known if known is not None and known.numel() else None
-    low = getattr(model, "sigma_min", None if found is None else found.min())
-    high = getattr(model, "sigma_max", None if found is None else found.max())
+    found = table[table > 0].tolist() if torch.is_tensor(table) else []
+    low = getattr(model, "sigma_min", min(found, default=None))
+    high = getattr(model, "sigma_max", max(found, default=None))
     return None if low is None else float(low), None if high is None else float(high)
 
 
-def _schedule_of(model: Any) -> Schedule | None:
+def _schedule_of(model: Any, sigmas: Tensor) -> Schedule:
+    """EDM over the model's range, else over the grid's, widened where that has one level above 0 only."""
     low, high = _ends_of(model)
-    usable = low is not None and high is not None and 0 < low < high < math.inf
-    return EDM(low, high) if usable else None  # type: ignore[arg-type]
-
-
-def _spanned(sigmas: Tensor) -> Schedule:
-    """EDM over a grid, widened where the grid has one level above 0 only."""
-    low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
-    return EDM(low if low < high else high / 2, high)
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "__name__", type(model).__name__)
-
-
-def _list(sigmas: Tensor) -> str:
-    return "[" + ", ".join(f"{s:.6g}" for s in sigmas.flatten().tolist()) + "]"
+    if low is None or high is None or not 0 < low < high < math.inf:
+        low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+        low = low if low < high else high / 2
+    return EDM(low, high)

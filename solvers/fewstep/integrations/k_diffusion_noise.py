@@ -8,13 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _validation
-from ..brownian import BrownianPath, Increment
-from ..brownian.increment import Path
+from .. import BrownianPath, Increment, InputError, Plan, _validation
 from ..brownian.random_normals import HashedNormals
-from ..errors import InputError
-from ..executor import Draw
-from ..plan import Plan
+from ..executor import Draw, Normals
 from ..plan_noise import OFF_PATH, plan_normals, uses_path
 
 # A cut of the tree costs normals for all samples, and a level takes as many cuts as it has bits. Moving
@@ -22,11 +18,6 @@ from ..plan_noise import OFF_PATH, plan_normals, uses_path
 BITS = 24
 # The default path reaches from sigma = 2^-16 to 2^16 whatever the grid, so grids of one seed share it.
 REACH = 16
-
-
-def identity(sigma: Tensor) -> Tensor:
-    """sigma itself, k-diffusion's own clock for a noise sampler."""
-    return sigma
 
 
 def snr(sigma: Tensor) -> Tensor:
@@ -45,7 +36,7 @@ class BrownianNoiseSampler:
         sigma_min, sigma_max: the range of levels.
         seed: a list has one per sample, whose noise then does not depend on the rest of the batch; an int s
             means s, s + 1, ...; None means 0, not a random seed as in k-diffusion.
-        transform: monotone map from sigma to the clock of the path. The default is k-diffusion's; with
+        transform: monotone map from sigma to the clock of the path; None for sigma itself, as in k-diffusion. With
             `snr` the object is a path for every sampler of this library.
         levy: the Lévy data of the path: "W", "H" or "K". Paths of one seed and different levy differ.
 
@@ -54,13 +45,11 @@ class BrownianNoiseSampler:
     """
 
     def __init__(
-        self, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor,
-        seed: int | Sequence[int] | None = None, transform: Callable[[Tensor], Tensor] = identity,
-        *, levy: str = "H",
+        self, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor, seed: int | Sequence[int] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None, *, levy: str = "H",
     ) -> None:  # fmt: skip
         check_state(x)
-        self.transform = transform
-        self.dtype: torch.dtype = x.dtype
+        self.transform, self.dtype, self.shape, self.levy = transform, x.dtype, tuple(x.shape), levy
         self.sigma_min: float = _validation.check_float("sigma_min", sigma_min)
         self.sigma_max: float = _validation.check_float("sigma_max", sigma_max)
         if not 0 <= self.sigma_min < self.sigma_max < math.inf:
@@ -68,8 +57,6 @@ class BrownianNoiseSampler:
                 f"sigma_min, sigma_max: got {self.sigma_min:g}, {self.sigma_max:g}; expected "
                 "0 <= sigma_min < sigma_max. Take sigmas[sigmas > 0].min() and sigmas.max()."
             )
-        self.levy: str = levy
-        self.shape: tuple[int, ...] = tuple(x.shape)
         low, high = sorted((self._time(self.sigma_min), self._time(self.sigma_max)))
         self.path: BrownianPath = BrownianPath(
             self.shape, low, high, levy=levy, dtype=torch.promote_types(x.dtype, torch.float32),
@@ -100,8 +87,8 @@ class BrownianNoiseSampler:
         low, high = sorted(map(self._snap, (self._time(sigma), self._time(sigma_next))))
         if not low < high:
             raise InputError(
-                f"sigma_next: got {float(sigma_next):g} after {float(sigma):g}; expected another level, "
-                "there is no noise between equal ones."
+                f"sigma_next: got {float(sigma_next):g} after {float(sigma):g}; expected another level, there is no "
+                "noise between equal ones."
             )
         return self.path.increment(low, high)
 
@@ -114,7 +101,7 @@ class BrownianNoiseSampler:
                 f"sigma: got {level:g}; expected a level in [{self.sigma_min:g}, {self.sigma_max:g}]. Make "
                 "the noise sampler with a sigma_min and sigma_max that cover the grid."
             )
-        return float(self.transform(torch.tensor(inside, dtype=torch.float64)))
+        return inside if self.transform is None else float(self.transform(torch.tensor(inside, dtype=torch.float64)))
 
     def _snap(self, u: float) -> float:
         """The nearest of 2^BITS points in the path's clock, uniform in log u where u > 0."""
@@ -129,57 +116,39 @@ class BrownianNoiseSampler:
 
 def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any) -> Draw:
     """A plan's normals, of the given noise sampler or path, by default of the path of the seeds."""
-    letters = plan.stage_noise.shape[-1]
+    letters, calls = plan.stage_noise.shape[-1], count()
     hashed = HashedNormals(tuple(x.shape), [s + OFF_PATH for s in seeds], x.device).begin(letters)
-    calls = count()
-    path: Path | None = None
-    if uses_path(plan) and noise_sampler is None:
+    path = noise_sampler
+
+    def fresh(_: int) -> Normals:
+        return tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))
+
+    if not uses_path(plan):
+        path = None
+    elif path is None:
         on_path = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
         reach = max(REACH, math.ceil(on_path.log2().abs().max().item() / 2))
         levy = "K" if plan.levy == "K" else "H"  # one path for all solvers of a seed except those that need K
         path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
-    elif uses_path(plan):
-        path = _as_path(noise_sampler, plan, x)
-    fresh = lambda _: tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))  # noqa: E731
+    elif not (hasattr(path, "increment") and getattr(path, "in_snr", True)):
+        if callable(path) and letters == 1:
+            return lambda tau0, tau1: fresh(1) if tau0 == tau1 else (_foreign(path, x, tau0, tau1),)
+        raise InputError(
+            f"noise_sampler: got {type(path).__name__}; {plan.name} needs {' and '.join('WHK'[:letters])} in the clock "
+            "1/sigma^2. Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
+        )
     return plan_normals(plan, x, path, fresh, "noise_sampler")
 
 
-def _as_path(noise: Any, plan: Plan, x: Tensor) -> Path:
-    """A noise sampler as a path in the clock 1/sigma^2."""
-    if hasattr(noise, "increment") and getattr(noise, "in_snr", True):
-        return noise  # type: ignore[no-any-return]
-    if callable(noise) and plan.stage_noise.shape[-1] == 1:
-        return ForeignNoise(noise, x)
-    letters = " and ".join("WHK"[: plan.stage_noise.shape[-1]])
-    raise InputError(
-        f"noise_sampler: got {type(noise).__name__}; {plan.name} needs {letters} in the clock 1/sigma^2. "
-        "Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
-    )
-
-
-class ForeignNoise:
-    """A function `(sigma, sigma_next) -> unit normals` as a path that knows W."""
-
-    levy = "W"
-
-    def __init__(self, noise: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> None:
-        self.noise = noise
-        self.shape: tuple[int, ...] = tuple(x.shape)
-        self.device: torch.device = x.device
-
-    def increment(self, tau0: float, tau1: float) -> Increment:
-        """The normals of the interval as the W of an interval of length 1."""
-        # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
-        ends = torch.tensor([tau0, tau1], dtype=torch.float64).rsqrt().float().to(self.device)
-        z = self.noise(ends[0], ends[1])
-        if not torch.is_tensor(z) or tuple(z.shape) != self.shape:
-            got = tuple(z.shape) if torch.is_tensor(z) else type(z).__name__
-            raise InputError(f"noise_sampler: got {got}; expected unit normals of x's shape {self.shape}.")
-        return Increment(1.0, z)
-
-    def increments(self, grid: Tensor) -> Iterator[Increment]:
-        """The increments of the intervals of a grid (n,)."""
-        return starmap(self.increment, pairwise(grid.tolist()))
+def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, tau0: float, tau1: float) -> Tensor:
+    """The unit normals of an interval from a function `(sigma, sigma_next) -> unit normals`."""
+    # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
+    ends = torch.tensor([tau0, tau1], dtype=torch.float64).rsqrt().float().to(x.device)
+    z = noise(ends[0], ends[1])
+    if not torch.is_tensor(z) or z.shape != x.shape:
+        got = tuple(z.shape) if torch.is_tensor(z) else type(z).__name__
+        raise InputError(f"noise_sampler: got {got}; expected unit normals of x's shape {tuple(x.shape)}.")
+    return z.to(x)
 
 
 def seeds(seed: Any, batch: int) -> list[int]:

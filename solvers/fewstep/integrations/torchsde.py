@@ -4,30 +4,28 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise, starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _validation
-from ..brownian import AreaPath, BrownianPath, Increment
+from .. import SDE, AreaPath, BrownianPath, Increment, InputError, StochasticSolver, _validation
 from ..brownian.increment import letters_for
 from ..catalog import solver_named, solvers, spelling
-from ..errors import InputError, one_of
-from ..problem import SDE
+from ..errors import one_of
 from ..solve import solve
-from ..solver import StochasticSolver
 
 
 class TorchsdePath:
     """A `torchsde.BrownianInterval` as a path of this library: the W and H of the same Brownian motion.
 
-    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not passed on: in
-    torchsde 0.2.6 they have the wrong variance and are not those of the path.
+    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not passed on: in torchsde 0.2.6 they
+    have the wrong variance and are not those of the path.
 
     Args:
-        interval: made with `levy_area_approximation="space-time"` for H, or "none" for W alone; also a
-            `BrownianTree`, or another Brownian motion that is called as torchsde's are.
+        interval: made with `levy_area_approximation="space-time"` for H, or "none" for W alone; also a `BrownianTree`,
+            or another Brownian motion that is called as torchsde's are.
     """
 
     def __init__(self, interval: Any) -> None:
@@ -52,30 +50,27 @@ class TorchsdePath:
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         """Return the increments over the intervals of a grid (n,)."""
-        times = torch.as_tensor(grid).tolist()
-        return map(self.increment, times[:-1], times[1:])
+        return starmap(self.increment, pairwise(torch.as_tensor(grid).tolist()))
 
 
 class BrownianView:
     """A path of this library as a torchsde Brownian motion: `torchsde.sdeint(..., bm=BrownianView(path))`.
 
     It returns U = h (W/2 + H) if the path has H, and A if it is an `AreaPath`. torchsde's solvers read
-    `levy_area_approximation` ("none", "space-time", "foster") to find out. A query costs as much as
-    `BrownianPath.increment`.
+    `levy_area_approximation` ("none", "space-time", "foster") to find out.
 
     Args:
         path: a `BrownianPath` or an `AreaPath`. torchsde expects the shape (batch, m).
 
     Raises:
-        InputError: a path without random access; in a call, times outside the path, or a U or A that
-            the path does not have.
+        InputError: a path without random access; in a call, times outside the path, or a U or A that it does not have.
     """
 
     def __init__(self, path: BrownianPath | AreaPath) -> None:
         if not all(hasattr(path, name) for name in ("increment", "shape", "dtype", "t0", "t1")):
             raise InputError(
-                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be "
-                "queried over any interval. Pass a torchsde Brownian motion to torchsde directly."
+                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be queried over "
+                "any interval. Pass a torchsde Brownian motion to torchsde directly."
             )
         import torchsde  # imported here because sdeint does not need it
 
@@ -103,22 +98,21 @@ class BrownianView:
                 f"return_A: got a {type(self.path).__name__}, which has no space-space area. Wrap the path: "
                 "BrownianView(AreaPath(path, cells=...)), with path levy='H'."
             )
-        first, last = (self.path.t0, ta) if tb is None else (ta, tb)
-        start, end = self._clamped(float(first)), self._clamped(float(last))
+        start, end = map(self._clamped, (self.path.t0, ta) if tb is None else (ta, tb))
         if start == end:
             W = U = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            A: Tensor | None = W.unsqueeze(-1) * W.unsqueeze(-2)
+            A: Any = W.unsqueeze(-1) * W.unsqueeze(-2)
         else:
             increment = self.path.increment(start, end)
             W, U, A = increment.W, increment.U if return_U else increment.W, increment.A
-        found: list[Any] = [W, *[U] * return_U, *[A] * return_A]
-        return tuple(found) if len(found) > 1 else W
+        found = (W, *[U] * return_U, *[A] * return_A)
+        return found if len(found) > 1 else W
 
-    def _clamped(self, t: float) -> float:
+    def _clamped(self, t: Any) -> float:
         """Clamp times that float32 rounding moved just outside the path."""
-        slack = 2.0**-20 * (self.path.t1 - self.path.t0)
-        near = min(max(t, self.path.t0), self.path.t1)
-        return near if abs(t - near) <= slack else t
+        time, slack = float(t), 2.0**-20 * (self.path.t1 - self.path.t0)
+        near = min(max(time, self.path.t0), self.path.t1)
+        return near if abs(time - near) <= slack else time
 
     def __repr__(self) -> str:
         return f"BrownianView({self.path!r})"
@@ -143,31 +137,30 @@ CURES = {
 
 
 def sdeint(
-    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None,
-    dt: float = 1e-3, adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
+    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None, dt: float = 1e-3,
+    adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
     options: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None, logqp: bool = False,
     extra: bool = False, extra_solver_state: Any = None, seed: int | None = None, **unused_kwargs: Any,
 ) -> Tensor:  # fmt: skip
     """torchsde's `sdeint` with this library's solvers and paths; gradients flow by backpropagation.
 
-    Steps of dt start at each of ts, and the last one before the next of ts is shortened to end on it;
-    torchsde steps past it and interpolates. If gradients are kept, memory grows with the number of steps.
+    Steps of dt start at each of ts, and the last one before the next of ts is shortened to end on it; torchsde steps
+    past it and interpolates. If gradients are kept, memory grows with the number of steps.
 
     Args:
-        sde: an object as for torchsde: noise_type, sde_type, and f and g, or f_and_g, or g_prod and
-            f_and_g_prod. A solver that needs f and g calls f_and_g once for each.
+        sde: an object as for torchsde: noise_type, sde_type, and f and g, or f_and_g, or g_prod and f_and_g_prod. A
+            solver that needs f and g calls f_and_g once for each.
         y0: (batch, d).
         ts: (n,) increasing times, n >= 2, preferably in float64.
         bm: a torchsde Brownian motion or a path of this library; by default a `BrownianPath` of `seed`.
-        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's name for it; by default, as in
-            torchsde, SRID2 (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
+        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's name for it; by default, as in torchsde, SRID2
+            (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
         dt: the step size. rtol, atol and dt_min belong to adaptive steps and are ignored.
         options: None, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
         names: the sde's own names for "drift", "diffusion", "drift_and_diffusion", "diffusion_prod" and
             "drift_and_diffusion_prod".
         adaptive, logqp, extra, extra_solver_state: not supported.
-        seed: of the path; by default drawn from torch's global generator, so each call has its own noise
-            and `torch.manual_seed` fixes it.
+        seed: of the path; by default drawn from torch's global generator, which `torch.manual_seed` fixes.
         unused_kwargs: raise a warning, as in torchsde.
 
     Returns:
@@ -186,9 +179,9 @@ def sdeint(
     asked = {k: v for k, v in given.items() if v}
     if asked:
         raise InputError(
-            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults, "
-            f"the only ones that fewstep's sdeint supports. {' '.join(CURES[k] for k in asked)} Or call "
-            "torchsde.sdeint with bm=BrownianView(path), which gives it the same noise."
+            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults, the only "
+            f"ones that fewstep's sdeint supports. {' '.join(CURES[k] for k in asked)} Or call torchsde.sdeint with "
+            "bm=BrownianView(path), which gives it the same noise."
         )
     _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)")
     if not _validation.check_float("dt", dt) > 0:
@@ -207,13 +200,12 @@ def sdeint(
 
 def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
     """The grid of all steps, and the indices of ts in it."""
-    grid, indices = [ts[:1]], [0]
-    for a, b in zip(ts[:-1].tolist(), ts[1:].tolist()):
+    grid, indices = [], [0]
+    for a, b in pairwise(ts.tolist()):
         count = max(1, math.ceil((b - a) / dt - 1e-6))
-        inner = a + dt * torch.arange(1, count, dtype=torch.float64)
-        grid += [inner, torch.tensor([b], dtype=torch.float64)]
+        grid.append(a + dt * torch.arange(count, dtype=torch.float64))
         indices.append(indices[-1] + count)
-    return torch.cat(grid), indices
+    return torch.cat([*grid, ts[-1:]]), indices
 
 
 def _own_path(
@@ -240,9 +232,8 @@ def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolv
     """The solver for a name, torchsde's or ours; some of torchsde's mean another scheme per noise type."""
     if isinstance(method, StochasticSolver):
         return method
-    _validation.check_instance(
-        "method", method, (str, type(None)), "a name such as 'srk' or a solver such as Milstein()"
-    )
+    expected = "a name such as 'srk' or a solver such as Milstein()"
+    _validation.check_instance("method", method, (str, type(None)), expected)
     few = sde.noise_type in ("diagonal", "additive", "scalar")
     name = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
     ours = METHODS.get(name, name)
@@ -280,9 +271,9 @@ def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
     missing = [*["f"] * (f is None), *["g"] * (g is None), *attributes]
     if f is None or g is None or attributes:
         raise InputError(
-            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with "
-            "methods f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. "
-            "Derive it from torchsde.SDEIto or torchsde.SDEStratonovich, or pass names={'drift': ...}."
+            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with methods f and g "
+            "(or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from torchsde.SDEIto or "
+            "torchsde.SDEStratonovich, or pass names={'drift': ...}."
         )
     return SDE(f, g, sde.noise_type, sde.sde_type)
 
@@ -304,7 +295,7 @@ def _channels(sde: Any, bm: Any, y: Tensor) -> int:
         return y.shape[-1] if sde.noise_type == "diagonal" else 1
     if bm is None:
         raise InputError(
-            f"bm: got None for an sde with {sde.noise_type!r} noise that only has products with g, which do "
-            "not give the number of channels. Pass bm, or define g or f_and_g."
+            f"bm: got None for an sde with {sde.noise_type!r} noise that only has products with g, which do not give "
+            "the number of channels. Pass bm, or define g or f_and_g."
         )
     return int(bm.shape[-1])

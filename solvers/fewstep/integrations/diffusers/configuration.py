@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 from warnings import warn
@@ -13,23 +11,18 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, DPMSolverSDE, EDMEuler, Plan, UniPC
+from ..._validation import check_float, check_numbers
+from ...catalog import solver_named, spelling
 from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...executor import State
 from ...fingerprint import same_words
-from ...plan import Plan, Row
+from ...plan import Row
 from ...resolve import carried_plan, resolve
-from ...samplers.ddim import DDIM
-from ...samplers.ddpm import DDPM, VARIANCES
-from ...samplers.deis import DEIS
+from ...samplers.ddpm import VARIANCES
 from ...samplers.dpm import DPMFamily
-from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...samplers.dpm_solver_sde import DPMSolverSDE
-from ...samplers.edm import EDMEuler
-from ...samplers.ipndm import IPNDM
-from ...samplers.pndm import PNDM
-from ...samplers.unipc import UniPC
 from ...schedule import DiscreteVP
 from ...solver import DiffusionSolver
 from .grid import REFUSALS, Grid, Process, family, grid_of, process_of, reference_of
@@ -44,24 +37,16 @@ FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
 class Setup(NamedTuple):
-    """What `set_timesteps` makes: the levels of a run, the plan on them, and the labels of its rows.
+    """What `set_timesteps` makes: the levels of a run, the plan on them, and the labels of its rows."""
 
-    Attributes:
-        asked: the arguments of `prepare` that it is the answer to.
-        used: the solver in the form that diffusers has, where it has one.
-        labels: (R,) one per evaluation.
-        order: evaluations per step.
-        postprocess: clipping or thresholding of x0.
-    """
-
-    asked: tuple[Any, ...]
+    asked: tuple[Any, ...]  # the arguments of `prepare`
     process: Process
     grid: Grid
-    used: Any
+    used: Any  # the solver in the form that diffusers has, where it has one
     plan: Plan
-    labels: Tensor
-    order: int
-    postprocess: Callable[[Tensor], Tensor] | None
+    labels: Tensor  # (R,) one per evaluation
+    order: int  # evaluations per step
+    postprocess: Callable[[Tensor], Tensor] | None  # clipping or thresholding of x0
 
     def entries(self, timestep: float) -> list[int]:
         """The rows of that label, up to the rounding of half precision."""
@@ -83,24 +68,25 @@ class Setup(NamedTuple):
         if isinstance(used, (PNDM, DiffusersPNDM)):  # one evaluation per entry after the warm-up
             tails = [PNDM("plms"), IPNDM(4)]
         elif isinstance(used, DiffusersDPM):
-            ending = replace(used.ending, total=len(self.grid.sigmas) - 1)
-            tails = [DiffusersDPM(used.solver, ending)]
+            tails = [DiffusersDPM(used.solver, replace(used.ending, total=len(self.grid.sigmas) - 1))]
         for made in (self._plan_of(solver, levels) for solver in tails):
             if made.nfe == plan.nfe - row:
                 return made
         raise InputError(
-            f"begin index: got {row}, which is not the start of a step of {plan.name} ({self.order} "
-            "entries each). Choose another strength."
+            f"begin index: got {row}, not the start of a step of {plan.name} ({self.order} entries each). Choose "
+            "another strength."
         )
 
     def _plan_of(self, solver: Any, sigmas: Tensor) -> Plan:
         return resolve(solver, self.process.schedule, sigmas=sigmas, repeat=True)[0]
 
 
+Levels = tuple[float, ...] | None
+
+
 def prepare(
-    config: Mapping[str, Any], solver: Any, steps: int | None, timesteps: tuple[float, ...] | None,
-    sigmas: tuple[float, ...] | None, mu: float | None,
-) -> Setup:  # fmt: skip
+    config: Mapping[str, Any], solver: Any, steps: int | None, timesteps: Levels, sigmas: Levels, mu: float | None
+) -> Setup:
     """The levels, the plan and the labels of a run; see `FewStepScheduler.set_timesteps`."""
     asked = (config, solver, steps, timesteps, sigmas, mu)
     reference = reference_of(config, solver)
@@ -128,36 +114,30 @@ def solver_of(solver: Any) -> Any:
     """The solver, plan or student that a caller or a configuration names."""
     if solver is None:
         return DPMSolverPP(2)
-    if isinstance(solver, Mapping) and "file" in solver:
-        raise InputError(
-            f"solver: the configuration names the file {solver['file']!r}, which is not loaded. Load with "
-            "FewStepScheduler.from_pretrained(folder), or pass the plan or student as solver=."
-        )
-    if isinstance(solver, (str, Mapping)):
-        return _built({"name": solver} if isinstance(solver, str) else dict(solver))
+    if isinstance(solver, Mapping):
+        if "file" in solver:
+            raise InputError(
+                f"solver: the configuration names the file {solver['file']!r}, which is not loaded. Load with "
+                "FewStepScheduler.from_pretrained(folder), or pass the plan or student as solver=."
+            )
+        return _built(**solver)
     if isinstance(solver, type):
         raise InputError(f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}().")
+    solver = solver_named(spelling(solver)) if isinstance(solver, str) else solver
     carried_plan(solver)
     return solver
 
 
-def _built(options: dict[str, Any]) -> DiffusionSolver:
-    """The inverse of `described`; names may be spelt as on the command line."""
-    import fewstep
-
-    solvers = {n: type(s) for n, s in fewstep.solvers().items() if isinstance(s, DiffusionSolver)}
-    known = solvers | {kind.__name__: kind for kind in COMPAT}
-    name = options.pop("name", None)
-    if isinstance(name, str):
-        name = {n.lower(): n for n in known}.get(name.replace("_", "").lower(), name)
-    if not isinstance(name, str) or name not in known:
-        raise one_of("solver", name, solvers)
+def _built(name: Any = None, **options: Any) -> DiffusionSolver:
+    """The inverse of `described`."""
+    compat = {kind.__name__: kind for kind in COMPAT}
+    kind: Any = compat[name] if isinstance(name, str) and name in compat else type(solver_named(name))
     try:
         if isinstance(options.get("solver"), Mapping):
-            options["solver"] = _built(dict(options["solver"]))
+            options["solver"] = _built(**options["solver"])
         if isinstance(options.get("ending"), Mapping):
             options["ending"] = Ending(**options["ending"])
-        solver = known[name](**options)
+        solver: DiffusionSolver = kind(**options)
         # making a plan finds options that a constructor has accepted
         solver.plan(torch.tensor([9.0, 3.0, 1.0, 0.3]).double(), DiscreteVP.named("linear", 10))
     except REFUSALS as error:
@@ -174,10 +154,8 @@ def described(solver: Any) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    if isinstance(value, DiffusionSolver):
-        return described(value)
-    if isinstance(value, Ending):
-        return asdict(value)
+    if isinstance(value, (DiffusionSolver, Ending)):
+        return asdict(value) if isinstance(value, Ending) else described(value)
     return sorted(value) if isinstance(value, (set, frozenset)) else value
 
 
@@ -196,14 +174,14 @@ def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver:
     import diffusers
 
     name, _ = family(config, solver)
-    own, known = getattr(diffusers, name)._get_init_keys(getattr(diffusers, name)), options_of(cls)
+    theirs, known = getattr(diffusers, name), options_of(cls)
     for option, value in options.items():
         if option not in known and not option.startswith("_"):
             raise one_of("option", option, known)
         idle = f"{option}={value!r} has no effect:"
         if option in OVERRULED:
             warn(f"{idle} the solver is {solver!r}; set it there.", stacklevel=4)
-        elif value is not None and value is not False and option not in own:
+        elif value is not None and value is not False and option not in theirs._get_init_keys(theirs):
             warn(f"{idle} {name}, which corresponds to the solver, has no such option.", stacklevel=4)
 
 
@@ -219,29 +197,22 @@ def file_of(folder: Any, subfolder: str | None, hub: dict[str, Any]) -> str:
 def postprocessing(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
     """What diffusers' scheduler of that configuration does to each estimate of x0."""
     if config.get("thresholding"):
-        quantile, most = float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
-        if not 0 <= quantile <= 1:
-            raise InputError(f"dynamic_thresholding_ratio: got {quantile}, expected a number in [0, 1].")
-        return partial(threshold, quantile=quantile, most=most)
+        name, most = "dynamic_thresholding_ratio", float(config["sample_max_value"])
+        return partial(threshold, quantile=check_float(name, config[name], 0, 1, "a number in [0, 1]"), most=most)
     if config.get("clip_sample"):
-        size = float(config.get("clip_sample_range", 1.0))
-        if not size > 0:
-            raise InputError(f"clip_sample_range: got {size}, expected a number above 0.")
+        size = check_float("clip_sample_range", config.get("clip_sample_range", 1.0), 0, expected="a positive number")
         return partial(torch.clamp, min=-size, max=size)
     return None
 
 
-def listed(name: str, values: Any) -> tuple[float, ...] | None:
+def listed(name: str, values: Any) -> Levels:
     """A user's list of levels as finite decreasing numbers."""
     if values is None:
         return None
-    try:
-        numbers = tuple(map(float, values))
-    except (TypeError, ValueError):
-        numbers = ()
-    if not numbers or not all(map(isfinite, numbers)) or any(a <= b for a, b in pairwise(numbers)):
+    found = check_numbers(name, values)
+    if found.dim() != 1 or not len(found) or not bool(found.isfinite().all() and (found.diff() < 0).all()):
         raise InputError(f"{name}: got {values!r}, expected a list of finite, strictly decreasing numbers.")
-    return numbers
+    return tuple(found.tolist())
 
 
 def own_grid(plan: Plan, process: Process, steps: int | None) -> Grid:
@@ -249,13 +220,13 @@ def own_grid(plan: Plan, process: Process, steps: int | None) -> Grid:
     count, schedule = len(plan.sigmas) - 1, repr(process.schedule)
     if steps not in (None, count, plan.nfe):
         raise InputError(
-            f"num_inference_steps: got {steps}; {plan.name} has {count} steps of its own. Ask for "
-            f"{count}, or fit a table for another number."
+            f"num_inference_steps: got {steps}; {plan.name} has {count} steps of its own. Ask for {count}, or fit a "
+            "table for another number."
         )
     if plan.fit and not same_words(plan.fit.fingerprint.schedule, schedule):
         raise InputError(
-            f"solver: {plan.name} was fitted to {plan.fit.fingerprint.schedule}, and the configuration has "
-            f"{schedule}. Fit a table for this pipeline."
+            f"solver: {plan.name} was fitted to {plan.fit.fingerprint.schedule}, and the configuration has {schedule}. "
+            "Fit a table for this pipeline."
         )
     labels = process.label(plan.sigmas[:-1])
     return Grid(plan.sigmas, labels.round().long() if process.kind == "vp" else labels.float(), 1.0)
@@ -266,23 +237,16 @@ def check_event(solver: Any, sample: Tensor) -> None:
     fit = getattr(carried_plan(solver), "fit", None)
     if fit and tuple(sample.shape[1:]) != fit.fingerprint.event:
         raise InputError(
-            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. "
-            "Fit a table for this pipeline."
+            f"sample: got {tuple(sample.shape)}, and {solver.name} was fitted to {fit.fingerprint.event}. Fit a table "
+            "for this pipeline."
         )
 
 
-def brings_network(solver: Any) -> bool:
-    """Whether it is a student that evaluates a network of its own."""
-    return not isinstance(solver, (DiffusionSolver, Plan))
-
-
-def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, own_levels: bool) -> DiffusionSolver:
+def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid, own_levels: bool) -> Any:
     """The solver in diffusers' form; unchanged where diffusers has none.
 
-    Args:
-        own_levels: the grid is diffusers' own, as its DDIM and PNDM, which count in labels, need.
+    diffusers' DDIM and PNDM count in labels: they need `own_levels`, a grid of diffusers' own.
     """
-    made: DiffusionSolver = solver
     if isinstance(solver, DDPM) and config.get("variance_type") in VARIANCES:
         return DDPM(**({"variance": config["variance_type"]} | solver.options()))
     if isinstance(solver, (DDIM, PNDM)) and own_levels and process.kind == "vp":
@@ -294,8 +258,8 @@ def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid
     if isinstance(solver, (DPMFamily, DEIS, UniPC)):
         lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
         with suppress(InputError):  # an option that diffusers does not have
-            made = DiffusersDPM(solver, Ending(lower=lower, euler=euler))
-    return made
+            return DiffusersDPM(solver, Ending(lower=lower, euler=euler))
+    return solver
 
 
 def check_flow(solver: Any) -> None:
@@ -303,22 +267,19 @@ def check_flow(solver: Any) -> None:
     able = carried_plan(solver) is not None or isinstance(solver, FLOW_ABLE)
     if not able or getattr(solver, "multistep", True) is False:
         raise InputError(
-            f"solver: got {type(solver).__name__}, which loses all digits at the first level of a flow; "
-            "expected DPMSolverPP, UniPC, DEIS, DDIM, EDMEuler or DPMSolverSDE."
+            f"solver: got {type(solver).__name__}, which loses all digits at the first level of a flow; expected "
+            "DPMSolverPP, UniPC, DEIS, DDIM, EDMEuler or DPMSolverSDE."
         )
 
 
 def along_raw_noise(row: Row, state: State, x0: Tensor, clipped: Tensor) -> tuple[State, Tensor]:
-    """The state and the evaluation with which DDIM steps from the clipped x0 along the noise of the raw one.
-
-    With keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is
-    clipped.
-    """
+    """The state and the evaluation with which DDIM steps from the clipped x0 along the noise of the raw one."""
     scale = row.stage.scale
     assert isinstance(scale, float)
     if not row.update.evaluations:  # a last step to the level where it is: only the clipping moves the state
         return state._replace(x=torch.add(state.x, clipped - x0, alpha=1 / scale)), clipped
     weight = row.update.evaluations[0][0]
+    # with keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is clipped
     return state, torch.lerp(x0, clipped, (row.update.scale / scale + weight) / weight)
 
 
@@ -335,8 +296,6 @@ def seeds_of(generator: Any, batch: int) -> list[int]:
     """One seed per sample from a generator, from a list of them, or from torch's own as in diffusers."""
     source = generators_of(generator, batch)
     many = source if isinstance(source, list) else [source]
-    drawn = [
-        torch.randint(1 << 62, (batch // len(many),), generator=g, device="cpu" if g is None else g.device)
-        for g in many
-    ]
-    return [v for d in drawn for v in d.tolist()]
+    devices = ["cpu" if g is None else g.device for g in many]
+    drawn = [torch.randint(1 << 62, (batch // len(many),), generator=g, device=d) for g, d in zip(many, devices)]
+    return torch.cat([d.cpu() for d in drawn]).tolist()

@@ -11,18 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import DDIM, DDPM, DEIS, PNDM, DPMSolver, DPMSolverPP, EDMEuler, EDMHeun, SASolver, UniPC
 from ...compat import DiffusersDDIM, DiffusersPNDM
 from ...denoiser import coefficients
 from ...errors import InputError, one_of
-from ...samplers.ddim import DDIM
-from ...samplers.ddpm import DDPM
-from ...samplers.deis import DEIS
-from ...samplers.dpm_solver import DPMSolver
-from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...samplers.edm import EDMEuler, EDMHeun
-from ...samplers.pndm import PNDM
-from ...samplers.sa_solver import SASolver
-from ...samplers.unipc import UniPC
 from ...schedule import EDM, DiscreteVP, FlowMatching, Schedule
 
 # what the network was trained on, which no class may replace by its own defaults
@@ -33,31 +25,20 @@ FORWARD = (
 MOST_LABELS = 100_000
 EXPLODING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # their state is x, not alpha x
 # what diffusers' constructors and methods raise on bad options
-REFUSALS = (
-    ValueError, TypeError, NotImplementedError, ImportError, AssertionError, IndexError, KeyError,
-    RuntimeError, AttributeError,
-)  # fmt: skip
+REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, AssertionError, LookupError, AttributeError)
 CLOSEST = 1 - 1e-6  # to t = 1 of a flow, where sigma is infinite
 KINDS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
 
 
 @dataclass(frozen=True)
 class Process:
-    """The forward process of a configuration, and how its network is called.
+    """The forward process of a configuration, and how its network is called."""
 
-    Attributes:
-        kind: "vp", "flow" or "edm".
-        schedule: the process of the samples.
-        prediction: what the network predicts, in diffusers' words.
-        count: num_train_timesteps, the unit of a flow's labels.
-        data_std: EDM's sigma_data, else nan.
-    """
-
-    kind: str
+    kind: str  # "vp", "flow" or "edm"
     schedule: Schedule
-    prediction: str
-    count: int = 1000
-    data_std: float = float("nan")
+    prediction: str  # what the network predicts, in diffusers' words
+    count: int = 1000  # num_train_timesteps, the unit of a flow's labels
+    data_std: float = float("nan")  # EDM's sigma_data
 
     def conversion(self, sigma: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) of x0 = p x + q output; under EDM its c_skip and c_out."""
@@ -81,8 +62,7 @@ class Process:
 
     def scale(self, sigma: Tensor) -> list[float]:
         """From x to the state of a pipeline at levels (R,): alpha, but 1 under EDM; 1 at sigma = 0."""
-        scales: list[float] = self.schedule.alpha(sigma).tolist()  # EDM's schedule has alpha = 1
-        return scales
+        return self.schedule.alpha(sigma).tolist()
 
     def sigma(self, label: Tensor) -> Tensor:
         """The level at a label."""
@@ -96,17 +76,12 @@ class Process:
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels (n + 1,) in variance-exploding coordinates and labels (n,).
-
-    Attributes:
-        start: the standard deviation of a pipeline's first state, in alpha x.
-        exploding: the pipeline's last state is x itself, not alpha x.
-    """
+    """Levels (n + 1,) in variance-exploding coordinates and labels (n,)."""
 
     sigmas: Tensor
     labels: Tensor
-    start: float = 1.0
-    exploding: bool = False
+    start: float = 1.0  # the standard deviation of a pipeline's first state
+    exploding: bool = False  # the pipeline's last state is x itself, not alpha x
 
     def snapped(self, sigma: Tensor) -> Tensor:
         """Levels (R,) of rows, rounding differences from the grid's levels removed."""
@@ -150,13 +125,6 @@ def process_of(config: Mapping[str, Any], reference: Any) -> Process:
     if not 0 < abar[-1] < abar[-2]:  # zero terminal SNR: 0, or diffusers' stand-in of 2^-24
         abar[-1] = min(2.0**-24, float(abar[-2]) / 4)
     return Process("vp", DiscreteVP(abar), prediction, count)
-
-
-def check_count(count: Any) -> int:
-    """Validate num_train_timesteps before anything of that size is allocated."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 < count <= MOST_LABELS:
-        raise InputError(f"num_train_timesteps: got {count!r}, expected an integer from 2 to {MOST_LABELS}.")
-    return count
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -207,7 +175,7 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
     options = {k: v for k, v in {**config, **more}.items() if k in known and not k.startswith("_")}
     if name == "PNDMScheduler":
         if options.get("prediction_type") == "sample":
-            options["prediction_type"] = "epsilon"  # it rejects "sample", which does not matter for its grid
+            options["prediction_type"] = "epsilon"  # it rejects "sample", which its grid does not depend on
         options["skip_prk_steps"] = bool(options.get("skip_prk_steps") or solver.warm_up == "plms")
     for flag in ("stochastic_sampling", "invert_sigmas"):
         if config.get(flag):
@@ -219,22 +187,21 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
 
 
 def grid_of(
-    process: Process, reference: Any, steps: int,
-    timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None, mu: float | None = None,
+    process: Process, reference: Any, steps: int, timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None, mu: float | None = None,
 ) -> Grid:  # fmt: skip
     """The levels of a run, from a number of steps or from the user's list."""
     if process.kind == "vp" and sigmas is not None:
         levels = torch.tensor(sigmas, dtype=torch.float64)
         labels = process.label(levels[:-1]).round().clamp(0, process.count - 1).long()
-        return _vp_grid(process, reference, levels, labels)
+        return _vp_grid(reference, levels, labels)
     takes = signature(reference.set_timesteps).parameters
     if timesteps is not None and (process.kind == "vp" or "timesteps" not in takes):
         labels = torch.tensor(timesteps, dtype=torch.float64)
         if not 0 <= labels[-1] <= labels[0] <= process.count:
             raise InputError(f"timesteps: got {list(timesteps)}, expected labels from {process.count} to 0.")
         levels = torch.cat([process.sigma(labels), _last(process, reference)])
-        integer = bool((labels == labels.round()).all())
-        return _vp_grid(process, reference, levels, labels.long() if integer else labels.float())
+        return _vp_grid(reference, levels, labels.float() if bool(labels.frac().any()) else labels.long())
     given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
     asked = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
     try:
@@ -245,8 +212,8 @@ def grid_of(
     made = _made(process, reference)
     if bool((made.sigmas[:-2].diff() == 0).any()):  # some of diffusers' own schedulers return nan there
         raise InputError(
-            f"num_inference_steps: got {steps}; some of its levels repeat when rounded to integer labels. "
-            "Use fewer, or timestep_spacing='trailing'."
+            f"num_inference_steps: got {steps}; some of its levels repeat when rounded to integer labels. Use fewer, "
+            "or timestep_spacing='trailing'."
         )
     return made
 
@@ -266,10 +233,10 @@ def _made(process: Process, reference: Any) -> Grid:
         return Grid(levels / (1 - levels), labels)
     if process.kind == "edm":
         return Grid(levels, labels, float(reference.init_noise_sigma))
-    return _vp_grid(process, reference, levels, labels)
+    return _vp_grid(reference, levels, labels)
 
 
-def _vp_grid(process: Process, reference: Any, levels: Tensor, labels: Tensor) -> Grid:
+def _vp_grid(reference: Any, levels: Tensor, labels: Tensor) -> Grid:
     if type(reference).__name__ not in EXPLODING:
         return Grid(levels, labels)
     # the first state of these has size sigma, or (1 + sigma^2)^(1/2) on "leading" grids
@@ -280,9 +247,8 @@ def _vp_grid(process: Process, reference: Any, levels: Tensor, labels: Tensor) -
 def _last(process: Process, reference: Any) -> Tensor:
     """(1,) the last level of a grid whose scheduler lists only the levels of evaluations."""
     config = reference.config
+    ends_at_zero = config.get("set_alpha_to_one", True)
     if hasattr(reference, "sigmas"):
-        kept = config.get("final_sigmas_type", "zero") == "sigma_min"
-    else:
-        kept = not config.get("set_alpha_to_one", True)
+        ends_at_zero = config.get("final_sigmas_type", "zero") != "sigma_min"
     zero = torch.zeros(1, dtype=torch.float64)
-    return process.sigma(zero) if kept and process.kind == "vp" else zero
+    return zero if ends_at_zero or process.kind != "vp" else process.sigma(zero)

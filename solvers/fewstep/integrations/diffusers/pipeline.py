@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import EDM, DiffusionModel, DiffusionSolver, DPMSolverPP, InputError
+from ..._validation import check_instance
 from ...denoiser import Converted, PostprocessedDenoiser
-from ...errors import InputError
 from ...learned.dode.distill import DODEReport
 from ...learned.dode.distill import distill_dode as fit_dode
-from ...problem import DiffusionModel
-from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...schedule import EDM
-from ...solver import DiffusionSolver
 from .configuration import postprocessing
 from .grid import process_of, reference_of
 from .scheduler import FewStepScheduler
@@ -33,8 +30,8 @@ def _guided(
             out = net(X.to(next(net.parameters()).dtype), t, **given, return_dict=False)[0]
         except TypeError as error:
             raise InputError(
-                f"condition: got {sorted(condition) or 'nothing'}, which the network rejects: {error}. Pass "
-                "the network's arguments by name, as in condition={'encoder_hidden_states': embeddings}."
+                f"condition: got {sorted(condition) or 'nothing'}, which the network rejects: {error}. Pass its "
+                "arguments by name, as in condition={'encoder_hidden_states': embeddings}."
             ) from error
         return out[:, : X.shape[1]].to(X.dtype)  # type: ignore[no-any-return]
 
@@ -49,13 +46,12 @@ def _guided(
 def _for_batch(name: str, value: Tensor, batch: int) -> Tensor:
     if len(value) not in (1, batch):
         raise InputError(f"{name}: got {len(value)} entries for a batch of {batch}, expected 1 or {batch}.")
-    return value if len(value) == batch else value.expand(batch, *value.shape[1:])
+    return value.expand(batch, *value.shape[1:])
 
 
 def denoising(
-    pipe: Any, condition: Condition | None = None, negative: Condition | None = None,
-    guidance_scale: float = 1.0,
-) -> DiffusionModel:  # fmt: skip
+    pipe: Any, condition: Condition | None = None, negative: Condition | None = None, guidance_scale: float = 1.0
+) -> DiffusionModel:
     """A pipeline as a problem, for `fewstep.sample` and `fewstep.distill_dode`.
 
     Args:
@@ -72,18 +68,12 @@ def denoising(
     scheduler = getattr(pipe, "scheduler", None)
     if model is None or scheduler is None:
         raise InputError(
-            f"pipe: got {type(pipe).__name__}, expected a pipeline with unet (or transformer) and scheduler."
+            f"pipe: got {type(pipe).__name__}, expected a pipeline with unet or transformer and scheduler."
         )
     for name, given in (("condition", condition), ("negative", negative)):
-        if given is not None and not isinstance(given, Mapping):
-            raise InputError(
-                f"{name}: got {type(given).__name__}, expected the network's arguments by name, such as "
-                "{'encoder_hidden_states': embeddings}."
-            )
+        check_instance(name, given, (Mapping, type(None)), "arguments by name, {'encoder_hidden_states': embeddings}")
     if guidance_scale != 1 and negative is None:
-        raise InputError(
-            f"negative: got None with guidance_scale={guidance_scale}, expected the other half's condition."
-        )
+        raise InputError(f"negative: got None with guidance_scale={guidance_scale}, expected the unguided condition.")
     config = _config(scheduler)
     reference = reference_of(config, DPMSolverPP(2))
     process = process_of(config, reference)
@@ -102,25 +92,21 @@ def _config(scheduler: Any) -> dict[str, Any]:
 
 
 def distill_dode(
-    pipe: Any, base: DiffusionSolver, *, samples: int = 128, seed: int = 0,
-    shape: tuple[int, ...] | None = None, condition: Condition | None = None,
-    negative: Condition | None = None, guidance_scale: float = 1.0, **options: Any,
+    pipe: Any, base: DiffusionSolver, *, samples: int = 128, seed: int = 0, shape: tuple[int, ...] | None = None,
+    condition: Condition | None = None, negative: Condition | None = None, guidance_scale: float = 1.0, **options: Any,
 ) -> tuple[FewStepScheduler, DODEReport]:  # fmt: skip
-    """Fit a table to a pipeline, ready to be its scheduler.
+    """Fit a table to a pipeline: the scheduler that carries it, and the fit's report.
 
     `pipe.scheduler, report = distill_dode(pipe, fewstep.DDIM(), steps=8)`
 
     Args:
         base: the solver that is fitted.
-        samples: the number of start states. One in eight is held out; the report's distances are measured on
-            these, which also decide what is kept: few of them make the report optimistic.
+        samples: the number of start states. One in eight is held out to measure the report's distances and to decide
+            what is kept: few of them make the report optimistic.
         seed: of the start states.
         shape: of one state, by default that of the network's configuration.
         condition, negative, guidance_scale: see `denoising`; one entry for all samples.
         options: those of `fewstep.distill_dode`, such as steps, terms or refine.
-
-    Returns:
-        the scheduler, and the fit's report.
     """
     problem = denoising(pipe, condition, negative, guidance_scale)
     model = getattr(pipe, "unet", None) or pipe.transformer

@@ -15,47 +15,30 @@ try:
 except ImportError as _error:
     raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
 
-from ... import _validation
-from ...brownian.increment import Path as BrownianSource
+from ... import BrownianPath, DiffusionModel, DiffusionSolver, InputError, Plan, _validation, load
 from ...denoiser import coefficients, to_x0
-from ...errors import InputError
 from ...executor import Draw, Evaluate, Normals, State, begin, follow, stage, update
-from ...learned.loading import load
-from ...plan import Plan, Row
+from ...plan import Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
-from ...problem import DiffusionModel
 from ...resolve import carried_plan
 from . import configuration
-from .grid import FORWARD, Process, check_count, process_of, reference_of
-
-NOISES = ("generator", "path")
+from .grid import FORWARD, MOST_LABELS, Process, process_of, reference_of
 
 
 class Run(NamedTuple):
-    """A run between two evaluations; immutable, each step makes the next one.
+    """A run between two evaluations; immutable, each step makes the next one."""
 
-    Attributes:
-        plan: the rows from entry `first` of the timesteps on.
-        scales: from x to the pipeline's state, alpha where that is alpha x: per row, and at the end.
-        numbers: per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise.
-        row: the row that is next.
-        state: the state before that row; None before the first step.
-        path: the Brownian path of the run, None for fresh normals.
-        evaluate: a student's own network.
-    """
-
-    plan: Plan
+    plan: Plan  # the rows from entry `first` of the timesteps on
     first: int
-    scales: list[float]
-    numbers: list[tuple[float, ...]]
-    row: int = 0
-    state: State | None = None
-    path: BrownianSource | None = None
-    evaluate: Evaluate | None = None
+    scales: list[float]  # from x to the pipeline's state, alpha where that is alpha x: per row, and at the end
+    numbers: list[tuple[float, ...]]  # per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise
+    row: int = 0  # the next one
+    state: State | None = None  # before that row; None before the first step
+    path: BrownianPath | None = None
+    evaluate: Evaluate | None = None  # a student's own network
 
     @property
     def over(self) -> bool:
-        """Whether all rows are done."""
         return self.row == self.plan.nfe
 
     def read(self, sample: Tensor) -> Tensor:
@@ -72,30 +55,29 @@ class Run(NamedTuple):
 class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any solver, plan or student of this library as the scheduler of a diffusers pipeline.
 
-    `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` accepts every option of
-    that configuration. By default a run has diffusers' levels, labels and solver forms, and reproduces its
-    scheduler for that solver. With `exact=True` the solver is the published one, and the network gets
-    the label of each level without rounding.
+    `FewStepScheduler.from_config(pipe.scheduler.config, solver=fewstep.UniPC(3))` accepts every option of that
+    configuration. By default a run has diffusers' levels, labels and solver forms, and reproduces its scheduler for
+    that solver. With `exact=True` the solver is the published one, and the network gets the label of each level
+    without rounding.
 
-    The state is that of diffusers: alpha x, of unit variance at the start, or x itself under EDM's
-    configurations. A pipeline may change the sample between steps; the change is carried over. Each entry of
-    `timesteps` is one network evaluation, and `order` of them are one step.
+    The state is that of diffusers: alpha x, of unit variance at the start, or x itself under EDM's configurations. A
+    pipeline may change the sample between steps; the change is carried over. Each entry of `timesteps` is one network
+    evaluation, and `order` of them are one step.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in
-            diffusers; further options (timestep_spacing, use_karras_sigmas, thresholding, flow_shift,
-            sigma_data, ...) are keywords.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in diffusers;
+            further options (timestep_spacing, use_karras_sigmas, thresholding, flow_shift, sigma_data, ...) are
+            keywords.
         solver: a diffusion solver or its name, a `Plan`, or a student of this library's distillation;
-            `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names
-            a file.
+            `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names a file.
         exact: published forms of solvers, and no rounding of labels.
-        noise: the source of stochastic solvers' noise: `"generator"` draws each step's from the pipeline's
-            generator, as diffusers does; `"path"` draws one Brownian path per sample from it, on which all
-            step counts and solvers agree.
+        noise: the source of stochastic solvers' noise: `"generator"` draws each step's from the pipeline's generator,
+            as diffusers does; `"path"` draws one Brownian path per sample from it, on which all step counts and
+            solvers agree.
 
     Raises:
-        InputError: a solver that does not sample, a configuration that diffusers rejects, a start in
-            the middle of a step, a damaged file.
+        InputError: a solver that does not sample, a configuration that diffusers rejects, a start in the middle of a
+            step, a damaged file.
     """
 
     _compatibles = [
@@ -108,17 +90,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        solver: Any = None, exact: bool = False, noise: str = "generator", **options: Any,
+        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon", solver: Any = None,
+        exact: bool = False, noise: str = "generator", **options: Any,
     ) -> None:  # fmt: skip
-        _validation.check_choice("noise", noise, NOISES)
+        _validation.check_choice("noise", noise, ("generator", "path"))
         self.solver: Any = configuration.solver_of(solver)
         self.register_to_config(solver=configuration.described(self.solver), **options)
         configuration.check_options(options, self.config, self.solver, type(self))
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
-        # as in diffusers before set_timesteps: one step per label
-        self.timesteps: Tensor = torch.arange(check_count(num_train_timesteps)).flip(0)
+        count = _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
+        self.timesteps: Tensor = torch.arange(count).flip(0)  # before set_timesteps one step per label, as in diffusers
         self.num_inference_steps: int | None = None
         self.init_noise_sigma: float = 1.0
         self.order: int = 1 if carried_plan(self.solver) else self.solver.card.evaluations
@@ -158,10 +140,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         """The inverse of `save_pretrained`. `network=` for a student with an architecture of your own."""
         network, unused = kwargs.pop("network", None), kwargs.pop("return_unused_kwargs", False)
-        where = {"pretrained_model_name_or_path": pretrained_model_name_or_path, "subfolder": subfolder}
         hub: dict[str, Any] = {k: kwargs[k] for k in configuration.HUB if k in kwargs}
         try:
-            found, rest = cls.load_config(**where, return_unused_kwargs=True, **kwargs)
+            place = {"subfolder": subfolder, "return_unused_kwargs": True}
+            found, rest = cls.load_config(pretrained_model_name_or_path, **place, **kwargs)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"path: {pretrained_model_name_or_path} holds no JSON ({error}).") from error
         given = found.get("solver")
@@ -173,9 +155,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return cls.from_config(found, return_unused_kwargs=unused, **asked)
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None,
-        timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None, mu: float | None = None,
     ) -> None:  # fmt: skip
         """Make the grid and the plan of a run.
 
@@ -183,8 +164,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             num_inference_steps: steps; a plan or a student accepts only its own number.
             device: of `timesteps`.
             timesteps: (n,) labels of the levels, decreasing, instead of a number of steps.
-            sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in
-                diffusers.
+            sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in diffusers.
             mu: the shift of flows that depend on the resolution.
         """
         if timesteps is not None and sigmas is not None:
@@ -208,8 +188,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _process(self) -> Process:
         """The forward process; needed before a run for `add_noise` in training."""
         if self._forward is None or self._forward[0] is not self.config:
-            reference = reference_of(self.config, self.solver)
-            self._forward = (self.config, process_of(self.config, reference))
+            self._forward = (self.config, process_of(self.config, reference_of(self.config, self.solver)))
         return self._forward[1]
 
     @property
@@ -223,7 +202,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return None if self._run is None else self._run.first + self._run.row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this entry, as image-to-image pipelines do; `step` then need not read its timestep."""
+        """Start at this entry, as image-to-image pipelines do; `step` then does not read its timestep."""
         self._begin, self._run = begin_index, None
         self._run = self._start(None, 0.0)
 
@@ -231,21 +210,15 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The entry that is next: where the run is or will begin, unless the timestep is another's."""
         running = self._run is not None and not self._run.over
         row = self.step_index if running else self._begin
-        if row is not None and (timestep is None or (running and self._begin is not None)):
-            return row
         # read no number from a device while a run continues
-        if running and isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-            assert row is not None
-            return row
-        if timestep is None:
-            return 0
+        known = running and (self._begin is not None or (torch.is_tensor(timestep) and timestep.device.type != "cpu"))
+        if timestep is None or known:
+            return row or 0
         assert self._setup is not None
         entries = self._setup.entries(float(timestep))
-        if row is not None and row in entries:
-            return row
         if not entries:
             raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
-        return next((i for i in entries if i % self.order == 0), entries[0])
+        return row if row in entries else next((i for i in entries if i % self.order == 0), entries[0])
 
     def _start(self, timestep: Any, eta: float) -> Run:
         """A run from the begin index, or from the entry of the timestep."""
@@ -267,14 +240,13 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
-        use_clipped_model_output: bool | None = None, generator: Any = None,
-        variance_noise: Tensor | None = None, return_dict: bool = True, **unused: Any,
+        use_clipped_model_output: bool | None = None, generator: Any = None, variance_noise: Tensor | None = None,
+        return_dict: bool = True, **unused: Any,
     ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """From one input of the network to the next.
 
         Args:
-            model_output: (batch, *event) the network's output for (scaled) sample; further channels, those
-                of a learned variance, are ignored.
+            model_output: (batch, *event) the network's output; further channels (a learned variance) are ignored.
             timestep: its entry of `timesteps`; read only where a run starts without a begin index.
             sample: (batch, *event) the state, of any floating dtype; kept in float32 at least inside.
             eta: of DDIM, where the solver itself has none.
@@ -295,8 +267,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         output = model_output[:, : sample.shape[1]]
         if output.shape != sample.shape or (run.state and run.state.x.shape != sample.shape):
             raise InputError(
-                f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; expected "
-                "one shape, the same in each step of a run. Call set_timesteps before a run of another."
+                f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; expected one shape, "
+                "the same in each step of a run. Call set_timesteps before a run of another."
             )
         x, row = run.read(sample), run.plan.rows[run.row]
         if run.state is None:
@@ -305,22 +277,21 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         state = self._enter(run, row, x, sample.dtype, draw)
         x0, state, evaluation = self._evaluate(run, row, state, x, output.to(x.dtype), use_clipped_model_output)
         state = update(row, state, evaluation)
-        run = run._replace(row=run.row + 1, state=state)
+        run = run._replace(row=run.row + 1)
+        at = state.x
         if not run.over:
-            following = run.plan.rows[run.row]
-            if following.stage.normals:
-                state = begin(following, state, draw)
-            run = run._replace(state=state)
-        new = run.write(state.x if run.over else stage(following, state), sample.dtype)
-        self._run, x0 = run, x0.to(sample.dtype)
+            row = run.plan.rows[run.row]
+            state = begin(row, state, draw) if row.stage.normals else state
+            at = stage(row, state)
+        self._run, new, x0 = run._replace(state=state), run.write(at, sample.dtype), x0.to(sample.dtype)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
-        """The run with its Brownian path and its student's network, which depend on the samples."""
+        """The run with what depends on the samples: its Brownian path and its student's network."""
         if self.config.noise == "path" and uses_path(run.plan):
             lowest = self._process.schedule.sigma_min
             run = run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
-        if configuration.brings_network(self.solver):
+        if not isinstance(self.solver, (DiffusionSolver, Plan)):
             problem = DiffusionModel(lambda *_: self._pipeline_x0, self._process.schedule)
             run = run._replace(evaluate=self.solver.evaluator(problem, x))
         return run
@@ -340,12 +311,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return plan_normals(run.plan, x, run.path, fresh)
 
     def _enter(self, run: Run, row: Row, x: Tensor, dtype: torch.dtype, draw: Draw) -> State:
-        """The state at the row's evaluation, given the input x that the network got.
-
-        The first input is the state itself: the pipeline calls the network before the scheduler, hence noise
-        that a plan adds to its first input is left out, and churn of the first level counts as contained.
-        """
+        """The state at the row's evaluation, given the input x that the network got."""
         if run.state is None:
+            # the pipeline calls the network before the scheduler: the first input is the state itself, without the
+            # noise that a plan adds to it, and contains the churn of the first level
             state = begin(row, State(x if row.stage.scale == 1 else x / row.stage.scale), draw)
             if row.interval is not None and row.interval[0] == row.interval[1]:
                 state = state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
