@@ -1,6 +1,6 @@
-"""DPM-Solver, DPM-Solver++ and its SDE, multistep and singlestep, written once.
+"""What DPM-Solver, DPM-Solver++ and its SDE share: the multistep and the singlestep form.
 
-They differ in what is extrapolated (noise or data) and in the exponential of `ExponentialStep`.
+The solvers differ in what is extrapolated (noise or data) and in the exponential of `ExponentialStep`.
 """
 
 import math
@@ -15,7 +15,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep, History, order_before_zero
+from .exponential import ExponentialStep, History, order_before_zero, path_noise
 
 Group = tuple[list[float], list[float]]
 """The levels of a singlestep step from its start to its end, and where in lambda its inner nodes are."""
@@ -23,14 +23,10 @@ Terms = list[tuple[float, LinearExpr]]
 
 
 def even_groups(order: int, sigmas: Tensor) -> list[Group]:
-    """Each interval of the grid with inner nodes even in lambda; a step to 0 has none.
-
-    The ratios are exact fractions: second order then contains no rounding residue of F.
-    """
-    ratios = [k / order for k in range(1, order)]
-    return [
-        ([s, *(s * (t / s) ** r for r in ratios), t] if t > 0 else [s, t], ratios) for s, t in pairwise(sigmas.tolist())
-    ]
+    """Each interval of the grid with inner nodes even in lambda; a step to 0 has none."""
+    ratios = [k / order for k in range(1, order)]  # exact: F then cancels to rounding at second order
+    pairs = pairwise(sigmas.tolist())
+    return [([s, *(s * (t / s) ** r for r in ratios if t > 0), t], ratios) for s, t in pairs]
 
 
 @dataclass(frozen=True)
@@ -99,14 +95,13 @@ class DPMFamily(DiffusionSolver):
         past: History = []
         sigmas, n = builder.sigmas, len(builder.sigmas) - 1
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
-            z = builder.noise(s**-2, t**-2)[0] if self.eta > 0 and 0 < t < s else None
+            noise = path_noise(builder, s, t, self._step(s, t).noise if 0 < t < s else 0.0)
             F = builder.evaluate(builder.x, s)
             if self._trivial(builder, F, s, t):
                 continue
             past = [(F, -math.log(s)), *past[: self.order - 1]]
             step, used = self._step(s, t), past[: rules.order(self.order, n - i, sigmas)]
-            x = step(builder.x, F, *self._slopes(step, used, rules))
-            builder.advance(x + step.noise * z if z is not None else x)
+            builder.advance(step(builder.x, F, *self._slopes(step, used, rules)) + noise)
 
     def _slopes(self, step: ExponentialStep, past: History, rules: Rules) -> Terms:
         """h F' and h^2 F'' from divided differences, with their weights."""

@@ -11,7 +11,7 @@ from .. import _validation
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver, moved
+from ..solver import Card, DiffusionSolver
 from .exponential import ExponentialStep, History, order_before_zero
 
 
@@ -22,9 +22,9 @@ class UniPC(DiffusionSolver):
 
     with $r_m$ the distance of level m from s in lambda over h, and a the solution of the order conditions.
 
-    Order p + 1 with exact starting values (p without corrector), one evaluation per step. At very few
-    evaluations the order should stay 2; `DPMSolverPP(order=2)` is its predictor alone. The last step is
-    not corrected, which would cost an evaluation.
+    Order p + 1 with exact starting values (p without corrector), one evaluation per step. At very few evaluations the
+    order should stay 2; `DPMSolverPP(order=2)` is its predictor alone. The last step is not corrected, which would
+    cost an evaluation.
 
     Args:
         order: p, 1 to 3; lower in the first steps, which have less history, and before a last level of 0.
@@ -34,7 +34,6 @@ class UniPC(DiffusionSolver):
         prediction: "data" or "noise".
     """
 
-    @moved(form="compat.DiffusersDPM(UniPC(...))")
     def __init__(
         self, order: int = 2, variant: str = "bh2", corrector: bool | frozenset[int] | set[int] = True,
         predictor: bool = True, prediction: str = "data",
@@ -47,12 +46,11 @@ class UniPC(DiffusionSolver):
         _validation.check_instance("predictor", predictor, bool, "True or False")
         self.predictor = predictor
         self.prediction: str = _validation.check_choice("prediction", prediction, ("data", "noise"))
-        predicted = self.order if self.predictor else 1
         always = self.corrector is True  # a few corrected steps do not change the order
         self.card: Card = Card(
             summary="exponential Adams predictor and corrector, one evaluation per step",
             reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
-            deterministic_order=predicted + 1 if always else predicted,
+            deterministic_order=(self.order if self.predictor else 1) + always,
         )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
@@ -65,7 +63,7 @@ class UniPC(DiffusionSolver):
         predicted, step, n = builder.x, None, len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
             F = builder.evaluate(predicted, s)
-            x = builder.advance(step.correct(F) if step and self._corrects(i - 1) else predicted)
+            x = builder.advance(step.through((1.0, F)) if step and self._corrects(i - 1) else predicted)
             past = [(F, -math.log(s)), *past[: self.order - 1]]
             if t == 0:  # first order: no logarithm of 0
                 builder.advance(F if self.prediction == "data" else x - s * F)
@@ -74,7 +72,7 @@ class UniPC(DiffusionSolver):
                 break
             p = min(len(past), order_at(self.order, n - i, sigmas))
             step = _Step(x, past[:p], ExponentialStep(s, t, self.prediction), self.variant)
-            predicted = step.predict() if self.predictor else step.base
+            predicted = step.through() if self.predictor else step.base
         else:
             builder.advance(predicted)
         return builder.finish()
@@ -94,18 +92,12 @@ class _Step:
         self.B: float = self.hh if variant == "bh1" else math.expm1(self.hh)
         self.gain: float = step.gain
 
-    def predict(self) -> LinearExpr:
-        """UniP: the nodes are the past ones."""
-        return self._through(self.nodes)
-
-    def correct(self, F: LinearExpr) -> LinearExpr:
-        """UniC: the evaluation at t is one node more."""
-        return self._through([*self.nodes, (1.0, F)])
-
-    def _through(self, nodes: list[tuple[float, LinearExpr]]) -> LinearExpr:
-        p, hh, x = len(nodes), self.hh, self.base
-        if p == 0:
-            return x
+    def through(self, *new: tuple[float, LinearExpr]) -> LinearExpr:
+        """UniP: the nodes are the past ones; UniC: the evaluation at t is one node more."""
+        nodes, hh = [*self.nodes, *new], self.hh
+        if not nodes:
+            return self.base
+        p = len(nodes)
         # R a = b with R_jk = r_k^(j-1), b_j = j! phi_{j+1}(hh) hh / B(hh)
         k, b = math.expm1(hh) / hh - 1, []
         for j in range(1, p + 1):
@@ -115,6 +107,6 @@ class _Step:
         R = r.repeat(p, 1) ** torch.arange(p, dtype=torch.float64)[:, None]
         # UniP-2 and UniC-1 have one node: the paper sets its weight to 1/2, which keeps the order
         a = [0.5] if p == 1 else torch.linalg.solve(R, torch.tensor(b, dtype=torch.float64)).tolist()
-        for weight, (ratio, F) in zip(a, nodes, strict=True):
-            x = x - self.gain * self.B * weight / ratio * (F - self.F0)
-        return x
+        scale = -self.gain * self.B
+        terms = (scale * w / ratio * (F - self.F0) for w, (ratio, F) in zip(a, nodes, strict=True))
+        return sum(terms, self.base)
