@@ -22,12 +22,12 @@ from ..solver import StochasticSolver
 class TorchsdePath:
     """A `torchsde.BrownianInterval` as a path of this library: the W and H of the same Brownian motion.
 
-    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not passed on: in
-    torchsde 0.2.6 they have the wrong variance and are not those of the path.
+    H = U/h - W/2 where U is torchsde's integral of W - W(t0). Its areas `A` are not passed on: in torchsde 0.2.6 they
+    have the wrong variance and are not those of the path.
 
     Args:
-        interval: made with `levy_area_approximation="space-time"` for H, or "none" for W alone; also a
-            `BrownianTree`, or another Brownian motion that is called as torchsde's are.
+        interval: made with `levy_area_approximation="space-time"` for H, or "none" for W alone; also a `BrownianTree`,
+            or another Brownian motion that is called as torchsde's are.
     """
 
     def __init__(self, interval: Any) -> None:
@@ -45,13 +45,13 @@ class TorchsdePath:
         self.t1: float = float(getattr(inner, "_end", math.inf))
 
     def increment(self, t0: float, t1: float) -> Increment:
-        """Return the increment over [t0, t1]."""
+        """The increment over [t0, t1]."""
         if self.levy == "W":
             return Increment(t1 - t0, self.interval(t0, t1))
         return Increment.from_U(t1 - t0, *self.interval(t0, t1, return_U=True))
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        """Return the increments over the intervals of a grid (n,)."""
+        """The increments over the intervals of a grid (n,)."""
         times = torch.as_tensor(grid).tolist()
         return map(self.increment, times[:-1], times[1:])
 
@@ -59,16 +59,14 @@ class TorchsdePath:
 class BrownianView:
     """A path of this library as a torchsde Brownian motion: `torchsde.sdeint(..., bm=BrownianView(path))`.
 
-    It returns U = h (W/2 + H) if the path has H, and A if it is an `AreaPath`. torchsde's solvers read
-    `levy_area_approximation` ("none", "space-time", "foster") to find out. A query costs as much as
-    `BrownianPath.increment`.
+    It returns U = h (W/2 + H) if the path has H, and A if it is an `AreaPath`; torchsde's solvers read which from
+    `levy_area_approximation` ("none", "space-time", "foster"). A query costs as much as `BrownianPath.increment`.
 
     Args:
         path: a `BrownianPath` or an `AreaPath`. torchsde expects the shape (batch, m).
 
     Raises:
-        InputError: a path without random access; in a call, times outside the path, or a U or A that
-            the path does not have.
+        InputError: a path without random access; in a call, times outside the path, or a U or A that the path lacks.
     """
 
     def __init__(self, path: BrownianPath | AreaPath) -> None:
@@ -89,13 +87,11 @@ class BrownianView:
         self.levy_area_approximation = "foster" if getattr(path, "area", False) else known
 
     def size(self) -> torch.Size:
-        """Return the shape of W."""
+        """The shape of W."""
         return self.shape
 
-    def __call__(
-        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Return W over [ta, tb] ([t0, ta] without tb), or a tuple of W and the requested U and A."""
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+        """W over [ta, tb] ([t0, ta] without tb), or a tuple of W and the requested U and A."""
         if return_U and self.path.levy == "W":
             raise InputError("return_U: got a path with levy='W'. Make the path with levy='H'.")
         if return_A and not getattr(self.path, "area", False):
@@ -106,16 +102,15 @@ class BrownianView:
         first, last = (self.path.t0, ta) if tb is None else (ta, tb)
         start, end = self._clamped(float(first)), self._clamped(float(last))
         if start == end:
-            W = U = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            A: Tensor | None = W.unsqueeze(-1) * W.unsqueeze(-2)
+            W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            increment = Increment(0.0, W, W, A=W.unsqueeze(-1) * W.unsqueeze(-2))
         else:
             increment = self.path.increment(start, end)
-            W, U, A = increment.W, increment.U if return_U else increment.W, increment.A
-        found: list[Any] = [W, *[U] * return_U, *[A] * return_A]
-        return tuple(found) if len(found) > 1 else W
+        found = (increment.W, *([increment.U] if return_U else []), *([increment.A] if return_A else []))
+        return found if len(found) > 1 else increment.W
 
     def _clamped(self, t: float) -> float:
-        """Clamp times that float32 rounding moved just outside the path."""
+        """A time that float32 rounding has moved just outside the path, moved back."""
         slack = 2.0**-20 * (self.path.t1 - self.path.t0)
         near = min(max(t, self.path.t0), self.path.t1)
         return near if abs(t - near) <= slack else t
@@ -133,6 +128,7 @@ THEIR_METHODS = {
     "drift_and_diffusion": "f_and_g", "drift_and_diffusion_prod": "f_and_g_prod",
 }  # fmt: skip
 
+# arguments of torchsde that only have their defaults here
 CURES = {
     "adaptive": "Choose a fixed dt.",
     "options": "The only option is milstein's grad_free.",
@@ -150,24 +146,23 @@ def sdeint(
 ) -> Tensor:  # fmt: skip
     """torchsde's `sdeint` with this library's solvers and paths; gradients flow by backpropagation.
 
-    Steps of dt start at each of ts, and the last one before the next of ts is shortened to end on it;
-    torchsde steps past it and interpolates. If gradients are kept, memory grows with the number of steps.
+    Steps of dt start at each of ts, and the last one before the next of ts is shortened to end on it; torchsde steps
+    past it and interpolates. If gradients are kept, memory grows with the number of steps.
 
     Args:
-        sde: an object as for torchsde: noise_type, sde_type, and f and g, or f_and_g, or g_prod and
-            f_and_g_prod. A solver that needs f and g calls f_and_g once for each.
+        sde: an object as for torchsde: noise_type, sde_type, and f and g, or f_and_g, or g_prod and f_and_g_prod. A
+            solver that needs f and g calls f_and_g once for each.
         y0: (batch, d).
         ts: (n,) increasing times, n >= 2, preferably in float64.
         bm: a torchsde Brownian motion or a path of this library; by default a `BrownianPath` of `seed`.
-        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's name for it; by default, as in
-            torchsde, SRID2 (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
+        method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's name for it; by default, as in torchsde, SRID2
+            (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
         dt: the step size. rtol, atol and dt_min belong to adaptive steps and are ignored.
         options: None, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
         names: the sde's own names for "drift", "diffusion", "drift_and_diffusion", "diffusion_prod" and
             "drift_and_diffusion_prod".
         adaptive, logqp, extra, extra_solver_state: not supported.
-        seed: of the path; by default drawn from torch's global generator, so each call has its own noise
-            and `torch.manual_seed` fixes it.
+        seed: of the path; by default drawn from torch's global generator, which `torch.manual_seed` fixes.
         unused_kwargs: raise a warning, as in torchsde.
 
     Returns:
@@ -180,16 +175,14 @@ def sdeint(
         warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are ignored.", stacklevel=2)
     for name, value in (("options", options), ("names", names)):
         _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
-    state = None if extra_solver_state is None else type(extra_solver_state).__name__
-    others = {k: v for k, v in (options or {}).items() if k != "grad_free"}
-    given = dict(adaptive=adaptive, options=others, logqp=logqp, extra=extra, extra_solver_state=state)
-    asked = {k: v for k, v in given.items() if v}
-    if asked:
-        raise InputError(
-            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults, "
-            f"the only ones that fewstep's sdeint supports. {' '.join(CURES[k] for k in asked)} Or call "
-            "torchsde.sdeint with bm=BrownianView(path), which gives it the same noise."
-        )
+    others = tuple(name for name in options or () if name != "grad_free")
+    unsupported = (adaptive, others, logqp, extra, extra_solver_state)
+    for (name, cure), value in zip(CURES.items(), unsupported, strict=True):
+        if torch.is_tensor(value) or value:
+            raise InputError(
+                f"{name}: got {_validation.describe(value)}, expected torchsde's default, the only one that fewstep's "
+                f"sdeint supports. {cure} Or call torchsde.sdeint with bm=BrownianView(path), which has the same noise."
+            )
     _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)")
     if not _validation.check_float("dt", dt) > 0:
         raise InputError(f"dt: got {dt!r}, expected a positive step size.")
@@ -197,7 +190,7 @@ def sdeint(
         raise InputError("ts: got a tensor that requires grad, expected plain times. Use ts.detach().")
     times = _validation.check_times("ts", ts)
     problem = _problem(sde, names or {}, bm)
-    solver = _solver(method, problem, options or {})
+    solver = _solver(method, problem, bool(options and options.get("grad_free")))
     grid, indices = _steps(times, float(dt))
     path = _own_path(problem, solver, y0, grid, seed) if bm is None else _given_path(bm)
     states = solve(problem, solver, y0, grid, path=path, save=indices).ys
@@ -216,39 +209,34 @@ def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
     return torch.cat(grid), indices
 
 
-def _own_path(
-    problem: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor, seed: int | None
-) -> BrownianPath | AreaPath:
+def _own_path(problem: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor, seed: int | None) -> Any:
     seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
     shape = problem.noise_shape(y0, problem.diffusion(grid[0].to(y0), y0))
     levy, ends = letters_for(solver.card.levy), (float(grid[0]), float(grid[-1]))
     path = BrownianPath(shape, *ends, seed, levy, y0.dtype, y0.device, knots=grid)
-    if solver.card.levy != "A":
-        return path
-    return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid)))))
+    return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid))))) if solver.card.levy == "A" else path
 
 
 def _given_path(bm: Any) -> Any:
-    if isinstance(bm, BrownianView):
-        return bm.path
-    if not hasattr(bm, "increments") and not hasattr(bm, "levy_area_approximation"):
+    if hasattr(bm, "increments"):
+        return bm
+    if not hasattr(bm, "levy_area_approximation"):
         raise InputError(f"bm: got {_validation.describe(bm)}, expected a torchsde.BrownianInterval or a BrownianPath.")
-    return bm if hasattr(bm, "increments") else TorchsdePath(bm)
+    return bm.path if isinstance(bm, BrownianView) else TorchsdePath(bm)
 
 
-def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolver:
+def _solver(method: Any, sde: SDE, grad_free: bool) -> StochasticSolver:
     """The solver for a name, torchsde's or ours; some of torchsde's mean another scheme per noise type."""
     if isinstance(method, StochasticSolver):
         return method
-    _validation.check_instance(
-        "method", method, (str, type(None)), "a name such as 'srk' or a solver such as Milstein()"
-    )
+    expected = "a name such as 'srk' or a solver such as Milstein()"
+    _validation.check_instance("method", method, (str, type(None)), expected)
     few = sde.noise_type in ("diagonal", "additive", "scalar")
     name = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
     ours = METHODS.get(name, name)
     if name == "srk" and sde.noise_type == "additive":
         ours = "sra1"
-    elif name == "milstein" and options.get("grad_free"):
+    elif name == "milstein" and grad_free:
         ours = "derivative_free_milstein"
     elif name == "log_ode" and few:
         ours = "midpoint"  # the log-ODE step without brackets
@@ -276,15 +264,14 @@ def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
         g = _matrix_of(prod, sde, bm)
     elif g is None and all_prod is not None:
         g = _matrix_of(lambda t, y, v: all_prod(t, y, v)[1], sde, bm)
-    attributes = [name for name in ("noise_type", "sde_type") if not hasattr(sde, name)]
-    missing = [*["f"] * (f is None), *["g"] * (g is None), *attributes]
-    if f is None or g is None or attributes:
+    found: dict[str, Any] = {"f": f, "g": g} | {k: getattr(sde, k, None) for k in ("noise_type", "sde_type")}
+    if missing := [name for name, value in found.items() if value is None]:
         raise InputError(
-            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with "
-            "methods f and g (or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. "
-            "Derive it from torchsde.SDEIto or torchsde.SDEStratonovich, or pass names={'drift': ...}."
+            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with methods f and g "
+            "(or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from torchsde.SDEIto or "
+            "torchsde.SDEStratonovich, or pass names={'drift': ...}."
         )
-    return SDE(f, g, sde.noise_type, sde.sde_type)
+    return SDE(*found.values())
 
 
 def _matrix_of(prod: Callable[..., Tensor], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
