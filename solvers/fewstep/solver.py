@@ -20,8 +20,6 @@ from .plan import Plan
 from .problem import NOISE_TYPES, SDE, SDE_TYPES
 from .schedule import Schedule
 
-LEVY = ("", "W", "H", "K", "A")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -40,7 +38,7 @@ class Card:
         lower_bound: whether the orders are lower bounds, as those of learned steps are.
 
     Raises:
-        InputError: a word or a number that no loop would understand.
+        InputError: an unknown word, or an invalid number.
     """
 
     summary: str
@@ -56,7 +54,7 @@ class Card:
     def __post_init__(self) -> None:
         for name in ("summary", "reference"):
             _validation.check_instance(name, getattr(self, name), str, "a line of text")
-        _validation.check_choice("levy", self.levy, LEVY)
+        _validation.check_choice("levy", self.levy, ("", "W", "H", "K", "A"))
         _validation.check_instance("sde_types", self.sde_types, (tuple, list), "calculi such as ('ito',)")
         for calculus in self.sde_types:
             _validation.check_choice("sde_types", calculus, SDE_TYPES)

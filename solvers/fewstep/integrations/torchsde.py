@@ -31,11 +31,10 @@ class TorchsdePath:
     """
 
     def __init__(self, interval: Any) -> None:
-        approximation = getattr(interval, "levy_area_approximation", None)
-        if approximation is None:
+        if not hasattr(interval, "levy_area_approximation"):
             raise InputError(f"interval: got {type(interval).__name__}, expected a torchsde.BrownianInterval.")
         self.interval = interval
-        self.levy = "W" if approximation == "none" else "H"
+        self.levy = "W" if interval.levy_area_approximation == "none" else "H"
         self.shape: tuple[int, ...] = tuple(interval.shape)
         self.dtype: torch.dtype = interval.dtype
         self.device: torch.device = interval.device
@@ -99,24 +98,20 @@ class BrownianView:
                 f"return_A: got a {type(self.path).__name__}, which has no space-space area. Wrap the path: "
                 "BrownianView(AreaPath(path, cells=...)), with path levy='H'."
             )
-        first, last = (self.path.t0, ta) if tb is None else (ta, tb)
-        start, end = self._clamped(float(first)), self._clamped(float(last))
+        start, end = map(self._clamped, (self.path.t0, ta) if tb is None else (ta, tb))
         if start == end:
             W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            increment = Increment(0.0, W, W, A=W.unsqueeze(-1) * W.unsqueeze(-2))
+            increment = Increment(1.0, W, W, A=W.unsqueeze(-1) * W.unsqueeze(-2))  # zero for any length
         else:
             increment = self.path.increment(start, end)
         found = (increment.W, *([increment.U] if return_U else []), *([increment.A] if return_A else []))
         return found if len(found) > 1 else increment.W
 
-    def _clamped(self, t: float) -> float:
+    def _clamped(self, time: float | Tensor) -> float:
         """A time that float32 rounding has moved just outside the path, moved back."""
-        slack = 2.0**-20 * (self.path.t1 - self.path.t0)
+        t, slack = float(time), 2.0**-20 * (self.path.t1 - self.path.t0)
         near = min(max(t, self.path.t0), self.path.t1)
         return near if abs(t - near) <= slack else t
-
-    def __repr__(self) -> str:
-        return f"BrownianView({self.path!r})"
 
 
 # torchsde's method names that are not names of solvers here

@@ -12,7 +12,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver, needs_schedule
-from .exponential import adams_weights, weighted_sum
+from .exponential import OrderAt, adams_weights, weighted_sum
 
 VARIABLES = ("log_rho", "rho", "t")
 Coefficients = Callable[[list[float], float, Schedule | None], list[float]]
@@ -47,10 +47,7 @@ class DEIS(DiffusionSolver):
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return self.plan_by(self._coefficients, lambda order, left, sigmas: order, sigmas, schedule)
 
-    def plan_by(
-        self, coefficients: Coefficients, order_at: Callable[[int, int, Tensor], int], sigmas: Tensor,
-        schedule: Schedule | None,
-    ) -> Plan:  # fmt: skip
+    def plan_by(self, coefficients: Coefficients, order_at: OrderAt, sigmas: Tensor, schedule: Schedule | None) -> Plan:
         """The plan with other coefficients and orders than the paper's."""
         if self.variable == "t" and schedule is None:
             raise needs_schedule("DEIS", "is polynomial in model time", "DEIS(variable='rho') needs none")

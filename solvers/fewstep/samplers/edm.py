@@ -24,12 +24,12 @@ class _Churned(DiffusionSolver):
     def __init__(
         self, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf, noise: float = 1.0
     ) -> None:
-        self.churn: float = _validation.check_float("churn", churn, 0)
+        self.churn: float = _validation.check_float("churn", churn, 0, expected="a number of at least 0")
         self.churn_min: float = _validation.check_float("churn_min", churn_min)
         if not (isinstance(churn_max, (int, float)) and churn_min <= churn_max):
             raise InputError(f"churn_max: got {churn_max!r}, expected a number of at least churn_min={churn_min!r}.")
         self.churn_max = churn_max
-        self.noise: float = _validation.check_float("noise", noise, 0)
+        self.noise: float = _validation.check_float("noise", noise, 0, expected="a number of at least 0")
         self.card: Card = Card(
             summary=self.summary,
             reference=self.reference,

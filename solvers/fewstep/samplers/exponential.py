@@ -16,6 +16,8 @@ from ..plan_builder import LinearExpr, PlanBuilder
 
 History = list[tuple[LinearExpr, float]]
 """Evaluations with their lambda, newest first."""
+OrderAt = Callable[[int, int, Tensor], int]
+"""(order, steps left, sigmas) -> the order of a step."""
 
 
 def order_before_zero(order: int, left: int, sigmas: Tensor) -> int:

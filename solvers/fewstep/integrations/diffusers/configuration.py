@@ -23,9 +23,7 @@ from ...resolve import carried_plan, resolve
 from ...samplers.ddim import DDIM
 from ...samplers.ddpm import DDPM, VARIANCES
 from ...samplers.deis import DEIS
-from ...samplers.dpm import DPMFamily
-from ...samplers.dpm_solver_pp import DPMSolverPP
-from ...samplers.dpm_solver_sde import DPMSolverSDE
+from ...samplers.dpm import DPMFamily, DPMSolverPP, DPMSolverSDE
 from ...samplers.edm import EDMEuler
 from ...samplers.ipndm import IPNDM
 from ...samplers.pndm import PNDM

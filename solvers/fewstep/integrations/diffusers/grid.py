@@ -17,8 +17,7 @@ from ...errors import InputError, one_of
 from ...samplers.ddim import DDIM
 from ...samplers.ddpm import DDPM
 from ...samplers.deis import DEIS
-from ...samplers.dpm_solver import DPMSolver
-from ...samplers.dpm_solver_pp import DPMSolverPP
+from ...samplers.dpm import DPMSolver, DPMSolverPP
 from ...samplers.edm import EDMEuler, EDMHeun
 from ...samplers.pndm import PNDM
 from ...samplers.sa_solver import SASolver

@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...learned.dode.distill import DODEReport
 from ...learned.dode.distill import distill_dode as fit_dode
 from ...problem import DiffusionModel
-from ...samplers.dpm_solver_pp import DPMSolverPP
+from ...samplers.dpm import DPMSolverPP
 from ...schedule import EDM
 from ...solver import DiffusionSolver
 from .configuration import postprocessing

@@ -13,7 +13,7 @@ from ...errors import InputError, named
 from ...fingerprint import Fit
 from ...plan import Plan
 from ...problem import DiffusionModel
-from ...samplers.dpm_solver_pp import DPMSolverPP
+from ...samplers.dpm import DPMSolverPP
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from .correction import corrected, in_state
