@@ -222,8 +222,8 @@ class RejectsZero(fs.EDMEuler):
 
 BROKEN = {
     Stateful: "differ", NeedsH: "more than levy='W'|NoneType",
-    TwoEvaluations: "measured 2 evaluations per step, the card says 1",
-    InPlace: "wrote", ReturnsDouble: "came back as torch.float64",
+    TwoEvaluations: "measured 2 evaluations per step, the card states 1",
+    InPlace: "wrote", ReturnsDouble: "dtype torch.float64",
     WeakBelowStrong: "weak order is below", OtherSignature: "diagonal noise.*TypeError",
     FrozenNoise: "measured strong order", WrongSign: "measured strong order",
     NoArea: "measured strong order", NoCard: "no card", StatefulPlan: "two plans",
@@ -267,8 +267,6 @@ WRONG = {
 def test_cards_reject_invalid_values(name):
     with pytest.raises(fs.InputError, match=name):
         fs.Card(**{"summary": "a solver", "reference": "Eq. (1)", name: WRONG[name]})
-
-
 
 
 def test_repr_of_configured_solvers_rebuilds_them():

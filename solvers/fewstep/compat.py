@@ -30,7 +30,7 @@ class Ending:
     """How a run of diffusers ends.
 
     Args:
-        total: the number of steps of the whole run, where a grid is only its end.
+        total: the number of steps of the full run, where a grid is only its end.
         lower: diffusers' `lower_order_final`: the order of the last steps falls to 1.
         euler: diffusers' `euler_at_final`: the last step has order 1.
     """
@@ -40,7 +40,7 @@ class Ending:
     euler: bool = False
 
     def steps(self, sigmas: Tensor) -> int:
-        """The number of steps of the whole run."""
+        """The number of steps of the full run."""
         return self.total or len(sigmas) - 1
 
     def order(self, order: int, left: int, sigmas: Tensor) -> int:

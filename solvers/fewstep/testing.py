@@ -43,7 +43,7 @@ def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
     """Check that a solver keeps the contract and that its card is true.
 
     SDE solvers, for every noise type and calculus of the card: y's dtype and shape are kept; the step writes to none of
-    its arguments, is reproducible, needs no more of the increment than `levy` says, and lets gradients reach y0; drift
+    its arguments, is reproducible, needs no more of the increment than `levy`, and lets gradients reach y0; drift
     evaluations are counted. The strong order is the mean of the two finest local slopes of E|difference| between 2, 4,
     8 and 16 steps over [0, 1/8] along 4,096 paths, where the noise depends on time; the deterministic order is that
     slope on an ODE. Weak orders are not measured: see `fewstep_analysis.weak_order`.
@@ -115,11 +115,11 @@ def _check_card(name: str, solver: Solver) -> None:
 
 def _check_order(case: str, card: Card, kind: str, declared: float, slope: float) -> None:
     within = declared - TOLERANCE < slope and (card.lower_bound or slope < declared + TOLERANCE)
-    _require(within, f"{case}: measured {kind} order {slope:.2f}, the card says {declared:g}")
+    _require(within, f"{case}: measured {kind} order {slope:.2f}, the card states {declared:g}")
 
 
 def _check_evaluations(case: str, card: Card, spent: float) -> None:
-    message = f"{case}: measured {spent:g} evaluations per step, the card says {card.evaluations}"
+    message = f"{case}: measured {spent:g} evaluations per step, the card states {card.evaluations}"
     _require(spent == card.evaluations, message)
 
 
@@ -166,8 +166,8 @@ def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dty
     path, kept = path_for(solver, y0, sde), y0.clone()
     coarse, fine = (solve(sde, solver, y0, torch.linspace(0, 1, n + 1, dtype=F64), path=path) for n in (3, 4))
     _check_evaluations(case, solver.card, fine.nfe - coarse.nfe)
-    _require(coarse.y.dtype == dtype, f"{case}: the state came back as {coarse.y.dtype}")
-    _require(coarse.y.shape == y0.shape, f"{case}: the state came back with shape {tuple(coarse.y.shape)}")
+    _require(coarse.y.dtype == dtype, f"{case}: the state returned has dtype {coarse.y.dtype}")
+    _require(coarse.y.shape == y0.shape, f"{case}: the state returned has shape {tuple(coarse.y.shape)}")
     _require(torch.equal(y0, kept), f"{case}: y0 was written to")
 
 
@@ -228,13 +228,13 @@ def _check_plan(case: str, solver: DiffusionSolver, steps: int, final: str) -> N
     same = all(torch.equal(v.nan_to_num(-1), again[k].nan_to_num(-1)) for k, v in plan.tensors().items())
     _require(same, f"{case}: two plans on one grid differ, so it keeps state")
     needs, has = (LEVY_ORDER.get(levy, 0) for levy in (plan.levy, solver.card.levy))
-    _require(needs <= has, f"{case}: the plan needs levy={plan.levy!r}, the card says {solver.card.levy!r}")
+    _require(needs <= has, f"{case}: the plan needs levy={plan.levy!r}, the card states {solver.card.levy!r}")
     first, last = sigmas[[0, -1]]
     # stochastic plans have another drift: there only x = c is known
     apart = torch.linspace(-2, 2, 5, dtype=F64) * (0 if plan.levy else first)
     for dtype in (torch.float32, F64):
         x = _run(plan, (0.5 + apart).to(dtype), lambda x, sigma: torch.full_like(x, 0.5))
-        _require(x.dtype == dtype, f"{case}: the state of {dtype} came back as {x.dtype}")
+        _require(x.dtype == dtype, f"{case}: the state of {dtype} was returned as {x.dtype}")
     # in float64: one step over all levels cancels most digits
     error = float((x - 0.5 - apart * last / first).abs().max())
     _require(error < 1e-6, f"{case}: where the estimate of x0 never changes it ends {error:g} off")

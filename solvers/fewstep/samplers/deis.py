@@ -14,7 +14,6 @@ from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver, needs_schedule
 from .exponential import OrderAt, adams_weights, weighted_sum
 
-VARIABLES = ("log_rho", "rho", "t")
 Coefficients = Callable[[list[float], float, Schedule | None], list[float]]
 """(levels of the evaluations, newest first; the next level; the schedule) -> weights of the evaluations."""
 
@@ -37,7 +36,7 @@ class DEIS(DiffusionSolver):
 
     def __init__(self, order: int = 3, variable: str = "log_rho") -> None:
         self.order: int = _validation.check_int("order", order, 1, 4)
-        self.variable: str = _validation.check_choice("variable", variable, VARIABLES)
+        self.variable: str = _validation.check_choice("variable", variable, ("log_rho", "rho", "t"))
         self.card: Card = Card(
             summary="Adams-Bashforth of the noise prediction, polynomial in t, sigma or log sigma",
             reference="Zhang & Chen 2022 (arXiv 2204.13902), Eqs. (15), (16)",

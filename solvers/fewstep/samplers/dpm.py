@@ -163,7 +163,7 @@ class DPMSolver(DPMFamily):
         order: 1, 2 or 3.
         multistep: True takes one evaluation per step and reuses earlier ones; False takes `order` evaluations inside
             each step, at nodes even in lambda.
-        solver_type: "midpoint", or "heun", the paper's Taylor form.
+        solver_type: "midpoint" or "heun" (the paper's Taylor form) of the second-order term.
     """
 
     prediction = "noise"
@@ -185,9 +185,7 @@ class DPMSolverPP(DPMFamily):
 
     Args:
         order: 1, 2 or 3. Released codes drop a factor 2 in 3M, which leaves order 2: `compat.OfficialDPM`.
-        multistep: True takes one evaluation per step and reuses earlier ones; False takes `order` evaluations inside
-            each step, at nodes even in lambda.
-        solver_type: "midpoint" or "heun" (the Taylor form) of the second-order term.
+        multistep, solver_type: as for `DPMSolver`.
     """
 
     prediction = "data"
@@ -211,7 +209,7 @@ class DPMSolverSDE(DPMFamily):
     Args:
         order: 1, 2 or 3.
         eta: the share of the noise, tau^2 of SA-Solver: 0 is `DPMSolverPP`, 1 the reverse SDE.
-        solver_type: "midpoint" or "heun" of the second-order term.
+        solver_type: as for `DPMSolver`.
     """
 
     prediction = "data"

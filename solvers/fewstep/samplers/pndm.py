@@ -12,8 +12,6 @@ from ..solver import Card, DiffusionSolver, needs_schedule
 from .exponential import weighted_sum
 from .ipndm import EVEN
 
-WARM_UPS = ("runge_kutta", "plms")
-
 
 class PNDM(DiffusionSolver):
     r"""Four-step Adams-Bashforth in DDIM steps, started by pseudo Runge-Kutta steps.
@@ -37,7 +35,7 @@ class PNDM(DiffusionSolver):
     )
 
     def __init__(self, warm_up: str = "runge_kutta") -> None:
-        self.warm_up: str = _validation.check_choice("warm_up", warm_up, WARM_UPS)
+        self.warm_up: str = _validation.check_choice("warm_up", warm_up, ("runge_kutta", "plms"))
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.warm_up == "runge_kutta" and schedule is None:
