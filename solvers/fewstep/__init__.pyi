@@ -45,9 +45,9 @@ from .sample import sample as sample
 from .samplers.ddim import DDIM as DDIM
 from .samplers.ddpm import DDPM as DDPM
 from .samplers.deis import DEIS as DEIS
-from .samplers.dpm_solver import DPMSolver as DPMSolver
-from .samplers.dpm_solver_pp import DPMSolverPP as DPMSolverPP
-from .samplers.dpm_solver_sde import DPMSolverSDE as DPMSolverSDE
+from .samplers.dpm import DPMSolver as DPMSolver
+from .samplers.dpm import DPMSolverPP as DPMSolverPP
+from .samplers.dpm import DPMSolverSDE as DPMSolverSDE
 from .samplers.edm import EDMEuler as EDMEuler
 from .samplers.edm import EDMHeun as EDMHeun
 from .samplers.ipndm import IPNDM as IPNDM

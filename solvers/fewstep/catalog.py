@@ -2,8 +2,7 @@
 
 import inspect
 import re
-from importlib import import_module
-from pkgutil import iter_modules
+from contextlib import suppress
 from typing import Any
 
 from . import _validation
@@ -25,28 +24,19 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
 
     if noise_type is not None:
         _validation.check_choice("noise_type", noise_type, NOISE_TYPES)
+    exported = {n: getattr(fewstep, n) for n in sorted(dir(fewstep))}
+    classes = {n: c for n, c in exported.items() if isinstance(c, type) and issubclass(c, Solver)}
     # learned solvers are made by their fits: they have no default
-    modules = [
-        import_module(f"fewstep.{package}.{module.name}")
-        for package in ("sde", "samplers")
-        for module in iter_modules(import_module(f"fewstep.{package}").__path__)
-    ]
-    classes = {n: c for module in modules for n, c in vars(module).items() if n in dir(fewstep)}
-    found = {
-        name: kind()
-        for name, kind in sorted(classes.items())
-        if isinstance(kind, type) and issubclass(kind, Solver) and not getattr(kind, "__abstractmethods__", None)
-    }
+    found = {n: c() for n, c in classes.items() if c.__module__.startswith(("fewstep.sde.", "fewstep.samplers."))}
     return {k: v for k, v in found.items() if noise_type in (None, *v.card.noise_types)}
 
 
 def solver_named(text: str, argument: str = "solver") -> Solver:
     """The solver described by a name with options, such as `"UniPC(order=3)"` or `"euler_maruyama"`.
 
-    Capitals, underscores and dashes do not matter, and options may follow a colon or a dash instead of
-    standing in brackets: `"uni_pc:3"` and `"unipc-3"` are `UniPC(3)`. An option is a value, `name=value`, or
-    the bare name of a flag. `2S` and `2M` are the singlestep and multistep method of order 2, as the
-    DPM-Solver papers write them.
+    Capitals, underscores and dashes do not matter, and options may follow a colon or a dash instead of standing in
+    brackets: `"uni_pc:3"` and `"unipc-3"` are `UniPC(3)`. An option is a value, `name=value`, or the bare name of a
+    flag. `2S` and `2M` are the singlestep and multistep method of order 2, as the DPM-Solver papers write them.
 
     Args:
         text: the description.
@@ -94,12 +84,7 @@ def _make(kind: type[Solver], words: list[str], text: str, argument: str) -> Sol
 
 def _value(word: str) -> Any:
     """A word of an option: a number, true, false, none, or a string."""
-    fixed = {"true": True, "false": False, "none": None}
-    if word.lower() in fixed:
-        return fixed[word.lower()]
-    for number in (int, float):
-        try:
-            return number(word)
-        except ValueError:
-            continue
+    for read in ({"true": True, "false": False, "none": None}.__getitem__, int, float):
+        with suppress(KeyError, ValueError):
+            return read(word.lower())
     return word.strip("'\"")

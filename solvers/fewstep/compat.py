@@ -1,8 +1,4 @@
-"""Solvers that reproduce the numbers of other codes where these depart from the papers.
-
-Sampling well needs none of them: each class repeats one difference, for results of another code to be
-reproduced or compared.
-"""
+"""Solvers that reproduce the numbers of other codes where these depart from the papers; sampling well needs none."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +6,6 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from . import _validation
@@ -20,7 +15,7 @@ from .plan_builder import LinearExpr, PlanBuilder
 from .samplers.ddim import DDIM
 from .samplers.deis import DEIS
 from .samplers.dpm import DPMFamily, Group, Rules
-from .samplers.exponential import weighted_sum
+from .samplers.exponential import path_noise, weighted_sum
 from .samplers.ipndm import EVEN
 from .samplers.pndm import PNDM
 from .samplers.unipc import UniPC
@@ -35,7 +30,7 @@ class Ending:
     """How a run of diffusers ends.
 
     Args:
-        total: the number of steps of the whole run, where a grid is only its end.
+        total: the number of steps of the full run, where a grid is only its end.
         lower: diffusers' `lower_order_final`: the order of the last steps falls to 1.
         euler: diffusers' `euler_at_final`: the last step has order 1.
     """
@@ -45,7 +40,7 @@ class Ending:
     euler: bool = False
 
     def steps(self, sigmas: Tensor) -> int:
-        """The number of steps of the whole run."""
+        """The number of steps of the full run."""
         return self.total or len(sigmas) - 1
 
     def order(self, order: int, left: int, sigmas: Tensor) -> int:
@@ -66,20 +61,22 @@ class Ending:
 
 def _orders(order: int, n: int, to_zero: bool) -> list[int]:
     """Steps of `order` grid intervals and fewer at the end, n intervals in all (arXiv 2206.00927, App. C)."""
-    if order == 3:
-        tail = {0: [2, 1], 1: [1], 2: [2]}[n % 3]
-    else:
-        tail = [1] * (1 if n % order else order) if order > 1 else []
+    tails: dict[int, list[list[int]]] = {1: [[]], 2: [[1, 1], [1]], 3: [[2, 1], [1], [2]]}
+    tail = tails[order][n % order]
     orders = [order] * ((n - sum(tail)) // order) + tail
     return [*orders[:-1], *[1] * orders[-1]] if to_zero else orders
+
+
+def _as_in_diffusers(card: Card, order: float | None = None) -> Card:
+    return replace(card, summary=f"{card.summary}, as in diffusers", deterministic_order=order)
 
 
 class DiffusersDPM(DiffusionSolver):
     """DPMSolver, DPMSolverPP, DPMSolverSDE, DEIS or UniPC with the choices of diffusers' schedulers.
 
     - The order of the last steps falls as `ending` has it, whatever the last level.
-    - Third-order multistep drops a factor 2 of the second derivative: order 2. With noise the weight of
-      that term has the wrong sign: order 1.
+    - Third-order multistep drops a factor 2 of the second derivative: order 2. With noise the weight of that term has
+      the wrong sign: order 1.
     - Singlestep takes the grid's own levels as inner nodes, one evaluation per interval of the grid.
     - DEIS integrates its polynomials by closed forms in float32, where they cancel.
 
@@ -98,10 +95,7 @@ class DiffusersDPM(DiffusionSolver):
             raise InputError(f"solver: got {solver!r}; diffusers has DEIS in 'log_rho' and up to order 3.")
         self.solver = solver
         self.ending = ending
-        self.card: Card = replace(
-            solver.card, summary=f"{solver.card.summary}, as in diffusers",
-            deterministic_order=self._order(), evaluations=1,
-        )  # fmt: skip
+        self.card: Card = replace(_as_in_diffusers(solver.card, self._order()), evaluations=1)
 
     def _order(self) -> float | None:
         solver, order = self.solver, self.solver.card.deterministic_order
@@ -126,8 +120,7 @@ class DiffusersDPM(DiffusionSolver):
 class OfficialDPM(DiffusionSolver):
     """Third-order multistep DPMSolver, DPMSolverPP or DPMSolverSDE as in the authors' code and k-diffusion.
 
-    The second derivative lacks a factor 2, which leaves order 2, sometimes with the smaller error at few
-    steps.
+    The second derivative lacks a factor 2, which leaves order 2, sometimes with the smaller error at few steps.
 
     Args:
         solver: the solver; other orders are returned as they are.
@@ -149,8 +142,8 @@ def _float32_deis(nodes: list[float], t: float, schedule: Schedule | None) -> li
     sigma = np.array([t, *nodes], dtype=np.float32)
     alpha = 1 / np.sqrt(sigma**2 + np.float32(1))
     rho = (sigma * alpha) / alpha  # rounds as theirs does; what cancels below multiplies it
-    log, ends, out = np.log(rho), rho[:2], []
-    l, count = log[:2], len(nodes)
+    log, out, count = np.log(rho), [], len(nodes)
+    l, ends = log[:2], rho[:2]
     for j in range(count):
         b, c, d = (log[1 + (j + k) % count] for k in range(3))
         if count == 2:
@@ -161,16 +154,11 @@ def _float32_deis(nodes: list[float], t: float, schedule: Schedule | None) -> li
     return out
 
 
-def _strided(card: Card) -> Card:
-    """The card of a solver in strides of labels, whose order depends on the grid."""
-    return replace(card, summary=f"{card.summary}, as in diffusers", deterministic_order=None)
-
-
 class DiffusersDDIM(DiffusionSolver):
     """DDIM from label t to t - N // n, whatever the grid's next label is; the plan needs a DiscreteVP.
 
-    On "linspace" grids, or where n does not divide N, the state is then not at the level that the network
-    receives. On grids of that stride it equals `DDIM`.
+    On "linspace" grids, or where n does not divide N, the state is then not at the level that the network receives. On
+    grids of that stride it equals `DDIM`.
 
     Args:
         eta: the share of the ancestral noise, in [0, 1].
@@ -180,18 +168,17 @@ class DiffusersDDIM(DiffusionSolver):
 
     def __init__(self, eta: float = 0.0) -> None:
         self.eta: float = DDIM(eta).eta
-        self.card: Card = _strided(DDIM(eta).card)
+        self.card: Card = _as_in_diffusers(DDIM(eta).card)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         walk = _Strides("DDIM", sigmas, schedule, "data")
         for label in walk.labels:  # Eq. (12) of arXiv 2010.02502
             s, t = walk.level(label), walk.level(label - walk.stride)
             v = self.eta * t / s * max(s * s - t * t, 0.0) ** 0.5
-            z = walk.builder.noise(s**-2, t**-2)[0] if v > 0 else None
-            D = walk.evaluate(walk.X, label)
+            noise = path_noise(walk.builder, s, t, v)
             keep = (t * t - v * v) ** 0.5 / s
-            x = keep / walk.alpha(s) * walk.X + (1 - keep) * D
-            walk.advance(walk.alpha(t) * (x + v * z if z is not None else x))
+            x = keep / walk.alpha(s) * walk.X + (1 - keep) * walk.evaluate(walk.X, label)
+            walk.advance(walk.alpha(t) * (x + noise))
         return walk.builder.finish()
 
 
@@ -208,13 +195,13 @@ class DiffusersPNDM(DiffusionSolver):
     def __init__(self, warm_up: str = "runge_kutta", combine: str = "epsilon") -> None:
         self.warm_up: str = PNDM(warm_up).warm_up
         self.combine: str = _validation.check_choice("combine", combine, ("epsilon", "v_prediction"))
-        self.card: Card = _strided(PNDM.card)
+        self.card: Card = _as_in_diffusers(PNDM.card)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         kind = _Velocities if self.combine == "v_prediction" else _Strides
         walk = kind("PNDM", sigmas, schedule, "noise")
-        labels, stride, half = walk.labels, walk.stride, walk.stride // 2
-        for i, (label, ahead) in enumerate(zip(labels, [*labels[1:], -1], strict=True)):
+        stride, half = walk.stride, walk.stride // 2
+        for i, (label, ahead) in enumerate(pairwise([*walk.labels, -1])):
             X, e1 = walk.X, walk.evaluate(walk.X, label)
             walk.past = [e1, *walk.past[:3]]
             if i < 3 and self.warm_up == "runge_kutta":  # stages half a stride from the labels
@@ -243,15 +230,14 @@ class _Strides:
         self.schedule = schedule
         self.labels: list[int] = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]
         self.stride: int = schedule.labels // len(self.labels)
-        self.last: float = float(sigmas[-1])
-        self.steps: int = 0
+        self.left: int = len(self.labels)
         self.X: LinearExpr = self.alpha(self.level(self.labels[0])) * self.builder.x
         self.past: Sequence[LinearExpr] = []  # what is combined, newest first, in terms of the present state
 
     def level(self, label: int) -> float:
         """sigma at a label; below 0 the grid's last level."""
-        at = torch.tensor(float(label), dtype=torch.float64)
-        return self.last if label < 0 else float(self.schedule.sigma(at))
+        sigmas = self.builder.sigmas
+        return float(sigmas[-1] if label < 0 else self.schedule.sigma(sigmas.new_tensor(label)))
 
     def alpha(self, sigma: float) -> float:
         return float(self.schedule.alpha(self.builder.sigmas.new_tensor(sigma)))
@@ -266,23 +252,19 @@ class _Strides:
         return self.alpha(t) * (X / self.alpha(s) + (t - s) * eps)
 
     def advance(self, X: LinearExpr) -> None:
-        """Let X be the state; past terms that contain the old state are written in the new one.
-
-        The last state leaves in variance-exploding coordinates.
-        """
-        self.steps += 1
-        if self.steps == len(self.labels):
-            self.builder.advance(X / self.alpha(self.last))
+        """Let X be the state (in the end X / alpha) and write past terms that contain the old state in the new one."""
+        self.left -= 1
+        if self.left == 0:
+            self.builder.advance(X / self.alpha(float(self.builder.sigmas[-1])))
             return
-        ((old, _),) = self.builder.x.terms.items()
-        a = X.terms[old]
-        rest = LinearExpr({k: w for k, w in X.terms.items() if k != old})
+        (old,) = self.builder.x.terms
+
+        def rest(p: LinearExpr) -> LinearExpr:
+            return LinearExpr({k: w for k, w in p.terms.items() if k != old})
+
         self.X = self.builder.advance(X)
-        before = (self.X - rest) / a
-        self.past = [
-            LinearExpr({k: w for k, w in p.terms.items() if k != old}) + p.terms.get(old, 0.0) * before
-            for p in self.past
-        ]
+        before = (self.X - rest(X)) / X.terms[old]
+        self.past = [rest(p) + p.terms.get(old, 0.0) * before for p in self.past]
 
 
 class _Velocities(_Strides):
@@ -300,8 +282,7 @@ class _Velocities(_Strides):
 class MisalignedTeacher(DiffusionSolver):
     """A teacher for `distill_dode` whose targets are those of the authors' code of arXiv 2309.16421.
 
-    That code compares states at equal indices of two grids, not at equal levels: the targets are up to one
-    student step too noisy.
+    It compares states at equal indices of two grids, not at equal levels: targets are up to a student step too noisy.
     """
 
     aligned = False

@@ -1,17 +1,15 @@
 """The contract: a solver is an immutable object with a card; it returns its state instead of keeping it.
 
-A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns a grid of noise levels into a
-plan. A solver may be both.
+A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns noise levels into a plan; some are both.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import wraps
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,9 +20,6 @@ from .plan import Plan
 from .problem import NOISE_TYPES, SDE, SDE_TYPES
 from .schedule import Schedule
 
-P = ParamSpec("P")
-LEVY = ("", "W", "H", "K", "A")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -33,18 +28,17 @@ class Card:
     Args:
         summary: what it is, in one line.
         reference: the source with its equation number.
-        levy: the least that a step needs of the path: "" (nothing), "W", "H" (W and H), "K" (W, H and K) or
-            "A" (W and the space-space area).
+        levy: the least that a step needs of the path: "" (nothing), "W", "H" (W, H), "K" (W, H, K) or "A" (W and the
+            space-space area).
         sde_types: the calculi it solves.
         strong_order, weak_order: by noise type; the keys are the noise types it solves.
-        deterministic_order: the order without noise (of a sampler: of the ODE that is then left), with exact
-            starting values; None where it is not known.
-        evaluations: drift (or network) evaluations per step. Extra ones of the first steps are not counted,
-            nor is it counted that a last step to sigma = 0 may need fewer.
+        deterministic_order: the order without noise (of a sampler: of the ODE that is then left), with exact starting
+            values; None where it is not known.
+        evaluations: drift (or network) evaluations per step, those of the first and the last step not considered.
         lower_bound: whether the orders are lower bounds, as those of learned steps are.
 
     Raises:
-        InputError: a word or a number that no loop would understand.
+        InputError: an unknown word, or an invalid number.
     """
 
     summary: str
@@ -60,7 +54,7 @@ class Card:
     def __post_init__(self) -> None:
         for name in ("summary", "reference"):
             _validation.check_instance(name, getattr(self, name), str, "a line of text")
-        _validation.check_choice("levy", self.levy, LEVY)
+        _validation.check_choice("levy", self.levy, ("", "W", "H", "K", "A"))
         _validation.check_instance("sde_types", self.sde_types, (tuple, list), "calculi such as ('ito',)")
         for calculus in self.sde_types:
             _validation.check_choice("sde_types", calculus, SDE_TYPES)
@@ -84,9 +78,9 @@ class Card:
 
 
 class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
-    """Anything with a card. It keeps the arguments of its constructor under their names.
+    """Anything with a card, which keeps the arguments of its constructor under their names.
 
-    `card` is a class attribute where it holds for every configuration; else the constructor sets it.
+    `card` is a class attribute where it holds for every configuration; otherwise the constructor sets it.
     """
 
     if TYPE_CHECKING:
@@ -98,8 +92,7 @@ class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
         """The arguments that are not at their defaults: `type(self)(**options)` is this solver again."""
         named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         parameters = [p for p in signature(type(self)).parameters.values() if p.kind in named]
-        values = {p.name: getattr(self, p.name) for p in parameters}
-        return {p.name: values[p.name] for p in parameters if values[p.name] != p.default}
+        return {p.name: value for p in parameters if (value := getattr(self, p.name)) != p.default}
 
     def __repr__(self) -> str:
         try:
@@ -139,12 +132,10 @@ class DiffusionSolver(Solver):
     """A function from decreasing noise levels (n,) to a table of coefficients.
 
     Where the estimate of x0 never changes a plan is exact: apart from its noise x - x0 shrinks with sigma.
-
-    Attributes:
-        repeats_levels: whether its grids may contain the last level twice, as those of diffusers do.
     """
 
     repeats_levels: bool = False
+    """Whether its grids may contain the last level twice, as those of diffusers do."""
 
     @abstractmethod
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
@@ -152,8 +143,7 @@ class DiffusionSolver(Solver):
 
         Args:
             sigmas: (n,) float64, strictly decreasing, the last may be 0.
-            schedule: the forward process; needed only by solvers whose coefficients depend on the model's
-                own time.
+            schedule: the forward process, for solvers whose coefficients depend on the model's own time.
 
         Raises:
             InputError: no schedule for a solver that needs one.
@@ -166,21 +156,3 @@ def needs_schedule(solver: str, why: str, cure: str) -> InputError:
         f"schedule: got None; expected the schedule, because {solver} {why}. Call plan(sigmas, schedule), "
         f"or sample(), which passes it; {cure}."
     )
-
-
-def moved(**cures: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorate a constructor so that options of version 0.1 raise an error that names their successor."""
-
-    def decorate(init: Callable[P, None]) -> Callable[P, None]:
-        @wraps(init)
-        def checked(*args: P.args, **options: P.kwargs) -> None:
-            for name, cure in cures.items():
-                if name in options:
-                    raise InputError(
-                        f"{name}: got {options[name]!r}, but this option has moved to fewstep.compat. Use {cure}."
-                    )
-            init(*args, **options)
-
-        return checked
-
-    return decorate

@@ -4,17 +4,19 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise, starmap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import SDE, AreaPath, BrownianPath, Increment, InputError, StochasticSolver, _validation
+from .. import _validation
+from ..brownian import AreaPath, BrownianPath, Increment
 from ..brownian.increment import letters_for
 from ..catalog import solver_named, solvers, spelling
-from ..errors import one_of
+from ..errors import InputError, one_of
+from ..problem import SDE
 from ..solve import solve
+from ..solver import StochasticSolver
 
 
 class TorchsdePath:
@@ -29,11 +31,10 @@ class TorchsdePath:
     """
 
     def __init__(self, interval: Any) -> None:
-        approximation = getattr(interval, "levy_area_approximation", None)
-        if approximation is None:
+        if not hasattr(interval, "levy_area_approximation"):
             raise InputError(f"interval: got {type(interval).__name__}, expected a torchsde.BrownianInterval.")
         self.interval = interval
-        self.levy = "W" if approximation == "none" else "H"
+        self.levy = "W" if interval.levy_area_approximation == "none" else "H"
         self.shape: tuple[int, ...] = tuple(interval.shape)
         self.dtype: torch.dtype = interval.dtype
         self.device: torch.device = interval.device
@@ -43,34 +44,35 @@ class TorchsdePath:
         self.t1: float = float(getattr(inner, "_end", math.inf))
 
     def increment(self, t0: float, t1: float) -> Increment:
-        """Return the increment over [t0, t1]."""
+        """The increment over [t0, t1]."""
         if self.levy == "W":
             return Increment(t1 - t0, self.interval(t0, t1))
         return Increment.from_U(t1 - t0, *self.interval(t0, t1, return_U=True))
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        """Return the increments over the intervals of a grid (n,)."""
-        return starmap(self.increment, pairwise(torch.as_tensor(grid).tolist()))
+        """The increments over the intervals of a grid (n,)."""
+        times = torch.as_tensor(grid).tolist()
+        return map(self.increment, times[:-1], times[1:])
 
 
 class BrownianView:
     """A path of this library as a torchsde Brownian motion: `torchsde.sdeint(..., bm=BrownianView(path))`.
 
-    It returns U = h (W/2 + H) if the path has H, and A if it is an `AreaPath`. torchsde's solvers read
-    `levy_area_approximation` ("none", "space-time", "foster") to find out.
+    It returns U = h (W/2 + H) if the path has H, and A if it is an `AreaPath`; torchsde's solvers read which from
+    `levy_area_approximation` ("none", "space-time", "foster"). A query costs as much as `BrownianPath.increment`.
 
     Args:
         path: a `BrownianPath` or an `AreaPath`. torchsde expects the shape (batch, m).
 
     Raises:
-        InputError: a path without random access; in a call, times outside the path, or a U or A that it does not have.
+        InputError: a path without random access; in a call, times outside the path, or a U or A that the path lacks.
     """
 
     def __init__(self, path: BrownianPath | AreaPath) -> None:
         if not all(hasattr(path, name) for name in ("increment", "shape", "dtype", "t0", "t1")):
             raise InputError(
-                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be queried over "
-                "any interval. Pass a torchsde Brownian motion to torchsde directly."
+                f"path: got {type(path).__name__}, expected a BrownianPath or an AreaPath, which can be "
+                "queried over any interval. Pass a torchsde Brownian motion to torchsde directly."
             )
         import torchsde  # imported here because sdeint does not need it
 
@@ -84,13 +86,11 @@ class BrownianView:
         self.levy_area_approximation = "foster" if getattr(path, "area", False) else known
 
     def size(self) -> torch.Size:
-        """Return the shape of W."""
+        """The shape of W."""
         return self.shape
 
-    def __call__(
-        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Return W over [ta, tb] ([t0, ta] without tb), or a tuple of W and the requested U and A."""
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+        """W over [ta, tb] ([t0, ta] without tb), or a tuple of W and the requested U and A."""
         if return_U and self.path.levy == "W":
             raise InputError("return_U: got a path with levy='W'. Make the path with levy='H'.")
         if return_A and not getattr(self.path, "area", False):
@@ -100,22 +100,18 @@ class BrownianView:
             )
         start, end = map(self._clamped, (self.path.t0, ta) if tb is None else (ta, tb))
         if start == end:
-            W = U = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            A: Any = W.unsqueeze(-1) * W.unsqueeze(-2)
+            W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+            increment = Increment(1.0, W, W, A=W.unsqueeze(-1) * W.unsqueeze(-2))  # zero for any length
         else:
             increment = self.path.increment(start, end)
-            W, U, A = increment.W, increment.U if return_U else increment.W, increment.A
-        found = (W, *[U] * return_U, *[A] * return_A)
-        return found if len(found) > 1 else W
+        found = (increment.W, *([increment.U] if return_U else []), *([increment.A] if return_A else []))
+        return found if len(found) > 1 else increment.W
 
-    def _clamped(self, t: Any) -> float:
-        """Clamp times that float32 rounding moved just outside the path."""
-        time, slack = float(t), 2.0**-20 * (self.path.t1 - self.path.t0)
-        near = min(max(time, self.path.t0), self.path.t1)
-        return near if abs(time - near) <= slack else time
-
-    def __repr__(self) -> str:
-        return f"BrownianView({self.path!r})"
+    def _clamped(self, time: float | Tensor) -> float:
+        """A time that float32 rounding has moved just outside the path, moved back."""
+        t, slack = float(time), 2.0**-20 * (self.path.t1 - self.path.t0)
+        near = min(max(t, self.path.t0), self.path.t1)
+        return near if abs(t - near) <= slack else t
 
 
 # torchsde's method names that are not names of solvers here
@@ -127,6 +123,7 @@ THEIR_METHODS = {
     "drift_and_diffusion": "f_and_g", "drift_and_diffusion_prod": "f_and_g_prod",
 }  # fmt: skip
 
+# arguments of torchsde that only have their defaults here
 CURES = {
     "adaptive": "Choose a fixed dt.",
     "options": "The only option is milstein's grad_free.",
@@ -137,8 +134,8 @@ CURES = {
 
 
 def sdeint(
-    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None, dt: float = 1e-3,
-    adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
+    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None,
+    dt: float = 1e-3, adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
     options: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None, logqp: bool = False,
     extra: bool = False, extra_solver_state: Any = None, seed: int | None = None, **unused_kwargs: Any,
 ) -> Tensor:  # fmt: skip
@@ -173,16 +170,14 @@ def sdeint(
         warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are ignored.", stacklevel=2)
     for name, value in (("options", options), ("names", names)):
         _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
-    state = None if extra_solver_state is None else type(extra_solver_state).__name__
-    others = {k: v for k, v in (options or {}).items() if k != "grad_free"}
-    given = dict(adaptive=adaptive, options=others, logqp=logqp, extra=extra, extra_solver_state=state)
-    asked = {k: v for k, v in given.items() if v}
-    if asked:
-        raise InputError(
-            f"{', '.join(asked)}: got {', '.join(map(repr, asked.values()))}, expected torchsde's defaults, the only "
-            f"ones that fewstep's sdeint supports. {' '.join(CURES[k] for k in asked)} Or call torchsde.sdeint with "
-            "bm=BrownianView(path), which gives it the same noise."
-        )
+    others = tuple(name for name in options or () if name != "grad_free")
+    unsupported = (adaptive, others, logqp, extra, extra_solver_state)
+    for (name, cure), value in zip(CURES.items(), unsupported, strict=True):
+        if torch.is_tensor(value) or value:
+            raise InputError(
+                f"{name}: got {_validation.describe(value)}, expected torchsde's default, the only one that fewstep's "
+                f"sdeint supports. {cure} Or call torchsde.sdeint with bm=BrownianView(path), which has the same noise."
+            )
     _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)")
     if not _validation.check_float("dt", dt) > 0:
         raise InputError(f"dt: got {dt!r}, expected a positive step size.")
@@ -190,7 +185,7 @@ def sdeint(
         raise InputError("ts: got a tensor that requires grad, expected plain times. Use ts.detach().")
     times = _validation.check_times("ts", ts)
     problem = _problem(sde, names or {}, bm)
-    solver = _solver(method, problem, options or {})
+    solver = _solver(method, problem, bool(options and options.get("grad_free")))
     grid, indices = _steps(times, float(dt))
     path = _own_path(problem, solver, y0, grid, seed) if bm is None else _given_path(bm)
     states = solve(problem, solver, y0, grid, path=path, save=indices).ys
@@ -200,35 +195,32 @@ def sdeint(
 
 def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
     """The grid of all steps, and the indices of ts in it."""
-    grid, indices = [], [0]
-    for a, b in pairwise(ts.tolist()):
+    grid, indices = [ts[:1]], [0]
+    for a, b in zip(ts[:-1].tolist(), ts[1:].tolist()):
         count = max(1, math.ceil((b - a) / dt - 1e-6))
-        grid.append(a + dt * torch.arange(count, dtype=torch.float64))
+        inner = a + dt * torch.arange(1, count, dtype=torch.float64)
+        grid += [inner, torch.tensor([b], dtype=torch.float64)]
         indices.append(indices[-1] + count)
-    return torch.cat([*grid, ts[-1:]]), indices
+    return torch.cat(grid), indices
 
 
-def _own_path(
-    problem: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor, seed: int | None
-) -> BrownianPath | AreaPath:
+def _own_path(problem: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor, seed: int | None) -> Any:
     seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
     shape = problem.noise_shape(y0, problem.diffusion(grid[0].to(y0), y0))
     levy, ends = letters_for(solver.card.levy), (float(grid[0]), float(grid[-1]))
     path = BrownianPath(shape, *ends, seed, levy, y0.dtype, y0.device, knots=grid)
-    if solver.card.levy != "A":
-        return path
-    return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid)))))
+    return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid))))) if solver.card.levy == "A" else path
 
 
 def _given_path(bm: Any) -> Any:
-    if isinstance(bm, BrownianView):
-        return bm.path
-    if not hasattr(bm, "increments") and not hasattr(bm, "levy_area_approximation"):
+    if hasattr(bm, "increments"):
+        return bm
+    if not hasattr(bm, "levy_area_approximation"):
         raise InputError(f"bm: got {_validation.describe(bm)}, expected a torchsde.BrownianInterval or a BrownianPath.")
-    return bm if hasattr(bm, "increments") else TorchsdePath(bm)
+    return bm.path if isinstance(bm, BrownianView) else TorchsdePath(bm)
 
 
-def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolver:
+def _solver(method: Any, sde: SDE, grad_free: bool) -> StochasticSolver:
     """The solver for a name, torchsde's or ours; some of torchsde's mean another scheme per noise type."""
     if isinstance(method, StochasticSolver):
         return method
@@ -239,7 +231,7 @@ def _solver(method: Any, sde: SDE, options: Mapping[str, Any]) -> StochasticSolv
     ours = METHODS.get(name, name)
     if name == "srk" and sde.noise_type == "additive":
         ours = "sra1"
-    elif name == "milstein" and options.get("grad_free"):
+    elif name == "milstein" and grad_free:
         ours = "derivative_free_milstein"
     elif name == "log_ode" and few:
         ours = "midpoint"  # the log-ODE step without brackets
@@ -267,15 +259,14 @@ def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
         g = _matrix_of(prod, sde, bm)
     elif g is None and all_prod is not None:
         g = _matrix_of(lambda t, y, v: all_prod(t, y, v)[1], sde, bm)
-    attributes = [name for name in ("noise_type", "sde_type") if not hasattr(sde, name)]
-    missing = [*["f"] * (f is None), *["g"] * (g is None), *attributes]
-    if f is None or g is None or attributes:
+    found: dict[str, Any] = {"f": f, "g": g} | {k: getattr(sde, k, None) for k in ("noise_type", "sde_type")}
+    if missing := [name for name, value in found.items() if value is None]:
         raise InputError(
             f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with methods f and g "
             "(or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from torchsde.SDEIto or "
             "torchsde.SDEStratonovich, or pass names={'drift': ...}."
         )
-    return SDE(f, g, sde.noise_type, sde.sde_type)
+    return SDE(*found.values())
 
 
 def _matrix_of(prod: Callable[..., Tensor], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -295,7 +286,7 @@ def _channels(sde: Any, bm: Any, y: Tensor) -> int:
         return y.shape[-1] if sde.noise_type == "diagonal" else 1
     if bm is None:
         raise InputError(
-            f"bm: got None for an sde with {sde.noise_type!r} noise that only has products with g, which do not give "
-            "the number of channels. Pass bm, or define g or f_and_g."
+            f"bm: got None for an sde with {sde.noise_type!r} noise that only has products with g, which do "
+            "not give the number of channels. Pass bm, or define g or f_and_g."
         )
     return int(bm.shape[-1])

@@ -1,12 +1,16 @@
 """DDIM, from deterministic to ancestral."""
 
+import math
+from itertools import pairwise
+
 from torch import Tensor
 
 from .. import _validation
 from ..plan import Plan
 from ..plan_builder import PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver, moved
+from ..solver import Card, DiffusionSolver
+from .exponential import path_noise
 
 
 class DDIM(DiffusionSolver):
@@ -15,15 +19,13 @@ class DDIM(DiffusionSolver):
     .. math:: x_t = \kappa\,x_s + (1-\kappa)\,D + v\,z, \qquad
         v = \eta\,\frac ts\sqrt{s^2-t^2},\ \kappa = \frac{\sqrt{t^2-v^2}}{s}
 
-    Order 1, one evaluation per step; DPM-Solver and DPM-Solver++ of order 1 are the same step.
-    `DPMSolverPP(order=2)` costs no more and has order 2. The normal z is that of the path in 1/sigma^2;
-    eta = 1 is DDPM's ancestral sampler and equals `EulerMaruyama` as a sampler.
+    Order 1, one evaluation per step; DPM-Solver and DPM-Solver++ of order 1 are the same step. `DPMSolverPP(order=2)`
+    costs no more and has order 2. z is the normal of the path in 1/sigma^2; eta = 1 equals `DDPM` and `EulerMaruyama`.
 
     Args:
         eta: the share of the ancestral noise, in [0, 1].
     """
 
-    @moved(form="compat.DiffusersDDIM(eta)")
     def __init__(self, eta: float = 0.0) -> None:
         self.eta: float = _validation.check_float("eta", eta, 0, 1, "a number in [0, 1]")
         self.card: Card = Card(
@@ -35,11 +37,9 @@ class DDIM(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"DDIM(eta={self.eta:g})", sigmas)
-        for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
-            v = self.eta * t / s * (s**2 - t**2).sqrt()
-            z = builder.noise(s**-2, t**-2)[0] if v > 0 else None
-            D = builder.evaluate(builder.x, s)
-            keep = (t**2 - v**2).clamp(min=0).sqrt() / s
-            x = keep * builder.x + (1 - keep) * D
-            builder.advance(x + v * z if z is not None else x)
+        for s, t in pairwise(sigmas.tolist()):
+            v = self.eta * t / s * math.sqrt(s * s - t * t)
+            noise = path_noise(builder, s, t, v)
+            keep = math.sqrt(max(t * t - v * v, 0.0)) / s
+            builder.advance(keep * builder.x + (1 - keep) * builder.evaluate(builder.x, s) + noise)
         return builder.finish()

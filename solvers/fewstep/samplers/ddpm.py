@@ -10,6 +10,7 @@ from ..plan import Plan
 from ..plan_builder import PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
+from .exponential import path_noise
 
 VARIANCES = ("fixed_small", "fixed_large")
 
@@ -20,12 +21,12 @@ class DDPM(DiffusionSolver):
     .. math:: x_t = \Big(\frac ts\Big)^2 x_s + \Big(1 - \frac{t^2}{s^2}\Big) D + v\,z, \qquad
         v = \frac ts\sqrt{s^2 - t^2}
 
-    Order 1, one evaluation per step; the small variance is `DDIM(eta=1)`. `DPMSolverSDE(order=2)` solves
-    the same SDE to second order.
+    Order 1, one evaluation per step; the small variance is `DDIM(eta=1)`. `DPMSolverSDE(order=2)` solves the same SDE
+    to second order.
 
     Args:
-        variance: "fixed_small", the posterior's, as above; or "fixed_large", that of the forward step,
-            $v^2 = (s^2-t^2)(1+t^2)/(1+s^2)$, which assumes a variance-preserving process.
+        variance: "fixed_small", the posterior's, as above; or "fixed_large", that of the forward step of a
+            variance-preserving process, $v^2 = (s^2-t^2)(1+t^2)/(1+s^2)$.
     """
 
     card: Card = Card(
@@ -41,13 +42,10 @@ class DDPM(DiffusionSolver):
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"DDPM({self.variance})", sigmas)
         for s, t in pairwise(sigmas.tolist()):
-            z = builder.noise(s**-2, t**-2)[0] if t > 0 else None
-            D = builder.evaluate(builder.x, s)
-            keep = (t / s) ** 2
-            x = keep * builder.x + (1 - keep) * D
             # beta of the step is (s^2 - t^2)/(1 + s^2) and the state is x_t / alpha_t
-            large = math.sqrt((s * s - t * t) * (1 + t * t) / (1 + s * s))
-            small = t / s * math.sqrt(s * s - t * t)
-            v = small if self.variance == "fixed_small" else large
-            builder.advance(x + v * z if z is not None else x)
+            beta = (s * s - t * t) / (1 + s * s)
+            v = t / s * math.sqrt(s * s - t * t) if self.variance == "fixed_small" else math.sqrt(beta * (1 + t * t))
+            noise = path_noise(builder, s, t, v if t > 0 else 0.0)
+            keep = (t / s) ** 2
+            builder.advance(keep * builder.x + (1 - keep) * builder.evaluate(builder.x, s) + noise)
         return builder.finish()

@@ -11,12 +11,11 @@ from .. import _validation
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver, moved, needs_schedule
-from .exponential import adams_weights, weighted_sum
+from ..solver import Card, DiffusionSolver, needs_schedule
+from .exponential import OrderAt, adams_weights, weighted_sum
 
-VARIABLES = ("log_rho", "rho", "t")
 Coefficients = Callable[[list[float], float, Schedule | None], list[float]]
-"""(levels of the evaluations, newest first; the next level; the schedule) -> their weights."""
+"""(levels of the evaluations, newest first; the next level; the schedule) -> weights of the evaluations."""
 
 
 class DEIS(DiffusionSolver):
@@ -26,19 +25,18 @@ class DEIS(DiffusionSolver):
 
     with $\ell_j$ Lagrange's polynomials at the last `order` levels in v.
 
-    Order `order`, lower in the first steps, at one evaluation per step. `IPNDM` is often better below 8
-    evaluations, `UniPC(order=3)` above 13. `DEIS(2)` is `DPMSolver(2, multistep=True, solver_type="heun")`.
+    Order `order`, lower in the first steps, at one evaluation per step. `IPNDM` is often better below 8 evaluations,
+    `UniPC(order=3)` above 13. `DEIS(2)` is `DPMSolver(2, multistep=True, solver_type="heun")`.
 
     Args:
         order: 1 to 4, the number of evaluations used: the paper's degree plus one.
-        variable: v, one of "log_rho" (log sigma), "rho" (sigma; the paper's rhoAB), or "t" (tAB), which
-            needs the schedule.
+        variable: v, one of "log_rho" (log sigma), "rho" (sigma; the paper's rhoAB), or "t" (tAB), which needs the
+            schedule.
     """
 
-    @moved(form="compat.DiffusersDPM(DEIS(...))")
     def __init__(self, order: int = 3, variable: str = "log_rho") -> None:
         self.order: int = _validation.check_int("order", order, 1, 4)
-        self.variable: str = _validation.check_choice("variable", variable, VARIABLES)
+        self.variable: str = _validation.check_choice("variable", variable, ("log_rho", "rho", "t"))
         self.card: Card = Card(
             summary="Adams-Bashforth of the noise prediction, polynomial in t, sigma or log sigma",
             reference="Zhang & Chen 2022 (arXiv 2204.13902), Eqs. (15), (16)",
@@ -48,24 +46,19 @@ class DEIS(DiffusionSolver):
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return self.plan_by(self._coefficients, lambda order, left, sigmas: order, sigmas, schedule)
 
-    def plan_by(
-        self, coefficients: Coefficients, order_at: Callable[[int, int, Tensor], int], sigmas: Tensor,
-        schedule: Schedule | None,
-    ) -> Plan:  # fmt: skip
+    def plan_by(self, coefficients: Coefficients, order_at: OrderAt, sigmas: Tensor, schedule: Schedule | None) -> Plan:
         """The plan with other coefficients and orders than the paper's."""
         if self.variable == "t" and schedule is None:
             raise needs_schedule("DEIS", "is polynomial in model time", "DEIS(variable='rho') needs none")
         builder = PlanBuilder(f"DEIS({self.order}, {self.variable})", sigmas, "noise")
-        past: list[tuple[LinearExpr, float]] = []  # evaluations with their sigma, newest first
-        n = len(sigmas) - 1
-        for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
-            past = [(builder.evaluate(builder.x, s), s), *past[: self.order - 1]]
-            # log 0 does not exist and t(0) has no meaning: the step to 0 is DDIM's
-            used = past[: 1 if t == 0 else order_at(self.order, n - i, sigmas)]
-            C = [t - s, *[0.0] * (len(used) - 1)]
-            if len(used) > 1 and t < s:
-                C = coefficients([sigma for _, sigma in used], t, schedule)
-            builder.advance(builder.x + weighted_sum(C, [eps for eps, _ in used]))
+        past: list[LinearExpr] = []  # newest first
+        levels, n = sigmas.tolist(), len(sigmas) - 1
+        for i, (s, t) in enumerate(pairwise(levels)):
+            past = [builder.evaluate(builder.x, s), *past[: self.order - 1]]
+            # log 0 does not exist, t(0) has no meaning and a repeated level has no length: DDIM's step
+            used = past[: order_at(self.order, n - i, sigmas) if 0 < t < s else 1]
+            C = coefficients(levels[i::-1][: len(used)], t, schedule) if len(used) > 1 else [t - s]
+            builder.advance(builder.x + weighted_sum(C, used))
         return builder.finish()
 
     def _coefficients(self, nodes: list[float], t: float, schedule: Schedule | None) -> list[float]:

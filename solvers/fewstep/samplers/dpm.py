@@ -15,7 +15,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep, History, order_before_zero
+from .exponential import ExponentialStep, History, OrderAt, order_before_zero, path_noise
 
 Group = tuple[list[float], list[float]]
 """The levels of a singlestep step from its start to its end, and where in lambda its inner nodes are."""
@@ -23,14 +23,10 @@ Terms = list[tuple[float, LinearExpr]]
 
 
 def even_groups(order: int, sigmas: Tensor) -> list[Group]:
-    """Each interval of the grid with inner nodes even in lambda; a step to 0 has none.
-
-    The ratios are exact fractions: second order then contains no rounding residue of F.
-    """
-    ratios = [k / order for k in range(1, order)]
-    return [
-        ([s, *(s * (t / s) ** r for r in ratios), t] if t > 0 else [s, t], ratios) for s, t in pairwise(sigmas.tolist())
-    ]
+    """Each interval of the grid with inner nodes even in lambda; a step to 0 has none."""
+    ratios = [k / order for k in range(1, order)]  # exact: F then cancels to rounding at second order
+    pairs = pairwise(sigmas.tolist())
+    return [([s, *(s * (t / s) ** r for r in ratios if t > 0), t], ratios) for s, t in pairs]
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,14 @@ class Rules:
     """Choices in which codes differ from the papers, whose choices are the defaults; see `fewstep.compat`.
 
     Args:
-        order: (order, steps left, sigmas) -> the order of a multistep step.
+        order: of the multistep steps.
         groups: the steps of the singlestep form.
         curvature: what turns the second divided difference into h^2 F'' of third-order multistep.
         shift: added to the weight of h^2 F''.
         halved: whether the second stage of a third-order step takes e0 / 2 for e1.
     """
 
-    order: Callable[[int, int, Tensor], int] = order_before_zero
+    order: OrderAt = order_before_zero
     groups: Callable[[int, Tensor], list[Group]] = even_groups
     curvature: float = 2.0
     shift: float = 0.0
@@ -97,16 +93,15 @@ class DPMFamily(DiffusionSolver):
     def _multistep(self, builder: PlanBuilder, rules: Rules) -> None:
         """One evaluation per step, slopes from earlier ones."""
         past: History = []
-        sigmas, n = builder.sigmas, len(builder.sigmas) - 1
-        for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
-            z = builder.noise(s**-2, t**-2)[0] if self.eta > 0 and 0 < t < s else None
+        for i, (s, t) in enumerate(pairwise(builder.sigmas.tolist()), 1):
+            noise = path_noise(builder, s, t, self._step(s, t).noise if 0 < t < s else 0.0)
             F = builder.evaluate(builder.x, s)
             if self._trivial(builder, F, s, t):
                 continue
             past = [(F, -math.log(s)), *past[: self.order - 1]]
-            step, used = self._step(s, t), past[: rules.order(self.order, n - i, sigmas)]
-            x = step(builder.x, F, *self._slopes(step, used, rules))
-            builder.advance(x + step.noise * z if z is not None else x)
+            left = len(builder.sigmas) - i
+            step, used = self._step(s, t), past[: rules.order(self.order, left, builder.sigmas)]
+            builder.advance(step(builder.x, F, *self._slopes(step, used, rules)) + noise)
 
     def _slopes(self, step: ExponentialStep, past: History, rules: Rules) -> Terms:
         """h F' and h^2 F'' from divided differences, with their weights."""
@@ -153,3 +148,74 @@ class DPMFamily(DiffusionSolver):
             return [(e1, d[1])]
         r1, r2 = r
         return [(e1, (r2 * d[0] - r1 * d[1]) / (r2 - r1)), (e2, 2 * (d[1] - d[0]) / (r2 - r1))]
+
+
+class DPMSolver(DPMFamily):
+    r"""Exponential integrators of the noise prediction in $\lambda = -\log\sigma$, singlestep by default.
+
+    .. math:: x_t = x_s - s\int_0^h e^{-u}\,\varepsilon(\lambda_s + u)\,du, \qquad h = \log(s/t)
+
+    with $\varepsilon$ a polynomial through evaluations inside the step or at earlier levels. Order 1 to 3 at as many
+    evaluations per step, or at one with `multistep`. `DPMSolverPP` extrapolates the data instead, which is more robust
+    at few steps and under guidance; order 1 is `DDIM`.
+
+    Args:
+        order: 1, 2 or 3.
+        multistep: True takes one evaluation per step and reuses earlier ones; False takes `order` evaluations inside
+            each step, at nodes even in lambda.
+        solver_type: "midpoint" or "heun" (the paper's Taylor form) of the second-order term.
+    """
+
+    prediction = "noise"
+    summary = "exponential Runge-Kutta or Adams-Bashforth of the noise prediction in log sigma"
+    reference = "Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)"
+
+    def __init__(self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint") -> None:
+        super().__init__(order, multistep, solver_type)
+
+
+class DPMSolverPP(DPMFamily):
+    r"""Exponential integrators of the denoiser in $\lambda = -\log\sigma$: 2M, 3M, or 2S, 3S.
+
+    .. math:: x_t = \frac ts\,x_s + \int_0^h e^{u-h}\,D(\lambda_s + u)\,du, \qquad h = \log(s/t)
+
+    with D a polynomial through evaluations at earlier levels (M) or inside the step (S). Order 1 to 3. Multistep starts
+    with a step of order 1; singlestep needs no start. `UniPC(order=2)` corrects each step with the evaluation it has
+    anyway and is more accurate at the same cost; `DDIM` is the member of order 1.
+
+    Args:
+        order: 1, 2 or 3. Released codes drop a factor 2 in 3M, which leaves order 2: `compat.OfficialDPM`.
+        multistep, solver_type: as for `DPMSolver`.
+    """
+
+    prediction = "data"
+    summary = "exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma"
+    reference = "Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code"
+
+    def __init__(self, order: int = 2, multistep: bool = True, solver_type: str = "midpoint") -> None:
+        super().__init__(order, multistep, solver_type)
+
+
+class DPMSolverSDE(DPMFamily):
+    r"""Exponential multistep integration of the denoiser under exact noise.
+
+    .. math:: x_t = \Big(\frac ts\Big)^{1+\eta} x_s + \int_0^q e^{u-q}\,D\,du + t\sqrt{1-e^{-2\eta h}}\,z,
+        \qquad q = (1+\eta)\,h,\ h = \log(s/t)
+
+    with D a polynomial through evaluations at earlier levels and z the normal of the path in 1/sigma^2. One evaluation
+    per step. Order 1 with eta = 1 is `DDIM(eta=1)` and `EulerMaruyama`. Orders 2 and 3 are those of the drift; along a
+    path the strong order stays 1, because only W is used (`ShARK` uses H).
+
+    Args:
+        order: 1, 2 or 3.
+        eta: the share of the noise, tau^2 of SA-Solver: 0 is `DPMSolverPP`, 1 the reverse SDE.
+        solver_type: as for `DPMSolver`.
+    """
+
+    prediction = "data"
+    summary = "exponential Adams-Bashforth of the denoiser for the reverse SDE"
+    reference = "Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B"
+
+    def __init__(self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint") -> None:
+        eta = _validation.check_float("eta", eta, 0, expected="a number of at least 0")
+        super().__init__(order, True, solver_type, eta)

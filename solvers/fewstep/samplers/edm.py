@@ -24,17 +24,12 @@ class _Churned(DiffusionSolver):
     def __init__(
         self, churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf, noise: float = 1.0
     ) -> None:
-        for name, value in (("churn", churn), ("churn_min", churn_min), ("noise", noise)):
-            _validation.check_float(name, value)
-        if not (isinstance(churn_max, (int, float)) and churn_min <= churn_max and min(churn, noise) >= 0):
-            raise InputError(
-                f"churn: got churn={churn!r} in [{churn_min!r}, {churn_max!r}], noise={noise!r}; expected "
-                "numbers >= 0 and churn_min <= churn_max."
-            )
-        self.churn = churn
-        self.churn_min = churn_min
+        self.churn: float = _validation.check_float("churn", churn, 0, expected="a number of at least 0")
+        self.churn_min: float = _validation.check_float("churn_min", churn_min)
+        if not (isinstance(churn_max, (int, float)) and churn_min <= churn_max):
+            raise InputError(f"churn_max: got {churn_max!r}, expected a number of at least churn_min={churn_min!r}.")
         self.churn_max = churn_max
-        self.noise = noise
+        self.noise: float = _validation.check_float("noise", noise, 0, expected="a number of at least 0")
         self.card: Card = Card(
             summary=self.summary,
             reference=self.reference,
@@ -66,9 +61,9 @@ class EDMEuler(_Churned):
 
     .. math:: x_t = x_s + (t - s)\,\frac{x_s - D}{s} = \frac ts\,x_s + \Big(1 - \frac ts\Big) D
 
-    Order 1 without churn, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at
-    one. Churn raises the noise level before each step to $(1+\gamma)s$, with
-    $\gamma = \min(\text{churn}/n, \sqrt2-1)$, by fresh noise, which belongs to no path.
+    Order 1 without churn, one evaluation per step. `EDMHeun` has order 2 at two, `DPMSolverPP(order=2)` at one. Churn
+    raises the noise level before each step to $(1+\gamma)s$, $\gamma = \min(\text{churn}/n, \sqrt2-1)$, by fresh
+    noise, which belongs to no path.
 
     Args:
         churn: S_churn, divided among the n steps; 0 is deterministic.
@@ -89,10 +84,8 @@ class EDMHeun(_Churned):
 
     .. math:: x_t = x_s + \frac{t-s}2\Big(\frac{x_s - D(x_s, s)}s + \frac{x_E - D(x_E, t)}t\Big)
 
-    with $x_E$ the result of `EDMEuler`.
-
-    Order 2 without churn, two evaluations per step (2n - 1 in all when the grid ends in 0). At few
-    evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
+    with $x_E$ the result of `EDMEuler`. Order 2 without churn, two evaluations per step (2n - 1 in all when the grid
+    ends in 0). At few evaluations the one-evaluation `DPMSolverPP(order=2)` and `UniPC` are better.
 
     Args:
         churn, churn_min, churn_max, noise: as for `EDMEuler`.

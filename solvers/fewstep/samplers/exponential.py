@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..plan_builder import LinearExpr
+from ..plan_builder import LinearExpr, PlanBuilder
 
 History = list[tuple[LinearExpr, float]]
 """Evaluations with their lambda, newest first."""
+OrderAt = Callable[[int, int, Tensor], int]
+"""(order, steps left, sigmas) -> the order of a step."""
 
 
 def order_before_zero(order: int, left: int, sigmas: Tensor) -> int:
@@ -52,23 +54,22 @@ class ExponentialStep:
 
     def __call__(self, x: LinearExpr, F: LinearExpr, *terms: tuple[float, LinearExpr]) -> LinearExpr:
         """The step with F frozen, plus weighted derivatives of F."""
-        out = self.scale * x + self.gain * self.weights()[0] * F
-        for weight, derivative in terms:
-            out = out + self.gain * weight * derivative
-        return out
+        return sum((self.gain * w * d for w, d in [(self.weights()[0], F), *terms]), self.scale * x)
 
 
 def weighted_sum(weights: Sequence[float], terms: Sequence[LinearExpr]) -> LinearExpr:
     """sum_j w_j F_j."""
-    total = weights[0] * terms[0]
-    for w, F in zip(weights[1:], terms[1:], strict=True):
-        total = total + w * F
-    return total
+    return sum((w * F for w, F in zip(weights, terms, strict=True)), LinearExpr({}))
+
+
+def path_noise(builder: PlanBuilder, s: float, t: float, size: float) -> LinearExpr:
+    """size z, with z the normal of the path in 1/sigma^2 from level s to t; nothing where the size is 0."""
+    return size * builder.noise(s**-2, t**-2)[0] if size > 0 else LinearExpr({})
 
 
 @cache
 def _gauss() -> tuple[Tensor, Tensor]:
-    """32 points: exact to rounding for every kernel here, steps of a factor e^20 in sigma included."""
+    """32 nodes and weights: exact to rounding for every kernel here, steps of a factor e^20 in sigma included."""
     points, weights = np.polynomial.legendre.leggauss(32)
     return torch.from_numpy(points), torch.from_numpy(weights)
 
@@ -81,11 +82,7 @@ def adams_weights(
     points, weights = _gauss()
     u = start + (end - start) * (points + 1) / 2
     mass, v = kernel(u) * weights * (end - start) / 2, variable(u)
-    out = []
-    for j, own in enumerate(nodes):
-        l = torch.ones_like(v)
-        for k, other in enumerate(nodes):
-            if k != j:
-                l = l * (v - other) / (own - other)
-        out.append(float((mass * l).sum()))
-    return out
+    return [
+        float(math.prod([(v - b) / (a - b) for k, b in enumerate(nodes) if k != j], start=mass).sum())
+        for j, a in enumerate(nodes)
+    ]

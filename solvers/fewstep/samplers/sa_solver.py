@@ -1,6 +1,7 @@
 """SA-Solver: stochastic Adams predictor and corrector."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,7 +13,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep, History, adams_weights, order_before_zero, weighted_sum
+from .exponential import ExponentialStep, History, adams_weights, order_before_zero, path_noise, weighted_sum
 
 
 class SASolver(DiffusionSolver):
@@ -24,10 +25,9 @@ class SASolver(DiffusionSolver):
 
     with $\ell_j$ Lagrange's polynomials in lambda and z the normal of the path in 1/sigma^2.
 
-    One evaluation per step, made at the predicted point and reused by the corrector. tau = 0 is the
-    probability-flow ODE, tau = 1 the reverse SDE, where order 2 without corrector is
-    `DPMSolverSDE(2, solver_type="heun")`. The order of the drift is min(order + 1, corrector), or `order`
-    without corrector; along a path the strong order is 1.
+    One evaluation per step, made at the predicted point and reused by the corrector. tau = 0 is the probability-flow
+    ODE, tau = 1 the reverse SDE, where order 2 without corrector is `DPMSolverSDE(2, solver_type="heun")`. The order
+    of the drift is min(order + 1, corrector), or `order` without corrector; along a path the strong order is 1.
 
     Args:
         order: 1 to 4, evaluations used by the predictor; the paper: 3 unconditional, 2 under guidance.
@@ -37,9 +37,8 @@ class SASolver(DiffusionSolver):
     """
 
     def __init__(
-        self, order: int = 3, corrector: int = 3, tau: float = 1.0,
-        between: tuple[float, float] = (0.05, 1.0),
-    ) -> None:  # fmt: skip
+        self, order: int = 3, corrector: int = 3, tau: float = 1.0, between: tuple[float, float] = (0.05, 1.0)
+    ) -> None:
         pair = _validation.check_sequence("between", between, "two levels (low, high)")
         if len(pair) != 2 or not all(isinstance(v, (int, float)) for v in pair) or not pair[0] <= pair[1]:
             raise InputError(f"between: got {between!r}, expected two levels (low, high).")
@@ -60,29 +59,24 @@ class SASolver(DiffusionSolver):
         predicted, step, n = builder.x, None, len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
             tau = self.tau if self.between[0] <= s <= self.between[1] and t > 0 else 0.0
-            z = builder.noise(s**-2, t**-2)[0] if tau > 0 else None
+            frozen = ExponentialStep(s, t, "data", tau**2) if t > 0 else None
+            noise = path_noise(builder, s, t, frozen.noise if frozen else 0.0)
             D = builder.evaluate(predicted, s)
             past = [(D, -math.log(s)), *past[:3]]
             # the corrector repeats the last step with one evaluation more and the same noise
             x = builder.advance(step(past[: self.corrector]) if step and self.corrector else predicted)
-            if t == 0:
+            if frozen is None:
                 builder.advance(D)
                 break
-            step = _Step(x, ExponentialStep(s, t, "data", tau**2), z)
+            step = partial(_adams, frozen.scale * x + noise, frozen)
             predicted = step(past[: order_before_zero(self.order, n - i, sigmas)])
         else:
             builder.advance(predicted)
         return builder.finish()
 
 
-class _Step:
-    """A step to be taken through any evaluations: past ones predict, the next one corrects."""
-
-    def __init__(self, x: LinearExpr, step: ExponentialStep, z: LinearExpr | None) -> None:
-        self.step = step
-        self.base: LinearExpr = step.scale * x if z is None else step.scale * x + step.noise * z
-
-    def __call__(self, used: History) -> LinearExpr:
-        rate, start, end = 1 + self.step.eta, -math.log(self.step.s), -math.log(self.step.t)
-        weights = adams_weights([l for _, l in used], start, end, lambda l: rate * torch.exp(rate * (l - end)))
-        return self.base + weighted_sum(weights, [D for D, _ in used])
+def _adams(base: LinearExpr, step: ExponentialStep, used: History) -> LinearExpr:
+    """The end of a step through any evaluations: past ones predict, the next one corrects."""
+    rate, start, end = 1 + step.eta, -math.log(step.s), -math.log(step.t)
+    weights = adams_weights([l for _, l in used], start, end, lambda l: rate * torch.exp(rate * (l - end)))
+    return base + weighted_sum(weights, [D for D, _ in used])

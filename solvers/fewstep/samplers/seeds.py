@@ -10,7 +10,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep
+from .exponential import ExponentialStep, path_noise
 
 
 class SEEDS(DiffusionSolver):
@@ -21,10 +21,9 @@ class SEEDS(DiffusionSolver):
 
     at each level v from s to t: twice the drift of the probability-flow ODE, plus the noise up to v.
 
-    `order` evaluations per step; the drift has that order, a path is followed with strong order 1. The
-    noise is re-derived so that it agrees between the stages; in the released third-order code it does not,
-    and the variance is off by several times. `ShARK` has the higher strong order at two evaluations;
-    `DPMSolverSDE` costs one.
+    `order` evaluations per step; the drift has that order, a path is followed with strong order 1. The noise is
+    re-derived so that it agrees between the stages; in the released third-order code it does not, and the variance is
+    off by several times. `ShARK` has the higher strong order at two evaluations; `DPMSolverSDE` costs one.
 
     Args:
         order: 1, 2 (r = 1/2) or 3 (r = 1/3, 2/3).
@@ -47,15 +46,11 @@ class SEEDS(DiffusionSolver):
                 builder.advance(builder.x - s * builder.evaluate(builder.x, s))
                 continue
             stages: list[LinearExpr] = []
-            noise: LinearExpr | None = None
-            levels = [s * (t / s) ** (k / self.order) for k in range(self.order)] + [t]
-            x = builder.x
-            for u, v in pairwise(levels):
-                (z,) = builder.noise(u**-2, v**-2)
-                stages.append(builder.evaluate(x, u))
+            x, noise = builder.x, LinearExpr({})
+            for u, v in pairwise([*(s * (t / s) ** (k / self.order) for k in range(self.order)), t]):
                 # variances add in sigma^2: sigma^2(s) - sigma^2(v) by the time that v is reached
-                fresh = math.sqrt(u * u - v * v) * z
-                noise = fresh if noise is None else noise + fresh
+                noise = noise + path_noise(builder, u, v, math.sqrt(u * u - v * v))
+                stages.append(builder.evaluate(x, u))
                 x = builder.x + 2 * v * self._drift(stages, s, t, v) + noise
             builder.advance(x)
         return builder.finish()

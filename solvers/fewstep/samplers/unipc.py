@@ -1,7 +1,7 @@
 """UniPC: a predictor and a corrector for the price of the predictor."""
 
 import math
-from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -11,8 +11,8 @@ from .. import _validation
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
-from ..solver import Card, DiffusionSolver, moved
-from .exponential import ExponentialStep, History, order_before_zero
+from ..solver import Card, DiffusionSolver
+from .exponential import ExponentialStep, History, OrderAt, order_before_zero
 
 
 class UniPC(DiffusionSolver):
@@ -22,9 +22,9 @@ class UniPC(DiffusionSolver):
 
     with $r_m$ the distance of level m from s in lambda over h, and a the solution of the order conditions.
 
-    Order p + 1 with exact starting values (p without corrector), one evaluation per step. At very few
-    evaluations the order should stay 2; `DPMSolverPP(order=2)` is its predictor alone. The last step is
-    not corrected, which would cost an evaluation.
+    Order p + 1 with exact starting values (p without corrector), one evaluation per step. At very few evaluations the
+    order should stay 2; `DPMSolverPP(order=2)` is its predictor alone. The last step is not corrected, which would
+    cost an evaluation.
 
     Args:
         order: p, 1 to 3; lower in the first steps, which have less history, and before a last level of 0.
@@ -34,7 +34,6 @@ class UniPC(DiffusionSolver):
         prediction: "data" or "noise".
     """
 
-    @moved(form="compat.DiffusersDPM(UniPC(...))")
     def __init__(
         self, order: int = 2, variant: str = "bh2", corrector: bool | frozenset[int] | set[int] = True,
         predictor: bool = True, prediction: str = "data",
@@ -47,25 +46,24 @@ class UniPC(DiffusionSolver):
         _validation.check_instance("predictor", predictor, bool, "True or False")
         self.predictor = predictor
         self.prediction: str = _validation.check_choice("prediction", prediction, ("data", "noise"))
-        predicted = self.order if self.predictor else 1
         always = self.corrector is True  # a few corrected steps do not change the order
         self.card: Card = Card(
             summary="exponential Adams predictor and corrector, one evaluation per step",
             reference="Zhao et al. 2023 (arXiv 2302.04867), Algorithms 5 and 6, Eqs. (3), (5)",
-            deterministic_order=predicted + 1 if always else predicted,
+            deterministic_order=(self.order if self.predictor else 1) + always,
         )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return self.plan_by(order_before_zero, sigmas)
 
-    def plan_by(self, order_at: Callable[[int, int, Tensor], int], sigmas: Tensor) -> Plan:
+    def plan_by(self, order_at: OrderAt, sigmas: Tensor) -> Plan:
         """The plan with (order, steps left, sigmas) -> order of the step in place of the solver's rule."""
         builder = PlanBuilder(f"UniPC({self.order})", sigmas, self.prediction)
         past: History = []
         predicted, step, n = builder.x, None, len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
             F = builder.evaluate(predicted, s)
-            x = builder.advance(step.correct(F) if step and self._corrects(i - 1) else predicted)
+            x = builder.advance(step(F) if step and self._corrects(i - 1) else predicted)
             past = [(F, -math.log(s)), *past[: self.order - 1]]
             if t == 0:  # first order: no logarithm of 0
                 builder.advance(F if self.prediction == "data" else x - s * F)
@@ -73,8 +71,9 @@ class UniPC(DiffusionSolver):
             if t == s:
                 break
             p = min(len(past), order_at(self.order, n - i, sigmas))
-            step = _Step(x, past[:p], ExponentialStep(s, t, self.prediction), self.variant)
-            predicted = step.predict() if self.predictor else step.base
+            frozen = ExponentialStep(s, t, self.prediction)
+            step = partial(self._through, x, past[:p], frozen)
+            predicted = step() if self.predictor else frozen(x, F)
         else:
             builder.advance(predicted)
         return builder.finish()
@@ -82,39 +81,22 @@ class UniPC(DiffusionSolver):
     def _corrects(self, step: int) -> bool:
         return self.corrector if isinstance(self.corrector, bool) else step in self.corrector
 
-
-class _Step:
-    """A step from s to t through past evaluations, the newest at s (Theorem 3.1)."""
-
-    def __init__(self, x: LinearExpr, past: History, step: ExponentialStep, variant: str) -> None:
-        self.F0, lam0 = past[0]
-        self.nodes: list[tuple[float, LinearExpr]] = [((l - lam0) / step.h, F) for F, l in past[1:]]
-        self.base: LinearExpr = step(x, self.F0)
-        self.hh: float = -step.q
-        self.B: float = self.hh if variant == "bh1" else math.expm1(self.hh)
-        self.gain: float = step.gain
-
-    def predict(self) -> LinearExpr:
-        """UniP: the nodes are the past ones."""
-        return self._through(self.nodes)
-
-    def correct(self, F: LinearExpr) -> LinearExpr:
-        """UniC: the evaluation at t is one node more."""
-        return self._through([*self.nodes, (1.0, F)])
-
-    def _through(self, nodes: list[tuple[float, LinearExpr]]) -> LinearExpr:
-        p, hh, x = len(nodes), self.hh, self.base
+    def _through(self, x: LinearExpr, past: History, step: ExponentialStep, *new: LinearExpr) -> LinearExpr:
+        """The step through past evaluations, the newest at its start (UniP), and a new one at its end (UniC)."""
+        (F0, lam0), *older = past
+        nodes = [*(((l - lam0) / step.h, F) for F, l in older), *((1.0, F) for F in new)]
+        frozen, p, hh = step(x, F0), len(nodes), -step.q
         if p == 0:
-            return x
-        # R a = b with R_jk = r_k^(j-1), b_j = j! phi_{j+1}(hh) hh / B(hh)
+            return frozen
+        B = hh if self.variant == "bh1" else math.expm1(hh)
+        # Theorem 3.1: R a = b with R_jk = r_k^(j-1), b_j = j! phi_{j+1}(hh) hh / B(hh)
         k, b = math.expm1(hh) / hh - 1, []
         for j in range(1, p + 1):
-            b.append(math.factorial(j) * k / self.B)
+            b.append(math.factorial(j) * k / B)
             k = k / hh - 1 / math.factorial(j + 1)
         r = torch.tensor([r for r, _ in nodes], dtype=torch.float64)
         R = r.repeat(p, 1) ** torch.arange(p, dtype=torch.float64)[:, None]
         # UniP-2 and UniC-1 have one node: the paper sets its weight to 1/2, which keeps the order
         a = [0.5] if p == 1 else torch.linalg.solve(R, torch.tensor(b, dtype=torch.float64)).tolist()
-        for weight, (ratio, F) in zip(a, nodes, strict=True):
-            x = x - self.gain * self.B * weight / ratio * (F - self.F0)
-        return x
+        terms = (-step.gain * B * w / ratio * (F - F0) for w, (ratio, F) in zip(a, nodes, strict=True))
+        return sum(terms, frozen)

@@ -16,7 +16,7 @@ from ...grid import MOST
 from ...plan import Plan
 from ...problem import DiffusionModel
 from ...resolve import resolve
-from ...samplers.dpm_solver_pp import DPMSolverPP
+from ...samplers.dpm import DPMSolverPP
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from ..training import TrainingOptions

@@ -17,7 +17,7 @@ from ...errors import InputError, named
 from ...problem import DiffusionModel
 from ...sample import sample
 from ...samplers.ddim import DDIM
-from ...samplers.dpm_solver_pp import DPMSolverPP
+from ...samplers.dpm import DPMSolverPP
 from ...schedule import DiscreteVP
 from ..loss_weighting import left_at_end
 from ..network_student import check_labels, label_arguments, model_of
