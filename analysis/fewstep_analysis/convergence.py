@@ -111,9 +111,17 @@ class OrderEstimate:
         return order_figure([self.record()], path)
 
 
-def strong_order(solver: StochasticSolver, problem: TestProblem | SDE, **options: Any) -> OrderEstimate:
-    """Measure the strong order of one solver; the options are the keywords of `strong_orders`."""
-    return strong_orders([solver], problem, **options)[0]
+def strong_order(
+    solver: StochasticSolver, problem: TestProblem | SDE, *, y0: Tensor | None = None, t0: float = 0.0,
+    t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "torchsde", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
+) -> OrderEstimate:  # fmt: skip
+    """Measure the strong order of one solver; the arguments are those of `strong_orders`."""
+    return strong_orders(
+        [solver], problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
+        reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+    )[0]  # fmt: skip
 
 
 def strong_orders(
@@ -158,11 +166,17 @@ def strong_orders(
 
 
 def weak_order(
-    solver: StochasticSolver, problem: TestProblem | SDE, test: str | Callable[[Tensor], Tensor] = "square",
-    **options: Any,
+    solver: StochasticSolver, problem: TestProblem | SDE, test: str | Callable[[Tensor], Tensor] = "square", *,
+    antithetic: bool = True, y0: Tensor | None = None, t0: float = 0.0,
+    t1: float | None = None, levels: Iterable[int] = LEVELS, paths: int = PATHS,
+    reference: str | StochasticSolver = "levels", reference_level: int | None = None, device: str = "cpu",
+    dtype: torch.dtype = torch.float64, seed: int = 0, block: int | None = None,
 ) -> OrderEstimate:  # fmt: skip
-    """Measure the weak order of one solver; the options are the keywords of `weak_orders`."""
-    return weak_orders([solver], problem, test, **options)[0]
+    """Measure the weak order of one solver; the arguments are those of `weak_orders`."""
+    return weak_orders(
+        [solver], problem, test, antithetic=antithetic, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths,
+        reference=reference, reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
+    )[0]  # fmt: skip
 
 
 def weak_orders(

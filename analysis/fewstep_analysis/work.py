@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -57,6 +57,18 @@ class Series(NamedTuple):
 Peers = Callable[[Experiment, TestProblem], list[Series]]
 
 
+@overload
+def work_precision(
+    problem: TestProblem | str, solvers: Sequence[StochasticSolver] | None = ..., *, levels: Iterable[int] = ...,
+    paths: int = ..., torchsde: bool = ..., peers: Peers | None = ..., device: str = ..., seed: int = ...,
+    repeats: int = ...,
+) -> Record: ...  # fmt: skip
+@overload
+def work_precision(
+    problem: diffusion_problems.DiffusionProblem | str, nfe: Sequence[int] = ..., *,
+    solvers: Iterable[str | fs.DiffusionSolver] | None = ..., spacings: Sequence[str] = ..., samples: int = ...,
+    seed: int = ..., diffusers: bool = ...,
+) -> Record: ...  # fmt: skip
 def work_precision(problem: Any, *args: Any, **options: Any) -> Record:
     """Error against work: `sde_work_precision` of SDE solvers or `sampler_work.work_precision` of samplers.
 
