@@ -224,7 +224,7 @@ def _experiment(
     reference_level: int | None, device: str, dtype: torch.dtype, seed: int, block: int | None,
     weak: bool = False, antithetic: bool = False,
 ) -> tuple[Experiment, str]:  # fmt: skip
-    """The checked experiment and the name of the problem."""
+    """Check the arguments and return the experiment and the name of the problem."""
     _validation.check_instance("problem", problem, (TestProblem, SDE), "an SDE or one of fewstep_analysis.problems")
     solvers = _validation.check_sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
     if isinstance(problem, TestProblem):
@@ -275,7 +275,7 @@ def _experiment(
 
 
 def check_levels(levels: Any, least: int) -> list[int]:
-    """Refinements as a user gives them, sorted and without repetition; at least `least` of them."""
+    """Check a user's refinements and return them sorted, without duplicates; at least `least` are required."""
     expected = "integers such as range(4, 10)"
     if torch.is_tensor(levels):
         levels = levels.tolist()

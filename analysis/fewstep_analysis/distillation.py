@@ -19,7 +19,7 @@ from . import diffusion_problems, teachers
 
 @dataclass(frozen=True)
 class Task:
-    """A diffusion model with what a fit needs to know of it.
+    """A diffusion model with the information that a fit needs.
 
     Attributes:
         name: as on the command line.

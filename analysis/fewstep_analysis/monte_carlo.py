@@ -30,7 +30,7 @@ TORCHSDE_METHODS = {"ito": ("srk", 1.5), "stratonovich": ("midpoint", 1.0)}
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is solved: every solver at every refinement along the same paths, and a reference.
+    """A convergence experiment: every solver at every refinement along the same paths, and a reference.
 
     Attributes:
         y0: (*event) the initial value of one path.
@@ -81,7 +81,7 @@ class Experiment:
 
 
 class Stored:
-    """A path whose increments over equidistant steps are in memory; coarser ones by joining pairs."""
+    """A path with increments over equidistant steps in memory; coarser increments are made by joining pairs."""
 
     def __init__(self, increments: list[Increment], t0: float = 0.0) -> None:
         first = increments[0]

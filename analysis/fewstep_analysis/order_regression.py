@@ -114,7 +114,7 @@ def _bent_fit(logs: Logs, x: Tensor, first: int, last: int) -> tuple[float, floa
 
 
 def _usable_run(usable: Sequence[bool]) -> tuple[int, int]:
-    """First and last index of the longest usable run, the finest of equals; all if there is none."""
+    """First and last index of the longest usable run, the finest in a tie; all indices if there is none."""
     best, first = (0, -1), 0
     for i, ok in enumerate([*usable, False]):
         if not ok:
@@ -138,7 +138,7 @@ def _trusted(usable: Sequence[bool], local: Tensor, moves: Tensor) -> tuple[int,
 
 
 def verdict(found: dict[str, Any], declared: float | None, t1: float, n: int, carried: float) -> str:
-    """What the numbers allow to conclude, in words.
+    """Return the conclusion that the numbers support, as text.
 
     Args:
         found: the result of `fit` with `kind` and `levels`.

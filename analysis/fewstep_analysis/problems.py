@@ -15,7 +15,7 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class TestProblem:
-    """An SDE with what a measurement needs.
+    """An SDE with its initial value, end time and known solution, for measurements.
 
     Attributes:
         name: as on the command line.

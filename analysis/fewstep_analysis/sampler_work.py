@@ -121,7 +121,7 @@ def work_precision(
 
 
 def exact(problem: DiffusionProblem, noise: Tensor, steps: int = REFERENCE_STEPS) -> Tensor:
-    """The solution of the probability-flow ODE at sigma_min, then the denoiser's estimate of x0."""
+    """The denoiser's estimate of x0 at sigma_min, at the end of the exact probability-flow ODE."""
     ends = torch.tensor([problem.schedule.sigma_max, problem.schedule.sigma_min, 0.0], dtype=torch.float64)
     return problem.mixture.flow(noise, ends, steps)[-1]
 
@@ -192,7 +192,7 @@ def _run_diffusers(scheduler: Any, steps: int, problem: DiffusionProblem, noise:
 
 
 def summary(record: Record, nfe: Sequence[int] = (5, 8, 10, 20, 50), spacing: str | None = None) -> Table:
-    """Columns and rows of RMSEs by solver and spacing; a count that differs from the column's in brackets."""
+    """Columns and rows of RMSEs by solver and spacing; evaluation counts other than the column's are in brackets."""
     rows = [
         [s["name"] + " (diffusers)" * (s["by"] == "diffusers"), s["spacing"],
          *(_cell(dict(zip(s["nfe"], s["rmse"])), n) for n in nfe)]

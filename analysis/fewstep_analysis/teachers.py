@@ -131,7 +131,7 @@ def _check_labels(label: int | Tensor | None, guidance: float) -> Tensor:
     _validation.check_float("guidance", guidance, expected="a finite number; 1 is no guidance")
     if label is None:
         if guidance not in (0, 1):
-            raise InputError(f"guidance: got {guidance} without a label; pass the class to guide to.")
+            raise InputError(f"guidance: got {guidance} without a label, expected 0 or 1; pass label= to use guidance.")
         return torch.tensor(NO_CLASS)
     expected = "None, a digit 0 ... 9, or a (batch,) tensor of them"
     try:

@@ -57,7 +57,7 @@ def solver_named(text: str, argument: str = "solver") -> Solver:
 
 
 def spelling(name: str) -> str:
-    """The name of a solver in lower case, as command lines have it: `DPMSolverPP` -> `dpm_solver_pp`."""
+    """The name of a solver in lower case, as used on the command line: `DPMSolverPP` -> `dpm_solver_pp`."""
     return re.sub(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "_", name).lower()
 
 

@@ -1,4 +1,4 @@
-"""Solvers that reproduce the numbers of other codes where these depart from the papers; sampling well needs none."""
+"""Solvers that reproduce the results of other codes where these differ from the papers."""
 
 import math
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Ending:
 
 
 def _orders(order: int, n: int, to_zero: bool) -> list[int]:
-    """Steps of `order` grid intervals and fewer at the end, n intervals in all (arXiv 2206.00927, App. C)."""
+    """Orders of steps that cover n grid intervals: `order` each, fewer at the end (arXiv 2206.00927, App. C)."""
     tails: dict[int, list[list[int]]] = {1: [[]], 2: [[1, 1], [1]], 3: [[2, 1], [1], [2]]}
     tail = tails[order][n % order]
     orders = [order] * ((n - sum(tail)) // order) + tail
@@ -235,7 +235,7 @@ class _Strides:
         self.past: Sequence[LinearExpr] = []  # what is combined, newest first, in terms of the present state
 
     def level(self, label: int) -> float:
-        """sigma at a label; below 0 the grid's last level."""
+        """Return sigma at a label; a negative label means the grid's last level."""
         sigmas = self.builder.sigmas
         return float(sigmas[-1] if label < 0 else self.schedule.sigma(sigmas.new_tensor(label)))
 
@@ -252,7 +252,7 @@ class _Strides:
         return self.alpha(t) * (X / self.alpha(s) + (t - s) * eps)
 
     def advance(self, X: LinearExpr) -> None:
-        """Let X be the state (in the end X / alpha) and write past terms that contain the old state in the new one."""
+        """Make X the current state (X / alpha at the end) and rewrite past terms with the old state in the new one."""
         self.left -= 1
         if self.left == 0:
             self.builder.advance(X / self.alpha(float(self.builder.sigmas[-1])))

@@ -166,7 +166,7 @@ def from_edm(
 
 
 def _label_rows(labels: Any, width: int | None) -> Tensor:
-    """(1 or batch, label_dim) rows; refuses class numbers, which EDM would read as one long row."""
+    """Return (1 or batch, label_dim) rows; rejects class numbers, which EDM would read as one long row."""
     given = torch.is_tensor(labels) and labels.dim() in (1, 2) and len(labels) > 0
     if given and width in (None, 0, labels.shape[-1]):
         rows: Tensor = labels.reshape(-1, labels.shape[-1])

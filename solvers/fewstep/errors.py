@@ -11,7 +11,7 @@ R = TypeVar("R")
 
 
 class InputError(ValueError):
-    """Invalid input: the message names the argument, what it got, what it expected, and the cure."""
+    """Invalid input. The message names the argument, the value received, the value expected, and how to fix it."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -37,7 +37,7 @@ def one_of(argument: str, got: object, expected: Iterable[str]) -> InputError:
 
 
 def named(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, raising `one_of` its own keywords for an unknown one."""
+    """Wrap a function so that an unknown keyword raises the error of `one_of`."""
     known = signature(function).parameters
 
     @wraps(function)

@@ -43,7 +43,7 @@ def update(row: Row, state: State, evaluation: Tensor) -> State:
 
 
 def follow(row: Row, state: State, before: Tensor, after: Tensor) -> State:
-    """The state whose stage is `after`, not `before`, where the input contains the state: for inputs edited outside."""
+    """Return the state whose stage is `after` instead of `before`, for a network input that a caller has edited."""
     scale, evaluations, normals = row.stage
     if isinstance(scale, float) and scale == 0:
         return state

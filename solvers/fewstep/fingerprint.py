@@ -1,4 +1,4 @@
-"""What a table or a set of trajectories belongs to: a schedule, an event shape and a model's answers."""
+"""Fingerprints of the problem that a table or trajectories belong to: schedule, event shape, model outputs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Fingerprint:
         return cls(repr(problem.schedule), tuple(like.shape[1:]), answers, labelled)
 
     def check(self, problem: DiffusionModel, like: Tensor, name: str) -> None:
-        """Refuse a problem with another schedule, event shape or model than the one of `name`."""
+        """Reject a problem whose schedule, event shape or model differs from that of `name`."""
         other = self._of(problem, like, self.labelled)
         for what in ("schedule", "event"):
             if not same_words(getattr(self, what), getattr(other, what)):
@@ -80,7 +80,7 @@ class Fingerprint:
             )
 
     def miss(self, other: Fingerprint) -> float:
-        """The largest difference of the other's answers from these, relative to their size."""
+        """The largest difference between the answers of `other` and these, relative to the size of these."""
         own, given = (torch.tensor(f.answers, dtype=torch.float64) for f in (self, other))
         size = own.abs().max() + 1e-12
         if self.spread:
@@ -124,7 +124,7 @@ class Fit:
     kappa: Tensor | None = None
 
     def check(self, problem: DiffusionModel, like: Tensor, name: str) -> None:
-        """Refuse another model than the one fitted to; a problem is evaluated for this only once."""
+        """Reject a model other than the one fitted to; each problem is evaluated for this only once."""
         labelled = self.fingerprint.labelled
         key = (tuple(like.shape[0 if labelled else 1 :]), like.dtype, like.device)
         known = _CHECKED.setdefault(self, {})

@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """R rows, J kept evaluations, S kept noise intervals, L normals per interval; float64 on the CPU.
+    """Coefficients of a solver: R rows, J kept evaluations, S kept noise intervals of L normals; CPU float64.
 
     A plan is immutable: an edited one is a new one, as `dataclasses.replace` makes.
 
@@ -198,7 +198,7 @@ class Plan:
         return replace(self, name=name)
 
     def tail(self, row: int) -> Plan:
-        """The plan from this row on, whose first evaluation stands in for the earlier ones: a first-order start.
+        """The plan from this row on. Its first evaluation replaces the earlier ones, so it starts at first order.
 
         Raises:
             InputError: the row is not the start of a step, or needs noise of an earlier interval.

@@ -1,4 +1,4 @@
-"""Where the unit normals of a plan come from: a Brownian path, and fresh normals for what is off it."""
+"""Sources of the unit normals of a plan: a Brownian path, and fresh normals for noise not on the path."""
 
 import math
 from collections.abc import Callable

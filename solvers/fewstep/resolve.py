@@ -62,8 +62,8 @@ def resolve(
     if plan is not None:
         if steps is not None or sigmas is not None or timesteps is not None:
             raise InputError(
-                f"steps/sigmas: got a grid for {plan.name!r}, which carries its own of {plan.nfe} evaluations. Leave "
-                "the grid out, or make a plan for the other grid."
+                f"steps/sigmas: got a grid for {plan.name!r}, which carries its own grid of {plan.nfe} evaluations. "
+                "Omit the grid, or make a plan for the other grid."
             )
         return plan, solver  # type: ignore[return-value]
     if sigmas is None:

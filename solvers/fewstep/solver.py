@@ -78,7 +78,7 @@ class Card:
 
 
 class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
-    """Anything with a card, which keeps the arguments of its constructor under their names.
+    """Base class of solvers: has a card and stores its constructor's arguments as attributes of the same name.
 
     `card` is a class attribute where it holds for every configuration; otherwise the constructor sets it.
     """

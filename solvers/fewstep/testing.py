@@ -206,7 +206,7 @@ def _check_strong_order(case: str, solver: StochasticSolver, sde: SDE) -> None:
 
 
 def _check_ode(case: str, solver: StochasticSolver, order: float) -> None:
-    """On a Riccati equation a small step follows the drift, and the deterministic order is measured."""
+    """Check on a Riccati equation that a small step follows the drift, and measure the deterministic order."""
     ode, h = ODE(lambda t, y: torch.sin(3 * t) - y * y), 2.0**-12
     y0 = torch.tensor([[-0.3, 0.2], [0.5, 1.5]], dtype=F64)
     y1 = solve(ode, solver, y0, torch.tensor([0.0, h], dtype=F64)).y
@@ -219,7 +219,7 @@ def _check_ode(case: str, solver: StochasticSolver, order: float) -> None:
 
 
 def _check_plan(case: str, solver: DiffusionSolver, steps: int, final: str) -> None:
-    """Where D = c for ever, x - c is pure noise: it shrinks with sigma, and x = c stays."""
+    """Check a plan on the constant denoiser D = c: x - c must scale with sigma, and x = c must stay fixed."""
     schedule = DiscreteVP.named("linear")
     sigmas = sigma_grid(schedule, steps, final=final)
     kept = sigmas.clone()

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what to install where its libraries are missing."""
+    """Run the command line; if its dependencies are missing, print what to install."""
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

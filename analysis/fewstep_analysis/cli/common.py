@@ -37,7 +37,7 @@ Figure = Annotated[Path, FigureOption]
 
 
 def is_first() -> bool:
-    """True on rank 0, from $RANK: known without torch."""
+    """Return True on rank 0; reads $RANK, so torch is not imported."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -35,7 +35,7 @@ def samplers() -> list[str]:
 
 
 def keys(module: str, table: str) -> Callable[[], list[str]]:
-    """The names in a table of a module of this package, which is imported when they are asked for."""
+    """Return a function that lists the keys of a table in a module of this package, imported on the first call."""
     return lambda: list(getattr(import_module(f"fewstep_analysis.{module}"), table))
 
 

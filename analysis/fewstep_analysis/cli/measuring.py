@@ -100,7 +100,7 @@ def _solvers(names: list[str]) -> list[Any]:
 
 
 def _save_orders(found: list[Any], out: Path, seed: int) -> dict[str, Any]:
-    """Draw and save the estimates; returns what the record holds."""
+    """Draw and save the estimates; returns the content of the record."""
     from ..figures import order_figure
     from ..records import Record
 

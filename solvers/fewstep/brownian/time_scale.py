@@ -116,7 +116,7 @@ class Clock:
 
 
 def _simplest(u: float, width: float, full: int) -> int:
-    """The integer within `width` of u that the tree cuts first: an end, or the one with fewest bits."""
+    """Return the integer within `width` of u at which the tree cuts first: an end, or the one with the fewest bits."""
     width = max(width, 0.5)
     low, high = math.ceil(u - width), math.floor(u + width)
     if low <= 0:

@@ -31,7 +31,7 @@ class DPMSolverSchedule(TimedSchedule):
         if missing:
             raise InputError(
                 f"noise_schedule: got {type(noise_schedule).__name__} without {', '.join(missing)}; expected "
-                "DPM-Solver's NoiseScheduleVP. A table of alphas_cumprod goes to fewstep.DiscreteVP."
+                "DPM-Solver's NoiseScheduleVP. For a table of alphas_cumprod, use fewstep.DiscreteVP."
             )
         self.noise_schedule = noise_schedule
         self.t_max: float = float(noise_schedule.T if t_start is None else t_start)
@@ -55,7 +55,7 @@ class DPMSolverSchedule(TimedSchedule):
         return self._call("inverse_lambda", -torch.log(sigma))
 
     def _call(self, name: str, at: Tensor) -> Tensor:
-        """A method of the noise schedule, some of which flatten their arguments."""
+        """Call a method of the noise schedule and keep the shape of `at`, which some methods flatten."""
         value: Tensor = getattr(self.noise_schedule, name)(at.double().reshape(-1))
         return value.reshape(at.shape)
 

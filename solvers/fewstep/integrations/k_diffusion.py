@@ -259,7 +259,7 @@ def _starts(plan: Plan) -> dict[int, int]:
 
 
 def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
-    """ComfyUI's flow models have x = (1 - sigma) x0 + sigma n: the same ODE, but another SDE."""
+    """Reject stochastic plans for ComfyUI's flow models, x = (1 - sigma) x0 + sigma n, whose SDE differs."""
     at: Any = model
     for _ in range(4):
         kind = type(getattr(at, "model_sampling", None))
@@ -281,7 +281,7 @@ def _ends_of(model: Any) -> tuple[float | None, float | None]:
 
 
 def _schedule_of(model: Any, sigmas: Tensor) -> Schedule:
-    """EDM over the model's range, else over the grid's, widened where that has one level above 0 only."""
+    """EDM over the model's range, else over the grid's, which is widened if it has only one level above 0."""
     low, high = _ends_of(model)
     if low is None or high is None or not 0 < low < high < math.inf:
         low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())

@@ -80,7 +80,7 @@ class BrownianNoiseSampler:
         return self._between(tau0**-0.5, tau1**-0.5)
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        """The increments of the intervals of a grid (n,)."""
+        """Return the n - 1 increments over the intervals of a grid (n,)."""
         return starmap(self.increment, pairwise(grid.tolist()))
 
     def _between(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Increment:

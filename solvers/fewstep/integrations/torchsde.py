@@ -108,7 +108,7 @@ class BrownianView:
         return found if len(found) > 1 else increment.W
 
     def _clamped(self, time: float | Tensor) -> float:
-        """A time that float32 rounding has moved just outside the path, moved back."""
+        """Clamp a time that float32 rounding moved just outside the path."""
         t, slack = float(time), 2.0**-20 * (self.path.t1 - self.path.t0)
         near = min(max(t, self.path.t0), self.path.t1)
         return near if abs(t - near) <= slack else t

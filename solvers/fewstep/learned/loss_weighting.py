@@ -6,7 +6,7 @@ from ..errors import InputError
 
 
 def left_at_end(ends: Tensor, sigmas: Tensor) -> Tensor:
-    r"""(steps,) float64: the share $s^2 / (s^2 + \sigma^2)$ of an error at a level that is left at the end.
+    r"""Return the share $s^2 / (s^2 + \sigma^2)$ of an error at each level that remains at the end, (steps,) float64.
 
     For Gaussian data of variance s^2 along a direction, dy = (D - y) d tau / tau takes an error made at level sigma
     to this share of it. For the probability-flow ODE, whose states scale as sqrt(s^2 + sigma^2), the share is its

@@ -39,7 +39,7 @@ class NetworkStudent:
         return other
 
     def prepare(self, like: Tensor) -> dict[str, Tensor]:
-        """Move the network to the device of samples that fit it; returns its keyword arguments for them."""
+        """Check the samples, move the network to their device, and return its keyword arguments for them."""
         check_compatible(self.network, "noise", like, like.shape[1:])
         self.network.to(like.device)
         return label_arguments(self.network, self.labels, like)
@@ -51,7 +51,7 @@ def model_of(network: nn.Module, schedule: Schedule, labels: Tensor | None) -> D
 
 
 def label_arguments(network: nn.Module, labels: Tensor | None, x: Tensor) -> dict[str, Tensor]:
-    """`labels=` for a network whose `labelled` is True, else nothing; InputError unless there is one each."""
+    """`labels=` for a network whose `labelled` is True, else nothing; raises InputError unless one per sample."""
     if not getattr(network, "labelled", False):
         return {}
     if labels is None:

@@ -110,7 +110,7 @@ DEFAULTS = TrainingOptions(2500, 256, 1e-3, 0.99, 0.0, 0, 250, False)
 
 @dataclass(frozen=True)
 class Report:
-    """How a distillation went.
+    """Errors, losses and cost of a distillation.
 
     Attributes:
         teacher_evaluations: network (or drift) evaluations per teacher trajectory.
@@ -264,7 +264,7 @@ class _Run:
                 p.copy_(weights[k])
 
     def gradients(self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int) -> Tensor:
-        """Set the gradients, of all processes together; returns the loss. size: of the minibatch of all."""
+        """Set the gradients, averaged over all processes, and return the loss. size: of the whole minibatch."""
         parameters = [*self.parameters.values()]
         found: tuple[Tensor | None, ...]
         if len(batch.index):

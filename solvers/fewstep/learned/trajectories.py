@@ -229,7 +229,7 @@ def _teacher_plan(
 
 @dataclass(frozen=True)
 class _Maker:
-    """Everything that a block of trajectories is a function of."""
+    """Everything that determines a block of trajectories."""
 
     model: Model
     sigmas: Tensor
@@ -279,7 +279,7 @@ class _Maker:
 
 
 def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) -> list[dict[str, Tensor]]:
-    """The blocks of a folder, those that are missing made first."""
+    """Load the blocks of a folder; missing ones are generated first."""
     from safetensors.torch import save_file
 
     _claim(folder, maker.metadata(int(ranges[-1][-1]) + 1))

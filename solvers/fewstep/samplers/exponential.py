@@ -46,7 +46,7 @@ class ExponentialStep:
         self.noise: float = t * math.sqrt(-math.expm1(-2 * eta * self.h))
 
     def weights(self) -> tuple[float, float, float]:
-        """Of F, h F' and h^2 F'' at s: q phi_1, q phi_2, q phi_3 of -q."""
+        """Return the weights of F, h F' and h^2 F'' at s: q phi_k(-q) for k = 1, 2, 3."""
         q = self.q
         e0 = -math.expm1(-q)
         e1 = 1 - e0 / q

@@ -1,4 +1,4 @@
-"""What a diffusers configuration means for a run: the solver and its form there, its plan, its noise."""
+"""Translate a diffusers configuration into a run: the solver in diffusers' form, its plan and its noise."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -37,7 +37,7 @@ FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
 class Setup(NamedTuple):
-    """What `set_timesteps` makes: the levels of a run, the plan on them, and the labels of its rows."""
+    """The result of `set_timesteps`: the levels of a run, the plan on them, and the labels of its rows."""
 
     asked: tuple[Any, ...]  # the arguments of `prepare`
     process: Process
@@ -53,7 +53,7 @@ class Setup(NamedTuple):
         return [i for i, v in enumerate(self.labels.tolist()) if abs(v - timestep) <= 1e-4 * max(1.0, abs(v))]
 
     def plan_from(self, row: int, eta: float) -> Plan:
-        """The plan of the rows from this one on; with eta for a DDIM that has none."""
+        """The plan from this row on; `eta` applies to a DDIM without its own."""
         plan, used = self.plan, self.used
         if eta and isinstance(used, DDIM_FORMS):
             plan = self._plan_of(type(used)(eta), self.grid.sigmas)
@@ -195,7 +195,7 @@ def file_of(folder: Any, subfolder: str | None, hub: dict[str, Any]) -> str:
 
 
 def postprocessing(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """What diffusers' scheduler of that configuration does to each estimate of x0."""
+    """The clipping or thresholding of x0 that diffusers' scheduler of that configuration applies, or None."""
     if config.get("thresholding"):
         name, most = "dynamic_thresholding_ratio", float(config["sample_max_value"])
         return partial(threshold, quantile=check_float(name, config[name], 0, 1, "a number in [0, 1]"), most=most)

@@ -49,7 +49,7 @@ class Process:
         return self.data_std**2 / total, sign * sigma * self.data_std * total.rsqrt()
 
     def alpha(self, sigma: Tensor) -> Tensor:
-        """From x to the input of the network; under EDM its c_in."""
+        """Return the factor from x to the network's input; for EDM, this is c_in."""
         if self.kind == "edm":
             return (sigma.square() + self.data_std**2).rsqrt()
         return self.schedule.alpha(sigma)
@@ -61,7 +61,7 @@ class Process:
         return self.schedule.label(sigma) * (self.count if self.kind == "flow" else 1)
 
     def scale(self, sigma: Tensor) -> list[float]:
-        """From x to the state of a pipeline at levels (R,): alpha, but 1 under EDM; 1 at sigma = 0."""
+        """Return the factors from x to the pipeline's state at levels (R,): alpha, but 1 for EDM and at sigma = 0."""
         return self.schedule.alpha(sigma).tolist()
 
     def sigma(self, label: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Grid:
         return next(fits, 1) if len(levels) > 2 else 1
 
     def label_of(self, process: Process, sigma: Tensor, exact: bool) -> Tensor:
-        """Labels (R,) of snapped levels (R,): those of the grid for levels of the grid."""
+        """Labels (R,) of snapped levels (R,); levels of the grid get the grid's own labels."""
         labels = process.label(sigma)
         if process.kind == "vp":  # churn may raise a level above the network's last label
             labels = labels.clamp(0, process.count - 1)

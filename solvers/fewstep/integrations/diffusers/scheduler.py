@@ -207,7 +207,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._run = self._start(None, 0.0)
 
     def _row(self, timestep: Any) -> int:
-        """The entry that is next: where the run is or will begin, unless the timestep is another's."""
+        """The next entry: where the run is or will begin, unless the timestep belongs to another entry."""
         running = self._run is not None and not self._run.over
         row = self.step_index if running else self._begin
         # read no number from a device while a run continues
@@ -243,7 +243,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         use_clipped_model_output: bool | None = None, generator: Any = None, variance_noise: Tensor | None = None,
         return_dict: bool = True, **unused: Any,
     ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
-        """From one input of the network to the next.
+        """Compute the pipeline's next sample from the network's output.
 
         Args:
             model_output: (batch, *event) the network's output; further channels (a learned variance) are ignored.

@@ -1,4 +1,4 @@
-"""`distill_dode`: from a base solver and a few hundred start states to a fitted table."""
+"""`distill_dode`: fit the table of a base solver to a finer one on a few hundred start states."""
 
 import json
 import time
@@ -27,7 +27,7 @@ from .teacher import Teacher, Work
 
 @dataclass(frozen=True)
 class DODEReport:
-    """How a fit went.
+    """Errors and cost of a fit.
 
     Attributes:
         r2: per row, the share of the squared distance to the teacher that the fit removed.
@@ -149,7 +149,7 @@ def facts(plan: Plan, noise: Tensor) -> dict[str, Any]:
 
 
 def why(student: float, base: float) -> str:
-    """Why the base is used in place of the table, or "" where it is not."""
+    """The reason for using the base instead of the table, or "" if the table is used."""
     if student < base:
         return ""
     return f"held-out distance to the teacher {student:.3g}, with the base {base:.3g}"

@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass
 class _Batch:
-    """Start states on their way through the rows: where they are, and the targets of the rows to come."""
+    """A batch of start states during the fit: their current state, and the targets of the remaining rows."""
 
     state: State
     evaluate: Evaluate

@@ -22,7 +22,7 @@ from .teacher import rmse
 
 @dataclass(frozen=True)
 class GridReport:
-    """What became of a table on another grid.
+    """The result of interpolating a table to another grid.
 
     Attributes:
         base_rmse, student_rmse: distance to the teacher's final state of the base there and of the interpolated
@@ -127,7 +127,7 @@ def _interpolated(kappa: Tensor, old: Plan, new: Plan) -> Tensor:
 
 
 def _stages(plan: Plan) -> list[int]:
-    """Which evaluation of its step each row is; -1 for the one that ends at 0."""
+    """The index of each row's evaluation within its step; -1 for the row that ends at 0."""
     out = [0] * plan.nfe
     if plan.nfe > len(plan.sigmas) - 1:
         for i in range(1, plan.nfe):

@@ -57,7 +57,7 @@ class Work:
         return cls(model, noise if alpha == 1 else noise / alpha, *held_out(len(noise)), batch)
 
     def share(self, which: Tensor) -> list[Tensor]:
-        """These indices in batches; under torch.distributed this process's batches."""
+        """Split indices into batches; under torch.distributed, return only this process's batches."""
         return list(torch.split(which, self.batch)[part()])
 
     def start(self, index: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Work:
         return self.x[index.to(self.x.device)]
 
     def evaluator(self, plan: Plan, index: Tensor) -> Evaluate:
-        """What evaluates the plan's rows for these start states, and counts."""
+        """Return a function that evaluates the plan's rows for these start states and counts evaluations."""
         evaluate = evaluator_of(self.model.at(index), plan, self.start(index))
 
         def counted(i: int, x: Tensor, normals: Any) -> Tensor:

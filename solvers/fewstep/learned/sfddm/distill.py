@@ -307,7 +307,7 @@ class _Task:
         return (x - out) / _wide(sigma, x)
 
     def _displacement(self, x: Tensor, sigma: Tensor, k: Tensor, labels: Tensor | None, first: Tensor) -> Tensor:
-        """The noise that leads in one step where the teacher's DDIM steps, even in its labels, lead."""
+        """The noise that reaches in one step the end of the teacher's DDIM steps, which are even in its labels."""
         phi = torch.cat([-torch.ones(1), self.student.process.phi.double()])
         start, end = phi[k + 1], phi[k]
         y, at, level, noise = x, sigma, sigma, first

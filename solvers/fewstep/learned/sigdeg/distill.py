@@ -146,7 +146,7 @@ def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sig
 
 
 def _substeps(steps: int, total: int | None, substeps: int | None) -> int:
-    """The fine steps per coarse step, from their total number or from themselves."""
+    """The number of fine steps per coarse step, from `substeps` or from the total number."""
     if None not in (substeps, total):
         raise InputError(f"teacher_steps: got {total} with substeps={substeps}; drop one of them.")
     total = STEPS if total is None else _validation.check_int("teacher_steps", total, 1, MOST)

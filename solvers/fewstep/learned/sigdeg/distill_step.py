@@ -128,7 +128,7 @@ def _checked(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, made: Any) -> tupl
 
 @dataclass(frozen=True)
 class _Paths:
-    """Fine paths. times: (n + 1,); states: (n + 1, paths, d); increments: coarse, fields (paths, d)."""
+    """Fine paths. times: (n + 1,); states: (n + 1, paths, d); increments: over coarse steps, W and H (paths, d)."""
 
     times: Tensor
     states: Tensor
@@ -182,7 +182,7 @@ class _Task:
         return torch.stack([r.square().mean() for r in found]).mean()
 
     def residual(self, place: int, index: Tensor, size: float, seed: int) -> _Residual:
-        """Of one step of `size` coarse steps from the fine time of that place, on fresh noise."""
+        """The residual of one step of length `size` coarse steps from fine time number `place`, on fresh noise."""
         times, y, h = self.paths.times, self.paths.states[place, index], size * self.coarse
         t = min(float(times[place]), float(times[-1]) - h)  # the SDE may be undefined after t1
         source = _Keeping(y, LOCAL, seed)
