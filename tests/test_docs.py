@@ -30,7 +30,10 @@ def module(name):
 run_blocks = module("run_blocks")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+EXAMPLES = [p if p.name == "README.md" else pytest.param(p, marks=pytest.mark.slow) for p in PAGES]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(page):
     if run_blocks.missing(page):
         pytest.skip(f"{run_blocks.missing(page)} is not installed")

@@ -126,7 +126,7 @@ def test_solve_in_two_parts_equals_one_solve(name):
     solver = EVERY[name]
     for sde, _ in cases(solver):
         y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
-        noise = path_for(solver, sde.noise_shape(y0, sde.diffusion(y0.new_zeros(()), y0)), y0.dtype)
+        noise = path_for(solver, y0, sde)
         full = fs.solve(sde, solver, y0, GRID, path=noise).y
         half = fs.solve(sde, solver, y0, GRID[:5], path=noise).y
         torch.testing.assert_close(fs.solve(sde, solver, half, GRID[4:], path=noise).y, full)

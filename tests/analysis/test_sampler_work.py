@@ -41,6 +41,7 @@ def test_reference_flow_of_gaussian_is_exact():
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_errors_on_the_ring_equal_independent_measurements(tmp_path):
     """RMSEs of diffusers' schedulers on the same problem, measured once."""
     record = sampler_work.work_precision(

@@ -12,6 +12,7 @@ import strong_order
 from fewstep_analysis import Record
 
 
+@pytest.mark.slow
 def test_command_line_runs_with_changed_budget(tmp_path, monkeypatch, capsys):
     words = ["strong_order.py", "--budget", "smoke", "--out", str(tmp_path), "--set", "paths=16"]
     monkeypatch.setattr(sys, "argv", words)

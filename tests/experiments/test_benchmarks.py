@@ -66,12 +66,14 @@ def test_figures_of_brownian_paths(run):
     assert data["orders"]["slopes"]["true"] > 0.85  # 0.5 without the area
 
 
+@pytest.mark.slow
 def test_increments(run):
     rows = run(brownian_speed, turns=1)["brownian-speed"].data["rows"]
     assert {"bare torch loop", "path W, walked"} <= {r["series"] for r in rows}
 
 
 @pytest.mark.filterwarnings("ignore")  # those of diffusers
+@pytest.mark.slow
 def test_sampling_overhead(run):
     rows = run(sampler_overhead, rounds={(2, 4, 8, 8): 2})["sampler-overhead"].data["rows"]
     assert len(rows) == len(sampler_overhead.SOLVERS) * len(sampler_overhead.STEPS)

@@ -99,6 +99,7 @@ def test_refined_grid_is_the_teachers():
     torch.testing.assert_close(fine.pick(every).knots, data.pick(every).knots)
 
 
+@pytest.mark.slow
 def test_quantiles_have_the_moments_of_the_mixture():
     q, m = sigdeg_mixture.quantiles(1 << 16), sigdeg_mixture.MIXTURE
     mean = float(m.weights @ m.means[:, 0])
@@ -142,6 +143,7 @@ class Middle(torch.nn.Module):
         return EXACT.denoiser(mean / tau, tau**-0.5)
 
 
+@pytest.mark.slow
 def test_student_on_fresh_features_has_the_law_of_one_on_the_teachers():
     """Kolmogorov and Smirnov's two-sample test of level 1e-3 on 2^16 samples each.
 

@@ -215,6 +215,7 @@ def test_leverage_comes_from_rho():
     assert abs(held["cross_log"].value[0] - truth) < 5 * held["cross_log"].error[0]
 
 
+@pytest.mark.slow
 def test_compare_distinguishes_laws():
     def sample(seed, **change):
         p = rough_bergomi(4000, 32, **{"eta": 0.5, "seed": seed, **change})
@@ -236,6 +237,7 @@ def test_compare_distinguishes_laws():
     assert "roughness" not in compare(a, {k: v for k, v in a.items() if k != "roughness"})
 
 
+@pytest.mark.slow
 def test_w1_of_a_shift_is_the_shift(exact):
     a = statistics(exact.log_price, exact.variance)
     b = statistics(exact.log_price, 2 * exact.variance)
@@ -251,6 +253,7 @@ def test_correlation_of_constants_is_nan():
     assert found["returns"].value.isfinite().all()
 
 
+@pytest.mark.slow
 def test_long_samples_are_summed_in_parts(exact, monkeypatch):
     full = statistics(exact.log_price[:500], exact.variance[:500])
     monkeypatch.setattr(volatility, "NUMBERS", 100)

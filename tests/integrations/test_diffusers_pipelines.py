@@ -86,6 +86,7 @@ def test_unconditional_pipelines_accept_every_kind_of_solver(pipeline):
         assert np.abs(noisy - images(pipe, 6, eta=1.0)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_saved_students_give_the_same_images_in_another_process(tmp_path):
     pipe = df.DDIMPipeline(unet(), df.DDIMScheduler(clip_sample=False))
     config = pipe.scheduler.config
@@ -109,6 +110,7 @@ def test_saved_students_give_the_same_images_in_another_process(tmp_path):
     elsewhere("\n".join(lines))
 
 
+@pytest.mark.slow
 def test_loaded_ddpm_pipeline_keeps_the_scheduler(tmp_path):
     """DDIMPipeline's constructor puts a DDIMScheduler in; DDPMPipeline's does not."""
     pipe = df.DDPMPipeline(unet(), FewStepScheduler(solver=fs.UniPC(3)))

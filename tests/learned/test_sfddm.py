@@ -120,7 +120,10 @@ def test_teacher_on_phi_has_zero_published_loss_and_is_the_same_sampler(teacher)
     assert report.student_rmse == report.parent_rmse
 
 
-@pytest.mark.parametrize("loss", ["l1", "mse", "kl"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("loss", ["l1", pytest.param("mse", marks=SLOW), pytest.param("kl", marks=SLOW)])
 def test_random_student_reaches_the_teacher_but_not_further(teacher, loss):
     options = dict(iterations=250, learning_rate=4e-3, batch_size=256, ema_decay=0.98)
     _, report = fold(teacher, start="random", loss=loss, **options)
@@ -128,7 +131,7 @@ def test_random_student_reaches_the_teacher_but_not_further(teacher, loss):
     assert report.student_rmse > 0.8 * report.parent_rmse
 
 
-@pytest.mark.parametrize("loss", ["l1", "end", "mse"])
+@pytest.mark.parametrize("loss", ["end", pytest.param("l1", marks=SLOW), pytest.param("mse", marks=SLOW)])
 def test_displacement_is_closer_to_the_ode_than_the_teacher_on_phi(teacher, loss):
     options = dict(iterations=150, learning_rate=4e-3, batch_size=256, ema_decay=0.95)
     _, report = fold(teacher, steps=4, target="displacement", loss=loss, substeps=6, **options)

@@ -66,8 +66,10 @@ def denoiser():
     return fs.DiffusionModel(network, EDM)
 
 
-@pytest.mark.parametrize("head", ["direct", "graded"])
-@pytest.mark.parametrize("forcing", [0.0, 1.0])
+@pytest.mark.parametrize(("head", "forcing"), [
+    ("direct", 0.0), ("graded", 1.0), pytest.param("direct", 1.0, marks=pytest.mark.slow),
+    pytest.param("graded", 0.0, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_student_improves_on_its_parent_and_survives_its_file(head, forcing, denoiser, tmp_path):
     data = make(1024, problem=denoiser)
     student, report = train(150, denoiser, 3e-3, data=data, head=head, forcing=forcing)
@@ -249,6 +251,7 @@ def dies_at(event, folder):
     distil(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_run_killed_at_twenty_random_moments_ends_bitwise_equal(tmp_path):
     """kill -9 during data and during training, at moments drawn anew in each run and shown on failure."""

@@ -255,7 +255,6 @@ def test_bad_options_raise_a_clear_error():
     for make, words in (
         (lambda: fs.from_epsilon(None, fs.VPLinear(), rounding="up"), "rounding"),
         (lambda: fs.DPMSolverPP(4), "order"), (lambda: fs.DPMSolverPP(solver_type="mid"), "solver_type"),
-        (lambda: fs.DPMSolverPP(form="official"), "form: .*compat"), (lambda: fs.DDIM(form="x"), "form"),
         (lambda: fs.DEIS(5), "order"), (lambda: fs.DEIS(variable="tau"), "variable"),
         (lambda: compat.DiffusersDPM(fs.DEIS(4)), "order 3"),
         (lambda: fs.IPNDM(5), "order"), (lambda: fs.PNDM("x"), "warm_up"),

@@ -91,7 +91,11 @@ STOCHASTIC = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+FAST = ("DPMSolverSDE 2", "DDPM", "SASolver")
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in STOCHASTIC]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_strong_order_along_one_path(name):
     """The same seed at 32 to 256 steps: the samples converge with order 1 (that of W alone)."""
     problem = two_bumps().problem
@@ -101,7 +105,7 @@ def test_strong_order_along_one_path(name):
     assert local[-1] > 0.85, local
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", NAMES)
 def test_stochastic_samplers_have_the_law_of_the_data(name):
     """Mean and variance of 10,000 samples at 100 steps against the mixture's own."""
     problem = two_bumps()
