@@ -44,7 +44,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise InputError(f"path: {place} cannot be written ({error}).") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def make_folder(path: str | Path | None) -> Path | None:

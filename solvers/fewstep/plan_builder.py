@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import _validation
 from .brownian.increment import LEVY_ORDER
-from .errors import InputError
 from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
@@ -59,8 +58,6 @@ class PlanBuilder:
     """
 
     def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
-        if not torch.is_tensor(sigmas):
-            raise InputError(f"sigmas: got {_validation.describe(sigmas)}, expected a tensor of noise levels (n,).")
         self.name = name
         # the grids of diffusers may repeat their last level
         self.sigmas: Tensor = check_sigmas(sigmas, repeat=True)

@@ -101,8 +101,8 @@ class WrongWeight(fs.SlowRK):
 
 @pytest.mark.parametrize(
     ("broken", "noise"),
-    [(NoCorrection, "diagonal"), (DroppedArea, "additive"), (ForeignArea, "diagonal"), pytest.param(NoArea, "general", marks=pytest.mark.slow),
-     (WrongWeight, "commutative")],
+    [(NoCorrection, "diagonal"), (DroppedArea, "additive"), (ForeignArea, "diagonal"),
+     pytest.param(NoArea, "general", marks=pytest.mark.slow), (WrongWeight, "commutative")],
 )  # fmt: skip
 def test_broken_solvers_are_caught(broken, noise):
     card = broken().card

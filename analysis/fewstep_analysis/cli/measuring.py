@@ -144,9 +144,12 @@ def work_precision(
     Example: fewstep work-precision --problem ring --nfe 5 8 10 20 --out ring.svg
     """
     with common.working(common.figure_files(out)) as wrote:
+        from fewstep._validation import check_device
+
         from .. import sampler_work, work
         from ..problems import by_name
 
+        check_device(device)
         if work.is_sde(problem):
             record = work.sde_work_precision(
                 by_name(problem), _solvers(solver) if solver else None,

@@ -37,7 +37,7 @@ class DDIM(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"DDIM(eta={self.eta:g})", sigmas)
-        for s, t in pairwise(sigmas.tolist()):
+        for s, t in pairwise(builder.sigmas.tolist()):
             v = self.eta * t / s * math.sqrt(s * s - t * t)
             noise = path_noise(builder, s, t, v)
             keep = math.sqrt(max(t * t - v * v, 0.0)) / s

@@ -41,7 +41,7 @@ class DDPM(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"DDPM({self.variance})", sigmas)
-        for s, t in pairwise(sigmas.tolist()):
+        for s, t in pairwise(builder.sigmas.tolist()):
             # beta of the step is (s^2 - t^2)/(1 + s^2) and the state is x_t / alpha_t
             beta = (s * s - t * t) / (1 + s * s)
             v = t / s * math.sqrt(s * s - t * t) if self.variance == "fixed_small" else math.sqrt(beta * (1 + t * t))

@@ -52,7 +52,7 @@ class DEIS(DiffusionSolver):
             raise needs_schedule("DEIS", "is polynomial in model time", "DEIS(variable='rho') needs none")
         builder = PlanBuilder(f"DEIS({self.order}, {self.variable})", sigmas, "noise")
         past: list[LinearExpr] = []  # newest first
-        levels, n = sigmas.tolist(), len(sigmas) - 1
+        levels, n = builder.sigmas.tolist(), len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(levels)):
             past = [builder.evaluate(builder.x, s), *past[: self.order - 1]]
             # log 0 does not exist, t(0) has no meaning and a repeated level has no length: DDIM's step

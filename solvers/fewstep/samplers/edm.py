@@ -42,7 +42,7 @@ class _Churned(DiffusionSolver):
         name = type(self).__name__ + (f"(churn={self.churn:g})" if self.churn else "")
         builder = PlanBuilder(name, sigmas)
         gamma = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
-        for s, t in pairwise(sigmas.tolist()):
+        for s, t in pairwise(builder.sigmas.tolist()):
             x = builder.x
             if gamma > 0 and self.churn_min <= s <= self.churn_max:
                 (z,) = builder.noise(0, 0)

@@ -44,7 +44,7 @@ class IPNDM(DiffusionSolver):
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"IPNDM({self.order}{'v' if self.variable else ''})", sigmas, "noise")
         past: list[LinearExpr] = []
-        levels = sigmas.tolist()
+        levels = builder.sigmas.tolist()
         for i, (s, t) in enumerate(pairwise(levels)):
             past = [builder.evaluate(builder.x, s), *past[: self.order - 1]]
             if self.variable:

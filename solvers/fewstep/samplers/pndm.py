@@ -42,7 +42,7 @@ class PNDM(DiffusionSolver):
             raise needs_schedule("PNDM", "has stages half way in model time", "PNDM('plms') needs none")
         builder = PlanBuilder(f"PNDM({self.warm_up})", sigmas, "noise")
         past: list[LinearExpr] = []
-        for i, (s, t) in enumerate(pairwise(sigmas)):
+        for i, (s, t) in enumerate(pairwise(builder.sigmas)):
             e1 = builder.evaluate(builder.x, s)
             past = [e1, *past[:3]]
             if i < 3 and self.warm_up == "runge_kutta" and t > 0 and schedule is not None:

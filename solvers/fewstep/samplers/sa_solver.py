@@ -57,7 +57,7 @@ class SASolver(DiffusionSolver):
         builder = PlanBuilder(f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})", sigmas)
         past: History = []
         predicted, step, n = builder.x, None, len(sigmas) - 1
-        for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
+        for i, (s, t) in enumerate(pairwise(builder.sigmas.tolist())):
             tau = self.tau if self.between[0] <= s <= self.between[1] and t > 0 else 0.0
             frozen = ExponentialStep(s, t, "data", tau**2) if t > 0 else None
             noise = path_noise(builder, s, t, frozen.noise if frozen else 0.0)

@@ -41,7 +41,7 @@ class SEEDS(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         builder = PlanBuilder(f"SEEDS({self.order})", sigmas, "noise")
-        for s, t in pairwise(sigmas.tolist()):
+        for s, t in pairwise(builder.sigmas.tolist()):
             if t == 0:
                 builder.advance(builder.x - s * builder.evaluate(builder.x, s))
                 continue

@@ -61,7 +61,7 @@ class UniPC(DiffusionSolver):
         builder = PlanBuilder(f"UniPC({self.order})", sigmas, self.prediction)
         past: History = []
         predicted, step, n = builder.x, None, len(sigmas) - 1
-        for i, (s, t) in enumerate(pairwise(sigmas.tolist())):
+        for i, (s, t) in enumerate(pairwise(builder.sigmas.tolist())):
             F = builder.evaluate(predicted, s)
             x = builder.advance(step(F) if step and self._corrects(i - 1) else predicted)
             past = [(F, -math.log(s)), *past[: self.order - 1]]

@@ -74,7 +74,7 @@ def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
     """The plan of a tableau in the clock tau = 1/sigma^2; at a last level of 0 it returns x0."""
     builder = PlanBuilder(name, sigmas, levy=levy)
     letters = (1.0, 12.0)  # Var W = h, Var H = h/12
-    for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for s, t in zip(builder.sigmas[:-1], builder.sigmas[1:], strict=True):
         tau = s**-2
         if t == 0:
             builder.advance(builder.evaluate(builder.x, s))

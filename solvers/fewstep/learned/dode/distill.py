@@ -106,7 +106,7 @@ def distill_dode(
     if options := {k: v for k, v in vars(training).items() if v is not None}:
         words["training"] = options
     try:
-        words = json.loads(json.dumps(words | dict({} if notes is None else notes)))
+        words = json.loads(json.dumps(words | dict({} if notes is None else notes), allow_nan=False))
     except (TypeError, ValueError, RuntimeError, RecursionError) as error:
         held = _validation.describe(notes)
         raise InputError(f"notes: got {held}, which JSON cannot hold ({error}); expected plain values.") from error
