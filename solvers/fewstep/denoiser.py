@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _validation
 from .errors import InputError
-from .executor import State, combine
+from .executor import State, combine, evaluation_of
 from .plan import Combination, Weight
 from .problem import Denoiser
 from .schedule import Schedule
@@ -280,7 +280,7 @@ def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str)
 def _noise(x0: Callable[[int, Tensor], Tensor], levels: Tensor) -> Callable[[int, Tensor], Tensor]:
     """The noise (x - x0) / sigma in place of x0."""
     sigmas = levels.tolist()
-    return lambda i, x: (x - check_output("denoiser", x0(i, x), x)).div_(sigmas[i])
+    return lambda i, x: evaluation_of("noise", x, sigmas[i], check_output("denoiser", x0(i, x), x))
 
 
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:

@@ -49,7 +49,37 @@ def follow(row: Row, state: State, before: Tensor, after: Tensor) -> State:
         return state
     if evaluations or normals:
         return state._replace(x=state.x + (after - before) / scale)
-    return state._replace(x=after if isinstance(scale, float) and scale == 1 else after / scale)
+    return state._replace(x=entered(row, after).x)
+
+
+def entered(row: Row, at: Tensor) -> State:
+    """The first state of a run, from the input `at` of its network; the stage's normals are left out."""
+    scale = row.stage.scale
+    return State(at if isinstance(scale, float) and scale == 1 else at / scale)
+
+
+def redirected(row: Row, state: State, x0: Tensor, clipped: Tensor) -> tuple[State, Tensor]:
+    """The state and the evaluation with which `update` steps from the clipped x0 along the noise of the raw one.
+
+    For rows of DDIM: data prediction, and no evaluation but the row's own.
+    """
+    scale, past = row.stage.scale, row.update.evaluations
+    assert isinstance(scale, float)
+    if not past:  # a last step to the level where it is: only the clipping moves the state
+        return state._replace(x=torch.add(state.x, clipped - x0, alpha=1 / scale)), clipped
+    weight = past[0][0]
+    # with keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is clipped
+    return state, torch.lerp(x0, clipped, (row.update.scale / scale + weight) / weight)
+
+
+def data_of(prediction: str, at: Tensor, sigma: float, evaluation: Tensor) -> Tensor:
+    """D from an evaluation of the kind `prediction` at this input and level."""
+    return evaluation if prediction == "data" else torch.sub(at, evaluation, alpha=sigma)
+
+
+def evaluation_of(prediction: str, at: Tensor, sigma: Weight, D: Tensor) -> Tensor:
+    """The inverse of `data_of`: D, or (at - D)/sigma."""
+    return D if prediction == "data" else (at - D).div_(sigma)
 
 
 def run(
@@ -64,8 +94,7 @@ def run(
         evaluation = evaluate(i, at, state.normals)
         state = update(row, state, evaluation)
         if callback is not None:
-            D = evaluation if plan.prediction == "data" else at - row.sigma * evaluation
-            callback(i, state.x, D)
+            callback(i, state.x, data_of(plan.prediction, at, row.sigma, evaluation))
     return state.x
 
 

@@ -143,6 +143,11 @@ class Plan:
         """What the noise intervals must supply: "" for a deterministic plan, else "W", "H" or "K"."""
         return "" if bool(self.noise.isnan().all()) else "WHK"[self.stage_noise.shape[-1] - 1]
 
+    @cached_property
+    def on_path(self) -> Tensor:
+        """(R,) whether a row opens an interval of a path; False also for churn."""
+        return self.noise[:, 1] > self.noise[:, 0]
+
     def __repr__(self) -> str:
         fitted = f", fitted to {self.fit.fingerprint.schedule}" if self.fit else ""
         return f"<Plan {self.name}: {self.nfe} evaluations{fitted}>"

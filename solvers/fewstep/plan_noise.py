@@ -35,7 +35,7 @@ def plan_normals(
     """
     letters, kind = plan.stage_noise.shape[-1], (x.device, x.dtype)
     if path is not None:
-        used = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
+        used = plan.noise[plan.on_path]
         ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
         cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
         check_path(path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure)
@@ -50,17 +50,12 @@ def plan_normals(
 
 def seeded_normals(plan: Plan, x: Tensor, seed: int | list[int], path: Path | None = None, *, sigma_min: float) -> Draw:
     """The normals of a seed, or of one seed per sample: those of `path`, by default of the seed's own path."""
-    if path is None and uses_path(plan):
+    if path is None and plan.on_path.any():
         path = path_of(plan, x, sigma_min, seed + 1 if isinstance(seed, int) else [s + 1 for s in seed])
     # hashed: torch's CPU generator keeps 32 bits of a seed, and a distant seed may be that of the start
     apart = [key_of(s + OFF_PATH) >> 1 for s in ([seed] if isinstance(seed, int) else seed)]
     source = generators(apart[0] if isinstance(seed, int) else apart, x.device) if plan.levy else None
     return plan_normals(plan, x, path, partial(fresh_normals, x, source))
-
-
-def uses_path(plan: Plan) -> bool:
-    """Whether some row needs normals of a path, not only fresh ones for churn."""
-    return bool((plan.noise[:, 1] > plan.noise[:, 0]).any())
 
 
 def fresh_normals(x: Tensor, source: Generators, letters: int) -> Normals:

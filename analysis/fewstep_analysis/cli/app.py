@@ -35,8 +35,8 @@ DISTILL = """Distil a sampler to few steps.
 In Python there are more methods: distill_sigdeg, distill_sfddm (docs/learned.md)."""
 PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
-app = typer.Typer(help=HELP, add_completion=True, **PLAIN)
-distill = typer.Typer(help=DISTILL, short_help="Distil a sampler to few steps.", **PLAIN)
+app: typer.Typer = typer.Typer(help=HELP, add_completion=True, **PLAIN)
+distill: typer.Typer = typer.Typer(help=DISTILL, short_help="Distil a sampler to few steps.", **PLAIN)
 
 app.command("demo", short_help="Distil, sample and measure on real images, in minutes.")(learning.demo)
 app.command("solvers", short_help="The table of solvers with their orders.")(measuring.solvers)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from fewstep.errors import InputError
 
@@ -32,7 +33,9 @@ def name_option(text: str, *words: Sequence[str] | Callable[[], Iterable[str]], 
 Seed = Annotated[int, typer.Option(metavar="N", callback=_seed, help="Seed of all random numbers.")]
 Device = Annotated[str, name_option("cpu, cuda, or cuda:1.", DEVICES)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
-FigureOption = typer.Option(metavar="FILE", help="Figure (.svg, .png or .pdf); a record with suffix .json is added.")
+FigureOption: OptionInfo = typer.Option(
+    metavar="FILE", help="Figure (.svg, .png or .pdf); a record with suffix .json is added."
+)
 Figure = Annotated[Path, FigureOption]
 
 

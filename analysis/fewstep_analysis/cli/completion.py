@@ -39,9 +39,9 @@ def keys(module: str, table: str) -> Callable[[], list[str]]:
     return lambda: list(getattr(import_module(f"fewstep_analysis.{module}"), table))
 
 
-sde_problems = keys("problems", "PROBLEMS")
-diffusion_problems = keys("diffusion_problems", "PROBLEMS")
-models = keys("distillation", "TASKS")
+sde_problems: Callable[[], list[str]] = keys("problems", "PROBLEMS")
+diffusion_problems: Callable[[], list[str]] = keys("diffusion_problems", "PROBLEMS")
+models: Callable[[], list[str]] = keys("distillation", "TASKS")
 
 
 def complete(*words: Sequence[str] | Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:

@@ -48,11 +48,17 @@ class AreaPath:
         _validation.check_int("terms", 1 if terms is None else terms, 1, MOST_TERMS)
         if not path.shape:
             raise InputError("path: got shape (), expected (..., m) with channels last.")
-        self.path, self.cells, self.method = path, cells, method
+        self.path: BrownianPath = path
+        self.cells: int = cells
+        self.method: str = method
         self.seed: int = _validation.check_int("seed", seed, -math.inf)
         self.terms: int | None = 1 if method == "legendre" and terms is None else terms
-        self.shape, self.t0, self.t1, self.levy = path.shape, path.t0, path.t1, path.levy
-        self.dtype, self.device = path.dtype, path.device
+        self.shape: tuple[int, ...] = path.shape
+        self.t0: float = path.t0
+        self.t1: float = path.t1
+        self.levy: str = path.levy
+        self.dtype: torch.dtype = path.dtype
+        self.device: torch.device = path.device
         self._fine = torch.linspace(path.t0, path.t1, cells + 1, dtype=torch.float64, device="cpu")
 
     def increment(self, ta: float, tb: float) -> Increment:

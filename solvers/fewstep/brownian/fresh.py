@@ -43,7 +43,8 @@ class FreshIncrements:
         self.dtype: torch.dtype = check_dtype(dtype)
         self.device: torch.device = _validation.check_device(device)
         self.seed: int = _validation.check_int("seed", seed, -math.inf)
-        self.reuse, self.area = reuse, area
+        self.reuse: bool = reuse
+        self.area: bool = area
         self._next = itertools.count(2)
 
     def increment(self, t0: float, t1: float) -> Increment:

@@ -34,7 +34,9 @@ class GeneratorNormals:
     """Fields of `shape` from the generator of `device`, seeded for each node."""
 
     def __init__(self, shape: tuple[int, ...], seed: int, device: torch.device) -> None:
-        self.shape, self.device, self._key = shape, device, key_of(seed)
+        self.shape: tuple[int, ...] = shape
+        self.device: torch.device = device
+        self._key = key_of(seed)
 
     def begin(self, letters: int) -> Draw:
         # one generator per traversal, not per node: creating it costs 40 microseconds
@@ -60,7 +62,8 @@ class HashedNormals:
     """Fields of `shape` whose entry b depends only on seeds[b], not on the rest of the batch."""
 
     def __init__(self, shape: tuple[int, ...], seeds: list[int], device: torch.device) -> None:
-        self.shape, self.device = shape, device
+        self.shape: tuple[int, ...] = shape
+        self.device: torch.device = device
         self.width: int = math.prod(shape[1:])
         self.half: int = (self.width + 1) // 2
         self._keys = torch.tensor([_signed(key_of(s)) for s in seeds], dtype=torch.int64, device=device)

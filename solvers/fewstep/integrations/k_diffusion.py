@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import EDM, DiffusionModel, InputError, Plan, Schedule, _validation
-from ..executor import Draw, Evaluate, run
+from ..executor import Draw, Evaluate, data_of, run
 from ..grid import short
 from ..plan_noise import at_least_float32
 from ..resolve import AnySolver, Student, carried_plan, evaluator_of, resolve
@@ -237,7 +237,7 @@ def _run(
             out = evaluate(row, at, normals)
             if callback is not None and row in starts:
                 i, level = starts[row], levels[row]
-                D = out if plan.prediction == "data" else torch.sub(at, out, alpha=level)
+                D = data_of(plan.prediction, at, level, out)
                 sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_tensor(level)
                 callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
             bar.update(row + 1 == plan.nfe or row + 1 in starts)

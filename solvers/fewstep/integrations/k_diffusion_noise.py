@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import BrownianPath, Increment, InputError, Plan, _validation
 from ..brownian.random_normals import HashedNormals
 from ..executor import Draw, Normals
-from ..plan_noise import OFF_PATH, plan_normals, uses_path
+from ..plan_noise import OFF_PATH, plan_normals
 
 # A cut of the tree costs normals for all samples, and a level takes as many cuts as it has bits. Moving
 # levels by 2^-24 of the clock changes no law: noise is scaled by the moved interval.
@@ -123,11 +123,10 @@ def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any)
     def fresh(_: int) -> Normals:
         return tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))
 
-    if not uses_path(plan):
+    if not plan.on_path.any():
         path = None
     elif path is None:
-        on_path = plan.noise[plan.noise[:, 1] > plan.noise[:, 0]]
-        reach = max(REACH, math.ceil(on_path.log2().abs().max().item() / 2))
+        reach = max(REACH, math.ceil(plan.noise[plan.on_path].log2().abs().max().item() / 2))
         levy = "K" if plan.levy == "K" else "H"  # one path for all solvers of a seed except those that need K
         path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
     elif not (hasattr(path, "increment") and getattr(path, "in_snr", True)):

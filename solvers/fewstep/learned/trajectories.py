@@ -215,8 +215,7 @@ def _teacher_plan(
     """The plan of the teacher, and for each row whether the state after it is at a coarse level."""
     plan = teacher.plan(refined(sigmas, substeps), model.schedule)
     opens = ~plan.noise[:, 0].isnan()
-    on_path = not bool((plan.noise[:, 1] <= plan.noise[:, 0]).any())
-    if not on_path or int(opens.sum()) != substeps * (len(sigmas) - 1):
+    if not torch.equal(opens, plan.on_path) or int(opens.sum()) != substeps * (len(sigmas) - 1):
         raise InputError(
             f"teacher: got {plan.name!r}, expected a stochastic solver with one interval of the path per step, such as "
             "EulerMaruyama(), SEA() or ShARK()."

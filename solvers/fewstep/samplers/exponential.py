@@ -38,7 +38,10 @@ class ExponentialStep:
 
     def __init__(self, s: float, t: float, prediction: str = "data", eta: float = 0.0) -> None:
         noise = prediction == "noise"
-        self.s, self.t, self.eta, self.h = s, t, eta, math.log(s / t)
+        self.s: float = s
+        self.t: float = t
+        self.eta: float = eta
+        self.h: float = math.log(s / t)
         self.q: float = -self.h if noise else (1 + eta) * self.h
         self.gain: float = t if noise else 1.0
         self.scale: float = 1.0 if noise else (t / s) ** (1 + eta)

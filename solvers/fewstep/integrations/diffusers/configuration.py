@@ -17,9 +17,7 @@ from ...catalog import solver_named, spelling
 from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
-from ...executor import State
 from ...fingerprint import same_words
-from ...plan import Row
 from ...resolve import carried_plan, resolve
 from ...samplers.ddpm import VARIANCES
 from ...samplers.dpm import DPMFamily
@@ -270,17 +268,6 @@ def check_flow(solver: Any) -> None:
             f"solver: got {type(solver).__name__}, which loses all digits at the first level of a flow; expected "
             "DPMSolverPP, UniPC, DEIS, DDIM, EDMEuler or DPMSolverSDE."
         )
-
-
-def along_raw_noise(row: Row, state: State, x0: Tensor, clipped: Tensor) -> tuple[State, Tensor]:
-    """The state and the evaluation with which DDIM steps from the clipped x0 along the noise of the raw one."""
-    scale = row.stage.scale
-    assert isinstance(scale, float)
-    if not row.update.evaluations:  # a last step to the level where it is: only the clipping moves the state
-        return state._replace(x=torch.add(state.x, clipped - x0, alpha=1 / scale)), clipped
-    weight = row.update.evaluations[0][0]
-    # with keep the weight of x - D, the step a x + b D is w (D + keep (x - D)), w = a + b; the first D is clipped
-    return state, torch.lerp(x0, clipped, (row.update.scale / scale + weight) / weight)
 
 
 def generators_of(generator: Any, batch: int) -> Any:

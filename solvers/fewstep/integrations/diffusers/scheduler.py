@@ -15,11 +15,11 @@ try:
 except ImportError as _error:
     raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
 
-from ... import BrownianPath, DiffusionModel, DiffusionSolver, InputError, Plan, _validation, load
+from ... import BrownianPath, DiffusionModel, DiffusionSolver, InputError, Plan, _validation, executor, load
 from ...denoiser import coefficients, to_x0
-from ...executor import Draw, Evaluate, Normals, State, begin, follow, stage, update
+from ...executor import Draw, Evaluate, Normals, State
 from ...plan import Row
-from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals, uses_path
+from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals
 from ...resolve import carried_plan
 from . import configuration
 from .grid import FORWARD, MOST_LABELS, Process, process_of, reference_of
@@ -276,19 +276,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         draw = self._draw(run, x, sample, generator, variance_noise)
         state = self._enter(run, row, x, sample.dtype, draw)
         x0, state, evaluation = self._evaluate(run, row, state, x, output.to(x.dtype), use_clipped_model_output)
-        state = update(row, state, evaluation)
+        state = executor.update(row, state, evaluation)
         run = run._replace(row=run.row + 1)
         at = state.x
         if not run.over:
             row = run.plan.rows[run.row]
-            state = begin(row, state, draw) if row.stage.normals else state
-            at = stage(row, state)
+            state = executor.begin(row, state, draw) if row.stage.normals else state
+            at = executor.stage(row, state)
         self._run, new, x0 = run._replace(state=state), run.write(at, sample.dtype), x0.to(sample.dtype)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
         """The run with what depends on the samples: its Brownian path and its student's network."""
-        if self.config.noise == "path" and uses_path(run.plan):
+        if self.config.noise == "path" and run.plan.on_path.any():
             lowest = self._process.schedule.sigma_min
             run = run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
         if not isinstance(self.solver, (DiffusionSolver, Plan)):
@@ -315,37 +315,37 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if run.state is None:
             # the pipeline calls the network before the scheduler: the first input is the state itself, without the
             # noise that a plan adds to it, and contains the churn of the first level
-            state = begin(row, State(x if row.stage.scale == 1 else x / row.stage.scale), draw)
+            state = executor.begin(row, executor.entered(row, x), draw)
             if row.interval is not None and row.interval[0] == row.interval[1]:
                 state = state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
             return state
         state = run.state
         pure = not (row.stage.evaluations or row.stage.normals)
         # what was handed out, with its rounding to the pipeline's dtype
-        before = x if pure else run.read(run.write(stage(row, state), dtype))
-        state = follow(row, state, before, x)
-        return state if row.stage.normals else begin(row, state, draw)
+        before = x if pure else run.read(run.write(executor.stage(row, state), dtype))
+        state = executor.follow(row, state, before, x)
+        return state if row.stage.normals else executor.begin(row, state, draw)
 
     def _evaluate(
         self, run: Run, row: Row, state: State, x: Tensor, output: Tensor, clipped: bool | None
     ) -> tuple[Tensor, State, Tensor]:
         """The estimate of x0 after clipping or thresholding, the state, and the row's evaluation."""
         p, q, p_noise, q_noise = run.numbers[run.row]
-        x0, data = to_x0(x, output, p, q), run.plan.prediction == "data"
+        x0, kind = to_x0(x, output, p, q), run.plan.prediction
         if run.evaluate is not None:
             self._pipeline_x0 = x0
             with torch.no_grad():
                 evaluation = run.evaluate(run.first + run.row, x, state.normals)
-            x0 = evaluation if data else torch.sub(x, evaluation, alpha=row.sigma)
+            x0 = executor.data_of(kind, x, row.sigma, evaluation)
         else:
-            evaluation = x0 if data else to_x0(x, output, p_noise, q_noise)
+            evaluation = x0 if kind == "data" else to_x0(x, output, p_noise, q_noise)
         assert self._setup is not None
         if self._setup.postprocess is None:
             return x0, state, evaluation
         fixed = self._setup.postprocess(x0)
         if isinstance(self._setup.used, configuration.DDIM_FORMS) and not clipped:
-            return fixed, *configuration.along_raw_noise(row, state, x0, fixed)
-        return fixed, state, fixed if data else (x - fixed).div_(row.sigma)
+            return fixed, *executor.redirected(row, state, x0, fixed)
+        return fixed, state, executor.evaluation_of(kind, x, row.sigma, fixed)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..._distributed import sum_over_processes
 from ...errors import InputError, NonFiniteError
-from ...executor import run
+from ...executor import evaluation_of, run
 from ...plan import Plan
 from ..training import Minibatch, TrainingOptions, fit
 from .correction import corrected, is_plain
@@ -103,8 +103,7 @@ def refine_plan(
 
         def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:
             sigma = plan.sigma[i].to(x)  # not `evaluator_of`, whose levels are numbers without a graph
-            D = denoiser(x, sigma)
-            return D if plan.prediction == "data" else (x - D) / sigma
+            return evaluation_of(plan.prediction, x, sigma, denoiser(x, sigma))
 
         work.spent[0] += len(index) * plan.nfe
         final = run(plan, work.start(index), evaluate, lambda *_: ())

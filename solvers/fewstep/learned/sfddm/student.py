@@ -36,8 +36,9 @@ class SFDDM(NetworkStudent):
         _validation.check_instance("process", process, StudentProcess, "a StudentProcess")
         _validation.check_instance("plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None")
         plan = plan or DDIM().plan(process.grid())
-        self.network, self.process = network, process
-        self.plan = plan if plan.name.startswith("SFDDM(") else plan.renamed(f"SFDDM({plan.name})")
+        self.network: nn.Module = network
+        self.process: StudentProcess = process
+        self.plan: Plan = plan if plan.name.startswith("SFDDM(") else plan.renamed(f"SFDDM({plan.name})")
 
     def __repr__(self) -> str:
         return f"<{self.plan.name}: {self.plan.nfe} evaluations, {type(self.network).__name__}>"

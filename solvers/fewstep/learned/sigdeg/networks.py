@@ -82,12 +82,14 @@ class DenoisingMLP(nn.Module):
         data_std: float = 0.75, dropout: float = 0.0, skip: bool = True, head: str = "direct",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.head = _validation.check_choice("head", head, HEADS)
+        self.head: str = _validation.check_choice("head", head, HEADS)
         self.config: dict[str, Any] = {
             "event": list(event), "width": width, "depth": depth, "letters": letters, "data_std": data_std,
             "dropout": dropout, "skip": skip, "head": head,
         }  # fmt: skip
-        self.data_std, self.letters, self.skip = data_std, letters, skip
+        self.data_std: float = data_std
+        self.letters: int = letters
+        self.skip: bool = skip
         self.frequencies: Tensor
         size = math.prod(event)
         self.enter: nn.Linear = nn.Linear(size, width)

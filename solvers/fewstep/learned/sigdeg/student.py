@@ -112,8 +112,7 @@ class SigSampler(NetworkStudent):
     def __init__(self, plan: Plan, network: nn.Module, levy: str = "H", residual: bool = False) -> None:
         _validation.check_instance("plan", plan, Plan, "the parent's plan, such as EulerMaruyama().plan(sigmas)")
         _validation.check_instance("network", network, nn.Module, "a torch.nn.Module (x, sigma, sigma_next, xi) -> x0")
-        on_path = bool((plan.noise[:, 1] > plan.noise[:, 0]).all())  # False for nan
-        if not on_path or plan.prediction != "data":
+        if not plan.on_path.all() or plan.prediction != "data":
             raise InputError(
                 f"plan: got {plan.name!r}, expected that of EulerMaruyama() or SEA() on a grid that ends above 0, in "
                 "data prediction and with a path interval in each row."

@@ -34,9 +34,9 @@ class SigUNet(UNetDenoiser):
         self, unet: Mapping[str, Any], labels: int, letters: int = 2, prediction: str = "epsilon", head: str = "direct"
     ) -> None:
         super().__init__(unet, labels, prediction)
-        self.head = _validation.check_choice("head", head, HEADS)
+        self.head: str = _validation.check_choice("head", head, HEADS)
         self.letters = letters
-        self.config |= {"letters": letters, "head": head}
+        self.config.update(letters=letters, head=head)
 
     @classmethod
     def of(  # type: ignore[override]
