@@ -49,7 +49,9 @@ class Sampler:
 
     def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
         _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
-        self.solver, self.schedule, own = solver, schedule, carried_plan(solver)
+        self.solver: AnySolver = solver
+        self.schedule: Schedule | None = schedule
+        own = carried_plan(solver)
         self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
 
     @torch.no_grad()

@@ -49,7 +49,10 @@ class BrownianNoiseSampler:
         transform: Callable[[Tensor], Tensor] | None = None, *, levy: str = "H",
     ) -> None:  # fmt: skip
         check_state(x)
-        self.transform, self.dtype, self.shape, self.levy = transform, x.dtype, tuple(x.shape), levy
+        self.transform: Callable[[Tensor], Tensor] | None = transform
+        self.dtype: torch.dtype = x.dtype
+        self.shape: tuple[int, ...] = tuple(x.shape)
+        self.levy: str = levy
         self.sigma_min: float = _validation.check_float("sigma_min", sigma_min)
         self.sigma_max: float = _validation.check_float("sigma_max", sigma_max)
         if not 0 <= self.sigma_min < self.sigma_max < math.inf:

@@ -23,7 +23,8 @@ class KappaTable(nn.Module):
 
     def __init__(self, base: Plan, kappa: Tensor) -> None:
         super().__init__()
-        self.base, self.kappa = base, nn.Parameter(kappa.clone())
+        self.base: Plan = base
+        self.kappa: nn.Parameter = nn.Parameter(kappa.clone())
 
     def plan(self) -> Plan:
         """The plan, with a graph to the parameters."""
@@ -44,7 +45,8 @@ class GridTable(nn.Module):
                 f"learn_grid: got {base.name!r}, expected a base of one evaluation per step made at its state, such as "
                 "DDIM() or DPMSolverPP(2)."
             )
-        self.base, self.smallest = base, smallest
+        self.base: Plan = base
+        self.smallest: float = smallest
         ends = base.sigma if float(base.sigmas[-1]) == 0 else base.sigmas
         gaps = -ends.log().diff()
         if float(base.sigmas[-1]) == 0:  # the last positive level may move down to the smallest

@@ -117,12 +117,13 @@ class SigSampler(NetworkStudent):
                 f"plan: got {plan.name!r}, expected that of EulerMaruyama() or SEA() on a grid that ends above 0, in "
                 "data prediction and with a path interval in each row."
             )
-        self.levy = _validation.check_choice("levy", levy, LEVY_ORDER)
+        self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
         # columns for letters that the network receives and the parent does not use
         pad = (0, max(LEVY_ORDER[levy] - plan.stage_noise.shape[-1], 0))
         stage, update = (nn.functional.pad(c, pad) for c in (plan.stage_noise, plan.update_noise))
-        self.plan = replace(plan, name=f"SigSampler({plan.name})", stage_noise=stage, update_noise=update)
-        self.network, self.residual = network, residual
+        self.plan: Plan = replace(plan, name=f"SigSampler({plan.name})", stage_noise=stage, update_noise=update)
+        self.network: nn.Module = network
+        self.residual: bool = residual
 
     def __repr__(self) -> str:
         return f"<{self.plan.name}: {self.plan.nfe} evaluations, {type(self.network).__name__} with levy={self.levy!r}>"
