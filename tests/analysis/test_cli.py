@@ -132,7 +132,7 @@ def test_completion_offers_names_that_the_library_accepts():
 def test_command_without_its_libraries_says_what_to_install():
     code = f"import sys; sys.modules['typer'] = None; {RUN}"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert out.stderr.splitlines() == [out.stderr.strip()]
     assert "pip install 'fewstep[analysis]'" in out.stderr
 
