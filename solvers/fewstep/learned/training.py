@@ -264,7 +264,7 @@ class _Run:
                 p.copy_(weights[k])
 
     def gradients(self, loss: Callable[[Minibatch], Tensor], batch: Minibatch, size: int) -> Tensor:
-        """Set the gradients, averaged over all processes, and return the loss. size: of the whole minibatch."""
+        """Set the gradients, averaged over all processes, and return the loss. size: of the full minibatch."""
         parameters = [*self.parameters.values()]
         found: tuple[Tensor | None, ...]
         if len(batch.index):
