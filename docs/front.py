@@ -29,10 +29,8 @@ SDES = [
     ("general noise", "EulerMaruyama", "general"),
     ("general noise, on a path with areas", "LogODE", "general"),
 ]
-AGAINST = {
-    "levels": "differences of levels: torchsde's paths have no areas",
-    "torchsde": "torchsde's `srk` on the same path",
-}
+
+
 # evaluations of the network, the solver, and its name in the records
 SAMPLERS = [
     (5, "IPNDM(order=3)", "IPNDM(3)"), (10, "DEIS(order=3)", "DEIS(3)"), (20, "UniPC(order=3)", "UniPC(3)"),
