@@ -9,7 +9,8 @@ def main() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError:
-        print("fewstep: the command line needs the extra `analysis`; run: pip install 'fewstep[analysis]'", file=sys.stderr)
+        cure = "run: pip install 'fewstep[analysis]'"
+        print(f"fewstep: the command line needs the extra `analysis`; {cure}", file=sys.stderr)
         raise SystemExit(2) from None
     from .app import run
 
