@@ -1,7 +1,9 @@
 """The public names: the stub is the surface, imports are lazy, renamed names warn."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +33,16 @@ def test_heavy_packages_are_imported_only_when_used():
     assert imported(solve, *extras) == []
 
 
-def test_renamed_names_warn_and_still_work():
-    with pytest.warns(DeprecationWarning, match="DiffusionModel"):
-        assert fs.Denoising is fs.DiffusionModel
+def test_renamed_names_warn_still_work_and_are_deprecated_in_the_stub():
+    stub = ast.parse(Path(fs.__file__).with_suffix(".pyi").read_text())
+    classes = [node for node in stub.body if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes] == ["Denoising", "Tape"]
+    for node in classes:
+        (new,), (mark,) = (ast.unparse(base) for base in node.bases), map(ast.unparse, node.decorator_list)
+        assert mark == f"typing_extensions.deprecated('Use {new}.')"
+        assert node.name not in fs.__all__ + dir(fs)
+        with pytest.warns(DeprecationWarning, match=new):
+            assert getattr(fs, node.name) is getattr(fs, new)
 
 
 def test_unknown_name_raises_attribute_error():

@@ -14,7 +14,9 @@ import fewstep_analysis as analysis
 from fewstep import distances
 from fewstep.integrations import dpm_solver, k_diffusion
 from fewstep.integrations import torchsde as theirs
+from fewstep.learned.sfddm.process import StudentProcess, subsequence
 from fewstep.learned.sigdeg.networks import DenoisingMLP
+from fewstep.testing import check_solver
 from fewstep_analysis import datasets, problems, teachers
 
 Y = torch.ones(2, 3)
@@ -25,7 +27,7 @@ NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
 MODEL, TABLE = fs.DiffusionModel(NET, fs.EDM(0.1, 10.0)), fs.DiscreteVP.named(steps=20)
 PATH, PLAN, NOISE = fs.BrownianPath((2, 3), levy="H"), fs.DDIM().plan(SIGMAS), torch.randn(64, 3)
 AREAS, FRESH, INCREMENT = fs.AreaPath(PATH, 4), fs.FreshIncrements((2, 3)), fs.Increment(1.0, Y, Y)
-PROCESS = fs.StudentProcess(TABLE, torch.tensor([3, 9, 19]))
+PROCESS = StudentProcess(TABLE, torch.tensor([3, 9, 19]))
 STUDENT = fs.SFDDM(NET, PROCESS)
 SHORT, FEW = fs.TrainingOptions(iterations=1, batch_size=4), fs.TeacherOptions(trajectories=16)
 
@@ -91,7 +93,7 @@ ROWS = [
     (fs.solve, SOLVE,
      dict(sde=OBJECT, solver=OBJECT, y0=STATE, grid=INCREASING, seed=SEED, save=WORD, path=SOURCE)),
     (fs.solvers, {}, dict(noise_type=WORD)),
-    (fs.check_solver, {}, dict(solver=OBJECT)),
+    (check_solver, {}, dict(solver=OBJECT)),
     (theirs.sdeint, dict(sde=THEIRS, y0=Y, ts=TIMES), dict(sde=OBJECT, method=OBJECT, y0=STATE, ts=INCREASING,
                                                            bm=SOURCE, dt=NUMBER, options=MAPPING,
                                                            names=MAPPING, seed=SEED)),
@@ -172,8 +174,8 @@ ROWS = [
     (fs.distill_sfddm, SFDDM | dict(target="published"), dict(features=WORD)),
     (fs.distill_sfddm, SFDDM | dict(data=None, event_shape=(3,), teacher_options=FEW),
      dict(event_shape=SHAPE)),
-    (fs.subsequence, dict(teacher=TABLE, steps=3), dict(teacher=OBJECT, steps=STEPS, spacing=WORD)),
-    (fs.StudentProcess, dict(teacher=TABLE, phi=[3, 9, 19]), dict(teacher=OBJECT, phi=INCREASING)),
+    (subsequence, dict(teacher=TABLE, steps=3), dict(teacher=OBJECT, steps=STEPS, spacing=WORD)),
+    (StudentProcess, dict(teacher=TABLE, phi=[3, 9, 19]), dict(teacher=OBJECT, phi=INCREASING)),
     (fs.SFDDM, dict(network=NET, process=PROCESS), dict(network=MODULE, process=OBJECT, plan=OBJECT)),
     (STUDENT.at, {}, dict(labels=LABELS)), (STUDENT.save, {}, dict(path=FILE)),
     (fs.SigStep, dict(network=NET), dict(network=MODULE, parent=OBJECT)),

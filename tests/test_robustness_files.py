@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import fewstep as fs
+from fewstep.learned.sfddm.process import StudentProcess
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.unet_denoiser import unet_class
 from fewstep_analysis import Record, teachers
@@ -40,7 +41,7 @@ def training(folder):
 def files(tmp_path_factory):
     """One file of every kind that the library writes, keyed by name, and their readers."""
     home = tmp_path_factory.mktemp("files")
-    process = fs.StudentProcess(fs.DiscreteVP.named(steps=20), torch.tensor([3, 9, 19]))
+    process = StudentProcess(fs.DiscreteVP.named(steps=20), torch.tensor([3, 9, 19]))
     noise = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
     table, _ = fs.distill_dode(PROBLEM, fs.DDIM(), noise=noise, steps=2, teacher_substeps=2)
     from fewstep.learned.sigdeg.networks import Coefficients

@@ -17,6 +17,7 @@ import fewstep as fs
 import sfddm_training as tools
 from base import Experiment, Job, Record, Row, canvas, images_figure, packed, rms, table, ticks, write
 from fewstep import TrainingOptions
+from fewstep.learned.sfddm.process import StudentProcess
 from fewstep.learned.unet_denoiser import UNetDenoiser
 from fewstep_analysis import teachers
 from mnist_data import mnist
@@ -97,7 +98,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     made, many = train(budget, job), budget.images
     net, schedule, labels = teacher().to(job.device), teachers.mnist_schedule(), torch.arange(many) % 10
     noise = torch.randn(many, 1, 28, 28, generator=torch.Generator().manual_seed(job.seed + 1000))
-    every = fs.SFDDM(net, fs.StudentProcess(schedule, torch.arange(len(schedule.log_sigmas))))
+    every = fs.SFDDM(net, StudentProcess(schedule, torch.arange(len(schedule.log_sigmas))))
     draw_from = partial(sample, noise=noise, labels=labels, device=job.device)
     ends = {("fine", 0): draw_from(every, fs.UniPC(3), steps=budget.fine_steps)}
     for n in (16, 8, 4):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fewstep as fs
 from base import Row, colour, curve
 from fewstep import _serialization
-from fewstep.learned.sfddm.process import subsequence
+from fewstep.learned.sfddm.process import StudentProcess, subsequence
 from fewstep.learned.training import CHECKPOINT
 
 PLAIN = "teacher, DDIM on phi"
@@ -121,7 +121,7 @@ def halvings(
 
 def on_phi(teacher: nn.Module, schedule: fs.DiscreteVP, steps: int) -> fs.SFDDM:
     """The teacher itself on a student's levels: what the published loss leads to."""
-    return fs.SFDDM(teacher, fs.StudentProcess(schedule, subsequence(schedule, steps)))
+    return fs.SFDDM(teacher, StudentProcess(schedule, subsequence(schedule, steps)))
 
 
 def cost(made: Trained | None) -> Row:

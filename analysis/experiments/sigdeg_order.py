@@ -19,6 +19,7 @@ from torch import Tensor
 
 import fewstep as fs
 from base import F64, Experiment, Job, Record, Row, canvas, colour, progress, table, write
+from fewstep.learned.training import Report
 from fewstep_analysis import problems
 from fewstep_analysis.convergence import OrderEstimate, strong_orders
 from fewstep_analysis.figures import draw_orders
@@ -121,7 +122,7 @@ def measure_case(case: Case, budget: Budget, job: Job) -> Row:
     }  # fmt: skip
 
 
-def learned(case: Case, budget: Budget, seed: int) -> tuple[fs.SigStep, fs.Report]:
+def learned(case: Case, budget: Budget, seed: int) -> tuple[fs.SigStep, Report]:
     """The fitted step of a problem, and the report of its training."""
     return fs.distill_sigdeg_step(
         case.problem.sde, steps=STEPS, y0=case.y0, seed=seed,

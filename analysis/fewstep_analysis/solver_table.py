@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 import fewstep
-from fewstep import ODE, DiffusionSolver, Solver, StochasticSolver, solve
+from fewstep import ODE, DiffusionSolver, StochasticSolver, solve
 from fewstep._distributed import is_first
 from fewstep._progress import progress
+from fewstep.solver import Solver
 
 from .convergence import strong_orders
 from .problems import JUDGES, TestProblem, judge

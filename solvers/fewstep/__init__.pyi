@@ -1,5 +1,7 @@
 """The public surface of fewstep, on one screen."""
 
+import typing_extensions
+
 from .brownian import AreaPath as AreaPath
 from .brownian import BrownianPath as BrownianPath
 from .brownian import FreshIncrements as FreshIncrements
@@ -23,18 +25,14 @@ from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
 from .learned.loading import load as load
 from .learned.sfddm.distill import distill_sfddm as distill_sfddm
-from .learned.sfddm.process import StudentProcess as StudentProcess
-from .learned.sfddm.process import subsequence as subsequence
 from .learned.sfddm.student import SFDDM as SFDDM
 from .learned.sigdeg.distill import distill_sigdeg as distill_sigdeg
 from .learned.sigdeg.distill_step import distill_sigdeg_step as distill_sigdeg_step
 from .learned.sigdeg.student import SigSampler as SigSampler
 from .learned.sigdeg.student import SigStep as SigStep
 from .learned.sigdeg.unet import SigUNet as SigUNet
-from .learned.training import Report as Report
 from .learned.training import TeacherOptions as TeacherOptions
 from .learned.training import TrainingOptions as TrainingOptions
-from .learned.trajectories import Trajectories as Trajectories
 from .learned.trajectories import make_trajectories as make_trajectories
 from .plan import Plan as Plan
 from .plan_builder import PlanBuilder as PlanBuilder
@@ -91,10 +89,16 @@ from .solve import Solution as Solution
 from .solve import solve as solve
 from .solver import Card as Card
 from .solver import DiffusionSolver as DiffusionSolver
-from .solver import Solver as Solver
 from .solver import Step as Step
 from .solver import StochasticSolver as StochasticSolver
-from .testing import check_solver as check_solver
 
 __version__: str
 __all__: list[str]
+
+# names of 0.1, which warn when they are used
+
+@typing_extensions.deprecated("Use DiffusionModel.")
+class Denoising(DiffusionModel): ...
+
+@typing_extensions.deprecated("Use PlanBuilder.")
+class Tape(PlanBuilder): ...

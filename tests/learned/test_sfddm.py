@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import fewstep as fs
 from fewstep.errors import InputError
-from fewstep.learned.sfddm.process import SPACINGS
+from fewstep.learned.sfddm.process import SPACINGS, StudentProcess, subsequence
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.training import fit, seeded
 
@@ -51,7 +51,7 @@ def test_marginals_equal_the_teachers_by_algebra(phi):
     """The product of alpha' telescopes to abar at phi."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        process = fs.StudentProcess(TABLE, phi)
+        process = StudentProcess(TABLE, phi)
     abar = 1 / (1 + torch.exp(2 * TABLE.log_sigmas))
     torch.testing.assert_close(process.alphas.cumprod(0), abar[phi], rtol=1e-12, atol=0)
     torch.testing.assert_close(process.sigma(torch.arange(len(phi)).double())[: len(phi)] if len(phi) > 1 else
@@ -60,7 +60,7 @@ def test_marginals_equal_the_teachers_by_algebra(phi):
 
 def test_marginals_equal_the_teachers_by_simulation():
     """10^5 chains of q' against the moments of q, each within 5 standard errors (level 2e-5 in all)."""
-    process, n = fs.StudentProcess(TABLE, torch.tensor([3, 20, 33, 63])), 100_000
+    process, n = StudentProcess(TABLE, torch.tensor([3, 20, 33, 63])), 100_000
     g, x0 = torch.Generator().manual_seed(0), 0.7
     x = torch.full((n,), x0, dtype=torch.float64)
     for k in range(4):
@@ -75,7 +75,7 @@ def test_marginals_equal_the_teachers_by_simulation():
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, T), st.sampled_from(SPACINGS))
 def test_subsequences_are_increasing_labels_of_the_right_number(steps, spacing):
-    phi = fs.subsequence(TABLE, steps, spacing)
+    phi = subsequence(TABLE, steps, spacing)
     assert len(phi) == steps
     assert (phi.diff() > 0).all()
     assert 0 <= phi[0] <= phi[-1] < T
@@ -85,16 +85,16 @@ def test_subsequences_are_increasing_labels_of_the_right_number(steps, spacing):
 
 def test_last_level_with_signal_warns():
     with pytest.warns(UserWarning, match="of x0 is left"):
-        fs.StudentProcess(TABLE, fs.subsequence(TABLE, 4, "uniform"))
+        StudentProcess(TABLE, subsequence(TABLE, 4, "uniform"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fs.StudentProcess(TABLE, fs.subsequence(TABLE, 4))
+        StudentProcess(TABLE, subsequence(TABLE, 4))
 
 
 @pytest.mark.parametrize("phi", [[3, 2], [0, 64], [-1, 3], [1.0, 2.0], []])
 def test_invalid_phi_is_rejected(phi):
     with pytest.raises(InputError, match="phi: got"):
-        fs.StudentProcess(TABLE, torch.tensor(phi))
+        StudentProcess(TABLE, torch.tensor(phi))
 
 
 # ---------------------------------------------------------------- the fold
