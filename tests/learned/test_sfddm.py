@@ -239,7 +239,7 @@ BAD = {
     "idle substeps": (dict(substeps=4), "substeps: got 4 for the published"),
     "function": (dict(teacher=lambda x, sigma: x), "teacher: got function"),
     "one level": (dict(teacher=OneLevel(2, 2)), "each sample with a level of its own"),
-    "x0 of another shape": (dict(teacher=torch.nn.Bilinear(2, 1, 3)), r"teacher: fails for x \(2, 2\)"),
+    "x0 of another shape": (dict(teacher=torch.nn.Bilinear(2, 1, 3)), r"teacher: fails for x \(3, 2\)"),
 }
 
 

@@ -177,8 +177,10 @@ def _samples(
 @torch.no_grad()
 def _try(teacher: nn.Module, x0: Tensor, classes: Tensor | None, device: torch.device | str) -> None:
     """Evaluate the teacher twice, so that one that does not fit gets a clear error."""
-    x, sigma = x0[:2].to(device), x0.new_tensor([1.0, 2.0], device=device)[: len(x0)]
-    labels = [None if classes is None else classes[:n] for n in (1, 2)]
+    count = 3 if x0.shape[-1] == 2 else 2  # levels that would broadcast over the last axis must not go unnoticed
+    index = torch.arange(count) % len(x0)
+    x, sigma = x0[index].to(device), torch.linspace(1, 2, count, dtype=x0.dtype, device=device)
+    labels = [None if classes is None else classes[index[:n]] for n in (1, count)]
     try:
         alone = teacher(x[:1], sigma[0], **label_arguments(teacher, labels[0], x[:1]))
         out = teacher(x, sigma, **label_arguments(teacher, labels[1], x))
