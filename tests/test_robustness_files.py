@@ -1,9 +1,12 @@
 """Damaged and hostile files, and missing extras: one clear error each."""
 
 import json
+import os
 import pickle
 import struct
+import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ import fewstep as fs
 from fewstep.learned.sfddm.process import StudentProcess
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.unet_denoiser import unet_class
-from fewstep_analysis import Record, teachers
+from fewstep_analysis import Record, figures, teachers
 
 NET = DenoisingMLP((3,), 8, 1).eval().requires_grad_(False)
 PROBLEM = fs.DiffusionModel(NET, fs.EDM(0.1, 10.0))
@@ -209,6 +212,136 @@ def test_missing_extra_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name.split()[0], None)
     with pytest.raises((fs.InputError, ImportError), match=words):
         call()
+
+
+# how each file writer is called: all of them go through one place
+WRITERS = {
+    "plan.safetensors": lambda path: fs.DDIM().plan(SIGMAS).save(path),
+    "plan.json": lambda path: fs.DDIM().plan(SIGMAS).save(path),
+    "student.safetensors": lambda path: fs.SigStep(NET).save(path),
+    "record.json": lambda path: Record("k", {"a": [1.0]}, 0, {}).save(path),
+    "teacher.safetensors": lambda path: teachers.save(NET, path),
+    "figure.svg": lambda path: figures.write(figures.canvas()[0], path),
+}
+HOLDS_A_FILE_OPEN = """
+import sys, time
+from fewstep._serialization import atomic_write
+with atomic_write(sys.argv[1]) as file:
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+def saved(name, path):
+    """Write a file, read it if there is a reader, and return the names in its folder."""
+    WRITERS[name](path)
+    if name.startswith(("plan", "student")):
+        fs.load(path)
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_links_are_written_through(name, tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / f"target-{name}", tmp_path / name
+    for to in (target, os.path.relpath(target, tmp_path)):  # at first dangling
+        link.symlink_to(to)
+        assert saved(name, link) == sorted([name, "real"])
+        assert link.is_symlink()
+        assert link.resolve() == target
+        assert target.stat().st_size > 50
+        link.unlink()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_places_that_cannot_be_written_are_refused(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / f"pipe-{name}")
+    long = {"a" * 300 + name, "\N{LATIN SMALL LETTER E WITH ACUTE}" * 130 + name}
+    for bad in ("folder", "loop/x-" + name, "file/" + name, f"pipe-{name}", *long):
+        with pytest.raises(fs.InputError) as error:
+            WRITERS[name](tmp_path / bad)
+        assert len(str(error.value)) < 400
+    assert saved(name, tmp_path / ("b" * 230 + name))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_threads_and_processes_that_save_to_one_path_do_not_fail(tmp_path):
+    path, failed = tmp_path / "plan.safetensors", []
+    plans = [solver.plan(SIGMAS) for solver in (fs.DDIM(), fs.DEIS(), fs.UniPC(), fs.EulerMaruyama())]
+
+    def save(plan):
+        try:
+            for _ in range(15):
+                plan.save(path)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(plan,)) for plan in plans]
+    for act in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            act(thread)
+    assert failed == []
+    assert fs.load(path).name in [plan.name for plan in plans]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_files_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path):
+    command = [sys.executable, "-c", HOLDS_A_FILE_OPEN, str(tmp_path / "killed.json")]
+    (tmp_path / "mine.part").touch()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"open\n"
+        assert len(saved("plan.json", tmp_path / "plan.json")) == 3
+        process.kill()
+    assert saved("record.json", tmp_path / "record.json") == ["mine.part", "plan.json", "record.json"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "record.json"
+    Record("k", {"a": 1.0}, 0, {}).save(path)
+    before = path.read_bytes()
+    for value in (float("nan"), float("inf"), object(), {1, 2}, {(1, 2): 3}):
+        with pytest.raises(fs.InputError):
+            Record("k", {"a": value}, 0, {}).save(path)
+    with pytest.raises(fs.InputError):
+        fs.SigStep(NET).save(tmp_path / "no" / "such" / "folder.safetensors")
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_networks_that_share_memory_or_have_a_strange_config_can_be_saved(tmp_path):
+    network = DenoisingMLP((3,), 8, 1)
+    network.tied = torch.nn.ParameterList([next(network.parameters())])
+    network.config = {"dtype": torch.float32}
+    network.eval().requires_grad_(False)
+    fs.SigStep(network).save(tmp_path / "x.safetensors")
+    assert fs.load(tmp_path / "x.safetensors", network).network is network
+
+
+@pytest.mark.parametrize("text", ['{"format": "a", "format": "b"}', '{"a": NaN}', '{"a": [-Infinity]}'])
+@pytest.mark.parametrize("name", ["table.json", "record.json", "sfddm.safetensors"])
+def test_json_outside_the_standard_is_refused(files, name, text, tmp_path):
+    good = (files[0] / name).read_bytes()
+    if name.endswith(".json"):
+        refused(files, name, good.rstrip()[:-1] + b"," + text[1:].encode())
+        return
+    with safe_open(files[0] / name, framework="pt") as file:
+        meta, tensors = file.metadata()["fewstep"], {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "x", {"fewstep": meta[:-1] + "," + text[1:]})
+    refused(files, name, (tmp_path / "x").read_bytes())
+
+
+def test_files_keep_their_permissions_and_read_only_ones_their_content(tmp_path):
+    path = tmp_path / "plan.json"
+    path.touch(mode=0o600)
+    saved("plan.json", path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o400)
+    if not os.access(path, os.W_OK):  # root may write
+        with pytest.raises(fs.InputError, match="read-only"):
+            saved("plan.json", path)
 
 
 def test_files_have_the_permissions_of_others_in_their_folder(tmp_path):

@@ -81,8 +81,7 @@ def distil(
         passes = 1 + (substeps if displaced else 1)
         evaluations = iterations * (training.batch_size or 0) * passes
         body = {"evaluations": evaluations, "seconds": seconds, "losses": report.losses}
-        with _serialization.atomic_write(facts) as part:  # last: its presence states that all is done
-            part.write_text(json.dumps(body))
+        _serialization.write_json(facts, body)  # last: its presence states that all is done
     loaded = fs.load(file)
     assert isinstance(loaded, fs.SFDDM)
     return Trained(loaded, **json.loads(facts.read_text()))

@@ -53,11 +53,10 @@ def write(figure: Figure, path: str | Path) -> Path:
 
     path = _validation.check_path(path)
     _validation.check_choice("path: the suffix", path.suffix.lower(), FORMATS)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rc = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"})
-    with rc, atomic_write(path) as part:
+    with rc, atomic_write(path, parents=True) as file:
         meta = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(part, dpi=150, metadata=meta, format=path.suffix[1:].lower())
+        figure.savefig(file, dpi=150, metadata=meta, format=path.suffix[1:].lower())
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from fewstep import _validation
-from fewstep._serialization import atomic_write
+from fewstep._serialization import read_json, write_json
 from fewstep.errors import InputError
 
 FORMAT = "fewstep-record-1"
@@ -43,18 +42,9 @@ class Record:
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, atomically."""
-        path = _validation.check_path(path)
         _validation.check_instance("data", self.data, dict, "a dict of plain numbers")
-        try:
-            text = json.dumps(self.body(), indent=1) + "\n"
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"data: got values that JSON cannot represent ({error}), expected plain numbers."
-            ) from error
-        with atomic_write(path) as part:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text)
-        return path
+        write_json(path, self.body(), parents=True)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Record:
@@ -63,20 +53,15 @@ class Record:
         Raises:
             InputError: the file does not exist or is not a record.
         """
-        path = _validation.check_path(path)
-        try:
-            body = json.loads(path.read_text())
-            if body["format"] != FORMAT:
-                raise KeyError("format")
-            kinds = {"kind": str, "data": dict, "seed": int, "made": dict}
-            if wrong := [k for k, kind in kinds.items() if not isinstance(body[k], kind)]:
-                raise TypeError(f"{wrong[0]} is not a {kinds[wrong[0]].__name__}")
-            return cls(body["kind"], body["data"], body["seed"], body["made"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        body = read_json(path)
+        kinds = {"format": str, "kind": str, "data": dict, "seed": int, "made": dict}
+        wrong = [k for k, kind in kinds.items() if not isinstance(body, dict) or not isinstance(body.get(k), kind)]
+        if wrong or body["format"] != FORMAT:
             raise InputError(
-                f"path: {path} is not a record of this library ({error}); expected JSON with format "
+                f"path: {path} is not a record of this library ({(wrong or ['format'])[0]}); expected JSON with format "
                 f"{FORMAT!r}. Regenerate the record with its command."
-            ) from error
+            )
+        return cls(body["kind"], body["data"], body["seed"], body["made"])
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:

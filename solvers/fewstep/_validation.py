@@ -157,6 +157,13 @@ def check_path(value: Any, argument: str = "path") -> Path:
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"{argument}: got {describe(value)}, expected the path of a file, a string or a Path.")
+    try:
+        os.stat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, a loop of links, a folder that may not be searched
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{argument}: got {describe(text)}, which cannot be used ({reason}).") from error
     return Path(text)
 
 

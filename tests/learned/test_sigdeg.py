@@ -14,6 +14,7 @@ from mixture_cases import EDM, GRID, MIXTURE, shifted
 from tqdm import tqdm
 
 import fewstep as fs
+from fewstep import _serialization
 from fewstep.errors import InputError
 from fewstep.learned import training, trajectories
 from fewstep.learned.sigdeg.distill import KnotMatching
@@ -213,7 +214,7 @@ def dies_at(event, folder):
         if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    block, step, write = trajectories._Maker.block, training._Run.step, training.atomic_write
+    block, step, write = trajectories._Maker.block, training._Run.step, _serialization.atomic_write
 
     def counted(function):
         def wrapped(*args):
@@ -223,14 +224,14 @@ def dies_at(event, folder):
         return wrapped
 
     @contextmanager
-    def placed(path):
-        with write(path) as part:
-            yield part
+    def placed(*args):
+        with write(*args) as file:
+            yield file
             happens()  # written, but not moved yet
         happens()
 
     trajectories._Maker.block, training._Run.step = counted(block), counted(step)
-    training.atomic_write = trajectories.atomic_write = placed
+    _serialization.atomic_write = placed
     distil(folder)
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import _validation
 from .._distributed import barrier, from_first, is_first, part, rank_and_world, sum_over_processes
 from .._progress import progress as progress_bar
-from .._serialization import DAMAGE, atomic_write, read
+from .._serialization import DAMAGE, read, write
 from ..brownian.random_normals import key_of, node_seed
 from ..errors import InputError, NonFiniteError
 from ..solver import Solver
@@ -323,13 +323,11 @@ class _Run:
         """Write a checkpoint atomically, on rank 0."""
         if path is None or not is_first():
             return
-        from safetensors.torch import save_file
-
         tensors = self.tensors() | {"history": torch.stack(self.history)}
-        meta = {"format": CHECKPOINT, "metadata": self.metadata, "held_out": self.held_out, "stale": self.stale}
-        with atomic_write(path) as place:
-            # clones, since a network's own tensors may share memory
-            save_file({k: v.clone() for k, v in tensors.items()}, str(place), {"fewstep": json.dumps(meta)})
+        # a held-out distance that is nan is null in the file
+        held_out = [(i, v if math.isfinite(v) else None) for i, v in self.held_out]
+        meta = {"format": CHECKPOINT, "metadata": self.metadata, "held_out": held_out, "stale": self.stale}
+        write(path, meta, tensors)
 
     def resume(self, path: Path | None) -> None:
         """Continue from a checkpoint, where there is one."""
@@ -348,7 +346,8 @@ class _Run:
                         raise ValueError(f"{name} has another shape or dtype, or non-finite values")
                     mine.copy_(theirs)
                 self.history = list(tensors["history"].to(self.device).unbind())
-                self.held_out, self.stale = [(int(i), float(v)) for i, v in meta["held_out"]], int(meta["stale"])
+                self.held_out = [(int(i), math.nan if v is None else float(v)) for i, v in meta["held_out"]]
+                self.stale = int(meta["stale"])
             except (RuntimeError, *DAMAGE) as error:
                 raise InputError(f"checkpoint: {path} does not fit this network ({error}).") from error
         if float(from_first(torch.tensor(float(self.done)))) != self.done:

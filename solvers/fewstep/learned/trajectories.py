@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -16,7 +15,7 @@ from torch import Tensor
 from .. import _validation
 from .._distributed import barrier, is_first, rank_and_world
 from .._progress import progress as progress_bar
-from .._serialization import DAMAGE, atomic_write
+from .._serialization import DAMAGE, make_folder, read_json, write, write_json
 from ..brownian import FreshIncrements, Increment
 from ..brownian.increment import LEVY_ORDER
 from ..brownian.random_normals import key_of, node_seed
@@ -279,17 +278,13 @@ class _Maker:
 
 def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) -> list[dict[str, Tensor]]:
     """Load the blocks of a folder; missing ones are generated first."""
-    from safetensors.torch import save_file
-
     _claim(folder, maker.metadata(int(ranges[-1][-1]) + 1))
     files = [folder / f"block-{i:05d}.safetensors" for i in range(len(ranges))]
     rank, world = rank_and_world()
     missing = [i for i in range(len(files)) if not files[i].exists()]
     barrier()  # all processes list the files before one writes
     for i in progress_bar(missing[rank::world], "block", show=progress):
-        block = {k: v.contiguous() for k, v in maker.block(ranges[i]).items()}
-        with atomic_write(files[i]) as part:
-            save_file(block, str(part))
+        write(files[i], {}, maker.block(ranges[i]))
     barrier()
     return [_mapped(f, len(r), maker) for f, r in zip(files, ranges, strict=True)]
 
@@ -297,17 +292,13 @@ def _on_disk(folder: Path, maker: _Maker, ranges: list[Tensor], progress: bool) 
 def _claim(folder: Path, metadata: dict[str, Any]) -> None:
     """Write what the folder will contain, or reject one that contains other trajectories."""
     path = folder / "trajectories.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, *DAMAGE) as error:
-        raise InputError(f"folder: {path} cannot be read ({error}); use another folder.") from error
+    make_folder(folder)
+    held = read_json(path) if path.exists() else None
     if held is None and any(folder.glob("block-*.safetensors")):
         raise InputError(f"folder: {folder} has blocks but no {path.name}, which describes them; use an empty folder.")
     barrier()
     if held is None and is_first():
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(metadata, indent=1))
+        write_json(path, metadata)
     barrier()
     if held is not None:
         check_same(f"folder: {folder} holds trajectories", held, metadata, _same)
