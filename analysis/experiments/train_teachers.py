@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep import EDM, InputError
+from fewstep._progress import progress
 from fewstep.learned import training
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.training import Minibatch, TrainingOptions, seeded, warmup_cosine
@@ -135,15 +136,13 @@ def train_features(
     device: torch.device | str = "cpu",
 ) -> Path:  # fmt: skip
     """Train the classifier on the training set (two minutes of one core) and write it."""
-    from tqdm import trange
-
     images, labels, _, _ = mnist(data)
     images, labels = images.to(device), labels.to(device)
     net, generator = seeded(seed, teachers.MNISTFeatures).to(device), torch.Generator().manual_seed(seed)
     assert isinstance(net, teachers.MNISTFeatures)
     optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.01)
     iterations = epochs * len(images) // 128
-    for i in trange(iterations, desc="classifier", disable=None):
+    for i in progress(range(iterations), "batch"):
         which = torch.randint(len(images), (128,), generator=generator).to(device)
         # one shift of up to two pixels per batch costs nothing and is worth 0.2 % of accuracy
         shift = torch.randint(-2, 3, (2,), generator=generator).tolist()

@@ -50,7 +50,7 @@ def solve(
             Without it, independent exact increments are drawn from `seed`, which is faster. An ODE uses neither.
         save: `"last"` keeps the final state, `"all"` keeps the state at each time, `[0, 32, 64]` keeps the
             states at these indices of the grid.
-        progress: show a progress bar.
+        progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
 
     Raises:
         InputError: invalid input, before the first step.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import EDM, DiffusionModel, InputError, Plan, Schedule, _validation
+from .._progress import progress
 from ..executor import Draw, Evaluate, data_of, run
 from ..grid import short
 from ..plan_noise import at_least_float32
@@ -112,8 +113,8 @@ def sampler(solver: AnySolver, *, schedule: Schedule | None = None) -> Sampler:
     the model sees half precision: the state is kept in float32.
 
     `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first evaluation of
-    the step from sigmas[i]: x and sigma_hat are the model's input, denoised its output. `disable` is tqdm's: True for
-    no bar, None for none outside a terminal.
+    the step from sigmas[i]: x and sigma_hat are the model's input, denoised its output. `disable=True` shows no
+    progress; otherwise there is a bar on a terminal, and in a pipe a line every 30 seconds.
 
     Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A list has
     one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed s + j. Or it comes
@@ -230,10 +231,8 @@ def _run(
     disable: bool | None, sigmas: Tensor,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
-    from tqdm.auto import tqdm
-
     starts, levels = _starts(plan), plan.sigma.tolist()
-    with tqdm(total=len(starts), disable=disable) as bar:
+    with progress(range(len(starts)), "step", show=not disable) as bar:
 
         def watched(row: int, at: Tensor, normals: Any) -> Tensor:
             out = evaluate(row, at, normals)

@@ -184,7 +184,7 @@ def fit(
         loss: the mean over a minibatch.
         count: number of training samples.
         held_out_loss: the held-out distance of the network as it is when called. It is called at the moving average
-            every `checkpoint_every` iterations, if there is patience, or a bar to show it on.
+            every `checkpoint_every` iterations, if there is patience or, in a single process, `progress`.
         checkpoint: a file, written every `checkpoint_every` iterations; training resumes from it where it exists.
         metadata: what must match when resuming, in addition to options, seed and count.
 
@@ -199,7 +199,7 @@ def fit(
     key, own = key_of(seed), key_of(seed + (1 + rank) * APART)
     bar = progress_bar(range(run.done, iterations), "it", show=progress, total=iterations, initial=run.done)
     # a held-out evaluation is made by all processes or by none, and only the first one has a bar
-    judged = held_out_loss if patience > 0 or (world == 1 and not bar.disable) else None
+    judged = held_out_loss if patience > 0 or (world == 1 and progress) else None
     for i in bar:
         if 0 < patience <= run.stale:
             break
@@ -214,7 +214,7 @@ def fit(
                 raise NonFiniteError(message, step=i, paths=0)
             if judged is not None:
                 run.evaluate(judged)
-                bar.set_postfix(loss=f"{float(value):.3g}", held_out=f"{run.held_out[-1][1]:.3g}")
+                bar.set_postfix(refresh=False, loss=f"{float(value):.3g}", held_out=f"{run.held_out[-1][1]:.3g}")
             run.save(checkpoint)
     run.set_weights(run.best if patience > 0 else run.average)
     network.eval().requires_grad_(False)  # training it further needs requires_grad_(True)

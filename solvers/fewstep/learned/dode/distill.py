@@ -79,7 +79,7 @@ def distill_dode(
             Thousands of iterations and a learning rate of 0.03 pay off here.
         training: of refine; by default 600 iterations, batch_size 512, learning_rate 0.01.
         seed: of the minibatches of refine.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
         notes: JSON values to keep in the table's notes, for instance `{"guidance": 3.0}`.
 
     Returns:

@@ -73,7 +73,7 @@ def distill_sfddm(
         folder: for checkpoints. The same call resumes an interrupted one, bitwise.
         device: where training runs.
         seed: of the samples and of training.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
 
     Returns:
         the student and a `Report`. Its distances are those of T'-step sampling to the teacher's fine ODE from the

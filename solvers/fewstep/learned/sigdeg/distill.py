@@ -74,7 +74,7 @@ def distill_sigdeg(
         folder: for teacher data and checkpoints. The same call resumes an interrupted one, bitwise.
         device: where teacher and training run.
         seed: of the teacher's noise and of training.
-        progress: show progress bars on a terminal.
+        progress: show progress bars on a terminal, in a pipe a line every 30 seconds.
 
     Returns:
         the student and a `Report`. Under torch.distributed each process makes its share of the teacher data (with a

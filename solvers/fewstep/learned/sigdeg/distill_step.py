@@ -70,7 +70,7 @@ def distill_sigdeg_step(
         training: by default 300 iterations (1500 with a network) of 512 states, learning rate 3e-3.
         folder: for checkpoints. The same call resumes an interrupted one, bitwise.
         seed: of the teacher's noise and of training.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
 
     Returns:
         the student and a `Report`.
