@@ -29,7 +29,7 @@ def general(t, y):
 # case: (changed arguments, parts of the error message)
 BAD = {
     "one-point grid": (dict(grid=torch.zeros(1)), ["grid", "at least two"]),
-    "falling grid": (dict(grid=GRID.flip(0)), ["grid", "strictly increasing", "Sort"]),
+    "falling grid": (dict(grid=GRID.flip(0)), ["grid", "decreasing", "reverse time", "ODE"]),
     "repeated time": (dict(grid=torch.tensor([0.0, 0.5, 0.5, 1.0])), ["grid", "0.5, 0.5"]),
     "nan in grid": (dict(grid=torch.tensor([0.0, float("nan")])), ["grid", "finite"]),
     "words for grid": (dict(grid=["a"]), ["grid", "tensor of numbers"]),
@@ -160,6 +160,56 @@ def test_every_solver_with_a_deterministic_order_solves_odes(name, shape):
     assert torch.equal(state, torch.random.get_rng_state())
     assert (sol.y - y0 / math.e).abs().max() < 2 * 32.0 ** -EVERY[name].card.deterministic_order
     assert not fs.ODE(lambda t, y: -y).diffusion(None, y0).any()
+
+
+@pytest.mark.parametrize("name", [n for n, s in EVERY.items() if s.card.deterministic_order])
+def test_odes_run_backward_and_have_derivatives_with_respect_to_times(name):
+    """y' = -t y to y(s) = exp(-s^2/2), forward from 0 to 1 and backward; in reverse and in forward mode."""
+    sde, y0 = fs.ODE(lambda t, y: -t * y), torch.ones(2, 1, dtype=torch.float64)
+    order = EVERY[name].card.deterministic_order
+
+    def end(s):
+        return fs.solve(sde, EVERY[name], y0, torch.linspace(0, 1, 33, dtype=torch.float64) * s).y[0, 0]
+
+    s = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(end(s), s)
+    assert abs(slope + math.exp(-0.5)) < 2 * 32.0**-order
+    assert torch.func.jvp(end, (s.detach(),), (torch.ones_like(s),))[1] == pytest.approx(float(slope), rel=1e-12)
+    back = fs.solve(sde, EVERY[name], y0 * math.exp(-0.5), torch.linspace(1, 0, 33)).y
+    assert (back - 1).abs().max() < 4 * 32.0**-order
+
+
+def test_gradients_to_times_flow_from_lists_and_are_refused_for_sdes():
+    t1 = torch.tensor(1.0, requires_grad=True)
+    for grid in ([0.0, 0.5, t1], torch.stack([torch.tensor(0.0), t1])):
+        (slope,) = torch.autograd.grad(fs.solve(fs.ODE(lambda t, y: -y), fs.RK4(), Y0[:1, :1], grid).y.sum(), t1)
+        assert float(slope) == pytest.approx(-math.exp(-1), abs=0.04)
+        with pytest.raises(fs.InputError, match=r"grid: .* requires grad.*grid\.detach"):
+            fs.solve(GBM, fs.Milstein(), Y0, grid)
+        with torch.no_grad():
+            fs.solve(GBM, fs.Milstein(), Y0, grid)
+
+
+@pytest.mark.parametrize("solver", [fs.Heun(), fs.SlowRK(), fs.SRA1(), fs.Taylor15()])
+@pytest.mark.parametrize("y_dtype", [torch.float32, torch.float64])
+def test_times_reach_drift_and_diffusion_in_the_more_precise_dtype(solver, y_dtype):
+    """At 1.7e9, where float32 has a resolution of 128 seconds; inner stages are the exact ones, rounded once."""
+    exact = [1.7e9 + 128 * k for k in range(3)]
+    for grid in (exact, torch.tensor(exact), torch.tensor(exact, dtype=torch.float64)):
+        seen = []
+
+        def see(t, y, seen=seen):
+            seen.append(torch.as_tensor(t).clone())
+            return torch.ones_like(y)
+
+        sde = fs.SDE(see, see, "additive", "ito" if isinstance(solver, fs.Taylor15) else "stratonovich")
+        fs.solve(sde, solver, Y0.to(y_dtype), grid)
+        precise = y_dtype == torch.float64 or (torch.is_tensor(grid) and grid.dtype == torch.float64)
+        dtype = torch.float64 if precise else torch.float32
+        assert {t.dtype for t in seen} == {dtype}
+        shares = {0, 1 / 2, 3 / 4, 1}
+        allowed = {float(torch.tensor(1.7e9 + 128 * (k + c), dtype=dtype)) for k in range(2) for c in shares}
+        assert {float(t) for t in seen if t.dim() == 0} <= allowed
 
 
 def test_none_is_the_noise_type_of_odes_alone():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .errors import InputError, one_of
 
@@ -113,31 +114,68 @@ def check_state(
     return value
 
 
-def check_numbers(argument: str, value: Any) -> Tensor:
-    """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU."""
+def as_numbers(argument: str, value: Any) -> Tensor:
+    """Convert a tensor or a sequence of real numbers, of any shape, to float64, on its device and with its graph."""
     try:
         if value is None or isinstance(value, (str, bytes)):
             raise TypeError("not numbers")
-        found = torch.as_tensor(value).detach()
+        tensors = [v for v in value if torch.is_tensor(v)] if isinstance(value, (list, tuple)) else []
+        if tensors:  # as_tensor would drop their graphs
+            device = tensors[0].device
+            value = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in value])
+        found = torch.as_tensor(value)
         if found.is_complex() or found.is_meta or found.dtype == torch.bool:
             raise TypeError("not real numbers")
         # torch would round a list of floats to its default dtype
-        found = found if torch.is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
-        return found.to("cpu", torch.float64)
+        return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{argument}: got {describe(value)}, expected a 1-D tensor of numbers.") from error
 
 
-def check_times(argument: str, value: Any) -> Tensor:
-    """Convert a tensor or a sequence of at least two strictly increasing times to float64 (n,) on the CPU."""
+def check_numbers(argument: str, value: Any) -> Tensor:
+    """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU; refuse a graph."""
+    found = as_numbers(argument, value)
+    check_no_graph(argument, found)
+    return found.detach().cpu()
+
+
+def has_graph(value: Tensor) -> bool:
+    """Whether a result computed from a tensor would have a derivative with respect to it, in either mode."""
+    backward = value.requires_grad and torch.is_grad_enabled()
+    return backward or forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def check_no_graph(argument: str, value: Any) -> None:
+    """Refuse a tensor with a graph where no gradient flows."""
+    if torch.is_tensor(value) and has_graph(value):
+        raise InputError(
+            f"{argument}: got a tensor that requires grad, expected plain numbers: no gradient flows to them. "
+            f"Pass {argument}.detach()."
+        )
+
+
+def times_dtype(value: Any) -> torch.dtype | None:
+    """The floating-point dtype of a tensor or array of times; None for integers and sequences."""
+    dtype = torch.as_tensor(value).dtype if hasattr(value, "dtype") else None
+    return dtype if dtype is not None and dtype.is_floating_point else None
+
+
+def check_times(argument: str, value: Any, decreasing: bool = False) -> Tensor:
+    """Convert a tensor or a sequence of at least two strictly increasing times to float64 (n,) on the CPU.
+
+    Args:
+        decreasing: accept strictly decreasing times too.
+    """
     times = check_numbers(argument, value)
     if times.dim() != 1 or len(times) < 2:
         expected = "(n,) with at least two times, for instance torch.linspace(0, 1, 65)"
         raise InputError(f"{argument}: got shape {tuple(times.shape)}, expected {expected}.")
-    if not bool(times.isfinite().all() and (times.diff() > 0).all()):
+    steps = times.diff()
+    backward = bool((steps < 0).all())
+    if not bool(times.isfinite().all() and (steps > 0).all()) and not (decreasing and backward):
         some = ", ".join(f"{t:.4g}" for t in times[:6].tolist()) + ", ..." * (len(times) > 6)
-        cure = "expected finite, strictly increasing times. Sort them and drop repeated ones."
-        raise InputError(f"{argument}: got [{some}], {cure}")
+        cure = "A Brownian motion runs forward in time" if backward else "Sort them and drop repeated ones"
+        raise InputError(f"{argument}: got [{some}], expected finite, strictly increasing times. {cure}.")
     return times
 
 

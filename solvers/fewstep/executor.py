@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .plan import Combination, Plan, Row, Weight
+from .problem import plus
 
 Normals = tuple[Tensor, ...]
 """The unit normals of one noise interval, one tensor per letter of W, H, K."""
@@ -111,14 +112,10 @@ def combine(terms: Combination, state: State) -> Tensor:
         if not rest:
             return first
         (weight, second), *rest = rest
-        out = _plus(first, weight, second)
+        out = plus(first, weight, second)
     else:
         out = first * weight
     for weight, term in rest:
         # in place where nothing needs the sum so far
-        out = out.add_(term, alpha=weight) if isinstance(weight, float) else _plus(out, weight, term)
+        out = out.add_(term, alpha=weight) if isinstance(weight, float) else plus(out, weight, term)
     return out
-
-
-def _plus(x: Tensor, weight: Weight, term: Tensor) -> Tensor:
-    return torch.add(x, term, alpha=weight) if isinstance(weight, float) else x + weight * term

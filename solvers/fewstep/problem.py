@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _validation
@@ -31,7 +32,8 @@ class SDE:
     r"""A stochastic differential equation $dy = f(t, y)\,dt + g(t, y)\,dW$, in torchsde's terms.
 
     Args:
-        drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor with y's dtype and device.
+        drift: `(t, y) -> (*batch, *event)`; `t` is a 0-d tensor on y's device, in the more precise dtype of
+            y's and the grid's.
         diffusion: `(t, y) -> g`. Either g has y's shape (each component has its own Brownian channel)
             or one more axis, `(*batch, d, m)`, and is multiplied by m channels.
         noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not depend on y;
@@ -110,6 +112,11 @@ def diffuse(g: Tensor, dW: Tensor) -> Tensor:
     if g.dim() == dW.dim() + 1:
         return (g @ dW.unsqueeze(-1)).squeeze(-1)
     return g * dW
+
+
+def plus(x: Tensor, weight: float | Tensor, term: Tensor) -> Tensor:
+    """Return x + weight * term, where a weight with a graph is a 0-d tensor."""
+    return torch.add(x, term, alpha=weight) if isinstance(weight, (int, float)) else x + weight * term
 
 
 @dataclass(frozen=True)

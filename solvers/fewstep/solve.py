@@ -1,8 +1,9 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from . import _progress, _validation
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
 from .errors import InputError, NonFiniteError
-from .problem import CONSTANT, SDE
+from .problem import CONSTANT, SDE, Field
 from .solver import StochasticSolver
 
 
@@ -39,13 +40,14 @@ def solve(
 ) -> Solution:  # fmt: skip
     """Solve an SDE or an ODE on a fixed grid.
 
-    Gradients flow to y0 and to the parameters of drift and diffusion.
+    Gradients flow to y0, to the parameters of drift and diffusion and, for an ODE, to the grid.
 
     Args:
         sde: the problem; `ODE(drift)` for one without noise.
         solver: an SDE solver whose card lists the problem's noise type and calculus.
         y0: (*batch, *event) finite, floating point.
-        grid: (n,) strictly increasing times, n >= 2.
+        grid: (n,) strictly increasing times, n >= 2; for an ODE they may be strictly decreasing. Times and step
+            sizes are float64; drift and diffusion receive them in y0's dtype, or the grid's where that is more precise.
         path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other step sizes.
             Without it, independent exact increments are drawn from `seed`, which is faster. An ODE uses neither.
         save: `"last"` keeps the final state, `"all"` keeps the state at each time, `[0, 32, 64]` keeps the
@@ -56,9 +58,19 @@ def solve(
         InputError: invalid input, before the first step.
         NonFiniteError: the final state is not finite; its message names the step and counts the paths.
     """
-    times = _validation.check_times("grid", grid)
+    _check(sde, solver, y0)
+    ts = _validation.as_numbers("grid", grid)
+    times = _check_grid(ts, sde)
     kept = _kept(save, len(times))
-    noise_shape, keeps_graph = _check(sde, solver, y0, times)
+    given = _validation.times_dtype(grid)
+    calls: list[None] = []
+    problem = stepwise(sde, torch.promote_types(given or y0.dtype, y0.dtype), calls)
+    noise_shape, keeps_graph = _probe(problem, y0, times)
+    if _validation.has_graph(ts):
+        keeps_graph = True
+    else:
+        ts = times
+    calls.clear()
     y0 = y0.contiguous()  # forward-mode AD needs memory of its own, which an expanded state does not have
     needs = solver.card.levy
     if sde.noise_type == "none":
@@ -69,14 +81,10 @@ def solve(
         )
     else:
         check_path(path, type(solver).__name__, needs, noise_shape, (float(times[0]), float(times[-1])), y0.dtype)
-    calls = 0
-
-    def counted(t: Tensor, y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return sde.drift(t, y)
-
-    states = _states(replace(sde, drift=counted), solver, y0, times, path)
+    source: Callable[[], Iterable[Increment]] = partial(_zeros, y0, ts)
+    if path is not None:
+        source = partial(path.increments, times.to(given or torch.float64))
+    states = _states(problem, solver, y0, ts, source)
     bar = _progress.progress(states, "step", show=progress, total=len(times) - 1)
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
         y, ys = y0, [y0] if 0 in kept else []
@@ -85,20 +93,45 @@ def solve(
                 ys.append(y)
         # one check at the end is cheap; only a failed solve is repeated, to find the step
         if not bool(y.isfinite().all()):
-            raise _locate(_states(sde, solver, y0, times, path), type(solver).__name__, times)
-    return Solution(y, calls, times, torch.stack(ys) if ys else None)
+            raise _locate(_states(problem, solver, y0, ts, source), type(solver).__name__, times)
+    return Solution(y, len(calls), times, torch.stack(ys) if ys else None)
 
 
-def _states(sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, path: Path | None) -> Iterator[Tensor]:
-    """Yield the state after each step."""
-    ts = times.to(y.device, y.dtype).unbind()
+def _states(
+    sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
+) -> Iterator[Tensor]:
+    """Yield the state after each step; float64 `times` have a graph only where a gradient flows to them."""
+    # MPS has no float64
+    ts = times.to("cpu" if y.device.type == "mps" else y.device).unbind()
     carry = solver.init(sde, ts[0], y)
-    zero = y.new_zeros(1)  # an ODE has one channel of zeros, for the (1, 1) matrix of `zero_diffusion`
-    zeros = (Increment(h, zero, zero, zero, y.new_zeros(1, 1)) for h in times.diff().tolist())
-    increments = zeros if path is None else path.increments(times)
-    for t0, t1, increment in zip(ts[:-1], ts[1:], increments, strict=True):
+    for t0, t1, increment in zip(ts[:-1], ts[1:], source(), strict=True):
         y, carry, _ = solver.step(sde, t0, t1, y, increment, carry)
         yield y
+
+
+def _zeros(y: Tensor, times: Tensor) -> Iterator[Increment]:
+    """The increments of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
+    zero, matrix, lengths = y.new_zeros(1), y.new_zeros(1, 1), times.diff()
+    steps: Any = lengths.unbind() if _validation.has_graph(times) else lengths.tolist()
+    return (Increment(h, zero, zero, zero, matrix) for h in steps)
+
+
+def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> SDE:
+    """The problem as steps call it, with float64 times: drift and diffusion receive them in `dtype` on y's device.
+
+    Each call of the drift extends the list `calls`.
+    """
+
+    def at(field: Field, calls: list[None] | None = None) -> Field:
+        def call(t: Tensor, y: Tensor) -> Tensor:
+            if calls is not None:
+                calls.append(None)
+            return field(t.to(y.device, dtype), y)
+
+        return call
+
+    diffusion = sde.diffusion if sde.noise_type == "none" else at(sde.diffusion)
+    return replace(sde, drift=at(sde.drift, calls), diffusion=diffusion)
 
 
 def _kept(save: Any, count: int) -> range | frozenset[int]:
@@ -112,15 +145,31 @@ def _kept(save: Any, count: int) -> range | frozenset[int]:
     return frozenset(indices)
 
 
-def _check(sde: SDE, solver: Any, y0: Tensor, times: Tensor) -> tuple[tuple[int, ...], bool]:
-    """Check the problem and return the shape of the noise and whether a graph is needed."""
+def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
+    """Check the problem, the solver and the initial state."""
     cure = "fewstep.SDE or ODE. Wrap a torchsde object with SDE.from_torchsde; a diffusion model goes to fewstep.sample"
     _validation.check_instance("sde", sde, SDE, cure)
     cure = "an object such as EulerMaruyama(). Call a class first; diffusion solvers go to fewstep.sample"
     _validation.check_instance("solver", solver, StochasticSolver, cure)
     check_solves(sde, solver)
     _validation.check_state("y0", y0, "a finite floating-point tensor (*batch, *event)")
-    f, g = sde.drift(times[0].to(y0), y0), sde.diffusion(times[0].to(y0), y0)
+
+
+def _check_grid(times: Tensor, sde: SDE) -> Tensor:
+    """The grid as float64 times on the CPU; an ODE's may be decreasing and have a graph."""
+    if sde.noise_type == "none":
+        return _validation.check_times("grid", times.detach(), decreasing=True)
+    if times.dim() == 1 and len(times) > 1 and bool((times.diff() < 0).all()):
+        raise InputError(
+            "grid: got decreasing times for an SDE, expected increasing ones: an SDE in reverse time has another "
+            "drift, which depends on the law of y. Solve that SDE in the variable -t, or an ODE, which runs both ways."
+        )
+    return _validation.check_times("grid", times)
+
+
+def _probe(sde: SDE, y0: Tensor, times: Tensor) -> tuple[tuple[int, ...], bool]:
+    """Check what drift and diffusion return; the shape of the noise and whether a graph is needed."""
+    f, g = sde.drift(times[0], y0), sde.diffusion(times[0], y0)
     for name, value in (("drift", f), ("diffusion", g)):
         _validation.check_instance(name, value, Tensor, "a tensor. Return torch.full_like(y, ...) for a constant")
         if (value.dtype, value.device) != (y0.dtype, y0.device):

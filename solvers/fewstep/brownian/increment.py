@@ -40,7 +40,7 @@ class Increment:
     $E[A_{ij} | W, H] = H_i W_j - W_i H_j$.
 
     Attributes:
-        h: length of the interval.
+        h: length of the interval, negative for a step back; a 0-d tensor where it has a graph.
         W: (...) the increment, N(0, h).
         H: (...) space-time Lévy area, (1/h) int (W_u - u/h W_h) du ~ N(0, h/12).
         K: (...) space-time-time Lévy area, (1/h^2) int (W_u - u/h W_h)(h/2 - u) du ~ N(0, h/720).

@@ -7,13 +7,12 @@ additive noise of size one, without stiffness. So each tableau is also a sampler
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..brownian import Increment
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
-from ..problem import SDE, diffuse
+from ..problem import SDE, diffuse, plus
 from ..schedule import Schedule
 from ..solver import DiffusionSolver, Step, StochasticSolver
 
@@ -56,12 +55,12 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
         for c, row, w, e in zip(tab.c, tab.a, tab.w, tab.e, strict=True):
             stage = y
             for a, k in zip(row, ks):
-                stage = torch.add(stage, k, alpha=a * h)
+                stage = plus(stage, a * h, k)
             if w or e:
                 stage = stage + diffuse(g0, w * W if H is None else w * W + e * H)
             ks.append(sde.drift(t0 + c * h if c else t0, stage))
         for b, k in zip(tab.b, ks, strict=True):
-            y = torch.add(y, k, alpha=b * h)
+            y = plus(y, b * h, k)
         g1 = sde.diffusion(t1, y)
         y = y + diffuse(g0, W)
         return Step(y + diffuse(g1 - g0, 0.5 * W - H) if H is not None else y, g1)

@@ -1,8 +1,7 @@
-import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import CONSTANT, SDE, diffuse
+from ..problem import CONSTANT, SDE, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
 from .iterated import iterated, pairs
 from .milstein import FACTS
@@ -28,9 +27,8 @@ class DerivativeFreeMilstein(StochasticSolver):
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
-        root = increment.h**0.5
         g = sde.diffusion(t0, y)
-        drifted = torch.add(y, sde.drift(t0, y), alpha=increment.h)
+        drifted = plus(y, increment.h, sde.drift(t0, y))
         noise = diffuse(g, increment.W)
         new = drifted + noise
         if sde.noise_type in CONSTANT:
@@ -39,11 +37,12 @@ class DerivativeFreeMilstein(StochasticSolver):
             # a support at distance sqrt(h) has an error of h^1.5 whose mean is not zero, which gives order
             # 0.5; the error of the support at g W is odd in W
             return Step(new + 0.5 * diffuse(sde.diffusion(t0, y + noise) - g, increment.W))
+        root = increment.h**0.5
         if sde.noise_type == "diagonal":
-            slope = (sde.diffusion(t0, torch.add(drifted, g, alpha=root)) - g) / root
+            slope = (sde.diffusion(t0, plus(drifted, root, g)) - g) / root
             return Step(new.add_(slope * iterated(increment, sde)))
         weights = pairs(increment, sde) / root
         for i in range(g.shape[-1]):
-            ahead = sde.diffusion(t0, torch.add(drifted, g[..., i], alpha=root))
+            ahead = sde.diffusion(t0, plus(drifted, root, g[..., i]))
             new = new + diffuse(ahead - g, weights[..., i, :])
         return Step(new)

@@ -1,10 +1,9 @@
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import SDE, diffuse
+from ..problem import SDE, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
 
 # facts of the steps that know W alone: order 1.0 if the channels commute, 0.5 otherwise
@@ -36,4 +35,4 @@ class EulerHeun(StochasticSolver):
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         noise = diffuse(sde.diffusion(t0, y), increment.W)
         after = diffuse(sde.diffusion(t1, y + noise), increment.W)
-        return Step(torch.add(y, sde.drift(t0, y), alpha=increment.h) + 0.5 * (noise + after))
+        return Step(plus(y, increment.h, sde.drift(t0, y)) + 0.5 * (noise + after))

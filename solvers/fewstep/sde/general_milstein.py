@@ -1,8 +1,7 @@
-import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import SDE, diffuse
+from ..problem import SDE, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
 from .iterated import along_channels, pairs
 
@@ -35,5 +34,5 @@ class GeneralMilstein(StochasticSolver):
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         assert increment.A is not None
         g = sde.diffusion(t0, y)
-        new = torch.add(y, sde.drift(t0, y), alpha=increment.h) + diffuse(g, increment.W)
+        new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
         return Step(new + along_channels(sde, t0, y, g @ (pairs(increment, sde) + increment.A)))

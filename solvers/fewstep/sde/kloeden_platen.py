@@ -32,7 +32,8 @@ class KloedenPlaten15(StochasticSolver):
     )
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
-        h, root, W, Z = increment.h, increment.h**0.5, increment.W, increment.U
+        h, W, Z = increment.h, increment.W, increment.U
+        root = abs(h) ** 0.5  # an ODE may step back
         f = sde.drift(t0, y)
 
         def g(t: Tensor, x: Tensor) -> Tensor:

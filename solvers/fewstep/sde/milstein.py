@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import CONSTANT, SDE, diffuse
+from ..problem import CONSTANT, SDE, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
 from .iterated import along_channels, iterated, pairs
 
@@ -41,9 +41,9 @@ class Milstein(StochasticSolver):
             # the Jacobian is diagonal: one derivative along ones gives g and all of its derivatives
             both = torch.func.jvp(lambda x: sde.diffusion(t0, x), (y,), (torch.ones_like(y),))
             noise = both[0] * torch.addcmul(increment.W, both[1], iterated(increment, sde))
-            return Step(torch.add(y, sde.drift(t0, y), alpha=increment.h).add_(noise))
+            return Step(plus(y, increment.h, sde.drift(t0, y)).add_(noise))
         g = sde.diffusion(t0, y)
-        new = torch.add(y, sde.drift(t0, y), alpha=increment.h) + diffuse(g, increment.W)
+        new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
         if sde.noise_type in CONSTANT:
             return Step(new)
         return Step(new + along_channels(sde, t0, y, g @ pairs(increment, sde)))

@@ -31,7 +31,7 @@ class RK4(StochasticSolver):
         return Step(y + runge_kutta(sde, t0, t1, y, increment.h, increment.W))
 
 
-def runge_kutta(sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, h: float, W: Tensor) -> Tensor:
+def runge_kutta(sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, h: float | Tensor, W: Tensor) -> Tensor:
     """The change of y by one RK4 step along the line from (t0, 0) to (t1, W) in time and noise."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ class SRID2(StochasticSolver):
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         f, g, h, W = sde.drift, sde.diffusion, increment.h, increment.W
-        root = h**0.5
+        root = abs(h) ** 0.5  # an ODE may step back
         I10, I11, I111 = increment.U / h, (W**2 - h) / (2 * root), (W**3 - 3 * h * W) / (6 * h)
         quarter, middle = t0 + 0.25 * h, t0 + 0.5 * h
         # the stages move along g sqrt(h), not along g W
-        one = W.new_full((), root).expand_as(W)
+        one = (W.new_ones(1) * root).expand_as(W)
         f1, g1 = f(t0, y), g(t0, y)
         n1 = diffuse(g1, one)
         f2 = f(t1, y + h * f1)

@@ -24,7 +24,7 @@ from ...errors import InputError, named
 from ...grid import MOST
 from ...problem import SDE
 from ...sde.srid2 import SRID2
-from ...solve import solve
+from ...solve import solve, stepwise
 from ...solver import StochasticSolver
 from ..training import (
     LEAST,
@@ -142,7 +142,7 @@ class _Paths:
     def rmse(self, sde: SDE, solver: StochasticSolver) -> float:
         """Root mean square distance of a solver's final states, driven by the same noise."""
         every = (len(self.times) - 1) // len(self.increments)
-        ts = self.times[::every].to(self.states).unbind()
+        sde, ts = stepwise(sde, self.states.dtype), self.times[::every].unbind()
         y, carry = self.states[0], solver.init(sde, ts[0], self.states[0])
         for k, increment in enumerate(self.increments):
             y, carry, _ = solver.step(sde, ts[k], ts[k + 1], y, increment, carry)
@@ -188,11 +188,11 @@ class _Task:
         source = _Keeping(y, LOCAL, seed)
         fine = torch.linspace(t, t + h, LOCAL + 1, dtype=torch.float64)
         with torch.no_grad():
-            target = solve(self.sde, self.teacher, y, fine, path=source).y
+            target = solve(self.sde, self.teacher, y, fine.tolist(), path=source).y
         unit = h**1.5 * self.units + 4 * torch.finfo(y.dtype).eps * y.abs()
-        t0, t1 = fine[[0, -1]].to(y).unbind()
-        step = self.student.step(self.sde, t0, t1, y, source.coarse[0], None)
-        return _Residual((target - step.y) / unit, t0, y, source.coarse[0], unit)
+        t0, t1 = fine[[0, -1]].unbind()
+        step = self.student.step(stepwise(self.sde, y.dtype), t0, t1, y, source.coarse[0], None)
+        return _Residual((target - step.y) / unit, t0.to(y), y, source.coarse[0], unit)
 
 
 @torch.no_grad()
@@ -232,7 +232,7 @@ def _paths(sde: SDE, teacher: StochasticSolver, start: Tensor, times: Tensor, su
     fine = torch.cat([torch.lerp(times[:-1, None], times[1:, None], u).flatten(), times[-1:]])
     source = _Keeping(start, substeps, seed)
     with torch.no_grad():
-        ys = solve(sde, teacher, start, fine, path=source, save="all").ys
+        ys = solve(sde, teacher, start, fine.tolist(), path=source, save="all").ys
     assert ys is not None
     return _Paths(fine, ys, source.coarse)
 

@@ -70,7 +70,7 @@ class SigStep(StochasticSolver):
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
         parent = self.parent.step(sde, t0, t1, y, increment, carry)
-        correction = (self.network(t0, y) * integrals(increment)).sum(-1)
+        correction = (self.network(t0.to(y), y) * integrals(increment)).sum(-1)
         return Step(parent.y + correction, parent.carry)
 
     def save(self, path: str | Path) -> None:
