@@ -171,15 +171,15 @@ class DiffusersDDIM(DiffusionSolver):
         self.card: Card = _as_in_diffusers(DDIM(eta).card)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        walk = _Strides("DDIM", sigmas, schedule, "data")
-        for label in walk.labels:  # Eq. (12) of arXiv 2010.02502
-            s, t = walk.level(label), walk.level(label - walk.stride)
+        strides = _Strides("DDIM", sigmas, schedule, "data")
+        for label in strides.labels:  # Eq. (12) of arXiv 2010.02502
+            s, t = strides.level(label), strides.level(label - strides.stride)
             v = self.eta * t / s * max(s * s - t * t, 0.0) ** 0.5
-            noise = path_noise(walk.builder, s, t, v)
+            noise = path_noise(strides.builder, s, t, v)
             keep = (t * t - v * v) ** 0.5 / s
-            x = keep / walk.alpha(s) * walk.X + (1 - keep) * walk.evaluate(walk.X, label)
-            walk.advance(walk.alpha(t) * (x + noise))
-        return walk.builder.finish()
+            x = keep / strides.alpha(s) * strides.X + (1 - keep) * strides.evaluate(strides.X, label)
+            strides.advance(strides.alpha(t) * (x + noise))
+        return strides.builder.finish()
 
 
 class DiffusersPNDM(DiffusionSolver):
@@ -199,23 +199,23 @@ class DiffusersPNDM(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         kind = _Velocities if self.combine == "v_prediction" else _Strides
-        walk = kind("PNDM", sigmas, schedule, "noise")
-        stride, half = walk.stride, walk.stride // 2
-        for i, (label, ahead) in enumerate(pairwise([*walk.labels, -1])):
-            X, e1 = walk.X, walk.evaluate(walk.X, label)
-            walk.past = [e1, *walk.past[:3]]
+        strides = kind("PNDM", sigmas, schedule, "noise")
+        stride, half = strides.stride, strides.stride // 2
+        for i, (label, ahead) in enumerate(pairwise([*strides.labels, -1])):
+            X, e1 = strides.X, strides.evaluate(strides.X, label)
+            strides.past = [e1, *strides.past[:3]]
             if i < 3 and self.warm_up == "runge_kutta":  # stages half a stride from the labels
-                e2 = walk.evaluate(walk.transfer(X, e1, label, label - half), ahead + half)
-                e3 = walk.evaluate(walk.transfer(X, e2, label, ahead + half), ahead + half)
-                e4 = walk.evaluate(walk.transfer(X, e3, label, ahead), ahead)
-                X = walk.transfer(X, (e1 + 2 * e2 + 2 * e3 + e4) / 6, label, ahead)
+                e2 = strides.evaluate(strides.transfer(X, e1, label, label - half), ahead + half)
+                e3 = strides.evaluate(strides.transfer(X, e2, label, ahead + half), ahead + half)
+                e4 = strides.evaluate(strides.transfer(X, e3, label, ahead), ahead)
+                X = strides.transfer(X, (e1 + 2 * e2 + 2 * e3 + e4) / 6, label, ahead)
             elif i == 0:
-                e2 = walk.evaluate(walk.transfer(X, e1, label, label - stride), ahead)
-                X = walk.transfer(X, (e1 + e2) / 2, ahead + stride, ahead)
+                e2 = strides.evaluate(strides.transfer(X, e1, label, label - stride), ahead)
+                X = strides.transfer(X, (e1 + e2) / 2, ahead + stride, ahead)
             else:
-                X = walk.transfer(X, weighted_sum(EVEN[len(walk.past) - 1], walk.past), label, label - stride)
-            walk.advance(X)
-        return walk.builder.finish()
+                X = strides.transfer(X, weighted_sum(EVEN[len(strides.past) - 1], strides.past), label, label - stride)
+            strides.advance(X)
+        return strides.builder.finish()
 
 
 class _Strides:
@@ -263,8 +263,9 @@ class _Strides:
             return LinearExpr({k: w for k, w in p.terms.items() if k != old})
 
         self.X = self.builder.advance(X)
-        before = (self.X - rest(X)) / X.terms[old]
-        self.past = [rest(p) + p.terms.get(old, 0.0) * before for p in self.past]
+        if self.past:
+            before = (self.X - rest(X)) / X.terms[old]
+            self.past = [rest(p) + p.terms.get(old, 0.0) * before for p in self.past]
 
 
 class _Velocities(_Strides):

@@ -122,9 +122,10 @@ class PlanBuilder:
 
     def _cells(self, part: str, exprs: list[LinearExpr], newest: int) -> Iterator[tuple[str, tuple[int, ...], float]]:
         """(column, index, weight) of each term; `newest` is the age of the last evaluation's column."""
-        opened = sorted(self._noise)
+        number = {row: k for k, row in enumerate(self._noise)}  # of each noise interval, in the order of the rows
+        newest_interval = -1
         for i, expr in enumerate(exprs):
-            so_far = sum(row <= i for row in opened)
+            newest_interval = number.get(i, newest_interval)
             for key, value in expr.terms.items():
                 if value == 0:
                     continue
@@ -133,4 +134,4 @@ class PlanBuilder:
                 elif key[0] == "D":
                     yield f"{part}_eval", (i, i - newest - key[1]), value
                 else:
-                    yield f"{part}_noise", (i, so_far - 1 - opened.index(key[1]), key[2]), value
+                    yield f"{part}_noise", (i, newest_interval - number[key[1]], key[2]), value

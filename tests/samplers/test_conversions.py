@@ -304,3 +304,10 @@ def test_compiled_run_equals_eager_run():
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert plan.rows
     torch.testing.assert_close(loop(x), run(plan, x, lambda i, x, z: 0.5 * x, lambda *_: ()))
+
+
+def test_diffusers_ddim_plans_grids_that_reach_the_last_level_early():
+    """Where a label is below the stride, diffusers steps to the last level before the grid ends."""
+    schedule = fs.DiscreteVP.named("linear")
+    plan = compat.DiffusersDDIM().plan(fs.sigma_grid(schedule, 12), schedule)
+    assert (plan.update_x == 0).sum() > 1
