@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fewstep as fs
+from fewstep.integrations.k_diffusion import BrownianNoiseSampler
 
 VARIANCE = torch.tensor([0.04, 0.25, 1.0], dtype=torch.float64)
 EDM = fs.EDM(0.01, 20.0)
@@ -213,3 +214,26 @@ def test_churn_is_independent_of_the_start(seeds):
         fs.sample(fs.DiffusionModel(spy, EDM), fs.EDMEuler(churn=churn), shape=(n, 3), steps=2, **seeds)
     start, raised = inputs[0], inputs[2]
     assert abs(torch.corrcoef(torch.stack([start, raised - start]))[0, 1]) < 5 / math.sqrt(3 * n)
+
+
+SEEDED = {
+    "solve": lambda s: (
+        fs.solve(fs.SDE(lambda t, y: -y, lambda t, y: y), fs.Milstein(), torch.ones(2), [0, 1], seed=s).y
+    ),
+    "sample": lambda s: fs.sample(gaussian(), fs.ShARK(), shape=(2, 3), steps=2, seed=s),
+    "sample, each": lambda s: fs.sample(gaussian(), fs.ShARK(), shape=(2, 3), steps=2, seeds=[s, 0]),
+    "path": lambda s: fs.BrownianPath((2,), seed=s).increment(0, 1).W,
+    "path, each": lambda s: fs.BrownianPath((2,), seeds=[s, 0]).increment(0, 1).W,
+    "fresh": lambda s: fs.FreshIncrements((2,), seed=s).increment(0, 1).W,
+    "k-diffusion": lambda s: BrownianNoiseSampler(torch.ones(2), 0.1, 1.0, s)(1.0, 0.5),
+    "k-diffusion, each": lambda s: BrownianNoiseSampler(torch.ones(2), 0.1, 1.0, [s, 0])(1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_all_functions_accept_the_seeds_of_torch(name):
+    for seed in (-(2**63), 2**64 - 1):
+        assert SEEDED[name](seed).isfinite().all()
+    for seed in (-(2**63) - 1, 2**64, 1.0, True):
+        with pytest.raises(fs.InputError, match="^seeds?: got"):
+            SEEDED[name](seed)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.testing import cases, path_for
+from fewstep.testing import cases, own_path
 
 GBM = fs.SDE(lambda t, y: 0.05 * y, lambda t, y: 0.2 * y)
 ADDITIVE = fs.SDE(lambda t, y: -y, lambda t, y: torch.ones_like(y), noise_type="additive")
@@ -126,7 +126,7 @@ def test_solve_in_two_parts_equals_one_solve(name):
     solver = EVERY[name]
     for sde, _ in cases(solver):
         y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
-        noise = path_for(solver, y0, sde)
+        noise = own_path(solver, y0, sde)
         full = fs.solve(sde, solver, y0, GRID, path=noise).y
         half = fs.solve(sde, solver, y0, GRID[:5], path=noise).y
         torch.testing.assert_close(fs.solve(sde, solver, half, GRID[4:], path=noise).y, full)

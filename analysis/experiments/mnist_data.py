@@ -42,7 +42,7 @@ def mnist(folder: str | Path | None = None) -> tuple[Tensor, Tensor, Tensor, Ten
             "folder: got None, expected the folder of MNIST's four files (train-images-idx3-ubyte.gz, ...). "
             "Pass it here or set the environment variable FEWSTEP_DATA."
         )
-    given = _validation.check_path(folder, "folder")
+    given = _validation.check_file(folder, "folder")
     found = given / "mnist" if (given / "mnist").is_dir() else given
     parts = [_read_idx(found / f"{name}.gz", *facts) for name, facts in FILES.items()]
     train, test = parts[:2], parts[2:]

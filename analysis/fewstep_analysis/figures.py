@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep import _validation
 from fewstep._serialization import atomic_write
 
-from .records import Record
+from .records import SUFFIXES, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ COLOURS = {
     "GeneralShARK": "#66C2A5", "SlowRK": "#661100", "SRID2": "#882255", "KloedenPlaten15": "#AA4499",
     "Taylor15": "#7A4FA3", "GeneralMilstein": "#1F4E79", "ShiftedODE": "#B8860B",
 }  # fmt: skip
-FORMATS = (".svg", ".png", ".pdf")
 OTHERS = ("#666666", "#8C564B", "#2F4F4F", "#A0522D", "#708090")
 
 
@@ -51,8 +50,8 @@ def write(figure: Figure, path: str | Path) -> Path:
     """Save a figure in the format of the suffix; SVG files keep text as text and carry no date."""
     import matplotlib
 
-    path = _validation.check_path(path)
-    _validation.check_choice("path: the suffix", path.suffix.lower(), FORMATS)
+    path = _validation.check_file(path)
+    _validation.check_choice("path: the suffix", path.suffix.lower(), SUFFIXES)
     rc = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"})
     with rc, atomic_write(path, parents=True) as file:
         meta = {"Date": None} if path.suffix == ".svg" else None

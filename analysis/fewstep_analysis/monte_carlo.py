@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import SDE, AreaPath, BrownianPath, Increment, StochasticSolver, solve
+from fewstep import SDE, Increment, StochasticSolver, solve
 from fewstep._distributed import rank_and_world, sum_over_processes
 from fewstep._progress import progress
+from fewstep.brownian.area_path import path_for
 from fewstep.brownian.increment import letters_for
-from fewstep.brownian.random_normals import key_of
+from fewstep.brownian.random_normals import key_of, wrapped
 from fewstep.integrations.torchsde import TorchsdePath
 
 BUDGET = 1 << 28  # bytes of increments held at a time; states and temporaries stay well below twice that
@@ -69,14 +70,16 @@ class Experiment:
     @property
     def levy(self) -> str:
         """The last of "W", "H", "K" that some solver needs of the path."""
-        return max((letters_for(k) for k in self._needs()), key="WHK".index)
+        return letters_for(*self.needs)
 
     @property
     def area(self) -> bool:
         """Whether some solver needs areas between channels."""
-        return "A" in self._needs()
+        return "A" in self.needs
 
-    def _needs(self) -> list[str]:
+    @property
+    def needs(self) -> list[str]:
+        """The Lévy data on the card of each solver."""
         return [s.card.levy for s in (*self.solvers, self.truth) if isinstance(s, StochasticSolver)]
 
 
@@ -125,12 +128,10 @@ def grid_of(ends: tuple[float, float], level: int) -> Tensor:
 def own_noise(e: Experiment, first: int, count: int) -> Stored:
     """Paths first, first + 1, ... of this library at the finest refinement."""
     base = key_of(e.seed)
-    path: Any = BrownianPath(
-        e.noise_shape(count), *e.ends, levy=e.levy, dtype=e.dtype, device=e.device,
-        seeds=[base + i for i in range(first, first + count)],
+    path = path_for(
+        e.needs, e.noise_shape(count), e.ends, 2 ** (e.finest + AREA_FINER), dtype=e.dtype, device=e.device,
+        seeds=[wrapped(base + i) for i in range(first, first + count)],
     )  # fmt: skip
-    if e.area:
-        path = AreaPath(path, 2 ** (e.finest + AREA_FINER))
     return Stored(list(path.increments(grid_of(e.ends, e.finest))), e.ends[0])
 
 

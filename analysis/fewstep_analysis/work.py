@@ -15,7 +15,7 @@ from torch import Tensor
 import fewstep as fs
 from fewstep import StochasticSolver, _validation, solve
 from fewstep._progress import progress
-from fewstep.brownian.increment import letters_for
+from fewstep.brownian.area_path import path_for
 from fewstep.errors import one_of
 from fewstep.integrations.torchsde import BrownianView
 from fewstep.solve import check_solves
@@ -182,12 +182,10 @@ def _errors(e: Experiment, series: Sequence[Series]) -> list[list[float]]:
 
 def _own(e: Experiment, solver: StochasticSolver) -> Series:
     start, shape = e.start(e.paths), e.noise_shape(e.paths)
-    levy = letters_for(solver.card.levy)
+    options: dict[str, Any] = {"seed": e.seed, "dtype": e.dtype, "device": e.device}
 
     def run(level: int) -> Tensor:
-        path: Any = fs.BrownianPath(shape, *e.ends, seed=e.seed, levy=levy, dtype=e.dtype, device=e.device)
-        if solver.card.levy == "A":
-            path = fs.AreaPath(path, 2 ** (e.levels[-1] + 1))
+        path = path_for([solver.card.levy], shape, e.ends, 2 ** (e.levels[-1] + 1), **options)
         return solve(e.sde, solver, start, grid_of(e.ends, level), path=path).y
 
     def end(noise: Stored, level: int) -> Tensor:

@@ -40,7 +40,7 @@ def atomic_write(path: str | Path, parents: bool = False) -> Iterator[BinaryIO]:
     them fails, and the last one wins. A symbolic link stays, and its target is written. What killed processes left in
     the folder is removed. `parents` creates the folder.
     """
-    place = _validation.check_path(path)
+    place = _validation.check_file(path)
     try:
         place = place.resolve()
         if parents:
@@ -96,7 +96,7 @@ def make_folder(path: str | Path | None) -> Path | None:
     """Create a folder for data and checkpoints; None stays None."""
     if path is None:
         return None
-    folder = _validation.check_path(path, "folder")
+    folder = _validation.check_file(path, "folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,7 +126,7 @@ def write_json(path: str | Path, value: Any, parents: bool = False) -> None:
 def _write(path: str | Path, content: Callable[[], bytes], parents: bool = False) -> None:
     from safetensors import SafetensorError
 
-    _validation.check_path(path)
+    _validation.check_file(path)
     try:
         encoded = content()
     except (SafetensorError, RuntimeError, *DAMAGE) as error:
@@ -166,7 +166,7 @@ def _reading(path: str | Path) -> Iterator[Path]:
     """One InputError for a file that cannot be read."""
     from safetensors import SafetensorError
 
-    place = _validation.check_path(path)
+    place = _validation.check_file(path)
     try:
         if place.exists() and not (place.is_file() or place.is_dir()):
             raise OSError("not a regular file")  # a pipe would wait for ever

@@ -62,8 +62,17 @@ def check_float(
 
 
 def check_seed(value: Any, argument: str = "seed") -> int:
-    """Check a seed of torch's generators, with room for the offsets that are added to it."""
-    return check_int(argument, value, -(2**62), 2**63 - 1)
+    """Check a seed: an integer in the range of torch's generators."""
+    return check_int(argument, value, -(2**63), 2**64 - 1)
+
+
+def check_seeds(value: Any, count: int | None = None, argument: str = "seeds") -> list[int]:
+    """Convert a tensor or a sequence to one seed per sample, of `count` samples unless that is None."""
+    given = value.tolist() if torch.is_tensor(value) else value
+    each = [check_seed(s, argument) for s in check_sequence(argument, given, "integers, one for each sample")]
+    if count is not None and len(each) != count:
+        raise InputError(f"{argument}: got {len(each)}, expected one for each of the {count} samples.")
+    return each
 
 
 def check_device(value: Any, argument: str = "device") -> torch.device:
@@ -190,7 +199,7 @@ def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
     return out
 
 
-def check_path(value: Any, argument: str = "path") -> Path:
+def check_file(value: Any, argument: str = "path") -> Path:
     """Check the path of a file or folder, which need not exist."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
     if not isinstance(text, str) or not text or "\0" in text:

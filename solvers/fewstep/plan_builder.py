@@ -19,7 +19,7 @@ Key = tuple[Any, ...]
 """What a term multiplies: state ("x", generation), evaluation ("D", row) or normal ("z", row, letter)."""
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
-OFF_PATH = (0.0, 0.0)
+NO_PATH = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class PlanBuilder:
         row = len(self._levels)
         if row in self._noise:
             raise ValueError("a row opens at most one noise interval")
-        self._noise[row] = (float(tau0), float(tau1)) if tau0 != tau1 else OFF_PATH
+        self._noise[row] = (float(tau0), float(tau1)) if tau0 != tau1 else NO_PATH
         return tuple(LinearExpr({("z", row, k): 1.0}) for k in range(self.letters))
 
     def advance(self, x: LinearExpr) -> LinearExpr:

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _validation
 from .brownian import BrownianPath
 from .brownian.increment import Path, check_path
-from .brownian.random_normals import key_of
+from .brownian.random_normals import key_of, wrapped
 from .errors import InputError
 from .executor import Draw, Normals
 from .plan import Plan
 
 Generators = torch.Generator | list[torch.Generator] | None
 # Added to a seed for normals that belong to no path (churn): far from the seeds of other samples.
-OFF_PATH = 1 << 40
+CHURN_OFFSET = 1 << 40
 
 
 def plan_normals(
@@ -53,7 +52,7 @@ def seeded_normals(plan: Plan, x: Tensor, seed: int | list[int], path: Path | No
     if path is None and plan.on_path.any():
         path = path_of(plan, x, sigma_min, seed + 1 if isinstance(seed, int) else [s + 1 for s in seed])
     # hashed: torch's CPU generator keeps 32 bits of a seed, and a distant seed may be that of the start
-    apart = [key_of(s + OFF_PATH) >> 1 for s in ([seed] if isinstance(seed, int) else seed)]
+    apart = [key_of(s + CHURN_OFFSET) >> 1 for s in ([seed] if isinstance(seed, int) else seed)]
     source = generators(apart[0] if isinstance(seed, int) else apart, x.device) if plan.levy else None
     return plan_normals(plan, x, path, partial(fresh_normals, x, source))
 
@@ -79,13 +78,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def each_seed(seeds: Any) -> list[int]:
-    """A user's seeds, one per sample, as integers."""
-    given = seeds.tolist() if torch.is_tensor(seeds) else seeds
-    given = _validation.check_sequence("seeds", given, "integers, one for each sample")
-    return [_validation.check_seed(s, "seeds") for s in given]
-
-
 def generators(seed: int | list[int], device: torch.device | str) -> torch.Generator | list[torch.Generator]:
     """One generator, or one per sample."""
     if isinstance(seed, int):
@@ -100,7 +92,7 @@ def path_of(plan: Plan, x: Tensor, sigma_min: float, seed: int | list[int]) -> B
     """
     end = max(float(plan.noise.nan_to_num(0).max()), sigma_min**-2)
     # paths of other levy are other paths, hence W and H always
-    many: dict[str, Any] = {"seeds": seed} if isinstance(seed, list) else {"seed": seed}
+    many: dict[str, Any] = {"seeds": [wrapped(s) for s in seed]} if isinstance(seed, list) else {"seed": wrapped(seed)}
     return BrownianPath(
         tuple(x.shape), t0=float(plan.sigmas[0]) ** -2, t1=end, levy="K" if plan.levy == "K" else "H",
         dtype=x.dtype, device=x.device, clock="log", **many,

@@ -11,7 +11,7 @@ from .brownian.increment import Path
 from .errors import InputError
 from .executor import run
 from .plan import Plan
-from .plan_noise import at_least_float32, each_seed, generators, seeded_normals, unit_normals
+from .plan_noise import at_least_float32, generators, seeded_normals, unit_normals
 from .problem import DiffusionModel
 from .resolve import AnySolver, evaluator_of, resolve
 
@@ -58,10 +58,10 @@ def sample(
     _validation.check_instance("problem", problem, DiffusionModel, expected + "; call a function of labels with them")
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
     plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
-    own = _validation.check_seed(seed) if seeds is None else each_seed(seeds)
+    own = _validation.check_seed(seed) if seeds is None else _validation.check_seeds(seeds)
     x = _start(problem, plan, shape, own, noise, dtype, device)
-    if not isinstance(own, int) and len(own) != len(x):
-        raise InputError(f"seeds: got {len(own)}, expected one for each of the {len(x)} samples.")
+    if not isinstance(own, int):
+        _validation.check_seeds(own, len(x))
     if callback is not None:
         _validation.check_callable("callback", callback, "a function (row, x, D)")
     draw = seeded_normals(plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))

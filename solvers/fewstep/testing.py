@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from .brownian import AreaPath, BrownianPath
-from .brownian.increment import LEVY_ORDER, Path, letters_for
-from .executor import run
+from .brownian.area_path import path_for
+from .brownian.increment import LEVY_ORDER, Path
+from .executor import evaluation_of, run
 from .grid import FINALS, sigma_grid
 from .plan import Plan
 from .problem import ODE, SDE
@@ -154,16 +154,15 @@ DIFFUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def path_for(solver: StochasticSolver, y: Tensor, sde: SDE, steps: int = 8, t1: float = 1.0) -> Path:
+def own_path(solver: StochasticSolver, y: Tensor, sde: SDE, steps: int = 8, t1: float = 1.0) -> Path:
     """A path over [0, t1] for states like y with just what the solver's card asks for."""
-    shape, levy = sde.noise_shape(y, sde.diffusion(y.new_zeros(()), y)), solver.card.levy
-    path = BrownianPath(shape, 0.0, t1, seed=1, levy=letters_for(levy), dtype=y.dtype)
-    return AreaPath(path, 4 * steps) if levy == "A" else path
+    shape = sde.noise_shape(y, sde.diffusion(y.new_zeros(()), y))
+    return path_for([solver.card.levy], shape, (0.0, t1), 4 * steps, seed=1, dtype=y.dtype)
 
 
 def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dtype) -> None:
     y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 2, 3)
-    path, kept = path_for(solver, y0, sde), y0.clone()
+    path, kept = own_path(solver, y0, sde), y0.clone()
     coarse, fine = (solve(sde, solver, y0, torch.linspace(0, 1, n + 1, dtype=F64), path=path) for n in (3, 4))
     _check_evaluations(case, solver.card, fine.nfe - coarse.nfe)
     _require(coarse.y.dtype == dtype, f"{case}: the state returned has dtype {coarse.y.dtype}")
@@ -174,7 +173,7 @@ def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dty
 def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
     y, levy = torch.linspace(0.1, 1, 12, dtype=F64).reshape(4, 3).requires_grad_(), solver.card.levy
     t0, t1 = y.new_tensor(0.25), y.new_tensor(0.5)
-    increment = path_for(solver, y.detach(), sde).increment(0.25, 0.5)
+    increment = own_path(solver, y.detach(), sde).increment(0.25, 0.5)
     bare = replace(increment, H=None) if levy == "A" else increment
     tensors = [v for v in (y, bare.W, bare.H, bare.K, bare.A) if v is not None]
     kept, carry = [v.clone() for v in tensors], solver.init(sde, t0, y)
@@ -193,7 +192,7 @@ def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
 @torch.no_grad()
 def _slope(solver: StochasticSolver, sde: SDE, y0: Tensor) -> float:
     """The mean of the two finest local slopes of E|difference| of consecutive refinements."""
-    path = None if sde.noise_type == "none" else path_for(solver, y0, sde, REFINEMENTS[-1], SPAN)
+    path = None if sde.noise_type == "none" else own_path(solver, y0, sde, REFINEMENTS[-1], SPAN)
     grids = [torch.linspace(0, SPAN, n + 1, dtype=F64) for n in REFINEMENTS]
     ends = [solve(sde, solver, y0, grid, path=path).y for grid in grids]
     gaps = [float((a - b).abs().mean()) for a, b in zip(ends[:-1], ends[1:])]
@@ -246,8 +245,7 @@ def _run(plan: Plan, x: Tensor, denoiser: Denoiser, draw: Callable[[], Tensor] |
 
     def evaluate(i: int, x: Tensor, normals: object) -> Tensor:
         sigma = plan.rows[i].sigma
-        D = denoiser(x, sigma)
-        return D if plan.prediction == "data" else (x - D) / sigma
+        return evaluation_of(plan.prediction, x, sigma, denoiser(x, sigma))
 
     return run(plan, x, evaluate, lambda *_: tuple(draw() if draw else 0 * x for _ in range(letters)))
 

@@ -341,6 +341,7 @@ BAD = {
     "distill dode --problem rings": "Did you mean 'ring'",
     "distill dode --problem ring --base unipc:9": "order: got 9",
     "demo --device cuda:99": "device: got 'cuda:99'",
+    "solvers --device nonsense": "device: got 'nonsense'",
 }
 
 

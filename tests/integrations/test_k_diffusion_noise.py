@@ -133,7 +133,7 @@ def test_noise_is_unit_normal_and_per_seed():
 NOISE_BAD = {
     "x": (dict(x=torch.ones(2, dtype=torch.int64)), "x: got torch.int64"),
     "range": (dict(sigma_min=15.0, sigma_max=0.03), "sigma_min, sigma_max: got 15, 0.03"),
-    "seeds": (dict(seed=[1]), "seed: got 1 of them"),
+    "seeds": (dict(seed=[1]), "seed: got 1, expected"),
     "levy": (dict(levy="A"), "levy"),
     "outside": (dict(ask=(20.0, 1.0)), r"sigma: got 20; expected a level in \[0.03, 15\]"),
     "equal": (dict(ask=(1.0, 1.0)), "no noise between equal ones"),

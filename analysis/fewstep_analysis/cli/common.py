@@ -16,8 +16,6 @@ from fewstep.errors import InputError
 
 from .completion import DEVICES, complete
 
-FIGURES = (".svg", ".png", ".pdf")
-
 
 def _seed(value: int) -> int:
     if not 0 <= value <= 2**62:
@@ -103,8 +101,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def figure_files(out: Path) -> list[Path]:
     """The figure and its record, checked to be writable."""
-    if out.suffix not in FIGURES:
-        raise InputError(f"out: got {out}, expected a file that ends in {', '.join(FIGURES)}.")
+    from ..records import SUFFIXES
+
+    if out.suffix not in SUFFIXES:
+        raise InputError(f"out: got {out}, expected a file that ends in {', '.join(SUFFIXES)}.")
     return [output_file(out), output_file(out.with_suffix(".json"))]
 
 

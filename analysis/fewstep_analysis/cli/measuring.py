@@ -24,8 +24,11 @@ def solvers(
     Example: fewstep solvers
     Example: fewstep solvers --json
     """
+    from fewstep._validation import check_device
+
     from .. import solver_table
 
+    check_device(device)
     if measure:
         with common.working([common.output_file(solver_table.MEASURED)]):
             solver_table.remeasure(device, seed)

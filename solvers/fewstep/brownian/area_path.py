@@ -1,15 +1,15 @@
 """Space-space areas that belong to a path: drawn on fine cells, joined by Chen's relation."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
-from .increment import Increment
+from .increment import Increment, letters_for
 from .levy_area import METHODS, MOST_TERMS, levy_area
 from .path import BrownianPath
 from .random_normals import mix
@@ -51,7 +51,7 @@ class AreaPath:
         self.path: BrownianPath = path
         self.cells: int = cells
         self.method: str = method
-        self.seed: int = _validation.check_int("seed", seed, -math.inf)
+        self.seed: int = _validation.check_seed(seed)
         self.terms: int | None = 1 if method == "legendre" and terms is None else terms
         self.shape: tuple[int, ...] = path.shape
         self.t0: float = path.t0
@@ -88,3 +88,16 @@ class AreaPath:
             if end in ends:
                 yield joined
                 joined = None
+
+
+def path_for(
+    needs: Sequence[str], shape: Sequence[int], ends: tuple[float, float], cells: int, **options: Any
+) -> BrownianPath | AreaPath:
+    """A path over `ends` with what solvers need whose cards have these `levy`.
+
+    Args:
+        cells: of the `AreaPath`, where one of them needs A.
+        options: of `BrownianPath`.
+    """
+    path = BrownianPath(shape, *ends, levy=letters_for(*needs), **options)
+    return AreaPath(path, cells) if "A" in needs else path

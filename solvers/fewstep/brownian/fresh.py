@@ -42,7 +42,7 @@ class FreshIncrements:
         self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
         self.dtype: torch.dtype = check_dtype(dtype)
         self.device: torch.device = _validation.check_device(device)
-        self.seed: int = _validation.check_int("seed", seed, -math.inf)
+        self.seed: int = _validation.check_seed(seed)
         self.reuse: bool = reuse
         self.area: bool = area
         self._next = itertools.count(2)

@@ -146,9 +146,9 @@ def wedge(a: Tensor, b: Tensor) -> Tensor:
     return outer - outer.mT
 
 
-def letters_for(levy: str) -> str:
-    """The `levy` of a path for a solver whose card needs `levy`: A is drawn given W and H."""
-    return {"A": "H", "": "W"}.get(levy, levy)
+def letters_for(*needs: str) -> str:
+    """The `levy` of a path for solvers whose cards need these: A is drawn given W and H."""
+    return max(({"A": "H", "": "W"}.get(levy, levy) for levy in needs), key=LEVY_ORDER.__getitem__)
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:

@@ -88,7 +88,7 @@ class _Draw:
     def __init__(self, W: Tensor, seed: int | torch.Generator) -> None:
         self.batch, self.m, self.W = W.shape[:-1], W.shape[-1], W
         if not isinstance(seed, torch.Generator):
-            key = key_of(_validation.check_int("seed", seed, -math.inf))
+            key = key_of(_validation.check_seed(seed))
             seed = torch.Generator(W.device).manual_seed(key >> 1)
         self.generator = seed
 

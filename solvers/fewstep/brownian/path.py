@@ -80,23 +80,17 @@ class BrownianPath:
         self._clock = Clock(make_knots(t0, t1, knots, clock == "log"), clock == "log")
         self.t0: float = self._clock.knots[0]
         self.t1: float = self._clock.knots[-1]
-        self.seed: int = _validation.check_int("seed", seed, -math.inf)
+        self.seed: int = _validation.check_seed(seed)
         self.seeds: list[int] | None = None
         if seeds is not None:
-            given = seeds.tolist() if torch.is_tensor(seeds) else seeds
-            given = _validation.check_sequence("seeds", given, "integers, one per entry of shape[0]")
-            self.seeds = [_validation.check_int("seeds", s, -math.inf) for s in given]
+            self.seeds = _validation.check_seeds(seeds, sum(self.shape[:1]))
         self.portable = portable
         self.cache: int = _validation.check_int("cache", cache, 0)
         source = torch.device("cpu") if portable else self.device
         if self.seeds is None:
             self._normals: Normals = GeneratorNormals(self.shape, seed, source)
-        elif self.shape and len(self.seeds) == self.shape[0]:
-            self._normals = HashedNormals(self.shape, self.seeds, source)
         else:
-            raise InputError(
-                f"seeds: got {len(self.seeds)} for shape {self.shape}, expected one per entry of shape[0]."
-            )
+            self._normals = HashedNormals(self.shape, self.seeds, source)
         self._numel = max(1, math.prod(self.shape))
         self.__setstate__({})
 

@@ -103,8 +103,13 @@ def node_seed(key: int, node: int) -> int:
 
 
 def key_of(seed: int) -> int:
-    """The 64-bit key of a seed, which may be any integer."""
+    """The 64-bit key of a seed; seeds that agree modulo 2^64 have one key."""
     return mix(seed + _GOLDEN)
+
+
+def wrapped(seed: int) -> int:
+    """The seed in [0, 2^64) that has the key of a sum of a seed and an offset."""
+    return seed & _MASK64
 
 
 def mix(x: int) -> int:

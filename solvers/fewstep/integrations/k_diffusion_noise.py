@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import BrownianPath, Increment, InputError, Plan, _validation
-from ..brownian.random_normals import HashedNormals
+from ..brownian.random_normals import HashedNormals, wrapped
 from ..executor import Draw, Normals
-from ..plan_noise import OFF_PATH, plan_normals
+from ..plan_noise import CHURN_OFFSET, plan_normals
 
 # A cut of the tree costs normals for all samples, and a level takes as many cuts as it has bits. Moving
 # levels by 2^-24 of the clock changes no law: noise is scaled by the moved interval.
@@ -120,7 +120,7 @@ class BrownianNoiseSampler:
 def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any) -> Draw:
     """A plan's normals, of the given noise sampler or path, by default of the path of the seeds."""
     letters, calls = plan.stage_noise.shape[-1], count()
-    hashed = HashedNormals(tuple(x.shape), [s + OFF_PATH for s in seeds], x.device).begin(letters)
+    hashed = HashedNormals(tuple(x.shape), [s + CHURN_OFFSET for s in seeds], x.device).begin(letters)
     path = noise_sampler
 
     def fresh(_: int) -> Normals:
@@ -156,13 +156,10 @@ def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, tau0: float, 
 def seeds(seed: Any, batch: int) -> list[int]:
     """One seed per sample."""
     several = seed.tolist() if torch.is_tensor(seed) else seed
-    if not isinstance(several, Iterable) or isinstance(several, str):
-        first = 0 if several is None else _validation.check_int("seed", several, -math.inf)
-        return [first + j for j in range(batch)]
-    each = [_validation.check_int("seed", s, -math.inf) for s in several]
-    if len(each) != batch:
-        raise InputError(f"seed: got {len(each)} of them; expected one for each of {batch} samples.")
-    return each
+    if isinstance(several, Iterable) and not isinstance(several, str):
+        return _validation.check_seeds(several, batch, "seed")
+    first = 0 if several is None else _validation.check_seed(several)
+    return [wrapped(first + j) for j in range(batch)]
 
 
 def check_state(x: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _validation
 from ..brownian import AreaPath, BrownianPath, Increment
-from ..brownian.increment import letters_for
+from ..brownian.area_path import path_for
 from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of
 from ..problem import SDE
@@ -207,9 +207,9 @@ def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
 def _own_path(problem: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor, seed: int | None) -> Any:
     seed = int(torch.randint(2**31 - 1, ())) if seed is None else seed
     shape = problem.noise_shape(y0, problem.diffusion(grid[0].to(y0), y0))
-    levy, ends = letters_for(solver.card.levy), (float(grid[0]), float(grid[-1]))
-    path = BrownianPath(shape, *ends, seed, levy, y0.dtype, y0.device, knots=grid)
-    return AreaPath(path, max(64, 2 ** math.ceil(math.log2(2 * len(grid))))) if solver.card.levy == "A" else path
+    cells, ends = max(64, 2 ** math.ceil(math.log2(2 * len(grid)))), (float(grid[0]), float(grid[-1]))
+    options = {"seed": seed, "dtype": y0.dtype, "device": y0.device, "knots": grid}
+    return path_for([solver.card.levy], shape, ends, cells, **options)
 
 
 def _given_path(bm: Any) -> Any:

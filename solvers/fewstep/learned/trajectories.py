@@ -194,7 +194,7 @@ def make_trajectories(
     if folder is None:
         blocks = [maker.block(index) for index in progress_bar(ranges, "block", show=progress)]
     else:
-        blocks = _on_disk(_validation.check_path(folder, "folder"), maker, ranges, progress)
+        blocks = _on_disk(_validation.check_file(folder, "folder"), maker, ranges, progress)
     return Trajectories(sigmas, blocks, plan.nfe)
 
 

@@ -19,7 +19,7 @@ from ...errors import InputError
 from ...executor import Evaluate, State, stage, update
 from ...plan import Plan
 from .correction import corrected, outcome_weights
-from .teacher import Teacher, Work, lookback, rmse
+from .teacher import Teacher, Work, lookback, teacher_rmse
 
 CUT = 1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
 
@@ -73,7 +73,7 @@ def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, pr
             batch.state = state._replace(evaluations=state.evaluations[: held_after[i]])
             batch.evaluation = None
     del fitted, held  # their states, before the plan is measured
-    base_rmse, student_rmse = (rmse(work, p, work.held, teacher) for p in (base, plan))
+    base_rmse, student_rmse = (teacher_rmse(work, p, work.held, teacher) for p in (base, plan))
     return Candidate(plan, kappa, r2, kept, base_rmse, student_rmse)
 
 

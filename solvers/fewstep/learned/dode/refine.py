@@ -13,7 +13,7 @@ from ...plan import Plan
 from ..training import Minibatch, TrainingOptions, fit
 from .correction import corrected, is_plain
 from .greedy import Candidate
-from .teacher import Teacher, Work, rmse
+from .teacher import Teacher, Work, teacher_rmse
 
 DEFAULTS = TrainingOptions(iterations=600, batch_size=512, learning_rate=1e-2)
 
@@ -116,7 +116,7 @@ def refine_plan(
     fit(table, loss, len(kept), options, seed=seed, progress=progress)
     with torch.no_grad():
         refined = table.plan()
-    after = rmse(work, refined, work.held, teacher)
+    after = teacher_rmse(work, refined, work.held, teacher)
     if not after < start.student_rmse:
         how = f"greedy: the refined table ended {after:.3g} from the teacher, this one {start.student_rmse:.3g}"
         return replace(start, how=how)

@@ -17,7 +17,7 @@ from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from .correction import corrected, in_state
 from .distill import distill_dode, facts, fitted, prepare, why
-from .teacher import rmse
+from .teacher import teacher_rmse
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def regrid(
     kappa = _interpolated(fit.kappa, old, plan)
     made = corrected(plan, kappa)
     which = work.held if refit else torch.arange(len(noise))
-    base_rmse, student_rmse = (rmse(work, p, which, fine) for p in (plan, made))
+    base_rmse, student_rmse = (teacher_rmse(work, p, which, fine) for p in (plan, made))
     again = distill_dode(
         problem, base, noise=noise, labels=labels, terms=kappa.shape[1], teacher=teacher,
         teacher_substeps=teacher_substeps, batch=batch, **grid,

@@ -148,7 +148,7 @@ def _between(start: float, end: float, substeps: int, smallest: float) -> list[f
 
 
 @torch.no_grad()
-def rmse(work: Work, plan: Plan, which: Tensor, teacher: Teacher) -> float:
+def teacher_rmse(work: Work, plan: Plan, which: Tensor, teacher: Teacher) -> float:
     """Root mean square distance to the teacher's final states, per element."""
     total, count = 0.0, 0
     for index in work.share(which):
