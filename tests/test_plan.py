@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fewstep as fs
+from fewstep._serialization import write
 from fewstep.executor import run
 
 DATA = Path(__file__).parent / "data"  # files that version 0.1 wrote
@@ -133,11 +134,59 @@ def test_gradients_flow_to_columns_with_a_graph(solver):
 
     columns = [c.clone().requires_grad_() for c in (plan.update_eval, plan.stage_eval, plan.update_x)]
     torch.testing.assert_close(end(*columns), end(*(c.detach() for c in columns)), rtol=1e-14, atol=1e-14)
-    assert torch.autograd.gradcheck(end, columns)
     missing = torch.tensor([[j > i for j in range(plan.update_eval.shape[1])] for i in range(plan.nfe)])
+    before = missing.clone().fill_diagonal_(True) | missing  # a stage has no evaluation of its own row
+    known = [(~missing).double(), (~before).double(), torch.ones(plan.nfe)]
+    assert torch.autograd.gradcheck(lambda *c: end(*(a * b for a, b in zip(c, known, strict=True))), columns)
     (gradient,) = torch.autograd.grad(end(*columns).sum(), columns[0])
     assert not gradient[missing].any()  # evaluations that do not exist yet
     assert gradient[~missing].all()
+
+
+def with_entry(plan, key, index, value):
+    column = getattr(plan, key).clone()
+    column[index] = value
+    return {key: column}
+
+
+MULTISTEP, STOCHASTIC = fs.DPMSolverPP(3).plan(SIGMAS), fs.ShARK().plan(SIGMAS)
+ENTRIES = {  # column, index, value, of which plan
+    "evaluation not made": ("update_eval", (0, 1), 0.1, MULTISTEP),
+    "evaluation not made, later row": ("update_eval", (1, 2), -1e-9, MULTISTEP),
+    "own evaluation in its stage": ("stage_eval", (0, 0), 0.1, MULTISTEP),
+    "normal of no interval": ("update_noise", (0, 0, 0), 0.1, MULTISTEP),
+    "too large": ("update_eval", (2, 0), 1e300, MULTISTEP), "too large scale": ("update_x", 1, -1e39, MULTISTEP),
+    "not finite": ("stage_x", 1, torch.inf, MULTISTEP), "nan": ("update_x", 1, torch.nan, MULTISTEP),
+    "subnormal level": ("sigma", 2, 1e-310, MULTISTEP), "negative level": ("sigma", 2, -1.0, MULTISTEP),
+    "too large level": ("sigma", 0, 1e200, MULTISTEP), "too large grid": ("sigmas", 0, 1e200, MULTISTEP),
+    "infinite interval": ("noise", (2, 1), torch.inf, STOCHASTIC),
+    "half an interval": ("noise", (2, 1), torch.nan, STOCHASTIC),
+    "before the path": ("noise", (0, 0), 0.0, STOCHASTIC), "negative": ("noise", (0, 0), -1.0, STOCHASTIC),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_entry_that_cannot_be_run_is_refused_with_column_and_row(case, tmp_path):
+    key, index, value, plan = ENTRIES[case]
+    wrong = with_entry(plan, key, index, value)
+    row = index[0] if isinstance(index, tuple) else index
+    with pytest.raises(fs.InputError, match=rf"plan.({key}): .* in row {row}"):
+        replace(plan, **wrong)
+    for file in ("plan.safetensors", "plan.json"):
+        write(tmp_path / file, {"format": "fewstep-plan-2"} | plan.meta(), plan.tensors() | wrong)
+        with pytest.raises(fs.InputError):
+            fs.load(tmp_path / file)
+
+
+@pytest.mark.parametrize("order", [[0, 0], [1, 0]])
+def test_noise_intervals_that_repeat_or_go_back_are_refused(order):
+    opens = STOCHASTIC.on_path.nonzero().flatten()[:2]
+    noise = STOCHASTIC.noise.clone()
+    noise[opens] = noise[opens[order]]
+    with pytest.raises(fs.InputError, match=f"plan.noise: .* in row {opens[1]}"):
+        replace(STOCHASTIC, noise=noise)
+    with pytest.raises(fs.InputError, match=f"plan.noise: .* in row {opens[0]}"):
+        replace(STOCHASTIC, noise=STOCHASTIC.noise.flip(1))
 
 
 @pytest.mark.parametrize("file", ["plan.safetensors", "plan.json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from dataclasses import dataclass, field
@@ -143,7 +144,8 @@ class Fit:
         answers = tuple(tuple(map(float, row)) for row in rows)
         labelled, spread = meta.get("labelled") is True, meta.get("spread") is True
         expected = ANSWERS * (1 if labelled else PROBES)
-        if any(len(row) != expected for row in answers) or (spread and len(answers) != 2):
+        sound = all(len(row) == expected and all(map(math.isfinite, row)) for row in answers)
+        if not answers or not sound or (spread and len(answers) != 2):
             raise InputError(f"answers: got {len(answers)} rows, not of {expected} numbers each; the file is damaged.")
         event = tuple(map(int, meta["event"]))
         fingerprint = Fingerprint(str(meta["schedule"]), event, answers, labelled, spread)

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,8 @@ FORMAT = "fewstep-plan-2"
 DODE_FORMAT = "fewstep-dode-1"  # fitted tables of version 0.1
 FORMATS = (FORMAT, "fewstep-plan-1", DODE_FORMAT)
 PREDICTIONS = ("data", "noise")
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+TOLERANCE = 1e-9  # of the ends of noise intervals
 WEIGHTS = ("stage_x", "stage_eval", "stage_noise", "update_x", "update_eval", "update_noise")
 COLUMNS = ("sigmas", "sigma", *WEIGHTS, "noise")
 VERSION_0_1 = dict(zip("cdmabn", WEIGHTS, strict=True))  # names of the weights in files of version 0.1
@@ -85,7 +88,8 @@ class Plan:
         fit: what a learned table was fitted to; sampling another model with it is refused.
 
     Raises:
-        InputError: columns whose shapes do not belong together, or values that are not finite.
+        InputError: columns whose shapes do not belong together, values that float32 cannot hold, a weight of an
+            evaluation or a normal that does not exist yet, noise intervals that overlap or are reversed.
     """
 
     name: str
@@ -104,8 +108,11 @@ class Plan:
     def __post_init__(self) -> None:
         for key in COLUMNS:
             column = getattr(self, key)
-            if not torch.is_tensor(column) or not column.is_floating_point() or column.dim() == 0:
+            dense = torch.is_tensor(column) and column.layout == torch.strided and not column.is_meta
+            if not dense or not column.is_floating_point() or column.dim() == 0:
                 raise InputError(f"plan.{key}: got {_validation.describe(column)}, expected a floating-point tensor.")
+        _validation.check_instance("plan.name", self.name, str, "a string")
+        _validation.check_instance("plan.fit", self.fit, (Fit, type(None)), "a Fit or None")
         rows, intervals = len(self.sigma), tuple(self.stage_noise.shape[-2:])
         shapes = ((rows,), (rows, self.update_eval.shape[-1]), (rows, *intervals))
         for key, shape in [*zip(WEIGHTS, shapes * 2, strict=True), ("noise", (rows, 2))]:
@@ -116,10 +123,7 @@ class Plan:
         if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:
             given = tuple(self.stage_noise.shape)
             raise InputError(f"plan.stage_noise: got shape {given}, expected (rows, intervals, letters).")
-        wrong = [k for k in WEIGHTS if not bool(getattr(self, k).isfinite().all())]
-        if wrong or not bool(((self.sigma > 0) & self.sigma.isfinite()).all()):
-            key = (wrong or ["sigma"])[0]
-            raise InputError(f"plan.{key}: got values that are not finite, or levels that are not positive.")
+        _check_values(self)
         kappa = self.fit.kappa if self.fit else None
         if kappa is not None and (kappa.dim() != 2 or len(kappa) != rows or bool(kappa.isinf().any())):
             raise InputError(f"kappa: got shape {tuple(kappa.shape)}, expected ({rows}, terms), none infinite.")
@@ -228,6 +232,45 @@ class Plan:
         first = int((self.sigmas >= self.sigma[row] * (1 - 1e-9)).sum()) - 1
         fit = self.fit and replace(self.fit, kappa=None)
         return replace(self, sigmas=self.sigmas[first:], **columns, fit=fit)
+
+
+def _check_values(plan: Plan) -> None:
+    """Reject values that float32 cannot hold, weights of what does not exist yet, and intervals that do not fit."""
+    # numpy: several times faster than torch on arrays of this size
+    found = {k: getattr(plan, k).detach().cpu().double().numpy() for k in COLUMNS}
+    for key in ("sigmas", "sigma", *WEIGHTS):
+        size = np.abs(found[key])
+        usable = size <= LARGEST
+        if key == "sigma" or key == "sigmas":  # divided by; the last of a grid may be zero
+            usable &= (found[key] >= SMALLEST) | ((key == "sigmas") & (size == 0))
+        _check(key, usable, f"numbers that float32 holds, at most {LARGEST:.3g}", found[key])
+    opened, made = np.cumsum(~np.isnan(found["noise"][:, 0])), np.arange(plan.nfe)
+    known = (made, opened, made + 1, opened)
+    for key, count in zip(("stage_eval", "stage_noise", "update_eval", "update_noise"), known, strict=True):
+        weights = found[key].reshape(*found[key].shape[:2], -1).any(2)  # (rows, evaluations or intervals)
+        exists = np.arange(weights.shape[1]) < count[:, None]
+        what = "evaluations that are made" if key.endswith("eval") else "noise intervals that are open"
+        _check(key, exists | ~weights, f"weights of {what} by then, the newest first, and zeros after", found[key])
+    _check_intervals(found["noise"], float(found["sigmas"][0]) ** -2)
+
+
+def _check_intervals(noise: np.ndarray[Any, Any], start: float) -> None:
+    """Reject noise intervals that are reversed or overlap, or that begin before the path, which begins at `start`."""
+    tau0, tau1 = noise.T
+    on_path = (start * (1 - TOLERANCE) <= tau0) & (tau0 < tau1) & np.isfinite(tau1)
+    other = np.isnan(noise).all(1) | (noise == 0).all(1)
+    _check("noise", on_path | other, f"start < end, from 1/sigmas[0]^2 = {start:.6g} on", noise)
+    last = np.maximum.accumulate(np.where(on_path, tau1, 0.0))
+    after = np.append(True, tau0[1:] >= last[:-1] * (1 - TOLERANCE))
+    _check("noise", after | ~on_path, "an interval that begins where the one before ends, or later", noise)
+
+
+def _check(key: str, right: np.ndarray[Any, Any], expected: str, column: np.ndarray[Any, Any]) -> None:
+    """Raise an `InputError` for the first row of a column that is not right."""
+    if not right.all():
+        row = int(np.argmin(right.reshape(len(right), -1).all(1)))
+        values = ", ".join(f"{v:.6g}" for v in column[row].flatten()[:8].tolist())
+        raise InputError(f"plan.{key}: got {values} in row {row}, expected {expected}.")
 
 
 def _combinations(scale: Tensor, past: Tensor, random: Tensor, newest: int) -> list[Combination]:

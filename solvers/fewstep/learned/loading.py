@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _validation
 from .._serialization import DAMAGE, STUDENT_FORMAT, read
 from ..errors import InputError, one_of
 from ..plan import FORMATS, Plan
@@ -29,6 +30,9 @@ def load(path: str | Path, network: nn.Module | None = None) -> Plan | SFDDM | S
     Raises:
         InputError: not a file of this library, or a damaged one.
     """
+    _validation.check_instance(
+        "network", network, (nn.Module, type(None)), "a torch.nn.Module of the saved architecture"
+    )
     try:
         meta, tensors = read(path, (*FORMATS, STUDENT_FORMAT))
         if meta["format"] in FORMATS:

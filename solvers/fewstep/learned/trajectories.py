@@ -293,7 +293,10 @@ def _claim(folder: Path, metadata: dict[str, Any]) -> None:
     """Write what the folder will contain, or reject one that contains other trajectories."""
     path = folder / "trajectories.json"
     make_folder(folder)
-    held = read_json(path) if path.exists() else None
+    try:
+        held = read_json(path) if path.exists() else None
+    except InputError as error:
+        raise InputError(f"folder: {path} cannot be read ({error}) Use another folder.") from error
     if held is None and any(folder.glob("block-*.safetensors")):
         raise InputError(f"folder: {folder} has blocks but no {path.name}, which describes them; use an empty folder.")
     barrier()
