@@ -1,5 +1,6 @@
 """Diffusion sampling: orders on an exact score, identities between solvers, one path for all step counts."""
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from fewstep.integrations.k_diffusion import BrownianNoiseSampler
 
 VARIANCE = torch.tensor([0.04, 0.25, 1.0], dtype=torch.float64)
 EDM = fs.EDM(0.01, 20.0)
+NOISE = torch.randn(8, 3, generator=torch.Generator().manual_seed(7))
 
 
 def gaussian(schedule=EDM):
@@ -176,13 +178,123 @@ def test_bad_input_raises_a_clear_error(case):
         fs.sample(gaussian(), **call)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [lambda x, s: x.mean(-1, keepdim=True), lambda x, s: x.double(), lambda x, s: 0.0, lambda x, s: x[:2]],
-)
-def test_denoiser_output_is_checked_at_the_first_evaluation(wrong):
-    with pytest.raises(fs.InputError, match=r"denoiser: got .*expected x's torch.float32 of shape \(5, 3\)"):
-        fs.sample(fs.DiffusionModel(wrong, EDM), fs.DDIM(), shape=(5, 3), steps=4)
+SAMPLERS = {n: s for n, s in fs.solvers().items() if isinstance(s, fs.DiffusionSolver)}
+VP = fs.VPLinear()
+WRONG = {
+    "mean": lambda x: x.mean(-1, keepdim=True), "float64": lambda x: x.double(), "number": lambda x: 0.0,
+    "rows": lambda x: x[:2], "None": lambda x: None, "tuple": lambda x: (x,), "integers": lambda x: x.long(),
+    "axis": lambda x: x[None],
+}  # fmt: skip
+CONVERSIONS = {
+    "denoiser": lambda f: lambda x, s: f(x), "epsilon": lambda f: fs.from_epsilon(lambda x, t: f(x), VP),
+    "sample": lambda f: fs.from_sample(lambda x, t: f(x), VP), "edm": lambda f: fs.from_edm(lambda x, s: f(x)),
+    "clip": lambda f: fs.clip(lambda x, s: f(x)), "thresholding": lambda f: fs.dynamic_thresholding(lambda x, s: f(x)),
+}  # fmt: skip
+
+
+def from_call(start, later):
+    """A network x -> 0.3 x whose answers from call number `start` on are those of `later`."""
+    count = itertools.count()
+    return lambda x: 0.3 * x if next(count) < start else later(x)
+
+
+@pytest.mark.parametrize("solver", [fs.DDIM(), fs.UniPC(3), fs.DPMSolver(2)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("kind", CONVERSIONS)
+def test_each_answer_of_a_model_is_checked(kind, start, solver):
+    for wrong in WRONG.values():
+        problem = fs.DiffusionModel(CONVERSIONS[kind](from_call(start, wrong)), VP)
+        words = (
+            rf"(denoiser|model): got .* at evaluation {start} \(sigma = .*expected x's torch.float32 of shape \(5, 3\)"
+        )
+        with pytest.raises(fs.InputError, match=words):
+            fs.sample(problem, solver, shape=(5, 3), steps=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["denoiser", "epsilon", "clip"])
+def test_answers_of_lower_precision_become_float32(kind, dtype):
+    """Half precision from the first answer or from a later one, and under autocast: the state stays in float32."""
+    kw = dict(shape=(5, 3), steps=6, seed=1, sigmas=fs.sigma_grid(fs.EDM(0.1, 10.0), 6))
+    want = fs.sample(fs.DiffusionModel(CONVERSIONS[kind](lambda x: 0.3 * x), VP), fs.UniPC(), **kw)
+    for start in (0, 3):
+        half = from_call(start, lambda x: (0.3 * x).to(dtype))
+        got = fs.sample(fs.DiffusionModel(CONVERSIONS[kind](half), VP), fs.UniPC(), **kw)
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, want, rtol=0.1, atol=0.1)
+    layer = torch.nn.Linear(3, 3, bias=False).requires_grad_(False)
+    with torch.autocast("cpu", dtype):
+        assert layer(want).dtype == dtype
+        assert fs.sample(fs.DiffusionModel(CONVERSIONS[kind](layer), VP), fs.UniPC(), **kw).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_networks_that_reuse_their_memory_give_the_numbers_of_fresh_memory(name):
+    """One output buffer (CUDA graphs, TensorRT), two in turn, or that of the input."""
+    buffers, turns = torch.zeros(2, 4, 3), itertools.cycle([0, 1])
+    reuse = [lambda v: buffers[0].copy_(v), lambda v: buffers[next(turns)].copy_(v)[:]]
+    plan, noise = SAMPLERS[name].plan(fs.sigma_grid(VP, 4, "uniform"), VP), NOISE[:4]
+    path = fs.BrownianPath((4, 3), 1e-5, 1e5, levy="H", clock="log") if plan.on_path.any() else None
+    for kind, f in (
+        ("denoiser", torch.tanh),
+        ("denoiser", lambda x: x),
+        ("epsilon", torch.tanh),
+        ("sample", torch.tanh),
+    ):
+        made = []
+        for held in (torch.clone, *reuse):
+            problem, seen = fs.DiffusionModel(CONVERSIONS[kind](lambda x, f=f, held=held: held(f(x))), VP), []
+            x = fs.sample(problem, plan, noise=noise, path=path, callback=lambda i, x, D, seen=seen: seen.append(D))
+            buffers.zero_()
+            made.append(torch.stack([x, *seen]))
+        assert torch.equal(made[0], made[1])
+        assert torch.equal(made[0], made[2])
+
+
+def test_the_samples_are_not_the_callers_noise():
+    for solver in SAMPLERS.values():
+        noise = torch.ones(2, 3)
+        x = fs.sample(fs.DiffusionModel(lambda x, s: x, EDM), solver, noise=noise, steps=2)
+        assert x.untyped_storage().data_ptr() != noise.untyped_storage().data_ptr()
+        assert torch.equal(noise, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("solver", [fs.UniPC(), fs.ShARK(), fs.EDMHeun(churn=10)], ids=lambda s: type(s).__name__)
+def test_non_finite_samples_name_the_evaluation_and_the_part(solver, value):
+    """One bad sample of three from evaluation 3 on; the error tells the model's output from the solver's steps."""
+    bad = torch.tensor([[0.0], [0.0], [value]])
+    problem = lambda f: fs.DiffusionModel(f, VP)  # noqa: E731
+    grid = fs.sigma_grid(VP, 5)
+    plan = solver.plan(grid)
+    level = float(plan.sigma[3])
+    words = rf"output of the model at evaluation 3 \(sigma = {level:.4g}\) for 1 of 3 samples"
+    with pytest.raises(fs.NonFiniteError, match=words) as error:
+        fs.sample(problem(lambda x, s: 0.3 * x + (bad if s < level * 1.001 else 0)), plan, shape=(3, 2))
+    assert (error.value.step, error.value.paths) == (3, 1)
+
+
+def test_overflow_of_the_steps_is_not_attributed_to_the_model():
+    """Finite outputs whose difference is beyond float32."""
+    huge, sign = torch.tensor([[1.0], [1.0], [3e38]]), itertools.cycle([1, -1])
+    problem = fs.DiffusionModel(lambda x, s: huge * next(sign) + 0 * x, VP)
+    with pytest.raises(fs.NonFiniteError, match="input of the model at evaluation 2 .* for 1 of 3 samples") as error:
+        fs.sample(problem, fs.DPMSolverPP(2), shape=(3, 2), steps=4)
+    assert (error.value.step, error.value.paths) == (2, 1)
+    once = itertools.chain([1, 1, math.nan], itertools.repeat(1))
+    with pytest.raises(fs.NonFiniteError, match="but not when repeated"):
+        fs.sample(fs.DiffusionModel(lambda x, s: x * next(once), VP), fs.DDIM(), shape=(3, 2), steps=3)
+
+
+def test_correct_networks_that_are_slightly_off_pass_check_prediction():
+    """0.5 % at sigma = 152 is an x0 of 0.76 n; judged in units of the network's output it is 0.005."""
+    like = torch.zeros(200, 3)
+    exact = fs.from_epsilon(lambda x, t: 1.005 * x, VP)
+    for denoiser in (exact, fs.clip(exact), fs.dynamic_thresholding(exact)):
+        fs.check_prediction(denoiser, VP, like)
+    for off in (0.7, 1.3, math.nan):
+        with pytest.raises(fs.InputError, match="Convert with another"):
+            fs.check_prediction(fs.from_epsilon(lambda x, t, off=off: off * x, VP), VP, like)
 
 
 @pytest.mark.parametrize("schedule", [fs.EDM, fs.VE])

@@ -3,7 +3,7 @@
 import math
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ def describe(value: Any) -> str:
     if isinstance(value, type) or callable(value):
         name = str(getattr(value, "__name__", ""))
         return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()
+    if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
+        return f"{type(value).__name__} of {len(value)} tensors"
     plain = value is None or isinstance(value, (str, bytes, int, float, complex, tuple, list))
     text = ("list " if isinstance(value, list) else "") + repr(value) if plain else type(value).__name__
     return text if len(text) < 80 else text[:77] + "..."
@@ -186,6 +188,36 @@ def check_times(argument: str, value: Any, decreasing: bool = False) -> Tensor:
         cure = "A Brownian motion runs forward in time" if backward else "Sort them and drop repeated ones"
         raise InputError(f"{argument}: got [{some}], expected finite, strictly increasing times. {cure}.")
     return times
+
+
+def check_answer(
+    name: str, value: Any, like: Tensor, where: str | Callable[[], str] = "", of: str = "x", hint: str = ""
+) -> Tensor:
+    """What a caller's function returned, in the dtype of `like`; its shape and device must be those of `like`.
+
+    Lower precision (autocast, half precision networks) is converted, higher precision is refused. Nothing is read from
+    a device.
+
+    Args:
+        where: the evaluation, for the message.
+        of: the name of `like` in the message.
+        hint: a last sentence of the message.
+    """
+    if not isinstance(value, Tensor):
+        cure = "Return one tensor."
+    elif value.shape != like.shape:
+        cure = f"Return one value for each component of {of}."
+    elif value.device != like.device:
+        cure = f"Move its parameters and constants to {of}'s device."
+    else:
+        most = torch.promote_types(like.dtype, torch.float32)
+        if value.is_floating_point() and torch.promote_types(value.dtype, most) == most:
+            return value if value.dtype == like.dtype else value.to(like.dtype)
+        cure = f"Convert its constants and parameters, or {of}."
+    at = f" on {value.device}" if isinstance(value, Tensor) and value.device != like.device else ""
+    expected = f"{like.dtype} of shape {tuple(like.shape)}" + (at and f" on {like.device}")
+    place = where if isinstance(where, str) else where()
+    raise InputError(f"{name}: got {describe(value)}{at}{place}, expected {of}'s {expected}. {cure} {hint}".rstrip())
 
 
 def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._validation import check_answer
 from .errors import InputError
 from .executor import State, combine, evaluation_of
 from .plan import Combination, Weight
@@ -43,8 +44,9 @@ def coefficients(
 
 
 def to_x0(x: Tensor, output: Tensor, p: Weight, q: Weight) -> Tensor:
-    """p x + q output, with (p, q) of `coefficients` as floats or as tensors that broadcast."""
-    return combine(Combination(p, ((q, 0),), ()), State(x, (output,)))
+    """p x + q output in memory of its own, with (p, q) of `coefficients` as floats or as tensors that broadcast."""
+    x0 = combine(Combination(p, ((q, 0),), ()), State(x, (output,)))
+    return x0.clone() if x0 is output else x0  # networks may write each output to the same memory
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Converted:
         """The same for levels (R,) known beforehand, `(i, x) -> x0` or the noise: no step reads back from a device."""
         alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
         labels = label.to(like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
-        rows = list(zip(alpha.tolist(), labels, p.tolist(), q.tolist()))
+        rows = list(zip(alpha.tolist(), labels, p.tolist(), q.tolist(), evaluation_names(levels)))
         return lambda i, x: self._apply(x, *rows[i])
 
     def _numbers(self, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -83,21 +85,13 @@ class Converted:
             label = label.round() if self.rounding == "nearest" else torch.floor(label + 1e-3)
         return alpha, label, *coefficients(self.kind, sigma, alpha, prediction)
 
-    def _apply(self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight) -> Tensor:
+    def _apply(self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight, where: str = "") -> Tensor:
         x_t = x if isinstance(alpha, float) and alpha == 1 else x * alpha
         out = self.model(x_t if self.dtype is None else x_t.to(self.dtype), label)
-        out = check_output("model", out, x)
-        return to_x0(x, out if self.dtype is None else out.to(x.dtype), p, q)
-
-
-def check_output(name: str, out: Any, x: Tensor) -> Tensor:
-    """The output of a network, which must be a tensor of x's shape on its device."""
-    if not torch.is_tensor(out) or out.shape != x.shape or out.device != x.device:
-        raise InputError(
-            f"{name}: got {_validation.describe(out)}, expected a tensor of x's shape {tuple(x.shape)} on its device. "
-            "Wrap a network that returns more, for diffusers as lambda x, t: net(x, t).sample."
-        )
-    return out
+        if self.dtype is not None and torch.is_tensor(out):
+            out = out.to(x.dtype)
+        hint = "" if torch.is_tensor(out) else "Wrap a network of diffusers as lambda x, t: net(x, t).sample."
+        return to_x0(x, check_answer("model", out, x, where, hint=hint), p, q)
 
 
 def from_epsilon(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
@@ -160,7 +154,7 @@ def from_edm(
                 "for all. Convert the network anew with the labels of this batch."
             )
         rows = () if labels is None else (labels.to(x.device).expand(len(x), -1),)
-        return check_output("net", net(x, sigma, *rows, **keywords), x).to(x.dtype)
+        return net(x, sigma, *rows, **keywords)
 
     return _convert(model, None, "sample", None, _half(net) if dtype is None else dtype)
 
@@ -205,12 +199,11 @@ class PostprocessedDenoiser:
     postprocess: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.postprocess(check_output("denoiser", self.denoiser(x, sigma), x))
+        return self.postprocess(check_answer("denoiser", self.denoiser(x, sigma), x))
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
         inner = on_levels(self.denoiser, levels, like, "data")
-        x0 = lambda i, x: self.postprocess(check_output("denoiser", inner(i, x), x))  # noqa: E731
-        return x0 if prediction == "data" else _noise(x0, levels)
+        return _evaluations(lambda i, x: self.postprocess(inner(i, x)), levels, prediction)
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> PostprocessedDenoiser:
@@ -269,44 +262,61 @@ def classifier_free_guidance(
 
 
 def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-    """`(i, x) -> x0 or noise` at the i-th of the levels (R,), for any denoiser."""
-    if hasattr(denoiser, "on"):
-        return denoiser.on(levels, like, prediction)  # type: ignore[no-any-return]
+    """`(i, x) -> x0 or noise` at the i-th of the levels (R,), for any denoiser: checked, in memory of its own."""
+    if isinstance(denoiser, (Converted, PostprocessedDenoiser)):
+        return denoiser.on(levels, like, prediction)
     at = levels.to(like.device, like.dtype).unbind()
-    x0 = lambda i, x: denoiser(x, at[i])  # noqa: E731
-    return x0 if prediction == "data" else _noise(x0, levels)
+    return _evaluations(lambda i, x: denoiser(x, at[i]), levels, prediction)
 
 
-def _noise(x0: Callable[[int, Tensor], Tensor], levels: Tensor) -> Callable[[int, Tensor], Tensor]:
-    """The noise (x - x0) / sigma in place of x0."""
-    sigmas = levels.tolist()
-    return lambda i, x: evaluation_of("noise", x, sigmas[i], check_output("denoiser", x0(i, x), x))
+def _evaluations(
+    x0: Callable[[int, Tensor], Tensor], levels: Tensor, prediction: str
+) -> Callable[[int, Tensor], Tensor]:
+    """The checked x0, or the noise (x - x0) / sigma, in memory that no later call of the model writes to."""
+    sigmas, names = levels.tolist(), evaluation_names(levels)
+
+    def evaluate(i: int, x: Tensor) -> Tensor:
+        D = check_answer("denoiser", x0(i, x), x, names[i])
+        return D.clone() if prediction == "data" else evaluation_of("noise", x, sigmas[i], D)
+
+    return evaluate
+
+
+def evaluation_names(levels: Tensor) -> list[str]:
+    """The evaluations at levels (R,), for messages."""
+    return [f" at evaluation {i} (sigma = {s:.4g})" for i, s in enumerate(levels.tolist())]
 
 
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:
     """Reject a network that was converted by the wrong `from_...`, with one evaluation on pure noise.
 
-    At the largest sigma x = sigma n carries almost no information on x0, which must hardly depend on n. The test cannot
-    separate predictions that agree there (v and sample up to sign, epsilon and flow); an untrained network fails it.
+    At the largest sigma x = sigma n carries almost no information on x0, which must hardly depend on n. The slope of x0
+    over n is judged in units of the network's output, since x0 = x - sigma eps multiplies an error of eps by sigma. The
+    test cannot separate predictions that agree there (v and sample up to sign, epsilon and flow); an untrained network
+    fails it.
 
     Args:
+        denoiser: made by `from_epsilon` and related functions, perhaps clipped; the x0 of another one is its output.
         like: (batch, *event) a tensor like the samples; only its size matters, a larger one is more reliable.
 
     Raises:
-        InputError: x0 depends on the noise with a slope of more than 1/2.
+        InputError: the output differs by more than 1/4 of the noise from one whose x0 does not depend on the noise.
     """
     _validation.check_callable("denoiser", denoiser, "a function (x, sigma) -> x0")
     _validation.check_instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
     _validation.check_state("like", like)
     own = torch.Generator(like.device).manual_seed(_validation.check_seed(seed))
     n = torch.randn(like.shape, generator=own, dtype=like.dtype, device=like.device)
-    sigma = torch.tensor(schedule.sigma_max, dtype=like.dtype, device=like.device)
-    x0 = check_output("denoiser", denoiser(n * sigma, sigma), n)
+    sigma = torch.tensor(schedule.sigma_max, dtype=torch.float64)
+    while isinstance(denoiser, PostprocessedDenoiser):
+        denoiser = denoiser.denoiser
+    x0 = check_answer("denoiser", denoiser(n * sigma.to(n), sigma.to(n)), n)
     slope = float((x0 * n).sum() / n.square().sum())
-    if abs(slope) > 0.5:
+    unit = float(denoiser._numbers(sigma, "data")[3].abs()) if isinstance(denoiser, Converted) else 1.0
+    if not abs(slope) <= 0.25 * unit:
         kind = getattr(denoiser, "kind", "x0")
         raise InputError(
-            f"denoiser: got a {kind!r} conversion whose x0 is {slope:.3g} times the noise at sigma = "
-            f"{float(sigma):.4g}, where it must not depend on it. Convert with another of from_epsilon, from_v, "
+            f"denoiser: got a {kind!r} conversion whose output is off by {slope / unit:.3g} of the noise at sigma = "
+            f"{float(sigma):.4g}, where x0 must not depend on it. Convert with another of from_epsilon, from_v, "
             "from_score, from_sample, from_flow, and check the time that the network is given."
         )

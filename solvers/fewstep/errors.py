@@ -18,8 +18,8 @@ class NonFiniteError(ArithmeticError):
     """A computation produced inf or nan.
 
     Attributes:
-        step: index of the first step (0-based) after which a value was not finite.
-        paths: number of leading-axis samples that were not finite at the end of that step.
+        step: index (0-based) of the first step of a solve, or evaluation of a sample, that was not finite.
+        paths: number of leading-axis samples that were not finite there.
     """
 
     def __init__(self, message: str, *, step: int, paths: int) -> None:

@@ -2,11 +2,11 @@
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from . import _validation
-from .denoiser import on_levels
+from ._validation import check_answer
+from .denoiser import evaluation_names, on_levels
 from .errors import InputError
 from .executor import Evaluate, Normals
 from .grid import check_sigmas, sigma_grid
@@ -82,22 +82,19 @@ def resolve(
 def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:
     """The function that evaluates a plan's rows: the model at its levels, or a student's own network.
 
+    Each evaluation is checked and has memory of its own: models may write all outputs to one buffer.
+
     Raises:
-        InputError: a plan that was fitted to another model.
+        InputError: a plan that was fitted to another model; in a call, an output of another shape, device or precision.
     """
-    if not isinstance(source, Plan):
-        return source.evaluator(problem, like)
-    if source.fit is not None:
-        source.fit.check(problem, like, source.name)
-    predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
+    if isinstance(source, Plan):
+        if source.fit is not None:
+            source.fit.check(problem, like, source.name)
+        predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
+        return lambda i, x, normals: predict(i, x)
+    inner, names = source.evaluator(problem, like), evaluation_names(source.plan.sigma)
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
-        out = predict(i, x)
-        if i == 0 and not (torch.is_tensor(out) and (out.shape, out.dtype, out.device) == (x.shape, x.dtype, x.device)):
-            raise InputError(
-                f"denoiser: got {_validation.describe(out)}, expected x's {x.dtype} of shape "
-                f"{tuple(x.shape)}. Return the estimate of x0 in x's shape, dtype and device."
-            )
-        return out
+        return check_answer("student", inner(i, x, normals), x, names[i]).clone()
 
     return evaluate

@@ -1,6 +1,7 @@
 """`sample`: from noise to data with any diffusion solver, plan or student."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from . import _validation
 from .brownian.increment import Path
-from .errors import InputError
-from .executor import run
+from .denoiser import evaluation_names
+from .errors import InputError, NonFiniteError
+from .executor import Draw, Evaluate, Normals, run
 from .plan import Plan
 from .plan_noise import at_least_float32, generators, seeded_normals, unit_normals
 from .problem import DiffusionModel
@@ -52,7 +54,9 @@ def sample(
 
     Raises:
         InputError: neither shape nor noise, neither steps nor sigmas, a grid in addition to a plan, a solver
-            that has no plan, a path that lacks Lévy data the plan needs.
+            that has no plan, a path that lacks Lévy data the plan needs, a model whose output has not x's shape
+            and device or is more precise than x.
+        NonFiniteError: the samples are not finite; its message names the evaluation and the model or the solver.
     """
     expected = "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for diffusers"
     _validation.check_instance("problem", problem, DiffusionModel, expected + "; call a function of labels with them")
@@ -64,10 +68,13 @@ def sample(
         _validation.check_seeds(own, len(x))
     if callback is not None:
         _validation.check_callable("callback", callback, "a function (row, x, D)")
-    draw = seeded_normals(plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))
-    x = run(plan, x, evaluator_of(problem, source, x), draw, callback)
+    evaluate = evaluator_of(problem, source, x)
+    draw = partial(seeded_normals, plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))
+    end = run(plan, x, evaluate, draw(), callback)
+    if not bool(end.isfinite().all()):
+        raise _locate(plan, x, evaluate, draw())
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
-    return x if alpha == 1 else x * alpha
+    return end if alpha == 1 else end * alpha
 
 
 def _start(
@@ -86,3 +93,34 @@ def _start(
     if shape is not None and _validation.check_shape(shape) != tuple(noise.shape):
         raise InputError(f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one.")
     return at_least_float32(noise) / problem.schedule.alpha(plan.sigmas[:1]).item()
+
+
+@torch.no_grad()
+def _locate(plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw) -> NonFiniteError:
+    """Repeat a failed run on the same noise, checking each evaluation and its input."""
+    names = evaluation_names(plan.sigma)
+
+    def checked(i: int, at: Tensor, normals: tuple[Normals, ...]) -> Tensor:
+        cure = "Its earlier steps overflow: take more steps or another solver, and check the noise or path."
+        _check_finite(at, i, f"{plan.name} produced a non-finite input of the model{names[i]}", cure)
+        out = evaluate(i, at, normals)
+        cure = (
+            f"The input is finite, at most {float(at.abs().max()):.3g} in size: check the model there. float16 "
+            "overflows at 65504; bfloat16 does not."
+        )
+        _check_finite(out, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
+        return out
+
+    try:
+        end = run(plan, x, checked, draw)
+        _check_finite(end, plan.nfe - 1, f"{plan.name} produced a non-finite final state", "Check the noise or path.")
+    except NonFiniteError as error:
+        return error
+    message = f"{plan.name} produced non-finite samples, but not when repeated: model or noise change between calls."
+    return NonFiniteError(message, step=plan.nfe - 1, paths=0)
+
+
+def _check_finite(x: Tensor, step: int, what: str, cure: str) -> None:
+    paths = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
+    if paths:
+        raise NonFiniteError(f"{what} for {paths} of {len(x)} samples. {cure}", step=step, paths=paths)

@@ -523,6 +523,27 @@ def test_run_with_begin_index_is_one_graph():
 # ---------------------------------------------------------------------- bad input
 
 
+@pytest.mark.parametrize("name", [n for n, s in fs.solvers().items() if isinstance(s, fs.DiffusionSolver)])
+@pytest.mark.parametrize("options", [{}, dict(prediction_type="sample"), "edm"], ids=["epsilon", "sample", "edm"])
+def test_static_buffers_give_the_numbers_of_fresh_ones(name, options):
+    """A network and a pipeline that write each output and each sample to the same memory (CUDA graphs)."""
+    config = df.EDMEulerScheduler(sigma_max=20.0).config if options == "edm" else df.DDIMScheduler(**options).config
+
+    def run(held):
+        s = FewStepScheduler.from_config(config, solver=fs.solvers()[name])
+        s.set_timesteps(7)
+        generator, x = torch.Generator().manual_seed(3), NOISE * s.init_noise_sigma
+        for t in s.timesteps:
+            out = held(0, torch.tanh(s.scale_model_input(x, t)) * 0.8 + float(t) / 2000)
+            found = s.step(out, t, x, generator=generator)
+            x = held(1, found.prev_sample)
+            held(0, found.pred_original_sample).zero_()
+        return x
+
+    buffers = torch.zeros(2, *SHAPE)
+    assert torch.equal(run(lambda i, v: buffers[i].copy_(v)), run(lambda i, v: v.clone()))
+
+
 def test_restarted_runs_and_other_shapes():
     """Without a begin index the timestep decides; a begin index is for one run; other shapes are rejected."""
     theirs = df.DDIMScheduler()
@@ -540,10 +561,11 @@ def test_restarted_runs_and_other_shapes():
     assert gap(want, walk(s, model)) < 1e-5
     t = s.timesteps
     s.step(NOISE, t[0], NOISE)
-    with pytest.raises(InputError, match="one shape"):
+    with pytest.raises(InputError, match="as before in this run"):
         s.step(NOISE[:2], t[1], NOISE[:2])
-    with pytest.raises(InputError, match="one shape"):
-        s.step(NOISE[:, :1], t[1], NOISE)
+    for wrong in (NOISE[:, :1], NOISE.double(), None, (NOISE,)):
+        with pytest.raises(InputError, match="model_output: got .* at entry 1 of timesteps"):
+            s.step(wrong, t[1], NOISE)
     s.register_to_config(clip_sample=False)
     s.set_timesteps(5)
     assert s._setup.postprocess is None

@@ -175,7 +175,7 @@ def test_class_conditional_student_receives_its_labels():
 @pytest.mark.parametrize(("network", "match"), {
     "shape": (lambda x, *_: x[:, :1].repeat(1, 3), "network: got function"),
     "letters": (DenoisingMLP((1,), letters=3), "3 letters of the signature; levy=.H. has 2"),
-    "broadcast": (Wide(), r"network: got .*, 3\), expected a tensor of x"),
+    "broadcast": (Wide(), r"network: got .*, 3\) at evaluation 0 .*expected x's"),
 }.values())  # fmt: skip
 def test_incompatible_network_is_rejected(network, match):
     with pytest.raises(InputError, match=match):

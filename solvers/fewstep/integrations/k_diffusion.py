@@ -36,13 +36,9 @@ class Wrapped:
         at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
         # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
         out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
-        if not torch.is_tensor(out) or out.shape != at.shape:
-            got = f"shape {tuple(out.shape)}" if torch.is_tensor(out) else type(out).__name__
-            raise InputError(
-                f"model: got {got}, expected the denoised x of shape {tuple(at.shape)}. Wrap networks that "
-                "predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
-            )
-        return out[: len(x)].to(x.dtype)
+        hint = "Wrap networks that predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
+        where = lambda: f" at sigma = {float(sigma):.4g}"  # noqa: E731
+        return _validation.check_answer("model", out, x.expand(at.shape), where, hint=hint)[: len(x)]
 
 
 class Sampler:
@@ -77,6 +73,7 @@ class Sampler:
         extra = dict(extra_args or {})
         seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
         state = at_least_float32(x)
+        state = state.clone() if state is x else state  # a model may write its inputs to x
         draw = sampler_normals(plan, state, seeds, noise_sampler)
         evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan), source, state)
         return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)

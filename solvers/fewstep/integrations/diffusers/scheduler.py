@@ -20,7 +20,7 @@ from ...denoiser import coefficients, to_x0
 from ...executor import Draw, Evaluate, Normals, State
 from ...plan import Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals
-from ...resolve import carried_plan
+from ...resolve import carried_plan, evaluator_of
 from . import configuration
 from .grid import FORWARD, MOST_LABELS, Process, process_of, reference_of
 
@@ -264,26 +264,30 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             configuration.check_event(self.solver, sample)
         assert run is not None
         assert self._setup is not None
-        output = model_output[:, : sample.shape[1]]
-        if output.shape != sample.shape or (run.state and run.state.x.shape != sample.shape):
+        if run.state and run.state.x.shape != sample.shape:
             raise InputError(
-                f"model_output, sample: got {tuple(model_output.shape)} and {tuple(sample.shape)}; expected one shape, "
-                "the same in each step of a run. Call set_timesteps before a run of another."
+                f"sample: got {tuple(sample.shape)}, expected {tuple(run.state.x.shape)} as before in this run. Call "
+                "set_timesteps before a run of another shape."
             )
         x, row = run.read(sample), run.plan.rows[run.row]
+        where = f" at entry {run.first + run.row} of timesteps"
+        output = model_output[:, : x.shape[1]] if torch.is_tensor(model_output) else model_output
+        output = _validation.check_answer("model_output", output, x, where, of="sample")
         if run.state is None:
             run = self._with_sources(run, x, generator)
         draw = self._draw(run, x, sample, generator, variance_noise)
         state = self._enter(run, row, x, sample.dtype, draw)
-        x0, state, evaluation = self._evaluate(run, row, state, x, output.to(x.dtype), use_clipped_model_output)
+        x0, state, evaluation = self._evaluate(run, row, state, x, output, use_clipped_model_output)
         state = executor.update(row, state, evaluation)
+        if state.x is sample:  # pipelines may write each sample to the same memory
+            state = state._replace(x=sample.clone())
         run = run._replace(row=run.row + 1)
         at = state.x
         if not run.over:
             row = run.plan.rows[run.row]
             state = executor.begin(row, state, draw) if row.stage.normals else state
             at = executor.stage(row, state)
-        self._run, new, x0 = run._replace(state=state), run.write(at, sample.dtype), x0.to(sample.dtype)
+        self._run, new, x0 = run._replace(state=state), run.write(at, sample.dtype), x0.to(sample.dtype, copy=True)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
@@ -293,7 +297,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             run = run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
         if not isinstance(self.solver, (DiffusionSolver, Plan)):
             problem = DiffusionModel(lambda *_: self._pipeline_x0, self._process.schedule)
-            run = run._replace(evaluate=self.solver.evaluator(problem, x))
+            run = run._replace(evaluate=evaluator_of(problem, self.solver, x))
         return run
 
     def _draw(self, run: Run, x: Tensor, sample: Tensor, generator: Any, given: Tensor | None) -> Draw:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._distributed import sum_over_processes
+from ..._validation import check_answer
 from ...errors import InputError, NonFiniteError
 from ...executor import evaluation_of, run
 from ...plan import Plan
@@ -105,7 +106,8 @@ def refine_plan(
 
         def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:
             sigma = plan.sigma[i].to(x)  # not `evaluator_of`, whose levels are numbers without a graph
-            return evaluation_of(plan.prediction, x, sigma, denoiser(x, sigma))
+            D = check_answer("denoiser", denoiser(x, sigma), x).clone()
+            return evaluation_of(plan.prediction, x, sigma, D)
 
         work.spent[0] += len(index) * plan.nfe
         final = run(plan, work.start(index), evaluate, lambda *_: ())

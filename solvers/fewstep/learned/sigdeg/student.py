@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ... import _validation
 from ..._serialization import write_student
+from ..._validation import check_answer
 from ...brownian import Increment
 from ...brownian.increment import LEVY_ORDER
-from ...denoiser import check_output
+from ...denoiser import evaluation_names
 from ...errors import InputError, one_of
 from ...executor import Evaluate, Normals
 from ...plan import Plan
@@ -70,8 +71,9 @@ class SigStep(StochasticSolver):
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
         parent = self.parent.step(sde, t0, t1, y, increment, carry)
-        correction = (self.network(t0.to(y), y) * integrals(increment)).sum(-1)
-        return Step(parent.y + correction, parent.carry)
+        terms = integrals(increment)
+        coefficients = check_answer("network", self.network(t0.to(y), y), terms, of="y")
+        return Step(parent.y + (coefficients * terms).sum(-1), parent.carry)
 
     def save(self, path: str | Path) -> None:
         """Write the student; `fewstep.load` reads it."""
@@ -133,13 +135,14 @@ class SigSampler(NetworkStudent):
         arguments, letters = self.prepare(like), LEVY_ORDER[self.levy]
         levels = self.plan.sigma.to(like.device, like.dtype).unbind()
         ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
+        names = evaluation_names(self.plan.sigma)
 
         def evaluate(row: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
             xi = torch.stack(normals[0][:letters], 1)
-            out = check_output("network", self.network(x, levels[row], ends[row], xi, **arguments), x)
+            out = check_answer("network", self.network(x, levels[row], ends[row], xi, **arguments), x, names[row])
             if self.residual:
                 assert problem is not None
-                out = out + problem.denoiser(x, levels[row])
+                out = out + check_answer("denoiser", problem.denoiser(x, levels[row]), x, names[row])
             return out
 
         return evaluate
