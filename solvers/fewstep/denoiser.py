@@ -240,8 +240,9 @@ def classifier_free_guidance(
     Wrap the network before its conversion; any kind of prediction works.
 
     Args:
-        model: `(x, t, condition) -> output`.
-        condition, unconditional: (batch, ...) conditions of the two halves.
+        model: `(x, t, condition) -> output`, called with x (2 batch, *event) and t (2 batch,).
+        condition, unconditional: (batch, ...) conditions c and u, of one shape.
+        scale: the weight of the conditional direction: 0 is unconditional, 1 conditional, more is guided.
     """
     _validation.check_callable("model", model, "a network called as model(x, t, condition)")
     _validation.check_float("scale", scale)
@@ -296,8 +297,12 @@ def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed:
     fails it.
 
     Args:
-        denoiser: made by `from_epsilon` and related functions, perhaps clipped; the x0 of another one is its output.
-        like: (batch, *event) a tensor like the samples; only its size matters, a larger one is more reliable.
+        denoiser: made by `from_epsilon` and related functions, perhaps clipped; the x0 of another one is its output. It
+            is called with x (batch, *event) and sigma, a 0-d tensor.
+        schedule: the process that the network was trained on; its `sigma_max` is where it is evaluated.
+        like: (batch, *event) a tensor like the samples; only shape, dtype and device matter, and more elements are more
+            reliable.
+        seed: of the noise.
 
     Raises:
         InputError: the output differs by more than 1/4 of the noise from one whose x0 does not depend on the noise.

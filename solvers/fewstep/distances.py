@@ -22,7 +22,11 @@ def rmse(a: Tensor, b: Tensor) -> float:
 
 
 def w1(a: Tensor, b: Tensor) -> float:
-    """1-Wasserstein distance of samples of one number each, (n, 1) and (m, 1) or (n,) and (m,)."""
+    """1-Wasserstein distance of samples of one number each, (n, 1) and (m, 1) or (n,) and (m,).
+
+    Args:
+        a, b: floating point, n and m samples. For n != m the quantile functions are compared at max(n, m) points.
+    """
     a, b = _flat(a, b)
     if a.shape[1] != 1:
         raise InputError(f"a: got {a.shape[1]} numbers per sample, expected 1. Use sliced_w2.")
@@ -86,7 +90,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     scipy's, for one dimension, is biased upwards. Costs n log n in one dimension, all pairs in more.
 
     Args:
-        a, b: (n, *event) and (m, *event), at least two samples each.
+        a, b: (n, *event) and (m, *event), floating point, at least two samples each. The result is in the unit of the
+            samples to the power 1/2.
     """
     a, b = _flat(a, b, least=2)
     n, m = len(a), len(b)

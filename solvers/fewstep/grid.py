@@ -20,6 +20,8 @@ def sigma_grid(
     """(steps + 1,) decreasing noise levels from the schedule's largest.
 
     Args:
+        schedule: the forward process; the grid starts at its `sigma_max`, or at the first of `timesteps`.
+        steps: number of intervals.
         spacing: in sigma: `"logsnr"` is even in log sigma; `"karras"` even in sigma^(1/rho), rho = 7
             (arXiv 2206.00364, Eq. 5); `"exponential"` has log sigma even in u^rho, rho = 1. In time:
             `"uniform"` and `"quadratic"` are even in t and in sqrt(t); `"linspace"`, `"leading"` and
@@ -27,6 +29,7 @@ def sigma_grid(
             has them and on [t_min, t_max] otherwise. `"leading"` starts below the largest sigma.
         final: `"x0"` ends at sigma = 0: the last step is the denoiser's own estimate, and `steps` is the
             number of evaluations of a one-evaluation solver. `"sigma_min"` ends at the smallest sigma.
+        rho: the exponent of `"karras"` and `"exponential"`, above 0; other spacings ignore it.
         timesteps: (steps,) decreasing model times of the evaluations; overrides spacing.
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """

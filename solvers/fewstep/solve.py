@@ -50,6 +50,7 @@ def solve(
             sizes are float64; drift and diffusion receive them in y0's dtype, or the grid's where that is more precise.
         path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other step sizes.
             Without it, independent exact increments are drawn from `seed`, which is faster. An ODE uses neither.
+        seed: of the increments where `path` is None, an integer from -2^63 to 2^64 - 1.
         save: `"last"` keeps the final state, `"all"` keeps the state at each time, `[0, 32, 64]` keeps the
             states at these indices of the grid.
         progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.

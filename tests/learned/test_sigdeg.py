@@ -379,3 +379,21 @@ def test_with_several_processes_held_out_evaluations_need_patience(monkeypatch):
     assert not calls
     go(patience=1)
     assert calls
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_parent_is_planned_with_the_schedule_of_the_model(labelled):
+    class Parent(fs.EulerMaruyama):
+        seen = None
+
+        def plan(self, sigmas, schedule=None):
+            Parent.seen = schedule
+            return super().plan(sigmas, schedule)
+
+    model = fs.DiffusionModel(lambda x, s: x / (1 + s * s), fs.VPLinear())
+    fs.distill_sigdeg(
+        (lambda labels: model) if labelled else model, steps=2, teacher_steps=4, event_shape=(2,), parent=Parent(),
+        labels=torch.zeros(16) if labelled else None, teacher_options=fs.TeacherOptions(trajectories=16),
+        training=fs.TrainingOptions(iterations=1, batch_size=4),
+    )  # fmt: skip
+    assert Parent.seen is model.schedule

@@ -186,7 +186,12 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
 
     Args:
         name: its entry in the list, letters, digits and "_"; the function becomes `sample_<name>`.
+        solver: a diffusion solver, a plan, a student, or a `sampler`.
         comfy: the package, by default imported.
+        schedule: as for `sampler`.
+
+    Returns:
+        the sampler that was added.
 
     Raises:
         InputError: ComfyUI cannot be imported, or it has a sampler of that name itself.

@@ -113,9 +113,12 @@ class Report:
     """Errors, losses and cost of a distillation.
 
     Attributes:
-        teacher_evaluations: network (or drift) evaluations per teacher trajectory.
-        trajectories: number of teacher trajectories; one in eight is held out.
-        parent_rmse, student_rmse: final distance to the teacher along held-out paths.
+        teacher_evaluations: network (or drift) evaluations per teacher trajectory; for SFDDM, per target of training.
+        trajectories: number of teacher trajectories, one in eight of them held out; for SFDDM, of data samples, all of
+            them trained on.
+        parent_rmse, student_rmse: root mean square distance per element to the teacher's final states, of the solver
+            that the student started from and of the student: along held-out paths; for SFDDM, from noise that is not
+            trained on, with the teacher sampled by DDIM as the parent.
         losses: the training loss, averaged over tenths of the run.
         seconds: wall time by stage; for a resumed run, of its last part.
         held_out: (iteration, held-out distance) for each held-out evaluation during training.

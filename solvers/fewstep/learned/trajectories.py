@@ -25,7 +25,7 @@ from ..fingerprint import TOLERANCE, Fingerprint
 from ..grid import MOST, check_sigmas, refined
 from ..plan import Plan
 from ..problem import DiffusionModel
-from ..resolve import evaluator_of
+from ..resolve import evaluator_of, resolve
 from ..sde.euler_maruyama import EulerMaruyama
 from ..solver import DiffusionSolver
 from .labelled_model import Labelled, Model
@@ -212,7 +212,7 @@ def _teacher_plan(
     teacher: DiffusionSolver, model: Model, sigmas: Tensor, substeps: int, levy: str
 ) -> tuple[Plan, list[bool]]:
     """The plan of the teacher, and for each row whether the state after it is at a coarse level."""
-    plan = teacher.plan(refined(sigmas, substeps), model.schedule)
+    plan, _ = resolve(teacher, model.schedule, sigmas=refined(sigmas, substeps))
     opens = ~plan.noise[:, 0].isnan()
     if not torch.equal(opens, plan.on_path) or int(opens.sum()) != substeps * (len(sigmas) - 1):
         raise InputError(

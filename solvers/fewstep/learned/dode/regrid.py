@@ -13,6 +13,7 @@ from ...errors import InputError, named
 from ...fingerprint import Fit
 from ...plan import Plan
 from ...problem import DiffusionModel
+from ...resolve import resolve
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from .correction import corrected, in_state
@@ -102,7 +103,7 @@ def _checked(table: Plan, model: Model, base: DiffusionSolver) -> tuple[Fit, Pla
             f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result of "
             "fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
         )
-    plan = base.plan(table.sigmas, model.schedule)
+    plan, _ = resolve(base, model.schedule, sigmas=table.sigmas, repeat=True)
     if f"DODE({plan.name})" != table.name or plan.nfe != table.nfe:
         raise InputError(
             f"base: got {plan.name!r} of {plan.nfe} evaluations, expected the solver of {table.name!r} of {table.nfe}."

@@ -13,7 +13,7 @@ from ..._distributed import part, sum_over_processes
 from ...errors import InputError
 from ...executor import Evaluate, State, run, stage, update
 from ...plan import Plan
-from ...resolve import evaluator_of
+from ...resolve import evaluator_of, resolve
 from ...schedule import Schedule
 from ...solver import DiffusionSolver
 from ..labelled_model import Model
@@ -113,7 +113,7 @@ class Teacher:
                 nodes += _between(start, end, substeps, schedule.sigma_min)
             early = not aligned and end < start and end > float(base.sigmas[-1])
             self.stops[k - 1] = first if early else len(nodes) - 1
-        self.plan: Plan = solver.plan(torch.tensor(nodes, dtype=torch.float64), schedule)
+        self.plan: Plan = resolve(solver, schedule, sigmas=torch.tensor(nodes, dtype=torch.float64))[0]
         if not is_plain(self.plan) or self.plan.levy:
             raise InputError(
                 f"teacher: got {self.plan.name!r}, expected a deterministic solver of one evaluation per step made at "

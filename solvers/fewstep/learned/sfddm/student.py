@@ -13,7 +13,7 @@ from ..._serialization import write_student
 from ...executor import Evaluate
 from ...plan import Plan
 from ...problem import DiffusionModel
-from ...resolve import evaluator_of
+from ...resolve import evaluator_of, resolve
 from ...samplers.ddim import DDIM
 from ..network_student import NetworkStudent, model_of
 from .process import StudentProcess
@@ -35,7 +35,7 @@ class SFDDM(NetworkStudent):
         _validation.check_instance("network", network, nn.Module, "a torch.nn.Module (x, sigma) -> x0")
         _validation.check_instance("process", process, StudentProcess, "a StudentProcess")
         _validation.check_instance("plan", plan, (Plan, type(None)), "a Plan on the process's levels, or None")
-        plan = plan or DDIM().plan(process.grid())
+        plan = plan or resolve(DDIM(), process, sigmas=process.grid())[0]
         self.network: nn.Module = network
         self.process: StudentProcess = process
         self.plan: Plan = plan if plan.name.startswith("SFDDM(") else plan.renamed(f"SFDDM({plan.name})")

@@ -16,7 +16,8 @@ from ...executor import State, begin, run, stage, update
 from ...grid import MOST, sigma_grid
 from ...plan import Plan
 from ...problem import SDE, DiffusionModel
-from ...resolve import evaluator_of
+from ...resolve import evaluator_of, resolve
+from ...schedule import Schedule
 from ...sde.euler_maruyama import EulerMaruyama
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
@@ -114,7 +115,7 @@ def distill_sigdeg(
         raise InputError(f"levy: got {levy!r}; the trajectories contain {data.levy!r}. Make them with {levy!r}.")
     network, residual = _network(problem, data, levy, network, head or "direct", seed)
     _validation.check_instance("parent", parent, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
-    plan = (EulerMaruyama() if parent is None else parent).plan(data.sigmas)
+    plan, _ = resolve(parent or EulerMaruyama(), _schedule(problem, data), sigmas=data.sigmas)
     student = SigSampler(plan, network.to(device), levy, residual)
     _check_student(student, data, forcing)
     kept, held = held_out(len(data))
@@ -143,6 +144,12 @@ def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sig
     count = len(labels) if torch.is_tensor(labels) and labels.dim() else 1
     model = Model.of(problem, labels, torch.empty(count, 1, device="meta"))
     return sigma_grid(model.schedule, steps, spacing, "sigma_min")
+
+
+def _schedule(problem: DiffusionModel | Labelled, data: Trajectories) -> Schedule:
+    """The schedule of the model, which may be a function of labels."""
+    labels = None if isinstance(problem, DiffusionModel) else data.pick(torch.arange(1)).labels
+    return Model.of(problem, labels, torch.empty(1, 1, device="meta")).schedule
 
 
 def _substeps(steps: int, total: int | None, substeps: int | None) -> int:

@@ -63,6 +63,7 @@ def distill_sigdeg_step(
         steps: coarse steps from t0 to t1; the shortest steps of the fit are 4096 times shorter.
         y0: (*batch, d) states that the trajectories start from, drawn with replacement. Use float64: in float32
             rounding limits the order at fine steps.
+        t0, t1: the first and the last time of the trajectories, t0 < t1.
         network: `(t, y) -> (*y.shape, 5)`, trained in place and owned by the student; by default a small
             `Coefficients`, whose last layer is solved for by least squares.
         teacher_options: an SDE solver (default `SRID2()`; its order limits that of the student), its substeps per

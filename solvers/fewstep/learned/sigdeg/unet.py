@@ -45,8 +45,14 @@ class SigUNet(UNetDenoiser):
         """Widen a trained U-Net, which is left unchanged; InputError for another kind of network or schedule.
 
         Args:
-            unet: a `UNet2DModel` called with x_t and the schedule's labels.
+            unet: a `UNet2DModel` called with x_t (batch, channels, height, width) and the schedule's labels (batch,).
             schedule: the table it was trained on.
+            letters: how many of W, H and K the student reads: 1, 2 or 3, as `levy` of `distill_sigdeg`.
+            prediction: what the U-Net was trained to predict: "epsilon", "v_prediction" or "sample".
+            head: how the signature enters, "direct" or "graded", as in `distill_sigdeg`.
+
+        Returns:
+            the widened network on the U-Net's device, trainable.
         """
         config = configuration(unet, schedule)
         channels, direct = config["in_channels"], head == "direct"
