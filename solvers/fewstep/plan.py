@@ -119,7 +119,7 @@ class Plan:
             if (given := tuple(getattr(self, key).shape)) != shape:
                 raise InputError(f"plan.{key}: got shape {given}, expected {shape}: one row for each level in `sigma`.")
         _validation.check_choice("plan.prediction", self.prediction, PREDICTIONS)
-        check_sigmas(self.sigmas, repeat=True)
+        check_sigmas(self.sigmas.detach(), repeat=True)  # a learned grid has a graph
         if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:
             given = tuple(self.stage_noise.shape)
             raise InputError(f"plan.stage_noise: got shape {given}, expected (rows, intervals, letters).")
