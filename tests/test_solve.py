@@ -1,6 +1,7 @@
 """`solve`: what it rejects before the first step, what it returns, and problems without noise."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,7 +114,8 @@ def test_non_finite_error_names_the_step_and_counts_the_paths():
         fs.solve(cubic, fs.EulerMaruyama(), y0, torch.linspace(0, 10, 21))
     # the exact step: all values are finite before it
     short = torch.linspace(0, 10, 21)[: error.value.step + 1]
-    assert fs.solve(cubic, fs.EulerMaruyama(), y0, short).y.isfinite().all()
+    with pytest.warns(UserWarning, match="grew"):
+        assert fs.solve(cubic, fs.EulerMaruyama(), y0, short).y.isfinite().all()
     assert error.value.paths == 3
 
 
@@ -288,3 +290,75 @@ def test_fresh_areas_are_independent_of_a_start_drawn_from_the_same_seed():
     wedge = [inc.H[:, 0] * y0[:, 1] - inc.H[:, 1] * y0[:, 0], y0[:, 0], y0[:, 1]]
     for other in wedge:
         assert abs(torch.corrcoef(torch.stack([rest, other]))[0, 1]) < 5 / n**0.5
+
+
+DERIVED = ("Milstein", "GeneralMilstein", "LogODE", "Taylor15")  # torch.func.jvp refuses writes to captured memory
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n not in DERIVED])
+def test_fields_that_reuse_their_memory_give_the_numbers_of_fresh_memory(name):
+    """Drift and diffusion that write each value to one buffer, as CUDA graphs do."""
+    solver = EVERY[name]
+    for sde, _ in cases(solver):
+        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
+        noise = own_path(solver, y0, sde)
+        want = fs.solve(sde, solver, y0, GRID, path=noise).y
+
+        def reuse(field, y0=y0):
+            out = field(GRID[0], y0)
+            buffer = torch.empty(out.shape, dtype=out.dtype)
+            return lambda t, y: buffer.copy_(field(t, y))
+
+        static = replace(sde, drift=reuse(sde.drift), diffusion=reuse(sde.diffusion))
+        assert torch.equal(fs.solve(static, solver, y0, GRID, path=noise).y, want)
+
+
+LATER = {
+    "None": lambda v: None, "tuple": lambda v: (v,), "float64": lambda v: v.double(), "shape": lambda v: v[..., :1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["drift", "diffusion"])
+@pytest.mark.parametrize("wrong", LATER)
+def test_each_value_of_drift_and_diffusion_is_checked(part, wrong):
+    field = getattr(GBM, part)
+    sde = replace(GBM, **{part: lambda t, y: field(t, y) if t < 0.4 else LATER[wrong](field(t, y))})
+    with pytest.raises(fs.InputError, match=rf"{part}: got .* at t = 0.5, expected"):
+        fs.solve(sde, fs.EulerMaruyama(), Y0, GRID)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_values_and_states_are_kept_in_float32(dtype):
+    want = fs.solve(GBM, fs.Milstein(), Y0, GRID, path=path()).y
+    half = fs.SDE(lambda t, y: (0.05 * y).to(dtype), lambda t, y: (0.2 * y).to(dtype))
+    got = fs.solve(half, fs.Milstein(), Y0, GRID, path=path()).y
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=0.02, atol=0)
+    sol = fs.solve(GBM, fs.Milstein(), Y0.to(dtype), GRID, path=path(), save="all")
+    assert sol.y.dtype == sol.ys.dtype == dtype
+    torch.testing.assert_close(sol.y.float(), want, rtol=0.02, atol=0)
+
+
+ROOT = lambda t, y: y.clamp(min=0).sqrt()  # noqa: E731
+PARTS = {
+    "drift": (fs.SDE(lambda t, y: y / (y - y), GBM.diffusion), fs.EulerMaruyama(), "The drift is not finite"),
+    "diffusion": (fs.SDE(GBM.drift, lambda t, y: y / (y - y)), fs.EulerMaruyama(), "The diffusion is not finite"),
+    "derivative": (fs.SDE(lambda t, y: 0 * y, ROOT), fs.Milstein(), r"derivative of the diffusion .*DerivativeFree"),
+    "columns": (
+        fs.SDE(lambda t, y: 0 * y, lambda t, y: torch.diag_embed(ROOT(t, y)), "general"), fs.LogODE(),
+        r"derivative of the diffusion .* EulerMaruyama\(\) needs no",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_non_finite_results_name_the_part(part):
+    sde, solver, words = PARTS[part]
+    with pytest.raises(fs.NonFiniteError, match=words):
+        fs.solve(sde, solver, torch.zeros(4, 3), GRID)
+
+
+def test_growth_beyond_that_of_a_solution_is_reported():
+    stiff = fs.SDE(lambda t, y: -1000 * y, lambda t, y: 0.1 * torch.ones_like(y))
+    with pytest.warns(UserWarning, match="grew by more than 1e.10.*stiff"):
+        fs.solve(stiff, fs.EulerMaruyama(), Y0, torch.linspace(0, 1, 11))

@@ -1,6 +1,7 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,9 @@ from .brownian.increment import Path, check_path, letters_for
 from .errors import InputError, NonFiniteError
 from .problem import CONSTANT, SDE, Field
 from .solver import StochasticSolver
+
+GROWTH = 1e10  # of |y| over max(|y0|, 1): hardly that of a solution
+STEPS = "Take smaller steps or a more stable solver."
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def solve(
     Args:
         sde: the problem; `ODE(drift)` for one without noise.
         solver: an SDE solver whose card lists the problem's noise type and calculus.
-        y0: (*batch, *event) finite, floating point.
+        y0: (*batch, *event) finite, floating point. For half precision the state and the path are in float32; drift,
+            diffusion and the result are in y0's dtype.
         grid: (n,) strictly increasing times, n >= 2; for an ODE they may be strictly decreasing. Times and step
             sizes are float64; drift and diffusion receive them in y0's dtype, or the grid's where that is more precise.
         path: a `BrownianPath` over at least the grid, to reuse the same noise in other solves or at other step sizes.
@@ -57,16 +62,22 @@ def solve(
 
     Raises:
         InputError: invalid input, before the first step.
-        NonFiniteError: the final state is not finite; its message names the step and counts the paths.
+        NonFiniteError: the final state is not finite; its message names the step, counts the paths, and states which of
+            drift, diffusion, derivative and path was not finite first.
     """
     _check(sde, solver, y0)
+    dtype = y0.dtype
+    sde, y0 = _in_float32(sde, y0)
     ts = _validation.as_numbers("grid", grid)
     times = _check_grid(ts, sde)
     kept = _kept(save, len(times))
     given = _validation.times_dtype(grid)
     calls: list[None] = []
     problem = stepwise(sde, torch.promote_types(given or y0.dtype, y0.dtype), calls)
-    noise_shape, keeps_graph = _probe(problem, y0, times)
+    f, g = _probe(problem, y0, times)
+    noise_shape = sde.noise_shape(y0, g) if sde.noise_type != "none" else ()
+    keeps_graph = torch.is_grad_enabled() and any(v.requires_grad for v in (y0, f, g))
+    problem = _answering(problem, f, g)
     if _validation.has_graph(ts):
         keeps_graph = True
     else:
@@ -93,9 +104,59 @@ def solve(
             if i in kept:
                 ys.append(y)
         # one check at the end is cheap; only a failed solve is repeated, to find the step
-        if not bool(y.isfinite().all()):
-            raise _locate(_states(problem, solver, y0, ts, source), type(solver).__name__, times)
-    return Solution(y, len(calls), times, torch.stack(ys) if ys else None)
+        finite, grew = torch.stack([y.isfinite().all(), (y.abs() > GROWTH * y0.abs().clamp(min=1)).any()]).tolist()
+        nfe = len(calls)
+        if not finite:
+            raise _locate(problem, solver, y0, ts, source)
+        if grew:
+            warnings.warn(
+                f"{type(solver).__name__}: y grew by more than {GROWTH:g}. Where the solution does not grow like this, "
+                "the steps are too long for the drift, which is stiff: take smaller ones.",
+                stacklevel=2,
+            )
+    return Solution(y.to(dtype), nfe, times, torch.stack(ys).to(dtype) if ys else None)
+
+
+def _in_float32(sde: SDE, y0: Tensor) -> tuple[SDE, Tensor]:
+    """A problem in half precision with a float32 state, which small increments are not lost in."""
+    dtype = y0.dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        return sde, y0
+    drift, g = (lambda t, y, f=f: f(t, y.to(dtype)) for f in (sde.drift, sde.diffusion))
+    return replace(sde, drift=drift, diffusion=sde.diffusion if sde.noise_type == "none" else g), y0.float()
+
+
+def _answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
+    """The problem whose values are checked, and copied where they share memory with the first ones, f and g.
+
+    The first ones are used for nothing else: a drift that writes every value to one buffer is seen at its next value,
+    before anything is lost.
+    """
+
+    def own(name: str, field: Field, first: Tensor, of: str) -> Field:
+        def call(t: Tensor, y: Tensor) -> Tensor:
+            where = lambda: f" at t = {float(t):.6g}"  # noqa: E731
+            out = _validation.check_answer(name, field(t, y), first, where, of)
+            return out.clone() if _shares(out, first) else out
+
+        return call
+
+    drift = own("drift", sde.drift, f, "y")
+    return replace(
+        sde, drift=drift, diffusion=sde.diffusion if sde.noise_type == "none"
+        else own("diffusion", sde.diffusion, g, "the first value"),
+    )  # fmt: skip
+
+
+def _shares(out: Tensor, first: Tensor) -> bool:
+    if torch.compiler.is_compiling() or _wrapped(out) or _wrapped(first) or 0 in out.stride():
+        return False  # no memory, or an expanded constant
+    return bool(out.untyped_storage()._cdata == first.untyped_storage()._cdata)
+
+
+def _wrapped(x: Tensor) -> bool:
+    """Whether x belongs to a transform of torch.func and has no memory of its own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _states(
@@ -168,21 +229,13 @@ def _check_grid(times: Tensor, sde: SDE) -> Tensor:
     return _validation.check_times("grid", times)
 
 
-def _probe(sde: SDE, y0: Tensor, times: Tensor) -> tuple[tuple[int, ...], bool]:
-    """Check what drift and diffusion return; the shape of the noise and whether a graph is needed."""
-    f, g = sde.drift(times[0], y0), sde.diffusion(times[0], y0)
-    for name, value in (("drift", f), ("diffusion", g)):
-        _validation.check_instance(name, value, Tensor, "a tensor. Return torch.full_like(y, ...) for a constant")
-        if (value.dtype, value.device) != (y0.dtype, y0.device):
-            raise InputError(
-                f"{name}: got {value.dtype} on {value.device}, expected {y0.dtype} on {y0.device} as y0. "
-                "Convert its constants and parameters, or y0."
-            )
-    if f.shape != y0.shape:
-        cure = "Return one value for each component of y."
-        raise InputError(f"drift: got shape {tuple(f.shape)}, expected y's shape {tuple(y0.shape)}. {cure}")
-    keeps_graph = torch.is_grad_enabled() and any(v.requires_grad for v in (y0, f, g))
-    return sde.noise_shape(y0, g) if sde.noise_type != "none" else (), keeps_graph
+def _probe(sde: SDE, y0: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """The checked first values of drift and diffusion."""
+    hint = "Return torch.full_like(y, ...) for a constant."
+    f = _validation.check_answer("drift", sde.drift(times[0], y0), y0, of="y", hint=hint)
+    g = sde.diffusion(times[0], y0)
+    like = y0.new_empty(g.shape) if isinstance(g, Tensor) else y0
+    return f, _validation.check_answer("diffusion", g, like, of="y", hint=hint)
 
 
 def check_solves(sde: SDE, solver: StochasticSolver) -> None:
@@ -200,16 +253,62 @@ def check_solves(sde: SDE, solver: StochasticSolver) -> None:
         )
 
 
-def _locate(states: Iterator[Tensor], name: str, times: Tensor) -> NonFiniteError:
-    """Repeat a failed solve on the same noise, checking the state after each step."""
-    step, paths, count = len(times) - 2, 0, 0
-    for step, y in enumerate(states):  # noqa: B007
-        count, paths = len(y), int((~y.isfinite()).reshape(len(y), -1).any(1).sum())
-        if paths:
-            break
+def _locate(
+    sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
+) -> NonFiniteError:
+    """Repeat a failed solve on the same noise, to find the step and the part whose value was not finite first."""
+    parts: list[str] = []
+    differentiated: list[None] = []
+
+    def watched(name: str, field: Field) -> Field:
+        def call(t: Tensor, y: Tensor) -> Tensor:
+            out = field(t, y)
+            if _wrapped(y) or _wrapped(out):
+                differentiated.append(None)
+            elif bool(y.isfinite().all()) and not bool(out.isfinite().all()):
+                size = float(y.abs().max())
+                cure = STEPS if size > GROWTH else f"Check the {name} there."
+                parts.append(f"The {name} is not finite, for finite y of size up to {size:.3g}. {cure}")
+            return out
+
+        return call
+
+    def increments() -> Iterator[Increment]:
+        for increment in source():
+            for name in ("W", "H", "K", "A"):
+                value = getattr(increment, name)
+                if value is not None and not bool(value.isfinite().all()):
+                    parts.append(f"The path's {name} is not finite: check the path.")
+            yield increment
+
+    diffusion = sde.diffusion if sde.noise_type == "none" else watched("diffusion", sde.diffusion)
+    problem = replace(sde, drift=watched("drift", sde.drift), diffusion=diffusion)
+    step, paths, before = 0, 0, y
+    with torch.no_grad():
+        for step, y in enumerate(_states(problem, solver, y, times, increments)):  # noqa: B007, B020
+            paths = int((~y.isfinite()).reshape(len(y), -1).any(1).sum())
+            if paths:
+                break
+            before = y
+            parts.clear()
+        if differentiated and not parts:
+            parts += _derivatives(sde, times[step].to(y.device), before)
+    part = parts[0] if parts else f"The step overflows. {STEPS}"
     message = (
-        f"{name} produced non-finite values at step {step} (t = {float(times[step]):.6g} to "
-        f"{float(times[step + 1]):.6g}) for {paths} of {count} paths. Take smaller steps or a more stable solver, "
-        "and check drift and diffusion there."
+        f"{type(solver).__name__} produced non-finite values at step {step} (t = {float(times[step]):.6g} to "
+        f"{float(times[step + 1]):.6g}) for {paths} of {len(y)} paths. {part}"
     )
     return NonFiniteError(message, step=step, paths=paths)
+
+
+def _derivatives(sde: SDE, t: Tensor, y: Tensor) -> list[str]:
+    """What to say about derivatives at y that are not finite."""
+    free = "EulerMaruyama" if sde.sde_type == "ito" else "Heun"
+    free = "DerivativeFreeMilstein" if sde.noise_type in ("diagonal", "scalar", "commutative") else free
+    fields = {"diffusion": sde.diffusion, "drift": sde.drift}
+    slopes = {n: torch.func.jvp(lambda x, f=f: f(t, x), (y,), (torch.ones_like(y),))[1] for n, f in fields.items()}
+    return [
+        f"The derivative of the {name} is not finite, as that of a square root at 0: smaller steps do not help. "
+        f"{free}() needs no derivative."
+        for name, slope in slopes.items() if not bool(slope.isfinite().all())
+    ]  # fmt: skip
