@@ -36,8 +36,12 @@ def of_experiments() -> dict[str, str]:
     """The tables of every experiment whose records are in this checkout."""
     made: dict[str, str] = {}
     for experiment in EXPERIMENTS.values():
-        if saved := experiment.saved():
+        saved = experiment.saved()
+        if saved or experiment.device != "cpu":  # pages include the tables of devices that were never at hand
             made |= experiment.tables(saved)
+    for name in ("gpu-orders", "gpu-throughput", "gpu-mnist"):
+        if (DOCS / "figures" / f"{name}.svg").exists():
+            made[name] = f"![{name}](figures/{name}.svg)\n\n{made[name]}"
     return made
 
 
@@ -50,7 +54,9 @@ def experiments() -> str:
         commits = {one.made["commit"]: None for one in e.saved().values()}
         figures = ", ".join(f"`{name}`" for name in e.figures)
         command = f"`{e.command()}`{needs}"
-        rows.append([", ".join(files), figures, command, f"{e.minutes} min", ", ".join(f"`{c}`" for c in commits)])
+        where = "" if e.device == "cpu" else " on one GPU"
+        minutes, made = f"{e.minutes} min{where}", ", ".join(f"`{c}`" for c in commits)
+        rows.append([", ".join(files), figures, command, minutes, made])
     demo = record("demo").made["commit"]
     rows.append(["`demo.json`", "`digits.png`, `demo-convergence.png`", "`fewstep demo`, see below", "3 min",
                  f"`{demo}`"])  # fmt: skip

@@ -13,7 +13,8 @@ import argparse
 import ast
 import base64
 import dataclasses
-import importlib
+import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ RECORDS, FIGURES = ROOT / "analysis" / "records", ROOT / "docs" / "figures"
 NAMES = (
     "headline-orders", "strong-order", "work-precision", "brownian-figures", "brownian-speed",
     "sampler-overhead", "benchmarks", "dode-ring", "dode-problems", "dode-mnist", "sfddm-digits",
-    "sfddm-mnist", "sigdeg-order", "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist",
+    "sfddm-mnist", "sigdeg-order", "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "gpu",
 )  # fmt: skip
 Records = Mapping[str, Record]
 Row = dict[str, Any]
@@ -69,30 +70,32 @@ class Experiment:
     Attributes:
         name: of the script, with dashes.
         summary: the script's docstring.
-        minutes: approximate time of the paper budget on one CPU core.
+        minutes: approximate time of the paper budget on one CPU core, or on one GPU.
         budgets: "smoke" and "paper" to an instance of the script's `Budget`.
-        measure: `(budget, job) -> records` by file name.
+        measure: `(budget, job) -> records` by file name, or pairs (file name, record), each saved when it is made.
         tables: `(records) -> Markdown tables` by name; the documentation includes them.
         draw: `(records, folder)` writes the figures.
         records, figures: names of the files written.
         seed: default seed.
         needs: what must be at hand, in words.
+        device: default device.
     """
 
     name: str
     summary: str
     minutes: int
     budgets: Mapping[str, Any]
-    measure: Callable[[Any, Job], dict[str, Record]]
+    measure: Callable[[Any, Job], dict[str, Record] | Iterable[tuple[str, Record]]]
     tables: Callable[[Records], dict[str, str]] = lambda records: {}
     draw: Callable[[Records, Path], None] = lambda records, folder: None
     records: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     seed: int = 0
     needs: str = ""
+    device: str = "cpu"
 
     def run(
-        self, budget: str = "paper", out: Path | None = None, *, seed: int | None = None, device: str = "cpu",
+        self, budget: str = "paper", out: Path | None = None, *, seed: int | None = None, device: str | None = None,
         changes: Mapping[str, Any] | None = None,
     ) -> dict[str, Record]:  # fmt: skip
         """Measure, save the records and draw the figures.
@@ -101,30 +104,38 @@ class Experiment:
             budget: a key of `budgets`.
             out: folder that receives `records`, `figures` and `work`; None writes to those of the checkout.
             seed: None takes the experiment's own.
-            device: as for `torch.device`.
+            device: as for `torch.device`; None takes the experiment's own.
             changes: fields of the budget to replace.
         """
         if budget not in self.budgets:
             raise one_of("budget", budget, self.budgets)
         seed, chosen = self.seed if seed is None else seed, vars(self.budgets[budget])
+        device = self.device if device is None else device
         for name in changes or {}:
             if name not in chosen:
                 raise one_of("changes", name, chosen)
         records, figures, work = folders(out)
         job = Job(seed, device, work / f"{self.name}-{budget}-{seed}")
-        made = self.measure(dataclasses.replace(self.budgets[budget], **(changes or {})), job)
-        if is_first():
-            facts = {"command": self.command(budget, seed, changes or ())}
-            made = {name: dataclasses.replace(r, made=r.made | facts) for name, r in made.items()}
-            for name, record in made.items():
-                record.save(records / f"{name}.json")
+        facts, made = {"command": self.command(budget, seed, changes or (), device)}, {}
+        found = self.measure(dataclasses.replace(self.budgets[budget], **(changes or {})), job)
+        for name, record in found.items() if isinstance(found, dict) else found:
+            made[name] = dataclasses.replace(record, made=record.made | facts) if is_first() else record
+            if is_first():
+                made[name].save(records / f"{name}.json")
+        if is_first() and importlib.util.find_spec("matplotlib"):
             self.draw(made, figures)
+        elif is_first() and self.figures:
+            print("figures not drawn: matplotlib is not installed; use --redraw where it is", file=sys.stderr)
         return made
 
-    def command(self, budget: str = "paper", seed: int | None = None, changes: Any = ()) -> str:
+    def command(
+        self, budget: str = "paper", seed: int | None = None, changes: Any = (), device: str | None = None
+    ) -> str:
         """The shell command of a run."""
-        words = [f"python analysis/experiments/{self.name.replace('-', '_')}.py --budget {budget}"]
-        words += [f"--seed {seed}"] if seed not in (None, self.seed) else []
+        device = self.device if device is None else device
+        words = [f"python analysis/experiments/{self.name.replace('-', '_')}.py"]
+        words += [f"--device {device}"] if (device, self.device) != ("cpu", "cpu") else []
+        words += [f"--budget {budget}"] + ([f"--seed {seed}"] if seed not in (None, self.seed) else [])
         return " ".join(words + [f"--set {k}={v!r}" for k, v in dict(changes).items()])
 
     def saved(self, folder: Path = RECORDS) -> dict[str, Record]:
@@ -134,7 +145,8 @@ class Experiment:
 
     def main(self) -> None:
         """The script's command line."""
-        about = f"{self.summary}\nThe paper budget takes about {self.minutes} min on one CPU core."
+        where = "CPU core" if self.device == "cpu" else "GPU"
+        about = f"{self.summary}\nThe paper budget takes about {self.minutes} min on one {where}."
         about += f" Needs {self.needs}." if self.needs else ""
         parser = argparse.ArgumentParser(
             description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -144,7 +156,7 @@ class Experiment:
         places = "folder of records, figures and checkpoints; default: the checkout for paper, temporary for smoke"
         parser.add_argument("--out", type=Path, help=places)
         parser.add_argument("--seed", type=int, default=self.seed, help=f"default: {self.seed}")
-        parser.add_argument("--device", default="cpu", help="default: cpu")
+        parser.add_argument("--device", default=self.device, help=f"default: {self.device}")
         fields = "change a field of the budget: " + ", ".join(vars(self.budgets["paper"]))
         parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=fields)
         parser.add_argument("--redraw", action="store_true", help="draw the saved records again and stop")

@@ -22,12 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from base import FIGURES, NAMES, RECORDS, Record, load
 
 # keys whose values are measured times or bytes, or sentences
 IGNORED = re.compile(
     "seconds|cpu_seconds|cost|.*_bytes|ms|ours|theirs|bare_us_per_step|(fewstep|scheduler|diffusers)_ratio"
-    "|to_bare_loop|to_normals|seconds of the last call|threads|memory|verdict"
+    "|to_bare_loop|to_normals|seconds of the last call|threads|memory|verdict|us_per_step|share|.*_per_second|note"
 )
 ABSOLUTE = 1e-7  # numbers that are zero but for rounding
 
@@ -91,6 +93,9 @@ def main() -> None:
             print(f"{kind:<10}{e.minutes:>4} min  {name}{'; needs ' + e.needs if e.needs else ''}")
         return
     chosen = {n: e for n, e in known.items() if asked.names or e.minutes <= asked.minutes}
+    for name in [n for n, e in chosen.items() if e.device == "cuda" and not torch.cuda.is_available()]:
+        print(f"{name}: not run, because there is no CUDA device")
+        del chosen[name]
     out, failed = asked.out or Path(tempfile.mkdtemp(prefix="fewstep-")), False
     for experiment in chosen.values():
         for name, record in experiment.run("paper", out).items():

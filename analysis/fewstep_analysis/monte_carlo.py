@@ -1,8 +1,8 @@
 """Solving many paths at many refinements, in blocks that fit in memory, distributed over processes.
 
 The noise of path i is a function of (seed, i), so results depend on the size of the blocks and on the number of
-processes by rounding only. torchsde's paths come in intervals of 4,096 paths each; interval j is seeded from (seed,
-j).
+processes by rounding only. torchsde's paths come in intervals of 4,096 paths each on a CPU, and of as many as fit on
+other devices; interval j is seeded from (seed, j).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fewstep.brownian.random_normals import key_of, wrapped
 from fewstep.integrations.torchsde import TorchsdePath
 
 BUDGET = 1 << 28  # bytes of increments held at a time; states and temporaries stay well below twice that
-INTERVAL = 4096  # paths of one torchsde.BrownianInterval: part of the identity of its paths
+INTERVAL = 4096  # paths of one torchsde.BrownianInterval on a CPU: part of the identity of its paths
+LARGEST = 1 << 20  # on other devices, which small batches leave idle
 AREA_FINER = 1  # cells of an area path per finest step, as a power of two: all refinements join the same cells
 TORCHSDE_METHODS = {"ito": ("srk", 1.5), "stratonovich": ("midpoint", 1.0)}
 
@@ -166,7 +167,7 @@ def torchsde_ends(e: Experiment, first: int, count: int) -> tuple[list[dict[int,
     start, T = e.start(count), e.ends[1] - e.ends[0]
     interval = torchsde.BrownianInterval(
         *e.ends, size=e.noise_shape(count), dtype=e.dtype, device=e.device, tol=0.0,
-        entropy=key_of(key_of(e.seed) + first // INTERVAL) >> 1,
+        entropy=key_of(key_of(e.seed) + first // interval_size(e)) >> 1,
         levy_area_approximation="space-time", dt=T / 2**e.finest,
     )  # fmt: skip
     path = TorchsdePath(interval)
@@ -217,7 +218,7 @@ def sweep(e: Experiment, error: Callable[[Tensor, Tensor], Tensor]) -> tuple[lis
     rank, world = rank_and_world()
     out = [torch.zeros(e.paths, len(e.levels), dtype=torch.float64) for _ in e.solvers]
     own = torch.zeros(e.paths, dtype=torch.float64)
-    size = INTERVAL if e.truth == "torchsde" else _block_size(e, world)
+    size = interval_size(e) if e.truth == "torchsde" else _block_size(e, world)
     starts = list(range(0, e.paths, size))
     for k in progress(starts, "block", show=len(starts) > 1):
         if (k // size) % world != rank:
@@ -243,6 +244,17 @@ def _block_size(e: Experiment, world: int) -> int:
     shape = e.noise_shape(1)
     per_step = "WHK".index(e.levy) + 1 + (2 * shape[-1] if e.area and len(shape) > 1 else 2 * e.area)
     # a refinement and the next coarser one are held at once
-    bytes_each = 1.5 * 2**e.finest * torch.Size(shape).numel() * per_step * torch.finfo(e.dtype).bits / 8
-    budget = BUDGET if e.device == "cpu" else 32 * BUDGET
-    return max(1, min(int(budget / bytes_each), -(-e.paths // world)))
+    bytes_each = 1.5 * 2**e.finest * torch.Size(shape).numel() * per_step * e.dtype.itemsize
+    return max(1, min(int(_budget(e) / bytes_each), -(-e.paths // world)))
+
+
+def interval_size(e: Experiment) -> int:
+    """Paths of one torchsde.BrownianInterval: a power of two whose W and U at the finest of the levels fit."""
+    if e.device == "cpu":
+        return INTERVAL
+    bytes_each = 2 * 2 ** e.levels[-1] * torch.Size(e.noise_shape(1)).numel() * e.dtype.itemsize
+    return min(1 << max(int(_budget(e) / bytes_each).bit_length() - 1, 0), LARGEST)
+
+
+def _budget(e: Experiment) -> int:
+    return BUDGET if e.device == "cpu" else 32 * BUDGET

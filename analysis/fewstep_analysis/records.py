@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout of this library, with a suffix where files are modified."""
+    """The commit of the checkout, with a suffix where files are modified; FEWSTEP_COMMIT for a copy without git."""
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
@@ -94,4 +95,4 @@ def _commit() -> str | None:
         git("ls-files", "--error-unmatch", str(here))  # fails for an installed copy
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("FEWSTEP_COMMIT")
