@@ -121,9 +121,9 @@ class Stored:
         return Stored([Increment(i.h, -i.W, minus(i.H), minus(i.K), i.A) for i in self.pieces], self.t0)
 
 
-def grid_of(ends: tuple[float, float], level: int) -> Tensor:
-    """(2^level + 1,) equidistant times."""
-    return torch.linspace(*ends, 2**level + 1, dtype=torch.float64)
+def grid_of(ends: tuple[float, float], level: int) -> list[float]:
+    """2^level + 1 equidistant times; a list, since drift and diffusion receive those in the state's dtype."""
+    return torch.linspace(*ends, 2**level + 1, dtype=torch.float64).tolist()
 
 
 def own_noise(e: Experiment, first: int, count: int) -> Stored:

@@ -52,7 +52,8 @@ def check_int(argument: str, value: Any, least: float = 1, most: float = math.in
 def check_float(
     argument: str, value: Any, low: float = -math.inf, high: float = math.inf, expected: str = "a finite number"
 ) -> float:
-    """Check a finite number in [low, high]; a tensor with one element is accepted."""
+    """Check a finite number in [low, high]; a tensor with one element and no graph is accepted."""
+    check_no_graph(argument, value)
     try:
         refused = isinstance(value, (bool, str, bytes, list, tuple))
         number = math.nan if refused else float(value)

@@ -13,6 +13,7 @@ from .increment import Increment, letters_for
 from .levy_area import METHODS, MOST_TERMS, levy_area
 from .path import BrownianPath
 from .random_normals import mix
+from .time_scale import rounding
 
 MOST_CELLS = 1 << 28  # their ends are stored, eight bytes each
 
@@ -61,22 +62,30 @@ class AreaPath:
         self.device: torch.device = path.device
         self._fine = torch.linspace(path.t0, path.t1, cells + 1, dtype=torch.float64, device="cpu")
 
-    def increment(self, ta: float, tb: float) -> Increment:
+    def increment(self, ta: float | Tensor, tb: float | Tensor) -> Increment:
         """Return the path's increment over [ta, tb] with its A (..., m, m); raises as `BrownianPath` does."""
-        return next(self.increments([ta, tb]))
+        both = _validation.check_times("ta, tb", [ta, tb])
+        return next(self._increments(both, max(rounding(ta), rounding(tb))))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         """Return the n - 1 increments over the intervals of `grid` with their A, in one pass."""
-        times = _validation.check_times("grid", grid)
-        self.path.positions(times)  # raises for times outside the path
-        # snap times within rounding of the end of a cell to that end
+        return self._increments(_validation.check_times("grid", grid), rounding(grid))
+
+    def _increments(self, times: Tensor, eps: float) -> Iterator[Increment]:
+        times = self.path.snapped(times, eps)  # raises for times outside the path
+        # the ends of cells are no cuts of the path unless their number is a power of two
         near = (torch.searchsorted(self._fine, times) - 1).clamp(0, self.cells - 1)
+        slack = (eps * times.abs()).clamp(max=float(times.diff().min()) / 4)
         for side in (near, near + 1):
-            close = (self._fine[side] - times).abs() <= 2.0**-23 * times.abs()
+            close = (self._fine[side] - times).abs() <= slack
             times = torch.where(close, self._fine[side], times)
         inner = self._fine[(self._fine > times[0]) & (self._fine < times[-1])]
         merged = torch.unique(torch.cat([times, inner]))
         return self._join(set(times[1:].tolist()), merged)
+
+    def snapped(self, times: Tensor, rounding: float) -> Tensor:
+        """Return `BrownianPath.snapped` of the path."""
+        return self.path.snapped(times, rounding)
 
     def _join(self, ends: set[float], merged: Tensor) -> Iterator[Increment]:
         joined: Increment | None = None

@@ -119,8 +119,8 @@ class Increment:
         xi_0 = W/sqrt(h), xi_1 = sqrt(12/h) H, xi_2 = sqrt(720/h) K. With L_n = int P_n(2s/h - 1) dW
         this is xi_n = (-1)^n sqrt((2n+1)/h) L_n: the sign of H, not that of L_1.
         """
-        areas = [x * math.sqrt(c / self.h) for x, c in ((self.H, 12), (self.K, 720)) if x is not None]
-        return self.W / math.sqrt(self.h), *areas
+        areas = [x * _sqrt(c / self.h) for x, c in ((self.H, 12), (self.K, 720)) if x is not None]
+        return self.W / _sqrt(self.h), *areas
 
     @classmethod
     def from_coordinates(cls, h: float, *xi: Tensor) -> Increment:
@@ -137,7 +137,12 @@ class Increment:
         dtype = _validation.check_dtype(dtype)
         device = None if device is None else _validation.check_device(device)
         fields = (None if x is None else x.to(device, dtype) for x in (self.W, self.H, self.K, self.A))
-        return Increment(self.h, *fields)  # type: ignore[arg-type]
+        h: Any = self.h.to(device) if isinstance(self.h, Tensor) else self.h
+        return Increment(h, *fields)  # type: ignore[arg-type]
+
+
+def _sqrt(x: Any) -> Any:
+    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
 
 def wedge(a: Tensor, b: Tensor) -> Tensor:
@@ -160,6 +165,11 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
             "half precision noise lose the path."
         )
     return dtype
+
+
+def _shortest(t: float) -> str:
+    """The time in six digits if they give it exactly, else in all."""
+    return f"{t:g}" if float(f"{t:g}") == t else repr(t)
 
 
 def check_path(
@@ -192,8 +202,10 @@ def check_path(
     if got != shape:
         raise InputError(f"{argument}: got shape {got}, expected {shape}. Make the path with this shape.")
     t0, t1 = getattr(path, "t0", ends[0]), getattr(path, "t1", ends[1])
-    slack = 1e-6  # times may have been rounded to float32
-    if t0 > ends[0] + slack * abs(ends[0]) or t1 < ends[1] - slack * abs(ends[1]):
-        raise InputError(f"{argument}: got [{t0:g}, {t1:g}], expected a path over [{ends[0]:g}, {ends[1]:g}]. {cure}")
+    # times may have been rounded to float32; the path itself checks them precisely
+    slack = [1e-6 * min(abs(end), max(ends[1] - ends[0], 0.0)) for end in ends]
+    if t0 > ends[0] + slack[0] or t1 < ends[1] - slack[1]:
+        spans = [f"[{_shortest(a)}, {_shortest(b)}]" for a, b in ((t0, t1), ends)]
+        raise InputError(f"{argument}: got {spans[0]}, expected a path over {spans[1]}. {cure}")
     if dtype is not None and getattr(path, "dtype", dtype) != dtype:
         raise InputError(f"{argument}: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")

@@ -165,6 +165,7 @@ def _check(inc: Increment, method: str, tol: float | None, terms: int | None) ->
     _validation.check_choice("method", method, METHODS)
     if inc.W.dim() == 0:
         raise InputError("increment: got a 0-d W, expected (..., m) with channels last. Reshape it.")
+    _validation.check_no_graph("increment.h", inc.h)
     if tol is not None and terms is not None:
         raise InputError("tol, terms: got both, expected one. Leave out terms to use as many as tol needs.")
     if method in _WEAK and (tol is not None or terms is not None):

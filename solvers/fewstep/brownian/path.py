@@ -16,7 +16,7 @@ from ..errors import InputError
 from .bridge import VARIANCES, split
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
-from .time_scale import Clock, make_knots
+from .time_scale import Clock, make_knots, rounding
 
 _CHUNK = 1 << 15  # normals drawn in one call where many intervals follow: amortises the call, fits the cache
 
@@ -94,14 +94,15 @@ class BrownianPath:
         self._numel = max(1, math.prod(self.shape))
         self.__setstate__({})
 
-    def increment(self, ta: float, tb: float) -> Increment:
+    def increment(self, ta: float | Tensor, tb: float | Tensor) -> Increment:
         """Return the increment over [ta, tb], t0 <= ta < tb <= t1: W, H, K of `shape`, as in levy.
 
         Raises:
             InputError: times outside the path, or not ta < tb.
         """
         times = [_validation.check_float("ta", ta), _validation.check_float("tb", tb)]
-        ends = self._ends(torch.tensor(times, dtype=torch.float64, device="cpu"))
+        both, eps = torch.tensor([times, [rounding(ta), rounding(tb)]], dtype=torch.float64, device="cpu")
+        ends = self._ends(both, eps)
         return next(self._walk(ends, remember=True))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
@@ -112,20 +113,25 @@ class BrownianPath:
         Raises:
             InputError: at once, for a grid that is too short, not increasing, or outside the path.
         """
-        return self._walk(self._ends(_validation.check_times("grid", grid)), remember=False)
+        return self._walk(self._ends(_validation.check_times("grid", grid), rounding(grid)), remember=False)
 
     def positions(self, times: Tensor) -> Sequence[int]:
         """Return the positions of float64 CPU `times` (n,) in the tree; raises InputError for one outside the path."""
         return self._clock.positions(times)
 
-    def _ends(self, times: Tensor) -> Sequence[int]:
-        ends = self._clock.positions(times)
+    def snapped(self, times: Tensor, rounding: float) -> Tensor:
+        """Return the times of the path that increasing float64 CPU `times` (n,) stand for, given their rounding."""
+        found = map(self._clock.time, self._clock.positions(times, rounding))
+        return torch.tensor(list(found), dtype=torch.float64, device="cpu")
+
+    def _ends(self, times: Tensor, rounding: float | Tensor) -> Sequence[int]:
+        ends = self._clock.positions(times, rounding)
         for i, (a, b) in enumerate(pairwise(ends)):
             if a >= b:
                 raise InputError(
                     f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected increasing times further "
-                    "apart than the path's resolution, 2^-48 of its span. Sort the times, and use float64 if they are "
-                    "close."
+                    "apart than the path's resolution, 2^-48 of its span. A path runs forward in time; use float64 for "
+                    "times that are close."
                 )
         return ends
 

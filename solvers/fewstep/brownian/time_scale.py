@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _validation
 from ..errors import InputError
 
 DEPTH = 48  # times are resolved to 2^-48 of the span: in W 6e-8 sqrt(span), the rounding of float32
+EXACT = 2.0**-50  # the relative rounding of float64 times after a few operations
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Clock:
             return self.knots[i]
         a, b = self.knots[i], self.knots[i + 1]
         u = rest / (1 << self.bits)
-        return a * math.exp(u * math.log(b / a)) if self.log else a + (b - a) * u
+        return a * math.exp(u * _log_ratio(a, b)) if self.log else a + (b - a) * u
 
     def length(self, low: int, high: int) -> float:
         """Return time(high) - time(low), without cancellation between two knots."""
@@ -66,7 +69,7 @@ class Clock:
         i = low >> self.bits
         a, b = self.knots[i], self.knots[i + 1]
         w = (high - low) / (1 << self.bits)
-        return self.time(low) * math.expm1(w * math.log(b / a)) if self.log else (b - a) * w
+        return self.time(low) * math.expm1(w * _log_ratio(a, b)) if self.log else (b - a) * w
 
     def shares(self, low: int, cut: int, high: int) -> tuple[float, float]:
         """The two parts' shares of the length; between two knots they depend on high - low alone."""
@@ -76,25 +79,27 @@ class Clock:
         if not self.log:
             return 0.5, 0.5
         i, w = low >> self.bits, (high - low) / (1 << self.bits)
-        growth = math.exp(0.5 * w * math.log(self.knots[i + 1] / self.knots[i]))
+        growth = math.exp(0.5 * w * _log_ratio(self.knots[i], self.knots[i + 1]))
         return 1 / (1 + growth), growth / (1 + growth)
 
-    def positions(self, times: Tensor) -> array[int]:
-        """The positions nearest to float64 `times`, to 2^-49 of the span.
+    def positions(self, times: Tensor, rounding: float | Tensor = EXACT) -> array[int]:
+        """The positions of increasing float64 `times` in a path.
 
-        A time that is a float32 number is moved to a knot or a cut of few bits if there is one within a unit in its
-        last place: `linspace(0, 0.3, 65)` finds the same cuts in float32 as in float64. Raises InputError for a time
-        outside the path.
+        A time is moved to a knot or a cut of few bits if there is one within its relative `rounding`, so that
+        `linspace(0, 0.3, 65)` finds the same cuts in float32 as in float64; else it gets the nearest position, within
+        2^-49 of the span. Raises InputError for a time outside the path.
         """
+        slack = times.abs() * rounding
+        # adjacent ones in a dtype that barely resolves the span must stay apart
+        gaps = torch.nn.functional.pad(times.diff(), (1, 1), value=math.inf)
+        width = torch.minimum(slack, torch.minimum(gaps[:-1], gaps[1:]) / 4)
         out = array("q")
-        for i in range(0, len(times), 4096):  # a list of all times would take more memory than the path
-            part = times[i : i + 4096]
-            single = (part.float().double() == part).tolist()
-            out.extend(map(self._position, part.tolist(), single))
+        for i in range(0, len(times), 4096):  # lists of all times would take more memory than the path
+            parts = (v[i : i + 4096].tolist() for v in (times, slack, width))
+            out.extend(map(self._position, *parts))
         return out
 
-    def _position(self, t: float, single: bool) -> int:
-        slack = abs(t) * 2.0**-23 if single else abs(t) * 2.0**-50
+    def _position(self, t: float, slack: float, width: float) -> int:
         first, last = self.knots[0], self.knots[-1]
         if not (first - slack <= t <= last + slack and math.isfinite(t)):
             cure = "Make the path with t0 and t1 that cover it."
@@ -105,14 +110,26 @@ class Clock:
         if t <= a or t >= b:
             return (i if t <= a else i + 1) << self.bits
         if self.log:
-            scale = full / math.log(b / a)
-            u, width = math.log(t / a) * scale, slack / t * scale
+            scale = full / _log_ratio(a, b)
+            u, width = _log_ratio(a, t) * scale, width / t * scale
         else:
-            u, width = (t - a) / (b - a) * full, slack / (b - a) * full
-        place = _simplest(u, width, full) if single else None
-        if place is None or (0 < place < full and place & -place < 128 * width):
-            place = _simplest(u, 0.5, full)  # the other has too many bits to be the time that float32 rounded
+            u, width = (t - a) / (b - a) * full, width / (b - a) * full
+        place = _simplest(u, width, full)
+        if 0 < place < full and place & -place < 128 * width:
+            place = _simplest(u, 0.5, full)  # the other has too many bits to be the time that was rounded
         return (i << self.bits) + place
+
+
+def _log_ratio(a: float, b: float) -> float:
+    """log(b/a), without cancellation where a and b are close."""
+    x = (b - a) / a
+    return math.log1p(x) if x < 2.0**-10 else math.log(b / a)
+
+
+def rounding(times: Any) -> float:
+    """The relative rounding of times: that of the dtype in which they are given, a few roundings of float64."""
+    dtype = _validation.times_dtype(times)
+    return max(EXACT, torch.finfo(dtype).eps) if dtype is not None else EXACT
 
 
 def _simplest(u: float, width: float, full: int) -> int:
@@ -144,9 +161,9 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
     if given.dim() != 1 or not bool(given.isfinite().all()) or not bool((given.diff() > 0).all()):
         raise InputError(f"knots: got shape {tuple(given.shape)}, expected (n,) finite increasing times.")
     times = given.tolist()
-    # the ends of a float32 grid may be off by a rounding error
-    slack = max(abs(t0), abs(t1)) * 2.0**-23
-    inner = [t for t in times if abs(t - t0) > slack and abs(t - t1) > slack]
+    # the ends of a rounded grid may be off; near 0 a linear clock resolves no more than a part of its span
+    floor, eps = 0.0 if log else EXACT * (t1 - t0), rounding(knots)
+    inner = [t for t in times if all(abs(t - end) > max(eps * abs(end), floor) for end in (t0, t1))]
     out = (t0, *inner, t1)
     if not all(a < b for a, b in pairwise(out)):
         cure = "expected increasing ones inside the path. Sort them and drop repeats."

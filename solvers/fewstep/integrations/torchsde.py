@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _validation
 from ..brownian import AreaPath, BrownianPath, Increment
 from ..brownian.area_path import path_for
+from ..brownian.time_scale import EXACT, rounding
 from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of
 from ..problem import SDE
@@ -45,14 +46,20 @@ class TorchsdePath:
 
     def increment(self, t0: float, t1: float) -> Increment:
         """The increment over [t0, t1]."""
+        t0, t1 = _validation.check_float("t0", t0), _validation.check_float("t1", t1)
         if self.levy == "W":
             return Increment(t1 - t0, self.interval(t0, t1))
         return Increment.from_U(t1 - t0, *self.interval(t0, t1, return_U=True))
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         """The increments over the intervals of a grid (n,)."""
-        times = torch.as_tensor(grid).tolist()
+        times = self.snapped(_validation.check_times("grid", grid), rounding(grid)).tolist()
         return map(self.increment, times[:-1], times[1:])
+
+    def snapped(self, times: Tensor, rounding: float) -> Tensor:
+        """Clamp times that rounding moved just outside the path."""
+        near = times.clamp(self.t0, self.t1)
+        return torch.where((times - near).abs() <= rounding * times.abs(), near, times)
 
 
 class BrownianView:
@@ -107,12 +114,14 @@ class BrownianView:
         found = (increment.W, *([increment.U] if return_U else []), *([increment.A] if return_A else []))
         return found if len(found) > 1 else increment.W
 
-    def _clamped(self, time: float | Tensor) -> float:
-        """Clamp a time that float32 rounding moved just outside the path."""
+    def _clamped(self, time: float | Tensor) -> float | Tensor:
+        """Clamp a time that float32 rounding moved just outside the path; one inside keeps its dtype for the path."""
         t, slack = float(time), 2.0**-20 * (self.path.t1 - self.path.t0)
         near = min(max(t, self.path.t0), self.path.t1)
-        return near if abs(t - near) <= slack else t
+        return near if t != near and abs(t - near) <= slack else time
 
+
+MOST = 10**8  # steps: their times are stored
 
 # torchsde's method names that are not names of solvers here
 METHODS = {"euler": "euler_maruyama", "srk": "srid2"}
@@ -181,23 +190,33 @@ def sdeint(
     _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)")
     if not _validation.check_float("dt", dt) > 0:
         raise InputError(f"dt: got {dt!r}, expected a positive step size.")
-    if torch.is_tensor(ts) and ts.requires_grad:
-        raise InputError("ts: got a tensor that requires grad, expected plain times. Use ts.detach().")
     times = _validation.check_times("ts", ts)
+    path: Any = None if bm is None else _given_path(bm)
+    if hasattr(path, "snapped"):
+        times = path.snapped(times, rounding(ts))
     problem = _problem(sde, names or {}, bm)
     solver = _solver(method, problem, bool(options and options.get("grad_free")))
-    grid, indices = _steps(times, float(dt))
-    path = _own_path(problem, solver, y0, grid, seed) if bm is None else _given_path(bm)
-    states = solve(problem, solver, y0, grid, path=path, save=indices).ys
+    grid, indices = _steps(times, float(dt), rounding(ts))
+    path = _own_path(problem, solver, y0, grid, seed) if path is None else path
+    # solve gives drift and diffusion the times of a list in y0's dtype
+    given = grid if _validation.times_dtype(ts) == torch.float64 else grid.tolist()
+    states = solve(problem, solver, y0, given, path=path, save=indices).ys
     assert states is not None
     return states
 
 
-def _steps(ts: Tensor, dt: float) -> tuple[Tensor, list[int]]:
+def _steps(ts: Tensor, dt: float, rounding: float) -> tuple[Tensor, list[int]]:
     """The grid of all steps, and the indices of ts in it."""
     grid, indices = [ts[:1]], [0]
+    size = float(ts.abs().max())
+    if dt < 2 * EXACT * size or float(ts[-1] - ts[0]) / dt > MOST:
+        raise InputError(
+            f"dt: got {dt!r} for ts from {float(ts[0])!r} to {float(ts[-1])!r}, expected at most {MOST} steps and a dt "
+            "above the resolution of float64 there. Use a larger dt, or shift the origin of time."
+        )
+    slack = min(max(1e-6, rounding * size / dt), 0.01)  # no step as short as the rounding of ts
     for a, b in zip(ts[:-1].tolist(), ts[1:].tolist()):
-        count = max(1, math.ceil((b - a) / dt - 1e-6))
+        count = max(1, math.ceil((b - a) / dt - slack))
         inner = a + dt * torch.arange(1, count, dtype=torch.float64)
         grid += [inner, torch.tensor([b], dtype=torch.float64)]
         indices.append(indices[-1] + count)
