@@ -223,7 +223,7 @@ class RejectsZero(fs.EDMEuler):
 BROKEN = {
     Stateful: "differ", NeedsH: "more than levy='W'|NoneType",
     TwoEvaluations: "measured 2 evaluations per step, the card states 1",
-    InPlace: "wrote", ReturnsDouble: "dtype torch.float64",
+    InPlace: "wrote", ReturnsDouble: "got torch.float64",
     WeakBelowStrong: "weak order is below", OtherSignature: "diagonal noise.*TypeError",
     FrozenNoise: "measured strong order", WrongSign: "measured strong order",
     NoArea: "measured strong order", NoCard: "no card", StatefulPlan: "two plans",
