@@ -73,7 +73,7 @@ def _between(schedule: Schedule, count: int, spacing: str, rho: float | None, fi
 
 
 def _table_2(schedule: Schedule, steps: int, spacing: str, offset: int) -> Tensor:
-    """(steps,) decreasing times."""
+    """(steps,) decreasing model times by a rule of arXiv 2305.08891, Table 2."""
     i = torch.arange(steps, dtype=torch.float64)
     if schedule.labels is not None:
         N = schedule.labels

@@ -131,7 +131,7 @@ class StochasticSolver(Solver):
 class DiffusionSolver(Solver):
     """A function from decreasing noise levels (n,) to a table of coefficients.
 
-    Where the estimate of x0 never changes a plan is exact: apart from its noise x - x0 shrinks with sigma.
+    Every plan is exact for a constant estimate of x0: without its noise, x - x0 is then proportional to sigma.
     """
 
     repeats_levels: bool = False

@@ -250,7 +250,7 @@ def _judged(
 
 @contextmanager
 def _inputs_of(network: nn.Module, name: str | None) -> Iterator[list[Tensor]]:
-    """The inputs of that module while the network runs."""
+    """A list that collects the inputs of the module `name` while the network runs."""
     inputs: list[Tensor] = []
     if name is None:
         yield inputs

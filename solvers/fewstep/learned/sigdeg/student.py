@@ -156,6 +156,10 @@ class SigSampler(NetworkStudent):
     def _from_parts(cls, network: nn.Module, meta: dict[str, Any], plan: Plan | None) -> SigSampler:
         letters = LEVY_ORDER[meta["levy"]]
         if plan is None or getattr(network, "letters", letters) != letters:
-            raise InputError("levy: a SigSampler's file lacks its plan, or its network has other letters.")
+            raise InputError(
+                f"file: got a SigSampler with levy={meta['levy']!r} "
+                f"{'without a plan' if plan is None else 'and a network of other letters'}, "
+                "expected its plan and a network for the same letters. Save the student again with student.save(path)."
+            )
         name = plan.name.removeprefix("SigSampler(").removesuffix(")")
         return cls(plan.renamed(name), network, meta["levy"], meta["residual"])
