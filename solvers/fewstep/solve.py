@@ -122,8 +122,15 @@ def _in_float32(sde: SDE, y0: Tensor) -> tuple[SDE, Tensor]:
     dtype = y0.dtype
     if dtype not in (torch.float16, torch.bfloat16):
         return sde, y0
-    drift, g = (lambda t, y, f=f: f(t, y.to(dtype)) for f in (sde.drift, sde.diffusion))
-    return replace(sde, drift=drift, diffusion=sde.diffusion if sde.noise_type == "none" else g), y0.float()
+    return _wrapped_fields(sde, lambda name, field: lambda t, y: field(t, y.to(dtype))), y0.float()
+
+
+def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:
+    """The problem with `wrap(name, field)` as its drift and diffusion; an ODE has no diffusion to wrap."""
+    drift = wrap("drift", sde.drift)
+    return replace(
+        sde, drift=drift, diffusion=sde.diffusion if sde.noise_type == "none" else wrap("diffusion", sde.diffusion)
+    )
 
 
 def _answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
@@ -133,7 +140,11 @@ def _answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
     before anything is lost.
     """
 
-    def own(name: str, field: Field, first: Tensor, of: str) -> Field:
+    firsts = {"drift": (f, "y"), "diffusion": (g, "the first value")}
+
+    def own(name: str, field: Field) -> Field:
+        first, of = firsts[name]
+
         def call(t: Tensor, y: Tensor) -> Tensor:
             where = lambda: f" at t = {float(t):.6g}"  # noqa: E731
             out = _validation.check_answer(name, field(t, y), first, where, of)
@@ -141,11 +152,7 @@ def _answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
 
         return call
 
-    drift = own("drift", sde.drift, f, "y")
-    return replace(
-        sde, drift=drift, diffusion=sde.diffusion if sde.noise_type == "none"
-        else own("diffusion", sde.diffusion, g, "the first value"),
-    )  # fmt: skip
+    return _wrapped_fields(sde, own)
 
 
 def _shares(out: Tensor, first: Tensor) -> bool:
@@ -184,16 +191,15 @@ def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> S
     Each call of the drift extends the list `calls`.
     """
 
-    def at(field: Field, calls: list[None] | None = None) -> Field:
+    def at(name: str, field: Field) -> Field:
         def call(t: Tensor, y: Tensor) -> Tensor:
-            if calls is not None:
+            if name == "drift" and calls is not None:
                 calls.append(None)
             return field(t.to(y.device, dtype), y)
 
         return call
 
-    diffusion = sde.diffusion if sde.noise_type == "none" else at(sde.diffusion)
-    return replace(sde, drift=at(sde.drift, calls), diffusion=diffusion)
+    return _wrapped_fields(sde, at)
 
 
 def _kept(save: Any, count: int) -> range | frozenset[int]:
@@ -281,8 +287,7 @@ def _locate(
                     parts.append(f"The path's {name} is not finite: check the path.")
             yield increment
 
-    diffusion = sde.diffusion if sde.noise_type == "none" else watched("diffusion", sde.diffusion)
-    problem = replace(sde, drift=watched("drift", sde.drift), diffusion=diffusion)
+    problem = _wrapped_fields(sde, watched)
     step, paths, before = 0, 0, y
     with torch.no_grad():
         for step, y in enumerate(_states(problem, solver, y, times, increments)):  # noqa: B007, B020
