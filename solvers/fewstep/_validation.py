@@ -144,6 +144,11 @@ def as_numbers(argument: str, value: Any) -> Tensor:
         raise InputError(f"{argument}: got {describe(value)}, expected a 1-D tensor of numbers.") from error
 
 
+def at_once(value: Any) -> bool:
+    """Whether values can be read without waiting for a device; elsewhere they are checked at the end of a run."""
+    return not torch.is_tensor(value) or value.device.type == "cpu"
+
+
 def check_numbers(argument: str, value: Any) -> Tensor:
     """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU; refuse a graph."""
     found = as_numbers(argument, value)

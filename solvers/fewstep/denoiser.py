@@ -6,7 +6,7 @@ x0 = p x + q output. `coefficients` is the table of (p, q) and `to_x0` applies i
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -147,13 +147,18 @@ def from_edm(
     keywords: dict[str, bool] = {"force_fp32": True} if force_fp32 else {}
     labels = None if class_labels is None else _label_rows(class_labels, getattr(net, "label_dim", None))
 
+    @lru_cache(maxsize=1)  # not moved in each evaluation
+    def rows_on(device: torch.device) -> Tensor | None:
+        return None if labels is None else labels.to(device)
+
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         if labels is not None and len(labels) not in (1, len(x)):
             raise InputError(
                 f"class_labels: got {len(labels)} rows for a batch of {len(x)}; expected a row for each sample, or one "
                 "for all. Convert the network anew with the labels of this batch."
             )
-        rows = () if labels is None else (labels.to(x.device).expand(len(x), -1),)
+        moved = rows_on(x.device)
+        rows = () if moved is None else (moved.expand(len(x), -1),)
         return net(x, sigma, *rows, **keywords)
 
     return _convert(model, None, "sample", None, _half(net) if dtype is None else dtype)

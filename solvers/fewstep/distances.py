@@ -107,6 +107,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both as (samples, numbers) in float64."""
     a, b = _validation.check_state("a", a), _validation.check_state("b", b)
+    if a.device != b.device:
+        raise InputError(f"b: got samples on {b.device}, expected {a.device} as a. Move them with b.to(a.device).")
     if a.shape[1:] != b.shape[1:]:
         raise InputError(f"b: got events of shape {tuple(b.shape[1:])}, expected {tuple(a.shape[1:])} as in a.")
     if min(len(a), len(b)) < least:
@@ -128,7 +130,7 @@ def _pair_sum(a: Tensor, b: Tensor, of: Callable[[Tensor], Tensor]) -> float:
     """The sum over all pairs of a function of their distance, in blocks of rows."""
     exact = "donot_use_mm_for_euclid_dist"  # the other mode is inaccurate for small distances
     rows = torch.split(a, max(1, PAIRS // len(b)))
-    return sum(float(of(torch.cdist(r, b, compute_mode=exact)).sum()) for r in rows)
+    return float(sum(of(torch.cdist(r, b, compute_mode=exact)).sum() for r in rows))
 
 
 def _sorted_sum(x: Tensor) -> float:

@@ -30,19 +30,20 @@ def plan_normals(
         fresh: `letters -> unit normals`, for churn, which belongs to no path, and where there is no path.
 
     Raises:
-        InputError: a path that lacks Lévy data, has another shape or does not cover the plan's intervals.
+        InputError: a path that lacks Lévy data, has another shape or device, or does not cover the plan's intervals.
     """
-    letters, kind = plan.stage_noise.shape[-1], (x.device, x.dtype)
+    letters = plan.stage_noise.shape[-1]
     if path is not None:
         used = plan.noise[plan.on_path]
         ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
         cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
-        check_path(path, plan.name, plan.levy, tuple(x.shape), ends, method="increment", argument=argument, cure=cure)
+        same: dict[str, Any] = {"device": x.device, "method": "increment", "argument": argument, "cure": cure}
+        check_path(path, plan.name, plan.levy, tuple(x.shape), ends, **same)
 
     def draw(tau0: float, tau1: float) -> Normals:
         if path is None or tau0 == tau1:
             return fresh(letters)
-        return tuple(z.to(*kind) for z in path.increment(tau0, tau1).coordinates()[:letters])
+        return tuple(z.to(x.dtype) for z in path.increment(tau0, tau1).coordinates()[:letters])
 
     return draw
 

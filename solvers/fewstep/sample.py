@@ -71,7 +71,8 @@ def sample(
     evaluate = evaluator_of(problem, source, x)
     draw = partial(seeded_normals, plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))
     end = run(plan, x, evaluate, draw(), callback)
-    if not bool(end.isfinite().all()):
+    if not bool(x.isfinite().all() & end.isfinite().all()):
+        _validation.check_state("noise", x if noise is None else noise)
         raise _locate(plan, x, evaluate, draw())
     alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
     return end if alpha == 1 else end * alpha
@@ -89,7 +90,7 @@ def _start(
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         unit = unit_normals(_validation.check_shape(shape), generators(seed, device), dtype, device)
         return unit * plan.sigmas[0].item()
-    _validation.check_state("noise", noise, "finite floating point (batch, ...)")
+    _validation.check_state("noise", noise, "finite floating point (batch, ...)", _validation.at_once(noise))
     if shape is not None and _validation.check_shape(shape) != tuple(noise.shape):
         raise InputError(f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one.")
     return at_least_float32(noise) / problem.schedule.alpha(plan.sigmas[:1]).item()

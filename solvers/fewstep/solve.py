@@ -77,7 +77,7 @@ def solve(
     f, g = _probe(problem, y0, times)
     noise_shape = sde.noise_shape(y0, g) if sde.noise_type != "none" else ()
     keeps_graph = torch.is_grad_enabled() and any(v.requires_grad for v in (y0, f, g))
-    problem = _answering(problem, f, g)
+    problem = answering(problem, f, g)
     if _validation.has_graph(ts):
         keeps_graph = True
     else:
@@ -92,21 +92,23 @@ def solve(
             noise_shape, letters_for(needs), seed, y0.dtype, y0.device, reuse=not keeps_graph, area=needs == "A"
         )
     else:
-        check_path(path, type(solver).__name__, needs, noise_shape, (float(times[0]), float(times[-1])), y0.dtype)
+        ends = (float(times[0]), float(times[-1]))
+        check_path(path, type(solver).__name__, needs, noise_shape, ends, y0.dtype, y0.device)
     source: Callable[[], Iterable[Increment]] = partial(_zeros, y0, ts)
     if path is not None:
         source = partial(path.increments, times.to(given or torch.float64))
-    states = _states(problem, solver, y0, ts, source)
-    bar = _progress.progress(states, "step", show=progress, total=len(times) - 1)
+    steps = states(problem, solver, y0, ts, source)
+    bar = _progress.progress(steps, "step", show=progress, total=len(times) - 1)
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
         y, ys = y0, [y0] if 0 in kept else []
         for i, y in enumerate(bar, 1):
             if i in kept:
                 ys.append(y)
         # one check at the end is cheap; only a failed solve is repeated, to find the step
-        finite, grew = torch.stack([y.isfinite().all(), (y.abs() > GROWTH * y0.abs().clamp(min=1)).any()]).tolist()
+        grown = (y.abs() > GROWTH * y0.abs().clamp(min=1)).any()
+        started, finite, grew = torch.stack([y0.isfinite().all(), y.isfinite().all(), grown]).tolist()
         nfe = len(calls)
-        if not finite:
+        if not (started and finite):
             raise _locate(problem, solver, y0, ts, source)
         if grew:
             warnings.warn(
@@ -133,7 +135,7 @@ def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:
     )
 
 
-def _answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
+def answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
     """The problem whose values are checked, and copied where they share memory with the first ones, f and g.
 
     The first ones are used for nothing else: a drift that writes every value to one buffer is seen at its next value,
@@ -166,7 +168,7 @@ def _wrapped(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def _states(
+def states(
     sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
 ) -> Iterator[Tensor]:
     """Yield the state after each step; float64 `times` have a graph only where a gradient flows to them."""
@@ -220,11 +222,13 @@ def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     cure = "an object such as EulerMaruyama(). Call a class first; diffusion solvers go to fewstep.sample"
     _validation.check_instance("solver", solver, StochasticSolver, cure)
     check_solves(sde, solver)
-    _validation.check_state("y0", y0, "a finite floating-point tensor (*batch, *event)")
+    expected = "a finite floating-point tensor (*batch, *event)"
+    _validation.check_state("y0", y0, expected, _validation.at_once(y0))
 
 
 def _check_grid(times: Tensor, sde: SDE) -> Tensor:
     """The grid as float64 times on the CPU; an ODE's may be decreasing and have a graph."""
+    times = times.cpu()
     if sde.noise_type == "none":
         return _validation.check_times("grid", times.detach(), decreasing=True)
     if times.dim() == 1 and len(times) > 1 and bool((times.diff() < 0).all()):
@@ -263,6 +267,7 @@ def _locate(
     sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
 ) -> NonFiniteError:
     """Repeat a failed solve on the same noise, to find the step and the part whose value was not finite first."""
+    _validation.check_state("y0", y)  # where it could not be read at once
     parts: list[str] = []
     differentiated: list[None] = []
 
@@ -290,7 +295,7 @@ def _locate(
     problem = _wrapped_fields(sde, watched)
     step, paths, before = 0, 0, y
     with torch.no_grad():
-        for step, y in enumerate(_states(problem, solver, y, times, increments)):  # noqa: B007, B020
+        for step, y in enumerate(states(problem, solver, y, times, increments)):  # noqa: B007, B020
             paths = int((~y.isfinite()).reshape(len(y), -1).any(1).sum())
             if paths:
                 break

@@ -174,14 +174,15 @@ def _shortest(t: float) -> str:
 
 def check_path(
     path: Any, who: str, levy: str, shape: tuple[int, ...], ends: tuple[float, float],
-    dtype: torch.dtype | None = None, method: str = "increments", argument: str = "path",
+    dtype: torch.dtype | None = None, device: torch.device | None = None, method: str = "increments",
+    argument: str = "path",
     cure: str = "Make the path over at least this interval.",
 ) -> None:  # fmt: skip
     """Raise an `InputError` unless a path gives the increments that a solver or a plan needs.
 
     Args:
         who, levy: the name of the solver or plan, and the Lévy data that it needs, as on its card.
-        shape, dtype: of W; dtype if it matters.
+        shape, dtype, device: of W; dtype if it matters.
         ends: the times between which increments are needed. Paths without t0 and t1 are not checked.
         method: the method of the path that is called, `"increments"` or `"increment"`.
         argument, cure: the name of the caller's argument, and what to do about a path that is too short.
@@ -209,3 +210,7 @@ def check_path(
         raise InputError(f"{argument}: got {spans[0]}, expected a path over {spans[1]}. {cure}")
     if dtype is not None and getattr(path, "dtype", dtype) != dtype:
         raise InputError(f"{argument}: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")
+    own = getattr(path, "device", device)
+    if device is not None and torch.empty(0, device=own).device != device:  # "cuda" is "cuda:0"
+        cure = f"Make the path with device={str(device)!r}."
+        raise InputError(f"{argument}: got a path on {own}, expected one on {device}, as the state. {cure}")

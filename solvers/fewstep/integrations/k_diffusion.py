@@ -241,7 +241,7 @@ def _run(
             if callback is not None and row in starts:
                 i, level = starts[row], levels[row]
                 D = data_of(plan.prediction, at, level, out)
-                sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_tensor(level)
+                sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_full((), level)
                 callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
             bar.update(row + 1 == plan.nfe or row + 1 in starts)
             return out

@@ -48,7 +48,7 @@ class BrownianNoiseSampler:
         self, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor, seed: int | Sequence[int] | None = None,
         transform: Callable[[Tensor], Tensor] | None = None, *, levy: str = "H",
     ) -> None:  # fmt: skip
-        check_state(x)
+        check_state(x, _validation.at_once(x))
         self.transform: Callable[[Tensor], Tensor] | None = transform
         self.dtype: torch.dtype = x.dtype
         self.shape: tuple[int, ...] = tuple(x.shape)
@@ -74,6 +74,8 @@ class BrownianNoiseSampler:
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
         """(batch, *event) unit noise of the interval, its sign that of the direction."""
+        if torch.is_tensor(sigma) and torch.is_tensor(sigma_next):
+            sigma, sigma_next = torch.stack([sigma, sigma_next]).tolist()  # one read from their device
         z = self._between(sigma, sigma_next).coordinates()[0]
         forward = self._time(sigma) < self._time(sigma_next)
         return (z if forward else -z).to(self.dtype)
@@ -134,7 +136,10 @@ def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any)
         path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
     elif not (hasattr(path, "increment") and getattr(path, "in_snr", True)):
         if callable(path) and letters == 1:
-            return lambda tau0, tau1: fresh(1) if tau0 == tau1 else (_foreign(path, x, tau0, tau1),)
+            # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
+            levels = plan.noise.rsqrt().float().to(x.device).unbind()
+            ends = dict(zip(map(tuple, plan.noise.tolist()), levels))
+            return lambda *interval: fresh(1) if interval[0] == interval[1] else (_foreign(path, x, *ends[interval]),)
         raise InputError(
             f"noise_sampler: got {type(path).__name__}; {plan.name} needs {' and '.join('WHK'[:letters])} in the clock "
             "1/sigma^2. Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
@@ -142,11 +147,9 @@ def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any)
     return plan_normals(plan, x, path, fresh, "noise_sampler")
 
 
-def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, tau0: float, tau1: float) -> Tensor:
+def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """The unit normals of an interval from a function `(sigma, sigma_next) -> unit normals`."""
-    # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
-    ends = torch.tensor([tau0, tau1], dtype=torch.float64).rsqrt().float().to(x.device)
-    z = noise(ends[0], ends[1])
+    z = noise(sigma, sigma_next)
     if not torch.is_tensor(z) or z.shape != x.shape:
         got = tuple(z.shape) if torch.is_tensor(z) else type(z).__name__
         raise InputError(f"noise_sampler: got {got}; expected unit normals of x's shape {tuple(x.shape)}.")
@@ -162,8 +165,8 @@ def seeds(seed: Any, batch: int) -> list[int]:
     return [wrapped(first + j) for j in range(batch)]
 
 
-def check_state(x: Any) -> None:
+def check_state(x: Any, finite: bool = True) -> None:
     """Reject an initial state that is not a finite floating-point batch of at least one sample."""
-    _validation.check_state("x", x, "finite floating point (batch, *event), sigmas[0] times noise")
+    _validation.check_state("x", x, "finite floating point (batch, *event), sigmas[0] times noise", finite)
     if len(x) == 0:
         raise InputError("x: got an empty batch, expected at least one sample.")

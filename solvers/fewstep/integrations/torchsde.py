@@ -187,7 +187,7 @@ def sdeint(
                 f"{name}: got {_validation.describe(value)}, expected torchsde's default, the only one that fewstep's "
                 f"sdeint supports. {cure} Or call torchsde.sdeint with bm=BrownianView(path), which has the same noise."
             )
-    _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)")
+    _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)", finite=False)  # finite: in solve
     if not _validation.check_float("dt", dt) > 0:
         raise InputError(f"dt: got {dt!r}, expected a positive step size.")
     times = _validation.check_times("ts", ts)

@@ -44,7 +44,7 @@ class Model:
             )
         if not isinstance(problem(labels[:1]), DiffusionModel):
             raise InputError(f"problem: got a function that returns no DiffusionModel, {expected}")
-        return cls(problem, labels)
+        return cls(problem, labels if noise.is_meta else labels.to(noise.device))
 
     def at(self, index: Tensor) -> DiffusionModel:
         """The model that holds the labels of these start states."""

@@ -221,7 +221,8 @@ def fit(
             run.save(checkpoint)
     run.set_weights(run.best if patience > 0 else run.average)
     network.eval().requires_grad_(False)  # training it further needs requires_grad_(True)
-    return [float(t.mean()) for t in torch.stack(run.history).tensor_split(10) if len(t)], run.held_out
+    losses = torch.stack([t.mean() for t in torch.stack(run.history).tensor_split(10) if len(t)])
+    return losses.tolist(), run.held_out
 
 
 class _Run:

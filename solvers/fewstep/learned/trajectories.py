@@ -247,7 +247,7 @@ class _Maker:
         source = FreshIncrements(shape, levy=self.levy, seed=node_seed(key, 2 * number + 1))
         start = torch.randn(shape, generator=torch.Generator().manual_seed(node_seed(key, 2 * number)))
         x = (start[:n] * float(self.sigmas[0])).to(self.device)
-        knots, xi, joined = [x.cpu()], list[Tensor](), list[Increment]()
+        knots, xi, joined = [x], list[Tensor](), list[Increment]()
 
         def draw(tau0: float, tau1: float) -> Normals:
             increment = source.increment(tau0, tau1)
@@ -256,14 +256,15 @@ class _Maker:
 
         def keep(row: int, x: Tensor, D: Tensor) -> None:
             if self.ends[row]:
-                knots.append(x.cpu())
+                knots.append(x)
                 xi.append(torch.stack(joined.pop().coordinates(), 1)[:n])
 
         run(plan, x, evaluator_of(self.model.at(index), plan, x), draw, keep)
-        if not all(bool(x.isfinite().all()) for x in knots):
+        states = torch.stack(knots, 1).cpu()
+        if not bool(states.isfinite().all()):
             message = f"The teacher {plan.name} produced non-finite states; check its denoiser on them."
             raise NonFiniteError(message, step=0, paths=n)
-        labels, out = self.model.labels, {"knots": torch.stack(knots, 1), "xi": torch.stack(xi, 1)}
+        labels, out = self.model.labels, {"knots": states, "xi": torch.stack(xi, 1)}
         return out if labels is None else out | {"labels": labels[index.to(labels.device)].cpu()}
 
     def metadata(self, count: int) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, pr
     )
     r2, kept = [0.0] * plan.nfe, [False] * plan.nfe
     for i in progress_bar(range(plan.nfe), "row", show=progress):
-        products, test = (_products(group, plan, i, min(terms, i), weights[i]) for group in (fitted, held))
+        both = [_products(group, plan, i, min(terms, i), weights[i], work.x.device) for group in (fitted, held)]
+        products, test = torch.stack(both).cpu()  # the row's only read from the device
         if not math.isfinite(rest := float(products[-1, -1])):
             raise InputError("problem: its model gives values that are not finite for these start states.")
         solution = _solve(products)
@@ -77,9 +78,11 @@ def greedy(work: Work, base: Plan, teacher: Teacher, terms: int, guard: bool, pr
     return Candidate(plan, kappa, r2, kept, base_rmse, student_rmse)
 
 
-def _products(group: list[_Batch], plan: Plan, i: int, terms: int, weight: float) -> Tensor:
+def _products(
+    group: list[_Batch], plan: Plan, i: int, terms: int, weight: float, device: torch.device
+) -> Tensor:  # fmt: skip
     """(terms + 1, terms + 1) inner products of row i's directions g_1, g_2, ... and its residual r."""
-    total = torch.zeros(terms + 1, terms + 1, dtype=torch.float64)
+    total = torch.zeros(terms + 1, terms + 1, dtype=torch.float64, device=device)
     for batch in group:
         batch.evaluation = batch.evaluate(i, stage(plan.rows[i], batch.state), ())
         after = update(plan.rows[i], batch.state, batch.evaluation)
@@ -89,7 +92,7 @@ def _products(group: list[_Batch], plan: Plan, i: int, terms: int, weight: float
         vectors.append((next(batch.targets) - outcome).flatten().double())
         for a, u in enumerate(vectors):
             for b, v in enumerate(vectors[: a + 1]):
-                total[a, b] += float(u @ v)
+                total[a, b] += u @ v
     total = sum_over_processes(total)
     return total.tril() + total.tril(-1).T
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..._distributed import sum_over_processes
 from ..._validation import check_answer
 from ...errors import InputError, NonFiniteError
-from ...executor import evaluation_of, run
-from ...plan import Plan
+from ...executor import State, evaluation_of, stage, update
+from ...plan import Plan, Row
 from ..training import Minibatch, TrainingOptions, fit
 from .correction import corrected, is_plain
 from .greedy import Candidate
@@ -102,16 +103,14 @@ def refine_plan(
         except InputError as error:
             message = f"The refinement diverged at iteration {batch.iteration}. Lower the learning_rate of training."
             raise NonFiniteError(message, step=batch.iteration, paths=0) from error
-        denoiser = work.model.at(index).denoiser
-
-        def evaluate(i: int, x: Tensor, normals: Any) -> Tensor:
-            sigma = plan.sigma[i].to(x)  # not `evaluator_of`, whose levels are numbers without a graph
-            D = check_answer("denoiser", denoiser(x, sigma), x).clone()
-            return evaluation_of(plan.prediction, x, sigma, D)
-
+        denoiser, state = work.model.at(index).denoiser, State(work.start(index))
         work.spent[0] += len(index) * plan.nfe
-        final = run(plan, work.start(index), evaluate, lambda *_: ())
-        return (final - ends[batch.index.to(ends.device)]).square().mean()
+        # not `run` and `evaluator_of`, whose levels are numbers without a graph
+        for row, sigma in zip(_moved(plan.rows, state.x.device), plan.sigma.to(state.x).unbind()):
+            x = stage(row, state)
+            D = check_answer("denoiser", denoiser(x, sigma), x).clone()
+            state = update(row, state, evaluation_of(plan.prediction, x, sigma, D))
+        return (state.x - ends[batch.index.to(ends.device)]).square().mean()
 
     options = DEFAULTS.updated("training", options)
     options = replace(options, batch_size=min(options.batch_size or 1, len(kept)))
@@ -125,6 +124,15 @@ def refine_plan(
     kappa = torch.full_like(start.kappa, float("nan")) if learn_grid else table.kappa.detach()
     how = "grid and weights" if learn_grid else "global"
     return replace(start, plan=refined, kappa=kappa, student_rmse=after, how=how)
+
+
+def _moved(rows: tuple[Row, ...], device: torch.device) -> Any:
+    """The rows with the weights that have a graph on the device: one copy there, and one of the gradients back."""
+    leaves, structure = tree_flatten(rows)
+    places = [k for k, leaf in enumerate(leaves) if torch.is_tensor(leaf)]
+    for k, weight in zip(places, torch.stack([leaves[k] for k in places]).to(device).unbind()):
+        leaves[k] = weight
+    return tree_unflatten(leaves, structure)
 
 
 @torch.no_grad()

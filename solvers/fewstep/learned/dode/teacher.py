@@ -150,10 +150,10 @@ def _between(start: float, end: float, substeps: int, smallest: float) -> list[f
 @torch.no_grad()
 def teacher_rmse(work: Work, plan: Plan, which: Tensor, teacher: Teacher) -> float:
     """Root mean square distance to the teacher's final states, per element."""
-    total, count = 0.0, 0
+    sums = torch.zeros(2, dtype=torch.float64, device=work.x.device)  # of squares, and of ones
     for index in work.share(which):
         gap = work.ends(plan, index) - work.ends(teacher.plan, index)
-        total += float(gap.double().square().sum())
-        count += gap.numel()
-    total, count = sum_over_processes(torch.tensor([total, count], dtype=torch.float64)).tolist()
+        sums[0] += gap.double().square().sum()
+        sums[1] += gap.numel()
+    total, count = sum_over_processes(sums).tolist()
     return float((total / count) ** 0.5)

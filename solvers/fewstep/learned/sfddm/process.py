@@ -63,7 +63,7 @@ class StudentProcess(DiscreteVP):
         integers = given.dim() == 1 and len(given) > 0 and not torch.as_tensor(phi).is_floating_point()
         if not integers or bool((given.diff() <= 0).any()) or not 0 <= int(given[0]) <= int(given[-1]) < T:
             raise InputError(f"phi: got {given.tolist()}, expected increasing labels in 0 ... {T - 1}.")
-        phi = torch.as_tensor(phi)
+        phi = torch.as_tensor(phi).cpu()
         self.phi: Tensor = phi
         self.log_sigmas: Tensor = teacher.log_sigmas.cpu()[phi]
         self.labels: int = len(phi)

@@ -227,7 +227,7 @@ class KnotMatching:
     def weights(self) -> Tensor:
         """(steps,) the share of a squared error at each knot that is left at the end, over the final variance."""
         ends = self.data.some_knots(SPREAD)[-1].double()
-        return left_at_end(ends, self.data.sigmas[1:]).square() / ends.var(0).mean()
+        return (left_at_end(ends, self.data.sigmas[1:]).square() / ends.var(0).mean()).to(self.device)
 
     def metadata(self) -> dict[str, Any]:
         student, of_data = self.student, {"forcing": self.forcing, "data": self.data.digest()}

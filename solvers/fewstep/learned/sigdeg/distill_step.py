@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from ...errors import InputError, named
 from ...grid import MOST
 from ...problem import SDE
 from ...sde.srid2 import SRID2
-from ...solve import solve, stepwise
+from ...solve import answering, solve, states, stepwise
 from ...solver import StochasticSolver
 from ..training import (
     LEAST,
@@ -188,11 +189,14 @@ class _Task:
         t = min(float(times[place]), float(times[-1]) - h)  # the SDE may be undefined after t1
         source = _Keeping(y, LOCAL, seed)
         fine = torch.linspace(t, t + h, LOCAL + 1, dtype=torch.float64)
+        problem = stepwise(self.sde, y.dtype)
         with torch.no_grad():
-            target = solve(self.sde, self.teacher, y, fine.tolist(), path=source).y
+            problem = answering(problem, problem.drift(fine[0], y), problem.diffusion(fine[0], y))
+            # not `solve`, whose checks wait for the device
+            *_, target = states(problem, self.teacher, y, fine, partial(source.increments, fine))
         unit = h**1.5 * self.units + 4 * torch.finfo(y.dtype).eps * y.abs()
         t0, t1 = fine[[0, -1]].unbind()
-        step = self.student.step(stepwise(self.sde, y.dtype), t0, t1, y, source.coarse[0], None)
+        step = self.student.step(problem, t0, t1, y, source.coarse[0], None)
         return _Residual((target - step.y) / unit, t0.to(y), y, source.coarse[0], unit)
 
 
@@ -221,7 +225,7 @@ def _solve_last_layer(task: _Task, network: Coefficients, seed: int) -> None:
     ridge = torch.finfo(network.head.weight.dtype).eps ** 0.75
     for i in range(d):
         size = A[i].diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-        scaled = A[i] / size / size[:, None] + ridge * torch.eye(len(size), dtype=torch.float64)
+        scaled = A[i] / size / size[:, None] + ridge * torch.eye(len(size), dtype=torch.float64, device=size.device)
         more = (torch.linalg.solve(scaled, b[i] / size) / size).unflatten(0, (TERMS, -1))
         network.head.weight[i * TERMS : (i + 1) * TERMS] += more[:, :-1].to(network.head.weight)
         network.head.bias[i * TERMS : (i + 1) * TERMS] += more[:, -1].to(network.head.bias)
@@ -242,7 +246,7 @@ class _Keeping(FreshIncrements):
     """Fresh increments that keep their joins over blocks of `substeps`."""
 
     def __init__(self, like: Tensor, substeps: int, seed: int) -> None:
-        super().__init__(tuple(like.shape), "H", seed, dtype=like.dtype)
+        super().__init__(tuple(like.shape), "H", seed, like.dtype, like.device)
         self.substeps = substeps
         self.coarse: list[Increment] = []
 
