@@ -15,7 +15,7 @@ from fewstep._progress import progress
 from fewstep.catalog import solver_named
 from fewstep.compat import OfficialDPM
 from fewstep.distances import median_distance, mmd, rmse, sliced_w2
-from fewstep.grid import MOST, SIGMA_SPACINGS, TIME_SPACINGS
+from fewstep.grid import MOST, spacing_names
 
 from .diffusion_problems import DiffusionProblem, by_name
 from .figures import canvas, colour, write
@@ -90,7 +90,7 @@ def work_precision(
     given = SOLVERS if solvers is None else solvers
     chosen = [_named(s) for s in _validation.check_sequence("solvers", given, "diffusion solvers")]
     for spacing in _validation.check_sequence("spacings", spacings, "names of spacings"):
-        _validation.check_choice("spacings", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
+        _validation.check_choice("spacings", spacing, spacing_names())
     for n in _validation.check_sequence("nfe", nfe, "integers of at least 2"):
         _validation.check_int("nfe", n, 2, MOST)
     _validation.check_int("samples", samples, 2)

@@ -1,20 +1,30 @@
 """Time grids as 1-D float64 tensors: decreasing sigmas for diffusion, checked times for SDEs."""
 
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import _validation
 from .errors import InputError
-from .schedule import Schedule
+from .schedule import FlowMatching, Schedule
 
-SIGMA_SPACINGS = ("logsnr", "karras", "exponential")
+SIGMA_SPACINGS = ("logsnr", "karras", "exponential", "kl_optimal", "linear_quadratic")
+TIME_SPACINGS = ("uniform", "quadratic", "beta", "linspace", "leading", "trailing")
 FINALS = ("x0", "sigma_min")
-TIME_SPACINGS = ("uniform", "quadratic", "linspace", "leading", "trailing")
 MOST = 10**6  # steps: a plan is a table in memory with a row per step
+
+Spacing = str | Tensor | Sequence[float]
+"""A name in `spacing_names`, or decreasing levels above 0 that are interpolated; a last level of 0 means sigma_min."""
 
 
 def sigma_grid(
-    schedule: Schedule, steps: int, spacing: str = "logsnr", final: str = "x0", rho: float | None = None, *,
+    schedule: Schedule, steps: int, spacing: Spacing = "logsnr", final: str = "x0", rho: float | None = None, *,
     timesteps: Tensor | None = None, offset: int = 0,
 ) -> Tensor:  # fmt: skip
     """(steps + 1,) decreasing noise levels from the schedule's largest.
@@ -23,10 +33,17 @@ def sigma_grid(
         schedule: the forward process; the grid starts at its `sigma_max`, or at the first of `timesteps`.
         steps: number of intervals.
         spacing: in sigma: `"logsnr"` is even in log sigma; `"karras"` even in sigma^(1/rho), rho = 7
-            (arXiv 2206.00364, Eq. 5); `"exponential"` has log sigma even in u^rho, rho = 1. In time:
-            `"uniform"` and `"quadratic"` are even in t and in sqrt(t); `"linspace"`, `"leading"` and
+            (arXiv 2206.00364, Eq. 5); `"exponential"` has log sigma even in u^rho, rho = 1; `"kl_optimal"` is even
+            in arctan(sigma) (arXiv 2404.14507, Theorem 3.1); `"linear_quadratic"` takes half of the steps evenly
+            from sigma_max to 0.975 sigma_max and the others quadratically, for flows in t = sigma / (1 + sigma).
+            In time: `"uniform"` and `"quadratic"` are even in t and in sqrt(t); `"beta"` has the quantiles of
+            Beta(0.6, 0.6) (arXiv 2407.12173), rounded to labels where these differ; `"linspace"`, `"leading"` and
             `"trailing"` are the rules of arXiv 2305.08891, Table 2, on integer labels where the schedule
             has them and on [t_min, t_max] otherwise. `"leading"` starts below the largest sigma.
+            Published for a network: `"ays-sd15"`, `"ays-sdxl"`, `"ays-svd"` (arXiv 2404.14507), `"gits-0.80"` to
+            `"gits-1.50"` in steps of 0.05 (Stable Diffusion 1.5, arXiv 2405.11326), `"oss-flux"`, `"oss-wan"`,
+            `"oss-chroma"` (arXiv 2503.21774). Or (n,) decreasing levels, such as `fit_grid` returns. Published
+            grids and levels are interpolated at other step counts: their logarithm is linear between nodes.
         final: `"x0"` ends at sigma = 0: the last step is the denoiser's own estimate, and `steps` is the
             number of evaluations of a one-evaluation solver. `"sigma_min"` ends at the smallest sigma.
         rho: the exponent of `"karras"` and `"exponential"`, above 0; other spacings ignore it.
@@ -35,7 +52,7 @@ def sigma_grid(
     """
     _validation.check_instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
     _validation.check_int("steps", steps, 1, MOST)
-    _validation.check_choice("spacing", spacing, SIGMA_SPACINGS + TIME_SPACINGS)
+    spacing = check_spacing("spacing", spacing)
     _validation.check_choice("final", final, FINALS)
     _validation.check_int("offset", offset, 0)
     if rho is not None and not _validation.check_float("rho", rho) > 0:
@@ -47,6 +64,8 @@ def sigma_grid(
         if not bool((nodes.isfinite() & (nodes > 0)).all()):
             raise InputError(f"timesteps: got {short(timesteps)}; expected model times of this schedule.")
         ends = last if final == "sigma_min" and nodes[-1] > last * (1 + 1e-9) else last[:0]
+    elif not isinstance(spacing, str) or spacing in ("beta", "linear_quadratic", *published()):
+        nodes, ends = _spaced(schedule, steps, count, spacing), (last if final == "sigma_min" else last[:0])
     elif spacing in ("linspace", "leading", "trailing"):
         # a trailing grid stops above sigma_min; the others reach it by themselves
         reaches = final == "sigma_min" and spacing != "trailing"
@@ -64,12 +83,93 @@ def _between(schedule: Schedule, count: int, spacing: str, rho: float | None, fi
     if spacing == "karras":
         r = 7.0 if rho is None else rho
         return torch.lerp(first ** (1 / r), last ** (1 / r), u).pow(r)
+    if spacing == "kl_optimal":
+        return torch.tan(torch.lerp(first.atan(), last.atan(), u))
     if spacing in SIGMA_SPACINGS:
         u = u ** (1.0 if rho is None or spacing == "logsnr" else rho)
         return torch.exp(torch.lerp(first.log(), last.log(), u))
     power = 1 if spacing == "uniform" else 2
     start, end = (schedule.time(s) ** (1 / power) for s in (first, last))
     return schedule.sigma(torch.lerp(start, end, u) ** power)
+
+
+def _spaced(schedule: Schedule, steps: int, count: int, spacing: str | Tensor) -> Tensor:
+    """(steps,) levels by a rule or a table that counts the end of the grid as a node."""
+    top, bottom = schedule.sigma_max, schedule.sigma_min
+    low, high = (v / (1 + v) for v in (bottom, top))  # flows: sigma = t / (1 - t)
+    i = torch.arange(count, dtype=torch.float64)
+    flow = spacing == "linear_quadratic" and isinstance(schedule, FlowMatching)
+    if spacing == "beta":
+        start, end = schedule.time(torch.tensor([top, bottom], dtype=torch.float64)).unbind()
+        t = end + _beta_quantiles(1 - i / steps) * (start - end)
+        labels = t.round()
+        nodes = schedule.sigma(labels if schedule.labels is not None and bool((labels.diff() < 0).all()) else t)
+    elif spacing == "linear_quadratic":
+        half, threshold = max(steps // 2, 1), 0.025
+        bend = (half - threshold * steps) / half / max(steps - half, 1) ** 2
+        level = 1 - threshold * i / half - bend * (i - half).clamp(min=0).square()
+        nodes = level * (high if flow else top)
+    else:
+        clock, tables = published()[spacing] if isinstance(spacing, str) else ("sigma", [spacing])
+        table = next((t for t in tables if len(t) == steps + 1), tables[-1])
+        flow = clock == "flow"
+        # the ends may be beyond this schedule's, by the digits of a table or its infinite level of a flow
+        first, last = table[:1].clamp(max=high if flow else top), table[-1:].clamp(min=low if flow else bottom)
+        nodes = interpolated(torch.cat([first, table[1:-1], last]), steps + 1)
+    nodes = nodes[:steps] / (1 - nodes[:steps]) if flow else nodes[:steps]
+    if not (bool((nodes.diff() < 0).all()) and bottom < nodes[-1] <= nodes[0] <= top * (1 + 1e-9)):
+        raise InputError(
+            f"spacing: got {repr(spacing) if isinstance(spacing, str) else 'a tensor'}, whose levels on {steps} steps "
+            f"are {short(nodes)}; expected decreasing ones between the schedule's {bottom:.4g} and {top:.4g}. Choose "
+            "a grid that was made for this kind of model."
+        )
+    return nodes
+
+
+def interpolated(levels: Tensor, count: int) -> Tensor:
+    """(count,) levels from the first to the last, their logarithm piecewise linear in the index."""
+    at = torch.linspace(0, len(levels) - 1, count, dtype=torch.float64)
+    low = at.floor().clamp(max=len(levels) - 2).long()
+    logs = levels.log()
+    return torch.exp(torch.lerp(logs[low], logs[low + 1], at - low))
+
+
+def _beta_quantiles(p: Tensor, a: float = 0.6) -> Tensor:
+    """The quantiles of the symmetric Beta(a, a), by Newton's method on the series of its distribution function."""
+    k = torch.arange(60, dtype=torch.float64)
+    ratios = torch.cat([k.new_ones(1), ((2 * a + k) / (a + 1 + k)).cumprod(0)])
+    density = math.exp(math.lgamma(2 * a) - 2 * math.lgamma(a))
+    tail = torch.minimum(p, 1 - p)
+    x = (tail * a / density).pow(1 / a).clamp(max=0.5)
+    for _ in range(8):  # the function is concave below 1/2: it converges from below
+        below = (x * (1 - x)) ** a / a * (ratios * x[:, None] ** torch.arange(61)).sum(1)
+        x = x - (below - tail / density) * (x * (1 - x)) ** (1 - a)
+    return torch.where(p > 0.5, 1 - x, x)
+
+
+@cache
+def published() -> dict[str, tuple[str, list[Tensor]]]:
+    """Published grids by name: the clock of their levels, and a grid for each number of steps that was published."""
+    found: dict[str, tuple[str, list[Tensor]]] = {}
+    for family in json.loads(Path(__file__).with_name("published_grids.json").read_text()).values():
+        for name, grids in family["grids"].items():
+            tables = [torch.tensor(grid, dtype=torch.float64) for grid in grids]
+            if "levels" in family:  # the grids are indices into them
+                tables = [torch.tensor(family["levels"], dtype=torch.float64)[t.long()] for t in tables]
+            found[name] = family["clock"], tables
+    return found
+
+
+def spacing_names() -> list[str]:
+    """The names that `sigma_grid` knows."""
+    return [*SIGMA_SPACINGS, *TIME_SPACINGS, *published()]
+
+
+def check_spacing(argument: str, spacing: Any) -> str | Tensor:
+    """A name of a spacing, or a user's levels (n,) in float64."""
+    if spacing is None or isinstance(spacing, str):
+        return _validation.check_choice(argument, spacing, spacing_names())
+    return check_sigmas(spacing, argument=argument)
 
 
 def _table_2(schedule: Schedule, steps: int, spacing: str, offset: int) -> Tensor:
@@ -102,16 +202,16 @@ def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
     return t
 
 
-def check_sigmas(sigmas: Tensor, repeat: bool = False) -> Tensor:
+def check_sigmas(sigmas: Any, repeat: bool = False, argument: str = "sigmas") -> Tensor:
     """A user's grid as (n,) float64, n >= 2, decreasing, not below 0; with `repeat` the last level may stand twice."""
-    s = _validation.check_numbers("sigmas", sigmas)
+    s = _validation.check_numbers(argument, sigmas)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
-        raise InputError(f"sigmas: got a tensor of shape {tuple(s.shape)}; expected (n,) finite with n >= 2.")
+        raise InputError(f"{argument}: got a tensor of shape {tuple(s.shape)}; expected (n,) finite with n >= 2.")
     distinct = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
     if not bool((distinct.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
-            f"sigmas: got {short(s)}; expected strictly decreasing noise levels, the last >= 0. Flip an increasing "
-            "grid with sigmas.flip(0)."
+            f"{argument}: got {short(s)}; expected strictly decreasing noise levels, the last >= 0. Flip an increasing "
+            f"grid with {argument}.flip(0)."
         )
     return s
 

@@ -9,7 +9,7 @@ from ._validation import check_answer
 from .denoiser import evaluation_names, on_levels
 from .errors import InputError
 from .executor import Evaluate, Normals
-from .grid import check_sigmas, sigma_grid
+from .grid import Spacing, check_sigmas, sigma_grid
 from .plan import Plan
 from .problem import DiffusionModel
 from .schedule import Schedule
@@ -46,7 +46,7 @@ def carried_plan(solver: AnySolver) -> Plan | None:
 
 def resolve(
     solver: AnySolver, schedule: Schedule | None, *, steps: int | None = None, sigmas: Any = None,
-    timesteps: Any = None, spacing: str = "logsnr", final: str = "x0", repeat: bool = False,
+    timesteps: Any = None, spacing: Spacing = "logsnr", final: str = "x0", repeat: bool = False,
 ) -> tuple[Plan, Plan | Student]:  # fmt: skip
     """The plan of a solver on a grid, or the one that a `Plan` or a student carries, and what evaluates it.
 

@@ -12,6 +12,7 @@ from .brownian.increment import Path
 from .denoiser import evaluation_names
 from .errors import InputError, NonFiniteError
 from .executor import Draw, Evaluate, Normals, run
+from .grid import Spacing
 from .plan import Plan
 from .plan_noise import at_least_float32, generators, seeded_normals, unit_normals
 from .problem import DiffusionModel
@@ -20,7 +21,7 @@ from .resolve import AnySolver, evaluator_of, resolve
 
 def sample(
     problem: DiffusionModel, solver: AnySolver, *, shape: tuple[int, ...] | None = None, steps: int | None = None,
-    sigmas: Tensor | None = None, timesteps: Tensor | None = None, spacing: str = "logsnr", final: str = "x0",
+    sigmas: Tensor | None = None, timesteps: Tensor | None = None, spacing: Spacing = "logsnr", final: str = "x0",
     seed: int = 0, seeds: Sequence[int] | None = None, noise: Tensor | None = None, path: Path | None = None,
     dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
     callback: Callable[[int, Tensor, Tensor], None] | None = None,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import _validation
 from ...errors import InputError, named, one_of
 from ...fingerprint import Fingerprint, Fit
-from ...grid import MOST
+from ...grid import MOST, Spacing
 from ...plan import Plan
 from ...problem import DiffusionModel
 from ...resolve import resolve
@@ -50,10 +50,10 @@ class DODEReport:
 @named
 def distill_dode(
     problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor, labels: Tensor | None = None,
-    steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr", final: str = "x0", terms: int = 1,
-    teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, guard: bool = True, batch: int | None = None,
-    refine: str | None = None, learn_grid: bool = False, training: TrainingOptions | None = None, seed: int = 0,
-    progress: bool = False, notes: dict[str, Any] | None = None,
+    steps: int | None = None, sigmas: Tensor | None = None, spacing: Spacing = "logsnr", final: str = "x0",
+    terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, guard: bool = True,
+    batch: int | None = None, refine: str | None = None, learn_grid: bool = False,
+    training: TrainingOptions | None = None, seed: int = 0, progress: bool = False, notes: dict[str, Any] | None = None,
 ) -> tuple[Plan, DODEReport]:  # fmt: skip
     r"""Fit a few numbers per row of a deterministic solver's plan, by least squares and without training.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import _validation
 from ...errors import InputError, named
 from ...fingerprint import Fit
+from ...grid import Spacing
 from ...plan import Plan
 from ...problem import DiffusionModel
 from ...resolve import resolve
@@ -45,7 +46,7 @@ class GridReport:
 @named
 def regrid(
     table: Plan, problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor,
-    labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None, spacing: str = "logsnr",
+    labels: Tensor | None = None, steps: int | None = None, sigmas: Tensor | None = None, spacing: Spacing = "logsnr",
     final: str = "x0", teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, batch: int | None = None,
     refit: bool = False,
 ) -> tuple[Plan, GridReport]:  # fmt: skip

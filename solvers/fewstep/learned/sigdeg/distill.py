@@ -13,7 +13,7 @@ from ..._serialization import make_folder
 from ...brownian.increment import LEVY_ORDER
 from ...errors import InputError, named
 from ...executor import State, begin, run, stage, update
-from ...grid import MOST, sigma_grid
+from ...grid import MOST, Spacing, sigma_grid
 from ...plan import Plan
 from ...problem import SDE, DiffusionModel
 from ...resolve import evaluator_of, resolve
@@ -40,7 +40,7 @@ SPREAD = 256  # trajectories from which the variances of the knots are estimated
 def distill_sigdeg(
     problem: DiffusionModel | Labelled, *, steps: int | None = None, teacher_steps: int | None = None,
     event_shape: tuple[int, ...] | None = None, levy: str | None = None, sigmas: Tensor | None = None,
-    spacing: str = "logsnr", labels: Tensor | None = None, data: Trajectories | None = None,
+    spacing: Spacing = "logsnr", labels: Tensor | None = None, data: Trajectories | None = None,
     network: nn.Module | None = None, head: str | None = None, parent: DiffusionSolver | None = None,
     forcing: float = 0.0, teacher_options: TeacherOptions = TEACHER, training: TrainingOptions = TRAINING,
     folder: str | Path | None = None, device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
@@ -131,7 +131,7 @@ def distill_sigdeg(
     return student, Report(data.evaluations, len(data), parents[-1], own[-1], losses, watch.seconds, history, knots)
 
 
-def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: str, sigmas: Tensor | None) -> Tensor:
+def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: Spacing, sigmas: Tensor | None) -> Tensor:
     if steps is not None:
         _validation.check_int("steps", steps, 1, MOST)
     if sigmas is not None:
