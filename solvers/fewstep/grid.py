@@ -202,12 +202,21 @@ def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
     return t
 
 
-def check_sigmas(sigmas: Any, repeat: bool = False, argument: str = "sigmas") -> Tensor:
-    """A user's grid as (n,) float64, n >= 2, decreasing, not below 0; with `repeat` the last level may stand twice."""
+def check_sigmas(sigmas: Any, repeat: bool = False, argument: str = "sigmas", *, rising: bool = False) -> Tensor:
+    """A user's grid as (n,) float64, n >= 2, decreasing, not below 0.
+
+    With `repeat` the last level may stand twice; with `rising` the levels may increase instead, from above 0.
+    """
     s = _validation.check_numbers(argument, sigmas)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
         raise InputError(f"{argument}: got a tensor of shape {tuple(s.shape)}; expected (n,) finite with n >= 2.")
     distinct = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
+    if rising and bool((s.diff() > 0).all()) and s[0] >= 0:
+        if s[0] == 0:
+            raise InputError(
+                f"{argument}: got {short(s)}; an increasing grid starts above 0. Begin with, for instance, 1e-4."
+            )
+        return s
     if not bool((distinct.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
             f"{argument}: got {short(s)}; expected strictly decreasing noise levels, the last >= 0. Flip an increasing "

@@ -119,7 +119,9 @@ class Plan:
             if (given := tuple(getattr(self, key).shape)) != shape:
                 raise InputError(f"plan.{key}: got shape {given}, expected {shape}: one row for each level in `sigma`.")
         _validation.check_choice("plan.prediction", self.prediction, PREDICTIONS)
-        check_sigmas(self.sigmas.detach(), repeat=True)  # a learned grid has a graph
+        grid = check_sigmas(self.sigmas.detach(), repeat=True, rising=True)  # a learned grid has a graph
+        if grid[-1] > grid[0] and not bool(self.noise.isnan().all()):
+            raise InputError("plan.sigmas: got increasing levels with noise, expected decreasing ones.")
         if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:
             given = tuple(self.stage_noise.shape)
             raise InputError(f"plan.stage_noise: got shape {given}, expected (rows, intervals, letters).")

@@ -55,12 +55,15 @@ class PlanBuilder:
         sigmas: (n,) decreasing noise levels.
         prediction: what `evaluate` returns, `"data"` (D) or `"noise"` ((input - D)/sigma).
         levy: the Lévy data of each noise interval, `"W"`, `"H"` (W and H) or `"K"` (W, H and K).
+        rising: accept increasing levels, along which a deterministic solver goes from data to noise.
     """
 
-    def __init__(self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W") -> None:
+    def __init__(
+        self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W", *, rising: bool = False
+    ) -> None:
         self.name = name
         # the grids of diffusers may repeat their last level
-        self.sigmas: Tensor = check_sigmas(sigmas, repeat=True)
+        self.sigmas: Tensor = check_sigmas(sigmas, repeat=True, rising=rising)
         self.prediction: str = _validation.check_choice("prediction", prediction, PREDICTIONS)
         self.letters: int = LEVY_ORDER[_validation.check_choice("levy", levy, LEVY_ORDER)]
         self._generation = 0

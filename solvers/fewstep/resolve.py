@@ -44,6 +44,12 @@ def carried_plan(solver: AnySolver) -> Plan | None:
     return plan
 
 
+def is_stochastic(solver: AnySolver) -> bool:
+    """Whether the plans of a solver draw noise."""
+    own = carried_plan(solver)
+    return bool(own.levy) if own is not None else bool(solver.card.levy)  # type: ignore[union-attr]
+
+
 def resolve(
     solver: AnySolver, schedule: Schedule | None, *, steps: int | None = None, sigmas: Any = None,
     timesteps: Any = None, spacing: Spacing = "logsnr", final: str = "x0", repeat: bool = False,
@@ -75,7 +81,8 @@ def resolve(
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
     assert isinstance(solver, DiffusionSolver)
-    plan = solver.plan(check_sigmas(sigmas, repeat or solver.repeats_levels), schedule)
+    levels = check_sigmas(sigmas, repeat or solver.repeats_levels, rising=not is_stochastic(solver))
+    plan = solver.plan(levels, schedule)
     return plan, plan
 
 

@@ -37,7 +37,8 @@ def sample(
         shape: (*batch, *event) of the samples; not needed with `noise`.
         steps: the number of intervals of the grid.
         sigmas: (n,) decreasing noise levels; overrides steps, spacing and final. A plan or a student carries
-            its own grid and takes neither steps nor sigmas nor timesteps.
+            its own grid and takes neither steps nor sigmas nor timesteps. A deterministic solver with `noise`, the
+            state at the first level, also takes increasing levels above 0 (inversion).
         timesteps: (n,) the model times of the evaluations, decreasing; overrides steps and spacing.
         spacing, final: see `fewstep.sigma_grid`.
         seed: fixes the initial state and the Brownian path. One seed is one path: samples at different
@@ -86,6 +87,11 @@ def _start(
     """The state at the first level, x0 + sigma n, in float32 at least."""
     dtype, device = _validation.check_dtype(dtype), _validation.check_device(device)
     if noise is None:
+        if plan.sigmas[0] < plan.sigmas[-1]:
+            raise InputError(
+                "noise: got None with increasing sigmas; expected the state at the first level, alpha x0 + sigma_t n. "
+                "Flip the grid with sigmas.flip(0) to go from noise to data."
+            )
         if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
             raise InputError(f"shape: got {shape!r}; expected (batch, ...), or the initial state as noise=...")
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)

@@ -12,6 +12,9 @@ from torch import Tensor
 from . import _validation
 from .errors import InputError, one_of
 
+CLOSEST = 1 - 1e-6
+"""The nearest to t = 1 of a flow, where sigma is infinite, that integrations start from."""
+
 
 class Schedule(ABC):
     """A forward process: the map between model time t and sigma = sigma_t / alpha_t, and alpha.

@@ -169,8 +169,8 @@ def test_only_the_model_sees_half_precision(dtype):
 
     x = start(dtype=dtype)
     for solver in (fs.UniPC(3), fs.EulerMaruyama()):
-        out = kd.sampler(solver)(half, x, karras(60, zero=False, dtype=torch.float32))
-        wide = kd.sampler(solver)(half, x.double(), karras(60, zero=False))
+        out = kd.sampler(solver)(half, x, karras(60, zero=False, dtype=torch.float32), seed=0)
+        wide = kd.sampler(solver)(half, x.double(), karras(60, zero=False), seed=0)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), wide, rtol=0.6 * torch.finfo(dtype).eps, atol=1e-5)
     assert seen == {(dtype, dtype), (torch.float64, torch.float64)}
@@ -188,7 +188,6 @@ BAD = {
     "x": (dict(x=[1.0]), "x: got list"),
     "integers": (dict(x=torch.ones(4, 2, dtype=torch.int64)), "x: got torch.int64"),
     "empty": (dict(x=X[:0]), r"x: got an empty batch"),
-    "one level": (dict(sigmas=SIGMAS[:1]), r"n >= 2"),
     "increasing": (dict(sigmas=SIGMAS.flip(0)), "strictly decreasing"),
     "repeated end": (dict(sigmas=torch.cat([SIGMAS, SIGMAS[-1:]])), "strictly decreasing"),
     "repeated": (dict(sigmas=SIGMAS[[0, 1, 1, 2]]), "strictly decreasing"),
@@ -227,7 +226,8 @@ def stand_in():
     sampling.sample_euler = lambda model, x, sigmas, **rest: x
     samplers.KSAMPLER_NAMES = ["euler"]
     samplers.SAMPLER_NAMES = [*samplers.KSAMPLER_NAMES, "ddim", "uni_pc"]
-    samplers.KSampler = SimpleNamespace(SAMPLERS=samplers.SAMPLER_NAMES)
+    discarding = {"dpm_2", "uni_pc"}
+    samplers.KSampler = SimpleNamespace(SAMPLERS=samplers.SAMPLER_NAMES, DISCARD_PENULTIMATE_SIGMA_SAMPLERS=discarding)
     comfy.samplers, comfy.k_diffusion, k.sampling, comfy.__path__, k.__path__ = samplers, k, sampling, [], []
 
     def ksampler(sampler_name, model, noise, sigmas, extra_args, callback):
@@ -260,6 +260,20 @@ def test_registered_solver_runs_by_name_in_comfyui(monkeypatch):
             kd.register(taken, fs.UniPC(3), comfy)
     with pytest.raises(fs.InputError, match="name: got 'my sampler'"):
         kd.register("my sampler", fs.UniPC(3), comfy)
+
+
+def test_register_tells_comfyui_which_grids_lose_their_penultimate_level():
+    comfy = stand_in()
+    names = comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    for solver in (fs.UniPC(3), fs.DPMSolver(2)):
+        kd.register("fewstep_a", solver, comfy)
+        assert names == {"dpm_2", "uni_pc", "fewstep_a"}
+        kd.register("fewstep_a", fs.DPMSolverPP(2), comfy)
+        assert names == {"dpm_2", "uni_pc"}
+    kd.register("fewstep_a", kd.sampler(fs.UniPC(3)), comfy, discard_penultimate=False)
+    assert names == {"dpm_2", "uni_pc"}
+    kd.register("fewstep_a", fs.ShARK(), comfy, discard_penultimate=True)
+    assert "fewstep_a" in names
 
 
 def test_register_without_comfyui_raises_a_clear_error(monkeypatch):

@@ -1,7 +1,6 @@
 """Noise for k-diffusion samplers: determined by each sample's seed, and additive over intervals."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ def test_sample_depends_on_its_seed_only(solver):
     assert not torch.equal(f(bell, x, sigmas, seed=12), batch)
 
 
-def test_seed_is_taken_from_argument_then_extra_args_then_zero():
+def test_seed_is_taken_from_argument_then_extra_args_then_torch():
     x, sigmas, f = start(), karras(5), kd.sampler(fs.EulerMaruyama())
     seen = []
 
@@ -44,9 +43,28 @@ def test_seed_is_taken_from_argument_then_extra_args_then_zero():
     assert torch.equal(a, f(model, x, sigmas, seed=7))
     assert torch.equal(a, f(model, x, sigmas, extra_args={"seed": 8}, seed=range(7, 7 + BATCH)))
     torch.manual_seed(1)
+    first, second = f(model, x, sigmas), f(model, x, sigmas, {"seed": None})
+    assert not torch.equal(first, second)
+    torch.manual_seed(1)
+    assert torch.equal(f(model, x, sigmas), first)
+
+
+def test_torch_generator_is_used_only_where_noise_needs_a_seed():
+    x, sigmas = start(), karras(5)
+    noise = lambda s, t: torch.zeros_like(x)  # noqa: E731
+    own = kd.BrownianNoiseSampler(x, 0.03, 15.0, seed=1, transform=kd.snr)
     state = torch.get_rng_state()
-    assert torch.equal(f(model, x, sigmas), f(model, x, sigmas, {"seed": None}, seed=0))
+    kd.sampler(fs.UniPC(3))(model, x, sigmas)
+    kd.sampler(fs.DDIM(1.0))(model, x, sigmas, noise_sampler=noise)
+    kd.sampler(fs.ShARK())(model, x, sigmas, noise_sampler=own)
+    kd.sampler(fs.ShARK())(model, x, sigmas, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
+    a, b = (kd.BrownianNoiseSampler(x, 0.03, 15.0)(4.0, 1.0) for _ in range(2))
+    assert not torch.equal(a, b)
+    torch.set_rng_state(state)
+    assert torch.equal(kd.BrownianNoiseSampler(x, 0.03, 15.0)(4.0, 1.0), a)
+    for solver in CHURNED:
+        assert not torch.equal(*(kd.sampler(solver)(model, x, sigmas) for _ in range(2)))
 
 
 @pytest.fixture(scope="module")
@@ -161,33 +179,3 @@ def test_snr_noise_sampler_is_a_path_for_every_solver():
     z = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=lambda s, t: noise(s, t))
     mine = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=noise)
     torch.testing.assert_close(z, mine, rtol=0, atol=2e-2)
-
-
-def test_flow_models_accept_deterministic_solvers_only():
-    """ComfyUI's flow models: x = (1 - sigma) x0 + sigma n. Exact for data N(0, 1/4)."""
-
-    def flow(x, sigma, **extra_args):
-        s = sigma[0]
-        return x * 0.25 * (1 - s) / (0.25 * (1 - s) ** 2 + s**2)
-
-    def spread(s):
-        return math.sqrt(0.25 * (1 - s) ** 2 + s**2)
-
-    x = start(sigma=spread(0.999))
-    exact = x / spread(0.999) * spread(0.2)
-    for solver, order in ((fs.DPMSolverPP(2), 2), (fs.UniPC(2), 3), (fs.EDMHeun(), 2)):
-        e = [(kd.sampler(solver)(flow, x, torch.linspace(0.999, 0.2, n + 1).double()) - exact).abs().max()
-             for n in (64, 128)]  # fmt: skip
-        assert abs(math.log2(e[0] / e[1]) - order) < 0.3
-
-    class CONST:
-        pass
-
-    class ModelSampling(CONST):
-        pass
-
-    flow.inner_model = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=ModelSampling()))
-    kd.sampler(fs.UniPC(2))(flow, x, karras(4))
-    for solver in (fs.EulerMaruyama(), *CHURNED):
-        with pytest.raises(fs.InputError, match="got a flow model"):
-            kd.sampler(solver)(flow, x, karras(4))

@@ -10,21 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import EDM, DiffusionModel, InputError, Plan, Schedule, _validation
+from .. import EDM, DiffusionModel, FlowMatching, InputError, Plan, Schedule, UniPC, _validation, from_sample
 from .._progress import progress
 from ..executor import Draw, Evaluate, data_of, run
-from ..grid import short
+from ..grid import check_sigmas, short
 from ..plan_noise import at_least_float32
-from ..resolve import AnySolver, Student, carried_plan, evaluator_of, resolve
+from ..problem import Denoiser
+from ..resolve import AnySolver, Student, carried_plan, evaluator_of, is_stochastic, resolve
+from ..samplers.dpm import DPMSolver
+from ..schedule import CLOSEST
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
-from .k_diffusion_noise import check_state, sampler_normals
-from .k_diffusion_noise import seeds as per_sample
+from .k_diffusion_noise import check_state, flow_level, sampler_normals
 from .k_diffusion_noise import snr as snr
+
+FLOW = FlowMatching()
+FLOW_END = CLOSEST - 5e-7  # what float32 may make of CLOSEST
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype`; a batch of one is expanded to `rows`."""
+    """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype`; a batch of one is expanded to `rows`.
+
+    Of a flow it is a network of the data, called with x_t and t.
+    """
 
     model: Callable[..., Tensor]
     extra_args: Mapping[str, Any]
@@ -37,19 +45,28 @@ class Wrapped:
         # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
         out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
         hint = "Wrap networks that predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
-        where = lambda: f" at sigma = {float(sigma):.4g}"  # noqa: E731
+        where = lambda: f" at sigma = {float(sigma.flatten()[0]):.4g}"  # noqa: E731
         return _validation.check_answer("model", out, x.expand(at.shape), where, hint=hint)[: len(x)]
 
 
 class Sampler:
     """A solver as k-diffusion's `sample_...` function; with a plan or a student it accepts its `sigmas` only."""
 
-    def __init__(self, solver: AnySolver, schedule: Schedule | None = None) -> None:
+    def __init__(self, solver: AnySolver, schedule: Schedule | None = None, flow: bool | None = None) -> None:
         _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
+        _validation.check_instance("flow", flow, (bool, type(None)), "True, False or None")
+        if flow is not None and schedule is not None and flow != isinstance(schedule, FlowMatching):
+            raise InputError(
+                f"schedule: got {schedule!r} with flow={flow}; expected FlowMatching for flow models only."
+            )
         self.solver: AnySolver = solver
         self.schedule: Schedule | None = schedule
         own = carried_plan(solver)
-        self.sigmas: Tensor | None = None if own is None else own.sigmas.float()
+        fitted = own is not None and own.fit is not None and own.fit.fingerprint.schedule.startswith("FlowMatching")
+        self.flow: bool | None = True if fitted or isinstance(schedule, FlowMatching) else flow
+        self.sigmas: Tensor | None = None
+        if own is not None:
+            self.sigmas = (flow_level(own.sigmas) if self.flow else own.sigmas).float()
 
     @torch.no_grad()
     def __call__(
@@ -68,84 +85,144 @@ class Sampler:
         _check_model("model", model, extra_args)
         if callback is not None:
             _validation.check_callable("callback", callback, "a function of a dict")
-        plan, source = self._resolve(sigmas)
-        _refuse_noise_on_flows(plan, model)
-        extra = dict(extra_args or {})
-        seeds = per_sample(extra.get("seed") if seed is None else seed, len(x))
-        state = at_least_float32(x)
-        state = state.clone() if state is x else state  # a model may write its inputs to x
-        draw = sampler_normals(plan, state, seeds, noise_sampler)
-        evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan), source, state)
-        return _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas)).to(x.dtype)
-
-    def _resolve(self, sigmas: Any) -> tuple[Plan, Plan | Student]:
         grid = _validation.check_numbers("sigmas", sigmas)
-        if carried_plan(self.solver) is None:
-            return resolve(self.solver, self.schedule, sigmas=grid)
-        plan, source = resolve(self.solver, self.schedule)
-        if grid.shape != plan.sigmas.shape or not torch.allclose(grid, plan.sigmas, rtol=1e-4, atol=0.0):
+        if grid.dim() == 1 and len(grid) < 2:  # no step, as of ComfyUI's SplitSigmas at the last one
+            return x
+        flow = self._is_flow(model, grid)
+        plan, source = self._resolve(grid, flow)
+        extra = dict(extra_args or {})
+        state = at_least_float32(x)
+        if flow:
+            state = state / FLOW.alpha(plan.sigmas[:1]).item()
+        state = state.clone() if state is x else state  # a model may write its inputs to x
+        draw = sampler_normals(plan, state, extra.get("seed") if seed is None else seed, noise_sampler, flow)
+        evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan, flow), source, state)
+        end = _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas), flow)
+        return (end * FLOW.alpha(plan.sigmas[-1:]).item() if flow else end).to(x.dtype)
+
+    def _is_flow(self, model: Any, grid: Tensor) -> bool:
+        """Whether to run in x / (1 - sigma) and sigma / (1 - sigma), in which a flow is x0 + sigma n.
+
+        Deterministic solvers do not need it: the ODE of a flow is the same in its own x and sigma.
+        """
+        own = carried_plan(self.solver)
+        if own is not None and not _same(grid, own.sigmas):
+            return self.flow is not False and _same(grid, flow_level(own.sigmas))
+        if own is not None:
+            if own.levy and self.flow is None and _flow_of(model):
+                raise InputError(
+                    f"model: got a flow model; {own.name} has the levels of x / (1 - sigma). Pass sampler(plan, "
+                    "flow=True), its attribute `sigmas`, and x at its first level."
+                )
+            return False
+        if isinstance(self.schedule, FlowMatching):
+            return True
+        if not is_stochastic(self.solver):
+            return False
+        flow = _flow_of(model) if self.flow is None else self.flow
+        if flow is None and len(grid) and grid.max() <= 1:
             raise InputError(
-                f"sigmas: got {short(grid)}; {plan.name} carries its own grid, {short(plan.sigmas)}. Pass that (the "
+                f"flow: got None, a model of unknown kind, and sigmas {short(grid)} of at most 1. Is "
+                "it a flow model, x = (1 - sigma) x0 + sigma n? Pass sampler(solver, flow=True); flow=False for "
+                "x = x0 + sigma n."
+            )
+        if flow and self.schedule is not None:
+            raise InputError(f"schedule: got {self.schedule!r} for a flow model, expected FlowMatching() or None.")
+        return bool(flow)
+
+    def _resolve(self, grid: Tensor, flow: bool) -> tuple[Plan, Plan | Student]:
+        own = carried_plan(self.solver)
+        if own is None:
+            if flow:
+                check_sigmas(grid, rising=not is_stochastic(self.solver))
+                if grid.max() > 1:
+                    raise InputError(f"sigmas: got {short(grid)}; expected levels of a flow model, at most 1.")
+                grid = FLOW.sigma(grid.clamp(max=CLOSEST))
+            return resolve(self.solver, self._schedule(flow), sigmas=grid)
+        levels = flow_level(own.sigmas) if flow or self.flow else own.sigmas
+        if not _same(grid, levels):
+            raise InputError(
+                f"sigmas: got {short(grid)}; {own.name} carries its own grid, {short(levels)}. Pass that (the "
                 "attribute `sigmas` of this sampler) and x at its first level."
             )
-        return plan, source
+        return resolve(self.solver, self.schedule)
 
-    def _problem(self, wrapped: Wrapped, plan: Plan) -> DiffusionModel:
-        """The model on the given schedule, else on EDM between its own levels or those of the grid."""
-        schedule = self.schedule or _schedule_of(wrapped.model, plan.sigmas)
+    def _schedule(self, flow: bool) -> Schedule | None:
+        return FLOW if flow and self.schedule is None else self.schedule
+
+    def _problem(self, wrapped: Wrapped, plan: Plan, flow: bool) -> DiffusionModel:
+        """The model on the given schedule, else on a flow's, or EDM between its own levels or those of the grid."""
+        schedule = self._schedule(flow) or _schedule_of(wrapped.model, plan.sigmas)
         fitted = plan.fit and plan.fit.fingerprint.schedule
         if self.schedule is None and fitted not in (None, repr(schedule)):
             raise InputError(
                 f"schedule: got None, and {schedule!r} from the model; {plan.name} was fitted to {fitted}. "
                 "Pass it as sampler(student, schedule=problem.schedule)."
             )
-        return DiffusionModel(wrapped, schedule)
+        return DiffusionModel(_flow_denoiser(wrapped) if flow else wrapped, schedule)
 
 
-def sampler(solver: AnySolver, *, schedule: Schedule | None = None) -> Sampler:
+def sampler(solver: AnySolver, *, schedule: Schedule | None = None, flow: bool | None = None) -> Sampler:
     """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
 
     `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
-    multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last level in x's dtype. Only
-    the model sees half precision: the state is kept in float32.
+    multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last level in x's dtype, and x
+    where there is no step. Only the model sees half precision: the state is kept in float32. Deterministic solvers
+    also take increasing sigmas above 0, which leads from data to noise.
+
+    Flow models have x = (1 - sigma) x0 + sigma n and sigmas in [0, 1]. Their ODE has the form of the others', and
+    deterministic solvers take steps in their x and sigma, as ComfyUI's samplers do. Stochastic solvers take steps in
+    x / (1 - sigma), whose noise level is sigma / (1 - sigma); so do all with `schedule=FlowMatching()`, as
+    `fewstep.sample` does.
 
     `callback` is called with {"x", "i", "sigma", "sigma_hat", "denoised"} once per step, at the first evaluation of
     the step from sigmas[i]: x and sigma_hat are the model's input, denoised its output. `disable=True` shows no
     progress; otherwise there is a bar on a terminal, and in a pipe a line every 30 seconds.
 
-    Noise comes from `seed=`, else from extra_args["seed"], else from 0, never from torch's global state. A list has
-    one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed s + j. Or it comes
-    from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or any
+    Noise comes from `seed=`, else from extra_args["seed"], else from seeds that torch's global generator draws, as in
+    k-diffusion. A list has one seed per sample; an int s means s, s + 1, ..., so sample j of seed s is sample 0 of seed
+    s + j. Or it comes from `noise_sampler=`: a `BrownianNoiseSampler` or a path in the clock 1/sigma^2, or any
     `(sigma, sigma_next) -> unit normals` where the plan needs W only.
 
     Args:
         solver: a diffusion solver, a plan, or a student; the last two accept their own grid only.
         schedule: for solvers that need one, and for students the one they were fitted to. By default EDM between the
-            model's `sigma_min` and `sigma_max`, else between the ends of the grid.
+            model's `sigma_min` and `sigma_max`, else between the ends of the grid; FlowMatching for flow models.
+        flow: whether the model is a flow model. None reads it from the model: ComfyUI's `model_sampling` (CONST),
+            Forge's `predictor` ("const"), or a range of sigma above 1.
 
     Raises:
         InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise sampler that
-            lacks what a plan needs, models that return another shape.
+            lacks what a plan needs, models that return another shape; a stochastic solver on levels of at most 1 with
+            a model that does not say whether it is a flow model.
     """
-    return Sampler(solver, schedule)
+    return Sampler(solver, schedule, flow)
 
 
 def as_denoiser(
     wrapper: Callable[..., Tensor], *, sigma_min: float | None = None, sigma_max: float | None = None,
-    extra_args: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None,
+    extra_args: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None, flow: bool | None = None,
 ) -> DiffusionModel:  # fmt: skip
-    """A k-diffusion model, `(x, sigma, **kw) -> x0`, as a problem of this library, on the schedule EDM.
+    """A k-diffusion model, `(x, sigma, **kw) -> x0`, as a problem of this library, on EDM; a flow on FlowMatching.
 
     Args:
-        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its table `sigmas`.
+        sigma_min, sigma_max: by default the wrapper's attributes of these names, else the ends of its table `sigmas`;
+            of a flow, the ends of FlowMatching's t.
         extra_args: bound to every call (conditioning).
         dtype: what the wrapper computes in, where that is not the samples' dtype.
+        flow: as for `sampler`.
 
     Raises:
         InputError: no range of sigma, or one that is not positive and finite.
     """
     _check_model("wrapper", wrapper, extra_args)
     _validation.check_dtype(dtype)
+    wrapped = Wrapped(wrapper, dict(extra_args or {}), dtype)
+    if _flow_of(wrapper) if flow is None else flow:
+        given = {"t_min": sigma_min, "t_max": sigma_max}
+        return DiffusionModel(
+            _flow_denoiser(wrapped), FlowMatching(**{k: float(v) for k, v in given.items() if v is not None})
+        )
     low, high = _ends_of(wrapper)
     low = low if sigma_min is None else _validation.check_float("sigma_min", sigma_min)
     high = high if sigma_max is None else _validation.check_float("sigma_max", sigma_max)
@@ -154,7 +231,7 @@ def as_denoiser(
             f"sigma_min, sigma_max: got {low}, {high} (arguments, and attributes of the wrapper); expected "
             "0 < sigma_min < sigma_max < inf. Call as_denoiser(wrapper, sigma_min=..., sigma_max=...)."
         )
-    return DiffusionModel(Wrapped(wrapper, dict(extra_args or {}), dtype), EDM(low, high))
+    return DiffusionModel(wrapped, EDM(low, high))
 
 
 class Wrapper:
@@ -181,14 +258,19 @@ def as_wrapper(problem: DiffusionModel) -> Wrapper:
     return Wrapper(problem)
 
 
-def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, schedule: Schedule | None = None) -> Sampler:
+def register(
+    name: str, solver: AnySolver | Sampler, comfy: Any = None, *, schedule: Schedule | None = None,
+    flow: bool | None = None, discard_penultimate: bool | None = None,
+) -> Sampler:  # fmt: skip
     """Add a solver to ComfyUI's list of samplers, replacing an earlier one of the same name.
 
     Args:
         name: its entry in the list, letters, digits and "_"; the function becomes `sample_<name>`.
         solver: a diffusion solver, a plan, a student, or a `sampler`.
         comfy: the package, by default imported.
-        schedule: as for `sampler`.
+        schedule, flow: as for `sampler`.
+        discard_penultimate: whether ComfyUI makes its grids with one step more and drops the level before the last. By
+            default for the solvers of its own samplers of that kind: `uni_pc`, `uni_pc_bh2` and `dpm_2`.
 
     Returns:
         the sampler that was added.
@@ -198,6 +280,8 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(f"name: got {name!r}; expected letters, digits and '_', for instance 'fewstep_unipc'.")
+    kinds = (bool, type(None))
+    _validation.check_instance("discard_penultimate", discard_penultimate, kinds, "True, False or None")
     if comfy is None:
         try:
             comfy = import_module("comfy")
@@ -210,7 +294,7 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
             ) from error
     if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
         raise InputError(f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None.")
-    function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule)
+    function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule, flow=flow)
     home, samplers, shown = comfy.k_diffusion.sampling, comfy.samplers, comfy.samplers.KSampler.SAMPLERS
     there = getattr(home, f"sample_{name}", None)
     if not isinstance(there, Sampler) and (there is not None or name in shown):
@@ -220,6 +304,12 @@ def register(name: str, solver: AnySolver | Sampler, comfy: Any = None, *, sched
     for names in (getattr(samplers, "KSAMPLER_NAMES", []), getattr(samplers, "SAMPLER_NAMES", []), shown):
         if name not in names:
             names.append(name)
+    if discard_penultimate is None:
+        discard_penultimate = isinstance(function.solver, UniPC) or (
+            isinstance(function.solver, DPMSolver) and not function.solver.multistep
+        )
+    discarding: set[str] = getattr(samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", set())
+    (discarding.add if discard_penultimate else discarding.discard)(name)
     return function
 
 
@@ -230,7 +320,7 @@ def _check_model(argument: str, model: Any, extra_args: Any) -> None:
 
 def _run(
     plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
-    disable: bool | None, sigmas: Tensor,
+    disable: bool | None, sigmas: Tensor, flow: bool,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
     starts, levels = _starts(plan), plan.sigma.tolist()
@@ -241,8 +331,11 @@ def _run(
             if callback is not None and row in starts:
                 i, level = starts[row], levels[row]
                 D = data_of(plan.prediction, at, level, out)
-                sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_full((), level)
-                callback({"x": at, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
+                own = plan.sigmas.new_tensor(level)
+                shown = at * FLOW.alpha(own).item() if flow else at
+                hat = float(flow_level(own)) if flow else level
+                sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_full((), hat)
+                callback({"x": shown, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
             bar.update(row + 1 == plan.nfe or row + 1 in starts)
             return out
 
@@ -257,21 +350,36 @@ def _starts(plan: Plan) -> dict[int, int]:
     rows = [0, *(i for i in range(1, plan.nfe) if plan.rows[i - 1].update != (1, (), ()))]
     if len(rows) == steps:
         return {row: i for i, row in enumerate(rows)}
-    grid = plan.sigmas[:-1] * (1 + 1e-6)
-    return {row: max(int((grid >= plan.sigma[row]).sum()) - 1, 0) for row in rows}
+    sign = 1 if plan.sigmas[0] > plan.sigmas[-1] else -1
+    passed = [int((sign * (plan.sigmas[:-1] / plan.sigma[row] - 1) >= -1e-6).sum()) for row in rows]
+    return {row: max(count - 1, 0) for row, count in zip(rows, passed)}
 
 
-def _refuse_noise_on_flows(plan: Plan, model: Any) -> None:
-    """Reject stochastic plans for ComfyUI's flow models, x = (1 - sigma) x0 + sigma n, whose SDE differs."""
-    at: Any = model
+def _flow_denoiser(wrapped: Wrapped) -> Denoiser:
+    """The denoiser of a flow model in x / (1 - sigma)."""
+    return from_sample(lambda x, t: wrapped(x, torch.where(t < FLOW_END, t, 1.0)), FLOW)
+
+
+def _flow_of(model: Any) -> bool | None:
+    """Whether a model is marked as a flow model, by ComfyUI's CONST, Forge's "const", or not, by a range above 1."""
+    at = model
     for _ in range(4):
         kind = type(getattr(at, "model_sampling", None))
-        if plan.levy and any(c.__name__ == "CONST" for c in kind.__mro__):
-            raise InputError(
-                f"model: got a flow model, whose noise is not that of {plan.name}; expected one with "
-                "x = x0 + sigma n. Take a deterministic solver, for instance fewstep.UniPC(order=3)."
-            )
+        prediction = getattr(getattr(at, "predictor", None), "prediction_type", None)
+        if kind is not type(None):
+            return any(c.__name__ == "CONST" for c in kind.__mro__)
+        if isinstance(prediction, str):
+            return prediction == "const"
+        high = _ends_of(at)[1]
+        if high is not None and high > 1:
+            return False
         at = getattr(at, "inner_model", None)
+    return None
+
+
+def _same(grid: Tensor, levels: Tensor) -> bool:
+    """Whether the levels are those of a grid that a caller has rounded to float32."""
+    return grid.shape == levels.shape and torch.allclose(grid, levels, rtol=1e-4, atol=0.0)
 
 
 def _ends_of(model: Any) -> tuple[float | None, float | None]:

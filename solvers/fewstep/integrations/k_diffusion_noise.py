@@ -18,11 +18,17 @@ from ..plan_noise import CHURN_OFFSET, plan_normals
 BITS = 24
 # The default path reaches from sigma = 2^-16 to 2^16 whatever the grid, so grids of one seed share it.
 REACH = 16
+FLOW_REACH = 20  # a flow begins at sigma = 1e6
 
 
 def snr(sigma: Tensor) -> Tensor:
     """tau = 1/sigma^2, this library's clock, in which the reverse SDE has noise of size one."""
     return sigma**-2
+
+
+def flow_level(sigma: Tensor) -> Tensor:
+    """The level of a flow, in [0, 1), from the noise level sigma of x / (1 - level)."""
+    return sigma / (1 + sigma)
 
 
 class BrownianNoiseSampler:
@@ -35,7 +41,7 @@ class BrownianNoiseSampler:
         x: (batch, *event) gives shape, dtype and device.
         sigma_min, sigma_max: the range of levels.
         seed: a list has one per sample, whose noise then does not depend on the rest of the batch; an int s
-            means s, s + 1, ...; None means 0, not a random seed as in k-diffusion.
+            means s, s + 1, ...; None draws seeds from torch's global generator, as in k-diffusion.
         transform: monotone map from sigma to the clock of the path; None for sigma itself, as in k-diffusion. With
             `snr` the object is a path for every sampler of this library.
         levy: the Lévy data of the path: "W", "H" or "K". Paths of one seed and different levy differ.
@@ -119,25 +125,34 @@ class BrownianNoiseSampler:
         return min(max(at, low), high)
 
 
-def sampler_normals(plan: Plan, x: Tensor, seeds: list[int], noise_sampler: Any) -> Draw:
-    """A plan's normals, of the given noise sampler or path, by default of the path of the seeds."""
-    letters, calls = plan.stage_noise.shape[-1], count()
-    hashed = HashedNormals(tuple(x.shape), [s + CHURN_OFFSET for s in seeds], x.device).begin(letters)
+def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: bool = False) -> Draw:
+    """A plan's normals, of the given noise sampler or path, by default of the path of the seeds.
+
+    A function of levels is called with those of the caller, which for a `flow` are in [0, 1].
+    """
+    letters, calls, on_path = plan.stage_noise.shape[-1], count(), bool(plan.on_path.any())
+    churned = bool((plan.noise == 0).any())
+    # with no seed to use, torch's generator stays as it is
+    used = seed is not None or churned or (on_path and noise_sampler is None)
+    own = seeds(seed, len(x)) if used else [0] * len(x)
+    hashed = HashedNormals(tuple(x.shape), [s + CHURN_OFFSET for s in own], x.device).begin(letters)
     path = noise_sampler
 
     def fresh(_: int) -> Normals:
         return tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))
 
-    if not plan.on_path.any():
+    if not on_path:
         path = None
     elif path is None:
-        reach = max(REACH, math.ceil(plan.noise[plan.on_path].log2().abs().max().item() / 2))
+        least = FLOW_REACH if flow else REACH
+        reach = max(least, math.ceil(plan.noise[plan.on_path].log2().abs().max().item() / 2))
         levy = "K" if plan.levy == "K" else "H"  # one path for all solvers of a seed except those that need K
-        path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, seeds, snr, levy=levy)
+        path = BrownianNoiseSampler(x, 2.0**-reach, 2.0**reach, own, snr, levy=levy)
     elif not (hasattr(path, "increment") and getattr(path, "in_snr", True)):
         if callable(path) and letters == 1:
             # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
-            levels = plan.noise.rsqrt().float().to(x.device).unbind()
+            levels = plan.noise.rsqrt()
+            levels = (flow_level(levels) if flow else levels).float().to(x.device).unbind()
             ends = dict(zip(map(tuple, plan.noise.tolist()), levels))
             return lambda *interval: fresh(1) if interval[0] == interval[1] else (_foreign(path, x, *ends[interval]),)
         raise InputError(
@@ -157,11 +172,13 @@ def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor
 
 
 def seeds(seed: Any, batch: int) -> list[int]:
-    """One seed per sample."""
+    """One seed per sample; of None, drawn from torch's global generator."""
+    if seed is None:
+        return [int(s) for s in torch.randint(1 << 62, (batch,))]
     several = seed.tolist() if torch.is_tensor(seed) else seed
     if isinstance(several, Iterable) and not isinstance(several, str):
         return _validation.check_seeds(several, batch, "seed")
-    first = 0 if several is None else _validation.check_seed(several)
+    first = _validation.check_seed(several)
     return [wrapped(first + j) for j in range(batch)]
 
 

@@ -36,9 +36,9 @@ class DDIM(DiffusionSolver):
         )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        builder = PlanBuilder(f"DDIM(eta={self.eta:g})", sigmas)
+        builder = PlanBuilder(f"DDIM(eta={self.eta:g})", sigmas, rising=self.eta == 0)
         for s, t in pairwise(builder.sigmas.tolist()):
-            v = self.eta * t / s * math.sqrt(s * s - t * t)
+            v = self.eta * t / s * math.sqrt(max(s * s - t * t, 0.0))
             noise = path_noise(builder, s, t, v)
             keep = math.sqrt(max(t * t - v * v, 0.0)) / s
             builder.advance(keep * builder.x + (1 - keep) * builder.evaluate(builder.x, s) + noise)

@@ -50,13 +50,13 @@ class DEIS(DiffusionSolver):
         """The plan with other coefficients and orders than the paper's."""
         if self.variable == "t" and schedule is None:
             raise needs_schedule("DEIS", "is polynomial in model time", "DEIS(variable='rho') needs none")
-        builder = PlanBuilder(f"DEIS({self.order}, {self.variable})", sigmas, "noise")
+        builder = PlanBuilder(f"DEIS({self.order}, {self.variable})", sigmas, "noise", rising=True)
         past: list[LinearExpr] = []  # newest first
         levels, n = builder.sigmas.tolist(), len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(levels)):
             past = [builder.evaluate(builder.x, s), *past[: self.order - 1]]
             # log 0 does not exist, t(0) has no meaning and a repeated level has no length: DDIM's step
-            used = past[: order_at(self.order, n - i, sigmas) if 0 < t < s else 1]
+            used = past[: order_at(self.order, n - i, sigmas) if 0 < t != s else 1]
             C = coefficients(levels[i::-1][: len(used)], t, schedule) if len(used) > 1 else [t - s]
             builder.advance(builder.x + weighted_sum(C, used))
         return builder.finish()

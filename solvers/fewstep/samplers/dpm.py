@@ -75,7 +75,7 @@ class DPMFamily(DiffusionSolver):
     def plan_by(self, rules: Rules, sigmas: Tensor) -> Plan:
         """The plan under other rules than the papers'."""
         name = f"{type(self).__name__}({self.order}{'M' if self.multistep else 'S'})"
-        builder = PlanBuilder(name, sigmas, self.prediction)
+        builder = PlanBuilder(name, sigmas, self.prediction, rising=self.eta == 0)
         (self._multistep if self.multistep else self._singlestep)(builder, rules)
         return builder.finish()
 
@@ -84,7 +84,7 @@ class DPMFamily(DiffusionSolver):
 
     def _trivial(self, builder: PlanBuilder, F: LinearExpr, s: float, t: float) -> bool:
         """Write a step to 0, which is the estimate of x0 itself, or to the same level."""
-        if 0 < t < s:
+        if 0 < t != s:
             return False
         x0 = F if self.prediction == "data" else builder.x - s * F
         builder.advance(x0 if t == 0 else builder.x)
@@ -94,7 +94,7 @@ class DPMFamily(DiffusionSolver):
         """One evaluation per step, slopes from earlier ones."""
         past: History = []
         for i, (s, t) in enumerate(pairwise(builder.sigmas.tolist()), 1):
-            noise = path_noise(builder, s, t, self._step(s, t).noise if 0 < t < s else 0.0)
+            noise = path_noise(builder, s, t, self._step(s, t).noise if 0 < t != s else 0.0)
             F = builder.evaluate(builder.x, s)
             if self._trivial(builder, F, s, t):
                 continue

@@ -12,6 +12,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
+from .exponential import STEEP
 
 
 class _Churned(DiffusionSolver):
@@ -40,7 +41,7 @@ class _Churned(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         name = type(self).__name__ + (f"(churn={self.churn:g})" if self.churn else "")
-        builder = PlanBuilder(name, sigmas)
+        builder = PlanBuilder(name, sigmas, rising=self.churn == 0)
         gamma = min(self.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
         for s, t in pairwise(builder.sigmas.tolist()):
             x = builder.x
@@ -97,8 +98,8 @@ class EDMHeun(_Churned):
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
         D = builder.evaluate(x, s)
-        if t == 0:
-            return D
+        if s > STEEP * t:  # to 0 above all, where the second slope does not exist
+            return t / s * x + (1 - t / s) * D
         slope = (x - D) / s
         euler = x + (t - s) * slope
         return x + (t - s) * 0.5 * (slope + (euler - builder.evaluate(euler, t)) / t)

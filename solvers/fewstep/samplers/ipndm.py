@@ -42,7 +42,7 @@ class IPNDM(DiffusionSolver):
         )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        builder = PlanBuilder(f"IPNDM({self.order}{'v' if self.variable else ''})", sigmas, "noise")
+        builder = PlanBuilder(f"IPNDM({self.order}{'v' if self.variable else ''})", sigmas, "noise", rising=True)
         past: list[LinearExpr] = []
         levels = builder.sigmas.tolist()
         for i, (s, t) in enumerate(pairwise(levels)):

@@ -40,7 +40,7 @@ class PNDM(DiffusionSolver):
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         if self.warm_up == "runge_kutta" and schedule is None:
             raise needs_schedule("PNDM", "has stages half way in model time", "PNDM('plms') needs none")
-        builder = PlanBuilder(f"PNDM({self.warm_up})", sigmas, "noise")
+        builder = PlanBuilder(f"PNDM({self.warm_up})", sigmas, "noise", rising=True)
         past: list[LinearExpr] = []
         for i, (s, t) in enumerate(pairwise(builder.sigmas)):
             e1 = builder.evaluate(builder.x, s)

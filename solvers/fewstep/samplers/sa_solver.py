@@ -54,7 +54,8 @@ class SASolver(DiffusionSolver):
         )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        builder = PlanBuilder(f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})", sigmas)
+        name = f"SASolver({self.order}, {self.corrector}, tau={self.tau:g})"
+        builder = PlanBuilder(name, sigmas, rising=self.tau == 0)
         past: History = []
         predicted, step, n = builder.x, None, len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(builder.sigmas.tolist())):

@@ -10,7 +10,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep, path_noise
+from .exponential import STEEP, ExponentialStep, path_noise
 
 
 class SEEDS(DiffusionSolver):
@@ -40,17 +40,20 @@ class SEEDS(DiffusionSolver):
         )
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
-        builder = PlanBuilder(f"SEEDS({self.order})", sigmas, "noise")
+        builder = PlanBuilder(f"SEEDS({self.order})", sigmas)
         for s, t in pairwise(builder.sigmas.tolist()):
-            if t == 0:
-                builder.advance(builder.x - s * builder.evaluate(builder.x, s))
+            if s > STEEP * t:  # to 0 above all; DDIM(eta=1), exact where the estimate of x0 does not change
+                noise = path_noise(builder, s, t, t * math.sqrt(1 - (t / s) ** 2))
+                keep = (t / s) ** 2
+                builder.advance(keep * builder.x + (1 - keep) * builder.evaluate(builder.x, s) + noise)
                 continue
             stages: list[LinearExpr] = []
             x, noise = builder.x, LinearExpr({})
             for u, v in pairwise([*(s * (t / s) ** (k / self.order) for k in range(self.order)), t]):
                 # variances add in sigma^2: sigma^2(s) - sigma^2(v) by the time that v is reached
                 noise = noise + path_noise(builder, u, v, math.sqrt(u * u - v * v))
-                stages.append(builder.evaluate(x, u))
+                # written with D: the noise (x - D)/u loses digits where u is large
+                stages.append((x - builder.evaluate(x, u)) / u)
                 x = builder.x + 2 * v * self._drift(stages, s, t, v) + noise
             builder.advance(x)
         return builder.finish()

@@ -58,7 +58,7 @@ class UniPC(DiffusionSolver):
 
     def plan_by(self, order_at: OrderAt, sigmas: Tensor) -> Plan:
         """The plan with (order, steps left, sigmas) -> order of the step in place of the solver's rule."""
-        builder = PlanBuilder(f"UniPC({self.order})", sigmas, self.prediction)
+        builder = PlanBuilder(f"UniPC({self.order})", sigmas, self.prediction, rising=True)
         past: History = []
         predicted, step, n = builder.x, None, len(sigmas) - 1
         for i, (s, t) in enumerate(pairwise(builder.sigmas.tolist())):

@@ -15,7 +15,7 @@ from ... import DDIM, DDPM, DEIS, PNDM, DPMSolver, DPMSolverPP, EDMEuler, EDMHeu
 from ...compat import DiffusersDDIM, DiffusersPNDM
 from ...denoiser import coefficients
 from ...errors import InputError, one_of
-from ...schedule import EDM, DiscreteVP, FlowMatching, Schedule
+from ...schedule import CLOSEST, EDM, DiscreteVP, FlowMatching, Schedule
 
 # what the network was trained on, which no class may replace by its own defaults
 FORWARD = (
@@ -26,7 +26,6 @@ MOST_LABELS = 100_000
 EXPLODING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # their state is x, not alpha x
 # what diffusers' constructors and methods raise on bad options
 REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, AssertionError, LookupError, AttributeError)
-CLOSEST = 1 - 1e-6  # to t = 1 of a flow, where sigma is infinite
 KINDS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
 
 
