@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ._tracing import constant, constants, holds
 from .errors import InputError, one_of
 
 
@@ -71,7 +72,7 @@ def check_seed(value: Any, argument: str = "seed") -> int:
 
 def check_seeds(value: Any, count: int | None = None, argument: str = "seeds") -> list[int]:
     """Convert a tensor or a sequence to one seed per sample, of `count` samples unless that is None."""
-    given = value.tolist() if torch.is_tensor(value) else value
+    given = constants(value) if torch.is_tensor(value) else value
     each = [check_seed(s, argument) for s in check_sequence(argument, given, "integers, one for each sample")]
     if count is not None and len(each) != count:
         raise InputError(f"{argument}: got {len(each)}, expected one for each of the {count} samples.")
@@ -120,7 +121,7 @@ def check_state(
     if not (torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta):
         cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(...)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
-    if finite and not bool(value.isfinite().all()):
+    if finite and not holds(value.isfinite().all()):
         count = int((~value.isfinite()).sum())
         raise InputError(f"{argument}: got {count} values that are not finite, expected {expected}.")
     return value
@@ -153,13 +154,16 @@ def check_numbers(argument: str, value: Any) -> Tensor:
     """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU; refuse a graph."""
     found = as_numbers(argument, value)
     check_no_graph(argument, found)
-    return found.detach().cpu()
+    numbers = found.detach().cpu()
+    return constant(argument, numbers) if torch.is_tensor(value) else numbers
 
 
 def has_graph(value: Tensor) -> bool:
     """Whether a result computed from a tensor would have a derivative with respect to it, in either mode."""
     backward = value.requires_grad and torch.is_grad_enabled()
-    return backward or forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+    if backward or torch.compiler.is_compiling():
+        return backward
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def check_no_graph(argument: str, value: Any) -> None:
@@ -188,9 +192,9 @@ def check_times(argument: str, value: Any, decreasing: bool = False) -> Tensor:
         expected = "(n,) with at least two times, for instance torch.linspace(0, 1, 65)"
         raise InputError(f"{argument}: got shape {tuple(times.shape)}, expected {expected}.")
     steps = times.diff()
-    backward = bool((steps < 0).all())
-    if not bool(times.isfinite().all() and (steps > 0).all()) and not (decreasing and backward):
-        some = ", ".join(f"{t:.4g}" for t in times[:6].tolist()) + ", ..." * (len(times) > 6)
+    backward = bool(constants((steps < 0).all()))
+    if not constants(times.isfinite().all() & (steps > 0).all()) and not (decreasing and backward):
+        some = ", ".join(f"{t:.4g}" for t in constants(times[:6])) + ", ..." * (len(times) > 6)
         cure = "A Brownian motion runs forward in time" if backward else "Sort them and drop repeated ones"
         raise InputError(f"{argument}: got [{some}], expected finite, strictly increasing times. {cure}.")
     return times

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._tracing import constants
 from ._validation import check_answer
 from .errors import InputError
 from .executor import State, combine, evaluation_of
@@ -72,7 +73,7 @@ class Converted:
         """The same for levels (R,) known beforehand, `(i, x) -> x0` or the noise: no step reads back from a device."""
         alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
         labels = label.to(like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
-        rows = list(zip(alpha.tolist(), labels, p.tolist(), q.tolist(), evaluation_names(levels)))
+        rows = list(zip(constants(alpha), labels, constants(p), constants(q), evaluation_names(levels)))
         return lambda i, x: self._apply(x, *rows[i])
 
     def _numbers(self, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -279,7 +280,7 @@ def _evaluations(
     x0: Callable[[int, Tensor], Tensor], levels: Tensor, prediction: str
 ) -> Callable[[int, Tensor], Tensor]:
     """The checked x0, or the noise (x - x0) / sigma, in memory that no later call of the model writes to."""
-    sigmas, names = levels.tolist(), evaluation_names(levels)
+    sigmas, names = constants(levels), evaluation_names(levels)
 
     def evaluate(i: int, x: Tensor) -> Tensor:
         D = check_answer("denoiser", x0(i, x), x, names[i])
@@ -290,7 +291,7 @@ def _evaluations(
 
 def evaluation_names(levels: Tensor) -> list[str]:
     """The evaluations at levels (R,), for messages."""
-    return [f" at evaluation {i} (sigma = {s:.4g})" for i, s in enumerate(levels.tolist())]
+    return [f" at evaluation {i} (sigma = {s:.4g})" for i, s in enumerate(constants(levels))]
 
 
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:

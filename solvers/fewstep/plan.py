@@ -136,6 +136,16 @@ class Plan:
         return len(self.sigma)
 
     @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last level of the grid."""
+        return float(self.sigmas[0]), float(self.sigmas[-1])
+
+    @property
+    def letters(self) -> int:
+        """The normals of a noise interval."""
+        return self.stage_noise.shape[-1]
+
+    @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table as Python numbers, read once; the weights of a column with a graph are 0-d tensors."""
         noise = [None if t0 != t0 else (t0, t1) for t0, t1 in self.noise.tolist()]

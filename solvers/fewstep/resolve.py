@@ -1,7 +1,10 @@
 """From a solver and grid arguments to a plan, and from a model to the function that evaluates its rows."""
 
+from __future__ import annotations
+
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from . import _validation
@@ -14,6 +17,7 @@ from .plan import Plan
 from .problem import DiffusionModel
 from .schedule import Schedule
 from .solver import DiffusionSolver, Solver
+from .traced_plan import TracedPlan, same, traced_plan
 
 
 class Student(Protocol):
@@ -71,6 +75,9 @@ def resolve(
                 f"steps/sigmas: got a grid for {plan.name!r}, which carries its own grid of {plan.nfe} evaluations. "
                 "Omit the grid, or make a plan for the other grid."
             )
+        if torch.compiler.is_compiling():
+            plan = traced_plan(same, plan)
+            return plan, plan if isinstance(solver, Plan) else solver  # type: ignore[return-value]
         return plan, solver  # type: ignore[return-value]
     if sigmas is None:
         if timesteps is not None:
@@ -79,11 +86,27 @@ def resolve(
                 raise InputError("timesteps: got none, expected decreasing model times of the evaluations.")
         if steps is None or schedule is None:
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
-        sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
     assert isinstance(solver, DiffusionSolver)
-    levels = check_sigmas(sigmas, repeat or solver.repeats_levels, rising=not is_stochastic(solver))
-    plan = solver.plan(levels, schedule)
+    repeat = repeat or solver.repeats_levels
+    if torch.compiler.is_compiling():
+        named = {"sigmas": sigmas, "timesteps": timesteps, "spacing": spacing}
+        given = {k: _validation.check_numbers(k, v) for k, v in named.items() if not (v is None or isinstance(v, str))}
+        plan = traced_plan(made_plan, solver, schedule, steps, final, repeat, *(named | given).values())
+    else:
+        plan = made_plan(solver, schedule, steps, final, repeat, sigmas, timesteps, spacing)
     return plan, plan
+
+
+def made_plan(
+    solver: DiffusionSolver, schedule: Schedule | None, steps: int | None, final: str, repeat: bool, sigmas: Any,
+    timesteps: Any, spacing: Spacing,
+) -> Plan:  # fmt: skip
+    """The plan of a solver on a grid, see `resolve`."""
+    if sigmas is None:
+        assert schedule is not None
+        assert steps is not None
+        sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
+    return solver.plan(check_sigmas(sigmas, repeat, rising=not is_stochastic(solver)), schedule)
 
 
 def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:
@@ -94,7 +117,7 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
     Raises:
         InputError: a plan that was fitted to another model; in a call, an output of another shape, device or precision.
     """
-    if isinstance(source, Plan):
+    if isinstance(source, (Plan, TracedPlan)):
         if source.fit is not None:
             source.fit.check(problem, like, source.name)
         predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)

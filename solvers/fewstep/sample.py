@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._tracing import apart, holds, while_tracing
 from .brownian.increment import Path
 from .denoiser import evaluation_names
 from .errors import InputError, NonFiniteError
 from .executor import Draw, Evaluate, Normals, run
 from .grid import Spacing
+from .noise_op import traced_normals, traced_start
 from .plan import Plan
 from .plan_noise import at_least_float32, generators, seeded_normals, unit_normals
 from .problem import DiffusionModel
 from .resolve import AnySolver, evaluator_of, resolve
+from .schedule import Schedule
 
 
 def sample(
@@ -71,13 +74,25 @@ def sample(
     if callback is not None:
         _validation.check_callable("callback", callback, "a function (row, x, D)")
     evaluate = evaluator_of(problem, source, x)
-    draw = partial(seeded_normals, plan, x, own, path, sigma_min=float(problem.schedule.sigma_min))
+
+    def draw() -> Draw:
+        if torch.compiler.is_compiling():
+            return traced_normals(plan, x, own, path, problem.schedule)
+        sigma_min = float(problem.schedule.sigma_min)
+        return partial(apart, apart(partial(seeded_normals, plan, x, own, path, sigma_min=sigma_min)))
+
     end = run(plan, x, evaluate, draw(), callback)
-    if not bool(x.isfinite().all() & end.isfinite().all()):
+    if not holds(x.isfinite().all() & end.isfinite().all()):
         _validation.check_state("noise", x if noise is None else noise)
         raise _locate(plan, x, evaluate, draw())
-    alpha = problem.schedule.alpha(plan.sigmas[-1:]).item() if plan.sigmas[-1] > 0 else 1.0
+    alpha = _alpha(problem.schedule, plan.ends[1])
     return end if alpha == 1 else end * alpha
+
+
+@while_tracing
+def _alpha(schedule: Schedule, sigma: float) -> float:
+    """alpha at a level, 1 at the level 0."""
+    return float(schedule.alpha(torch.tensor([sigma], dtype=torch.float64))) if sigma > 0 else 1.0
 
 
 def _start(
@@ -87,7 +102,7 @@ def _start(
     """The state at the first level, x0 + sigma n, in float32 at least."""
     dtype, device = _validation.check_dtype(dtype), _validation.check_device(device)
     if noise is None:
-        if plan.sigmas[0] < plan.sigmas[-1]:
+        if plan.ends[0] < plan.ends[1]:
             raise InputError(
                 "noise: got None with increasing sigmas; expected the state at the first level, alpha x0 + sigma_t n. "
                 "Flip the grid with sigmas.flip(0) to go from noise to data."
@@ -95,12 +110,14 @@ def _start(
         if not isinstance(shape, (tuple, list, torch.Size)) or not shape:
             raise InputError(f"shape: got {shape!r}; expected (batch, ...), or the initial state as noise=...")
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-        unit = unit_normals(_validation.check_shape(shape), generators(seed, device), dtype, device)
-        return unit * plan.sigmas[0].item()
+        shape = _validation.check_shape(shape)
+        if torch.compiler.is_compiling():
+            return traced_start(shape, seed, dtype, device) * plan.ends[0]
+        return apart(unit_normals, shape, generators(seed, device), dtype, device) * plan.ends[0]
     _validation.check_state("noise", noise, "finite floating point (batch, ...)", _validation.at_once(noise))
     if shape is not None and _validation.check_shape(shape) != tuple(noise.shape):
         raise InputError(f"shape: got {shape} in addition to noise of shape {tuple(noise.shape)}; drop one.")
-    return at_least_float32(noise) / problem.schedule.alpha(plan.sigmas[:1]).item()
+    return at_least_float32(noise) / _alpha(problem.schedule, plan.ends[0])
 
 
 @torch.no_grad()

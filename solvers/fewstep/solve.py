@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from . import _progress, _validation
+from ._tracing import constants, each_apart, readable
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
 from .errors import InputError, NonFiniteError
+from .noise_op import traced_fresh, traced_path
 from .problem import CONSTANT, SDE, Field
 from .solver import StochasticSolver
 
@@ -84,38 +86,20 @@ def solve(
         ts = times
     calls.clear()
     y0 = y0.contiguous()  # forward-mode AD needs memory of its own, which an expanded state does not have
-    needs = solver.card.levy
-    if sde.noise_type == "none":
-        path = None
-    elif path is None:
-        path = FreshIncrements(
-            noise_shape, letters_for(needs), seed, y0.dtype, y0.device, reuse=not keeps_graph, area=needs == "A"
-        )
-    else:
-        ends = (float(times[0]), float(times[-1]))
-        check_path(path, type(solver).__name__, needs, noise_shape, ends, y0.dtype, y0.device)
     source: Callable[[], Iterable[Increment]] = partial(_zeros, y0, ts)
-    if path is not None:
-        source = partial(path.increments, times.to(given or torch.float64))
+    if sde.noise_type != "none":
+        source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), not keeps_graph)
     steps = states(problem, solver, y0, ts, source)
-    bar = _progress.progress(steps, "step", show=progress, total=len(times) - 1)
+    if progress and not torch.compiler.is_compiling():
+        steps = iter(_progress.progress(steps, "step", total=len(times) - 1))
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
         y, ys = y0, [y0] if 0 in kept else []
-        for i, y in enumerate(bar, 1):
+        for i, y in enumerate(steps, 1):
             if i in kept:
                 ys.append(y)
         # one check at the end is cheap; only a failed solve is repeated, to find the step
-        grown = (y.abs() > GROWTH * y0.abs().clamp(min=1)).any()
-        started, finite, grew = torch.stack([y0.isfinite().all(), y.isfinite().all(), grown]).tolist()
         nfe = len(calls)
-        if not (started and finite):
-            raise _locate(problem, solver, y0, ts, source)
-        if grew:
-            warnings.warn(
-                f"{type(solver).__name__}: y grew by more than {GROWTH:g}. Where the solution does not grow like this, "
-                "the steps are too long for the drift, which is stiff: take smaller ones.",
-                stacklevel=2,
-            )
+        _check_end(problem, solver, y0, y, ts, source)
     return Solution(y.to(dtype), nfe, times, torch.stack(ys).to(dtype) if ys else None)
 
 
@@ -180,10 +164,27 @@ def states(
         yield y
 
 
+def _noise(
+    solver: StochasticSolver, path: Path | None, seed: int, shape: tuple[int, ...], y0: Tensor, times: Tensor,
+    given: Tensor, reuse: bool,
+) -> Callable[[], Iterable[Increment]]:  # fmt: skip
+    """A function that returns the increments over the grid from its start: `times`, and `given` in the user's dtype."""
+    needs = solver.card.levy
+    letters, area, tracing = letters_for(needs), needs == "A", torch.compiler.is_compiling()
+    if path is None and tracing:
+        return traced_fresh(times, y0, shape, letters, seed, area)
+    if path is None:
+        path = FreshIncrements(shape, letters, seed, y0.dtype, y0.device, reuse, area)
+    else:
+        first, *_, last = constants(times)
+        check_path(path, type(solver).__name__, needs, shape, (first, last), y0.dtype, y0.device)
+    return traced_path(path, given, y0, shape) if tracing else partial(each_apart, path.increments, given)
+
+
 def _zeros(y: Tensor, times: Tensor) -> Iterator[Increment]:
     """The increments of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
     zero, matrix, lengths = y.new_zeros(1), y.new_zeros(1, 1), times.diff()
-    steps: Any = lengths.unbind() if _validation.has_graph(times) else lengths.tolist()
+    steps: Any = lengths.unbind() if _validation.has_graph(times) else constants(lengths)
     return (Increment(h, zero, zero, zero, matrix) for h in steps)
 
 
@@ -231,7 +232,7 @@ def _check_grid(times: Tensor, sde: SDE) -> Tensor:
     times = times.cpu()
     if sde.noise_type == "none":
         return _validation.check_times("grid", times.detach(), decreasing=True)
-    if times.dim() == 1 and len(times) > 1 and bool((times.diff() < 0).all()):
+    if times.dim() == 1 and len(times) > 1 and constants((times.diff() < 0).all()):
         raise InputError(
             "grid: got decreasing times for an SDE, expected increasing ones: an SDE in reverse time has another "
             "drift, which depends on the law of y. Solve that SDE in the variable -t, or an ODE, which runs both ways."
@@ -260,6 +261,23 @@ def check_solves(sde: SDE, solver: StochasticSolver) -> None:
         raise InputError(
             f"solver: got {name} for a {sde.sde_type!r} SDE; it solves {', '.join(card.sde_types)}. "
             "Convert the drift (the difference is half of g'g) or choose another solver."
+        )
+
+
+def _check_end(
+    sde: SDE, solver: StochasticSolver, y0: Tensor, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
+) -> None:
+    """Check that the state at the end is finite, where it can be read; warn of one that has grown."""
+    grown = (y.abs() > GROWTH * y0.abs().clamp(min=1)).any()
+    checks = torch.stack([y0.isfinite().all(), y.isfinite().all(), grown])
+    started, finite, grew = checks.tolist() if readable(checks) else (True, True, False)
+    if not (started and finite):
+        raise _locate(sde, solver, y0, times, source)
+    if grew:
+        warnings.warn(
+            f"{type(solver).__name__}: y grew by more than {GROWTH:g}. Where the solution does not grow like this, "
+            "the steps are too long for the drift, which is stiff: take smaller ones.",
+            stacklevel=3,
         )
 
 

@@ -153,7 +153,8 @@ def wedge(a: Tensor, b: Tensor) -> Tensor:
 
 def letters_for(*needs: str) -> str:
     """The `levy` of a path for solvers whose cards need these: A is drawn given W and H."""
-    return max(({"A": "H", "": "W"}.get(levy, levy) for levy in needs), key=LEVY_ORDER.__getitem__)
+    least = [{"A": "H", "": "W"}.get(levy, levy) for levy in needs]
+    return next(levy for levy in reversed(LEVY_ORDER) if levy in least)
 
 
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:

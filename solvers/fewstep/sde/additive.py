@@ -51,7 +51,8 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
         h, W, H = increment.h, increment.W, increment.H
-        g0, tab, ks = carry, self.tableau, list[Tensor]()
+        g0, tab = carry, self.tableau
+        ks: list[Tensor] = []
         for c, row, w, e in zip(tab.c, tab.a, tab.w, tab.e, strict=True):
             stage = y
             for a, k in zip(row, ks):

@@ -1,0 +1,104 @@
+"""What Python may not do while torch transforms it: the one place that decides, and the ways around it.
+
+torch.compile and torch.export trace code on tensors without values; a vmap of `torch.func` hides the values of its
+samples; a CUDA graph is captured before its kernels run. Checks of values are skipped there (`holds`). Numbers that
+follow from arguments alone (grids, coefficients) are computed by functions marked `while_tracing`, which
+torch.compile calls with real arguments. They must return a string or a number: torch puts guards
+that it cannot evaluate on other results. Hence `encode` and `decode`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def while_tracing(function: F) -> F:
+    """A function that torch.compile calls while it traces; what it returns, a string or a number, is a constant."""
+    marked: F = torch.compiler.assume_constant_result(function)  # type: ignore[no-untyped-call]
+    return marked
+
+
+def mapped() -> bool:
+    """Whether a vmap of torch.func runs the running code."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+def apart(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)`, outside of every vmap: noise made in it is the same for all samples."""
+    if not mapped():
+        return function(*args)
+    with temporarily_clear_interpreter_stack():
+        return function(*args)
+
+
+def each_apart(function: Callable[..., Iterable[T]], *args: Any) -> Iterable[T]:
+    """The items of `function(*args)`, each made outside of every vmap."""
+    if not mapped():
+        return function(*args)
+    items = iter(apart(function, *args))
+    return iter(lambda: apart(next, items, None), None)
+
+
+def readable(value: Tensor) -> bool:
+    """Whether Python can read a tensor's numbers: not in a trace, a vmap, or the capture of a CUDA graph."""
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            return False
+        value = torch._C._functorch.get_unwrapped(value)
+    return not (value.is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def holds(condition: Tensor) -> bool:
+    """`bool(condition)`; True where it cannot be read."""
+    return not readable(condition) or bool(condition)
+
+
+def constants(value: Tensor) -> Any:
+    """`value.tolist()`; in a trace the numbers become constants of the program, so they must follow from constants."""
+    return decode(_listed(value)) if torch.compiler.is_compiling() else value.tolist()
+
+
+def constant(argument: str, numbers: Tensor) -> Tensor:
+    """A user's numbers as a constant of a traced program, which then raises an error for other numbers."""
+    if not torch.compiler.is_compiling():
+        return numbers
+    known = torch.tensor(constants(numbers), dtype=numbers.dtype)
+    same = ((numbers == known) | (numbers.isnan() & known.isnan())).all()
+    torch._assert_async(same, f"{argument}: got other numbers than the program was compiled for. Compile it again.")
+    return known
+
+
+def encode(value: Any) -> str:
+    """Nested lists and tuples of numbers and None as text, for `decode`."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(["(", *map(encode, value), ")"])
+    return f"i{int(value)}" if isinstance(value, int) else f"f{value!r}" if isinstance(value, float) else "n"
+
+
+def decode(text: str) -> Any:
+    """The inverse of `encode`, with lists as tuples, in operations that torch.compile traces."""
+    levels: list[list[Any]] = [[]]
+    for word in text.split():
+        if word == "(":
+            levels.append([])
+        elif word == ")":
+            done = tuple(levels.pop())
+            levels[-1].append(done)
+        else:
+            read = int if word[0] == "i" else float
+            levels[-1].append(None if word == "n" else read(word[1:]))
+    return levels[0][0]
+
+
+@while_tracing
+def _listed(value: Tensor) -> str:
+    return encode(value.tolist())
