@@ -48,8 +48,11 @@ from .samplers.dpm import DPMSolverPP as DPMSolverPP
 from .samplers.dpm import DPMSolverSDE as DPMSolverSDE
 from .samplers.edm import EDMEuler as EDMEuler
 from .samplers.edm import EDMHeun as EDMHeun
+from .samplers.er_sde import ERSDE as ERSDE
 from .samplers.ipndm import IPNDM as IPNDM
 from .samplers.pndm import PNDM as PNDM
+from .samplers.restarts import Ancestral as Ancestral
+from .samplers.restarts import Restart as Restart
 from .samplers.sa_solver import SASolver as SASolver
 from .samplers.seeds import SEEDS as SEEDS
 from .samplers.unipc import UniPC as UniPC

@@ -93,6 +93,8 @@ class DiffusersDPM(DiffusionSolver):
         _validation.check_instance("ending", ending, Ending, "an Ending")
         if isinstance(solver, DEIS) and (solver.variable != "log_rho" or solver.order > 3):
             raise InputError(f"solver: got {solver!r}; diffusers has DEIS in 'log_rho' and up to order 3.")
+        if isinstance(solver, DPMFamily) and not solver.multistep and (solver.eta > 0 or solver.r != 0.5):
+            raise InputError(f"solver: got {solver!r}; diffusers has singlestep solvers without noise or r.")
         self.solver = solver
         self.ending = ending
         self.card: Card = replace(_as_in_diffusers(solver.card, self._order()), evaluations=1)
@@ -294,3 +296,35 @@ class MisalignedTeacher(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return self.solver.plan(sigmas, schedule)
+
+
+class HeunPP2(DiffusionSolver):
+    r"""Heun++ of webui and ComfyUI (`heunpp2`): three slopes at this level and the next two.
+
+    .. math:: x_t = x_s + (t-s)\,\big(w_1 d_1 + w_2 d_2 + w_3 d_3\big), \qquad
+        w_2 = \frac{t}{3\sigma_0},\ w_3 = \frac{u}{3\sigma_0},\ w_1 = 1 - w_2 - w_3
+
+    with u the level after t and $\sigma_0$ the first one. Order 1 at three evaluations per step, because the weights do
+    not depend on the step: `EDMHeun` has order 2 at two. The last step is Euler's, the one before has two slopes.
+    """
+
+    card: Card = Card(
+        summary="Euler's method in sigma along a weighted mean of three slopes",
+        reference="Carzit/sd-webui-samplers-scheduler, as in ComfyUI; no paper, after Algorithm 2 of arXiv 2206.00364",
+        deterministic_order=1,
+        evaluations=3,
+    )
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        builder = PlanBuilder("HeunPP2", sigmas)
+        levels = builder.sigmas.tolist()
+        for i, s in enumerate(levels[:-1]):
+            ahead, x, slopes = levels[i : i + 3], builder.x, list[LinearExpr]()
+            if len(levels) - i <= 3:  # no slope at the last level
+                ahead = levels[i:-1]
+            for u, v in pairwise([*ahead, levels[-1]]):
+                slopes.append((x - builder.evaluate(x, u)) / u)
+                x = x + (v - u) * slopes[-1]
+            rest = [u / (len(ahead) * levels[0]) for u in ahead[1:]]
+            builder.advance(builder.x + (levels[i + 1] - s) * weighted_sum([1 - sum(rest), *rest], slopes))
+        return builder.finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,3 +138,22 @@ class PlanBuilder:
                     yield f"{part}_eval", (i, i - newest - key[1]), value
                 else:
                     yield f"{part}_noise", (i, newest_interval - number[key[1]], key[2]), value
+
+
+def joined(name: str, sigmas: Tensor, parts: Sequence[tuple[Plan, tuple[float, float] | None, float]]) -> Plan:
+    """Deterministic plans one after the other, each followed by noise of an interval and a size, or by none."""
+    plans = [plan for plan, _, _ in parts]
+    window = max(plan.update_eval.shape[1] for plan in plans)
+    columns: dict[str, Any] = {}
+    for key in ("sigma", *WEIGHTS, "noise"):
+        each = [getattr(plan, key) for plan in plans]
+        if key.endswith("eval"):
+            each = [torch.nn.functional.pad(c, (0, window - c.shape[1])) for c in each]
+        columns[key] = torch.cat(each)
+    last = -1
+    for plan, interval, size in parts:
+        last += plan.nfe
+        if interval is not None:
+            columns["noise"][last] = sigmas.new_tensor(interval)
+            columns["update_noise"][last] = size
+    return Plan(name, plans[0].prediction, sigmas, **columns)

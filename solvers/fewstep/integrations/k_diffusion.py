@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .. import EDM, DiffusionModel, FlowMatching, InputError, Plan, Schedule, UniPC, _validation, from_sample
 from .._progress import progress
+from ..catalog import solver_named
+from ..errors import one_of
 from ..executor import Draw, Evaluate, data_of, run
 from ..grid import check_sigmas, short
 from ..plan_noise import at_least_float32
@@ -19,6 +21,8 @@ from ..problem import Denoiser
 from ..resolve import AnySolver, Student, carried_plan, evaluator_of, is_stochastic, resolve
 from ..samplers.dpm import DPMSolver
 from ..schedule import CLOSEST
+from .k_diffusion_names import SAMPLERS as SAMPLERS
+from .k_diffusion_names import solver_of
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, flow_level, sampler_normals
 from .k_diffusion_noise import snr as snr
@@ -52,16 +56,16 @@ class Wrapped:
 class Sampler:
     """A solver as k-diffusion's `sample_...` function; with a plan or a student it accepts its `sigmas` only."""
 
-    def __init__(self, solver: AnySolver, schedule: Schedule | None = None, flow: bool | None = None) -> None:
+    def __init__(self, solver: AnySolver | str, schedule: Schedule | None = None, flow: bool | None = None) -> None:
         _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
         _validation.check_instance("flow", flow, (bool, type(None)), "True, False or None")
         if flow is not None and schedule is not None and flow != isinstance(schedule, FlowMatching):
             raise InputError(
                 f"schedule: got {schedule!r} with flow={flow}; expected FlowMatching for flow models only."
             )
-        self.solver: AnySolver = solver
+        self.solver: AnySolver = _named(solver) if isinstance(solver, str) else solver
         self.schedule: Schedule | None = schedule
-        own = carried_plan(solver)
+        own = carried_plan(self.solver)
         fitted = own is not None and own.fit is not None and own.fit.fingerprint.schedule.startswith("FlowMatching")
         self.flow: bool | None = True if fitted or isinstance(schedule, FlowMatching) else flow
         self.sigmas: Tensor | None = None
@@ -162,7 +166,7 @@ class Sampler:
         return DiffusionModel(_flow_denoiser(wrapped) if flow else wrapped, schedule)
 
 
-def sampler(solver: AnySolver, *, schedule: Schedule | None = None, flow: bool | None = None) -> Sampler:
+def sampler(solver: AnySolver | str, *, schedule: Schedule | None = None, flow: bool | None = None) -> Sampler:
     """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
 
     `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
@@ -185,7 +189,8 @@ def sampler(solver: AnySolver, *, schedule: Schedule | None = None, flow: bool |
     `(sigma, sigma_next) -> unit normals` where the plan needs W only.
 
     Args:
-        solver: a diffusion solver, a plan, or a student; the last two accept their own grid only.
+        solver: a diffusion solver, a plan, or a student; the last two accept their own grid only. Or the name of a
+            sampler of k-diffusion or ComfyUI, such as "dpmpp_2s_ancestral" (`SAMPLERS` lists them), or of a solver.
         schedule: for solvers that need one, and for students the one they were fitted to. By default EDM between the
             model's `sigma_min` and `sigma_max`, else between the ends of the grid; FlowMatching for flow models.
         flow: whether the model is a flow model. None reads it from the model: ComfyUI's `model_sampling` (CONST),
@@ -259,14 +264,14 @@ def as_wrapper(problem: DiffusionModel) -> Wrapper:
 
 
 def register(
-    name: str, solver: AnySolver | Sampler, comfy: Any = None, *, schedule: Schedule | None = None,
+    name: str, solver: AnySolver | Sampler | str, comfy: Any = None, *, schedule: Schedule | None = None,
     flow: bool | None = None, discard_penultimate: bool | None = None,
 ) -> Sampler:  # fmt: skip
     """Add a solver to ComfyUI's list of samplers, replacing an earlier one of the same name.
 
     Args:
         name: its entry in the list, letters, digits and "_"; the function becomes `sample_<name>`.
-        solver: a diffusion solver, a plan, a student, or a `sampler`.
+        solver: a diffusion solver, a plan, a student, a name, or a `sampler`.
         comfy: the package, by default imported.
         schedule, flow: as for `sampler`.
         discard_penultimate: whether ComfyUI makes its grids with one step more and drops the level before the last. By
@@ -311,6 +316,17 @@ def register(
     discarding: set[str] = getattr(samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", set())
     (discarding.add if discard_penultimate else discarding.discard)(name)
     return function
+
+
+def _named(name: str) -> AnySolver:
+    """The solver of a sampler's name, or the one that the name describes."""
+    found = solver_of(name)
+    if found is not None:
+        return found
+    try:
+        return solver_named(name)
+    except InputError as error:
+        raise one_of("solver", name, SAMPLERS) from error
 
 
 def _check_model(argument: str, model: Any, extra_args: Any) -> None:

@@ -152,8 +152,8 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
         if callable(path) and letters == 1:
             # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
             levels = plan.noise.rsqrt()
-            levels = (flow_level(levels) if flow else levels).float().to(x.device).unbind()
-            ends = dict(zip(map(tuple, plan.noise.tolist()), levels))
+            levels = (flow_level(levels) if flow else levels).float().to(x.device)
+            ends = dict(zip(map(tuple, plan.noise.tolist()), levels.unbind()))
             return lambda *interval: fresh(1) if interval[0] == interval[1] else (_foreign(path, x, *ends[interval]),)
         raise InputError(
             f"noise_sampler: got {type(path).__name__}; {plan.name} needs {' and '.join('WHK'[:letters])} in the clock "

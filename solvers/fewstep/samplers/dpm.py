@@ -11,6 +11,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from .. import _validation
+from ..errors import InputError
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
@@ -22,11 +23,11 @@ Group = tuple[list[float], list[float]]
 Terms = list[tuple[float, LinearExpr]]
 
 
-def even_groups(order: int, sigmas: Tensor) -> list[Group]:
-    """Each interval of the grid with inner nodes even in lambda; a step to 0 has none."""
-    ratios = [k / order for k in range(1, order)]  # exact: F then cancels to rounding at second order
+def even_groups(order: int, sigmas: Tensor, r: float) -> list[Group]:
+    """Each interval of the grid with inner nodes at r or even in lambda; a step to 0 has none."""
+    ratios = [r] if order == 2 else [k / order for k in range(1, order)]
     pairs = pairwise(sigmas.tolist())
-    return [([s, *(s * (t / s) ** r for r in ratios if t > 0), t], ratios) for s, t in pairs]
+    return [([s, *(t if r == 1 else s * (t / s) ** r for r in ratios if t > 0), t], ratios) for s, t in pairs]
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Rules:
 
     Args:
         order: of the multistep steps.
-        groups: the steps of the singlestep form.
+        groups: the steps of the singlestep form; None for `even_groups`.
         curvature: what turns the second divided difference into h^2 F'' of third-order multistep.
         shift: added to the weight of h^2 F''.
         halved: whether the second stage of a third-order step takes e0 / 2 for e1.
     """
 
     order: OrderAt = order_before_zero
-    groups: Callable[[int, Tensor], list[Group]] = even_groups
+    groups: Callable[[int, Tensor], list[Group]] | None = None
     curvature: float = 2.0
     shift: float = 0.0
     halved: bool = False
@@ -55,12 +56,15 @@ class DPMFamily(DiffusionSolver):
     summary: str
     reference: str
 
-    def __init__(self, order: int, multistep: bool, solver_type: str, eta: float = 0.0) -> None:
+    def __init__(self, order: int, multistep: bool, solver_type: str, eta: float = 0.0, r: float = 0.5) -> None:
         self.order: int = _validation.check_int("order", order, 1, 3)
         _validation.check_instance("multistep", multistep, bool, "True or False")
         self.multistep = multistep
         self.solver_type: str = _validation.check_choice("solver_type", solver_type, ("midpoint", "heun"))
         self.eta = eta
+        self.r: float = _validation.check_float("r", r, 0, 1, "a number in (0, 1]")
+        if self.r == 0 or (self.r != 0.5 and (order != 2 or multistep)):
+            raise InputError(f"r: got {r!r}, expected a number in (0, 1], and 0.5 unless order=2 and multistep=False.")
         self.card: Card = Card(
             summary=self.summary,
             reference=self.reference,
@@ -121,20 +125,32 @@ class DPMFamily(DiffusionSolver):
 
     def _singlestep(self, builder: PlanBuilder, rules: Rules) -> None:
         """Groups of stages; `order` evaluations take the state over one group."""
-        for (s, *inner, t), r in rules.groups(self.order, builder.sigmas):
-            F = builder.evaluate(builder.x, s)
-            if self._trivial(builder, F, s, t):
+        even = even_groups(self.order, builder.sigmas, self.r)
+        for (s, *inner, t), r in rules.groups(self.order, builder.sigmas) if rules.groups else even:
+            if t == 0 or t == s:
+                self._trivial(builder, builder.evaluate(builder.x, s), s, t)
                 continue
+            noise = self._noise(builder, LinearExpr({}), s, [*inner, t][0])
+            F = builder.evaluate(builder.x, s)
             stages: list[LinearExpr] = []
-            for k, v in enumerate(inner):
+            for k, (v, following) in enumerate(pairwise([*inner, t])):
                 sub = self._step(s, v)
                 # stage 2 of a third-order step goes along the slope that stage 1 has found
                 e0, e1, _ = sub.weights()
                 weight = e0 / 2 if rules.halved else e1
                 slope = [(weight, r[1] / r[0] * (stages[0] - F))] if k else []
-                stages.append(builder.evaluate(sub(builder.x, F, *slope), v))
+                x = sub(builder.x, F, *slope) + noise
+                noise = self._noise(builder, noise, v, following)
+                stages.append(builder.evaluate(x, v))
             step = self._step(s, t)
-            builder.advance(step(builder.x, F, *self._stage_slopes(step, F, stages, r)))
+            builder.advance(step(builder.x, F, *self._stage_slopes(step, F, stages, r)) + noise)
+
+    def _noise(self, builder: PlanBuilder, noise: LinearExpr, u: float, v: float) -> LinearExpr:
+        """The noise of a step up to level v, from that up to level u: stages see parts of one path."""
+        if self.eta == 0 or u == v:
+            return noise
+        part = self._step(u, v)
+        return part.scale * noise + path_noise(builder, u, v, part.noise)
 
     def _stage_slopes(self, step: ExponentialStep, F: LinearExpr, stages: list[LinearExpr], r: list[float]) -> Terms:
         """h F' and h^2 F'' from the stages, with their weights."""
@@ -164,14 +180,15 @@ class DPMSolver(DPMFamily):
         multistep: True takes one evaluation per step and reuses earlier ones; False takes `order` evaluations inside
             each step, at nodes even in lambda.
         solver_type: "midpoint" or "heun" (the paper's Taylor form) of the second-order term.
+        r: where in lambda the inner node of a singlestep step of order 2 is; 1 is its end.
     """
 
     prediction = "noise"
     summary = "exponential Runge-Kutta or Adams-Bashforth of the noise prediction in log sigma"
     reference = "Lu et al. 2022 (arXiv 2206.00927), Algorithms 1 and 2, Eq. (B.4)"
 
-    def __init__(self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint") -> None:
-        super().__init__(order, multistep, solver_type)
+    def __init__(self, order: int = 2, multistep: bool = False, solver_type: str = "midpoint", r: float = 0.5) -> None:
+        super().__init__(order, multistep, solver_type, r=r)
 
 
 class DPMSolverPP(DPMFamily):
@@ -185,37 +202,40 @@ class DPMSolverPP(DPMFamily):
 
     Args:
         order: 1, 2 or 3. Released codes drop a factor 2 in 3M, which leaves order 2: `compat.OfficialDPM`.
-        multistep, solver_type: as for `DPMSolver`.
+        multistep, solver_type, r: as for `DPMSolver`.
     """
 
     prediction = "data"
     summary = "exponential Adams-Bashforth (2M, 3M) or Runge-Kutta (2S, 3S) of the denoiser in log sigma"
     reference = "Lu et al. 2022 (arXiv 2211.01095), Algorithms 1 and 2; 3M with twice the D2 of its code"
 
-    def __init__(self, order: int = 2, multistep: bool = True, solver_type: str = "midpoint") -> None:
-        super().__init__(order, multistep, solver_type)
+    def __init__(self, order: int = 2, multistep: bool = True, solver_type: str = "midpoint", r: float = 0.5) -> None:
+        super().__init__(order, multistep, solver_type, r=r)
 
 
 class DPMSolverSDE(DPMFamily):
-    r"""Exponential multistep integration of the denoiser under exact noise.
+    r"""Exponential integration of the denoiser under exact noise: 2M SDE, 3M SDE, or singlestep.
 
     .. math:: x_t = \Big(\frac ts\Big)^{1+\eta} x_s + \int_0^q e^{u-q}\,D\,du + t\sqrt{1-e^{-2\eta h}}\,z,
         \qquad q = (1+\eta)\,h,\ h = \log(s/t)
 
-    with D a polynomial through evaluations at earlier levels and z the normal of the path in 1/sigma^2. One evaluation
-    per step. Order 1 with eta = 1 is `DDIM(eta=1)` and `EulerMaruyama`. Orders 2 and 3 are those of the drift; along a
-    path the strong order stays 1, because only W is used (`ShARK` uses H).
+    with D a polynomial through evaluations at earlier levels or inside the step, and z the normal of the path in
+    1/sigma^2; stages inside the step see the noise of their part of it. One evaluation per step, or `order` without
+    `multistep`. Order 1 with eta = 1 is `DDIM(eta=1)` and `EulerMaruyama`. Orders 2 and 3 are those of the drift; along
+    a path the strong order stays 1, because only W is used (`ShARK` uses H).
 
     Args:
         order: 1, 2 or 3.
         eta: the share of the noise, tau^2 of SA-Solver: 0 is `DPMSolverPP`, 1 the reverse SDE.
-        solver_type: as for `DPMSolver`.
+        solver_type, multistep, r: as for `DPMSolver`.
     """
 
     prediction = "data"
-    summary = "exponential Adams-Bashforth of the denoiser for the reverse SDE"
-    reference = "Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B"
+    summary = "exponential Adams-Bashforth or Runge-Kutta of the denoiser for the reverse SDE"
+    reference = "Lu et al. 2022 (arXiv 2211.01095), Eqs. (18), (19) and Appendix B; k-diffusion's dpmpp_sde"
 
-    def __init__(self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint") -> None:
+    def __init__(
+        self, order: int = 2, eta: float = 1.0, solver_type: str = "midpoint", multistep: bool = True, r: float = 0.5
+    ) -> None:
         eta = _validation.check_float("eta", eta, 0, expected="a number of at least 0")
-        super().__init__(order, True, solver_type, eta)
+        super().__init__(order, multistep, solver_type, eta, r)
