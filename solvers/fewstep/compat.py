@@ -174,13 +174,13 @@ class DiffusersDDIM(DiffusionSolver):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         strides = _Strides("DDIM", sigmas, schedule, "data")
-        for label in strides.labels:  # Eq. (12) of arXiv 2010.02502
+        for i, label in enumerate(strides.labels, 1):  # Eq. (12) of arXiv 2010.02502
             s, t = strides.level(label), strides.level(label - strides.stride)
             v = self.eta * t / s * max(s * s - t * t, 0.0) ** 0.5
             noise = path_noise(strides.builder, s, t, v)
             keep = (t * t - v * v) ** 0.5 / s
             x = keep / strides.alpha(s) * strides.X + (1 - keep) * strides.evaluate(strides.X, label)
-            strides.advance(strides.alpha(t) * (x + noise))
+            strides.advance(strides.alpha(t) * (x + noise), i == len(strides.labels))
         return strides.builder.finish()
 
 
@@ -190,33 +190,51 @@ class DiffusersPNDM(DiffusionSolver):
     Args:
         warm_up: "runge_kutta" or "plms", as for `PNDM`.
         combine: "epsilon", or "v_prediction", which combines v for networks of v.
+        begin: the evaluation of the full run at which it begins. As in diffusers it repeats its warm-up there, which
+            for "plms" leaves the state one label behind.
     """
 
     repeats_levels = True
 
-    def __init__(self, warm_up: str = "runge_kutta", combine: str = "epsilon") -> None:
+    def __init__(self, warm_up: str = "runge_kutta", combine: str = "epsilon", begin: int = 0) -> None:
         self.warm_up: str = PNDM(warm_up).warm_up
         self.combine: str = _validation.check_choice("combine", combine, ("epsilon", "v_prediction"))
+        self.begin: int = _validation.check_int("begin", begin, 0)
         self.card: Card = _as_in_diffusers(PNDM.card)
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         kind = _Velocities if self.combine == "v_prediction" else _Strides
         strides = kind("PNDM", sigmas, schedule, "noise")
-        stride, half = strides.stride, strides.stride // 2
-        for i, (label, ahead) in enumerate(pairwise([*strides.labels, -1])):
-            X, e1 = strides.X, strides.evaluate(strides.X, label)
-            strides.past = [e1, *strides.past[:3]]
-            if i < 3 and self.warm_up == "runge_kutta":  # stages half a stride from the labels
-                e2 = strides.evaluate(strides.transfer(X, e1, label, label - half), ahead + half)
-                e3 = strides.evaluate(strides.transfer(X, e2, label, ahead + half), ahead + half)
-                e4 = strides.evaluate(strides.transfer(X, e3, label, ahead), ahead)
-                X = strides.transfer(X, (e1 + 2 * e2 + 2 * e3 + e4) / 6, label, ahead)
-            elif i == 0:
-                e2 = strides.evaluate(strides.transfer(X, e1, label, label - stride), ahead)
-                X = strides.transfer(X, (e1 + e2) / 2, ahead + stride, ahead)
+        stride, half, labels = strides.stride, strides.stride // 2, strides.labels
+        if self.warm_up == "runge_kutta":  # four stages, half a stride apart, from each of the first three labels
+            groups = [(a, b + half, b + half, b) for a, b in pairwise(labels[:4])]
+            starts = [a for a, *_ in groups for _ in range(4)]
+            entries = [v for group in groups for v in group] + labels[3:]
+        else:
+            starts, entries = [], [*labels[:2], *labels[1:]]
+        rows = entries[self.begin :]
+        at, slopes = strides.X, list[LinearExpr]()  # the network's input, and the outputs of the present group
+        for i, label in enumerate(rows):
+            e, stage = strides.evaluate(at, label), i % 4
+            if i < len(starts):
+                slopes = [*slopes, e] if stage else [e]
+                if stage == 0:
+                    strides.past = [e, *strides.past[:3]]
+                slope = e if stage < 3 else (slopes[0] + 2 * slopes[1] + 2 * slopes[2] + e) / 6
+                at = strides.transfer(strides.X, slope, starts[i], label if stage % 2 else label - half)
+                advances = stage == 3
+            elif i == 1:  # the first step again, with the mean of both its slopes
+                at = strides.transfer(strides.X, (e + strides.past[0]) / 2, label + stride, label)
+                advances = True
             else:
-                X = strides.transfer(X, weighted_sum(EVEN[len(strides.past) - 1], strides.past), label, label - stride)
-            strides.advance(X)
+                strides.past = [e, *strides.past[:3]]
+                slope = weighted_sum(EVEN[len(strides.past) - 1], strides.past)
+                at = strides.transfer(strides.X, slope, label, label - stride)
+                advances = i > 0
+            last = i == len(rows) - 1
+            if advances or last:
+                strides.advance(at, last)
+                at = strides.X
         return strides.builder.finish()
 
 
@@ -232,7 +250,6 @@ class _Strides:
         self.schedule = schedule
         self.labels: list[int] = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]
         self.stride: int = schedule.labels // len(self.labels)
-        self.left: int = len(self.labels)
         self.X: LinearExpr = self.alpha(self.level(self.labels[0])) * self.builder.x
         self.past: Sequence[LinearExpr] = []  # what is combined, newest first, in terms of the present state
 
@@ -253,10 +270,9 @@ class _Strides:
         s, t = self.level(start), self.level(end)
         return self.alpha(t) * (X / self.alpha(s) + (t - s) * eps)
 
-    def advance(self, X: LinearExpr) -> None:
+    def advance(self, X: LinearExpr, last: bool) -> None:
         """Make X the current state (X / alpha at the end) and rewrite past terms with the old state in the new one."""
-        self.left -= 1
-        if self.left == 0:
+        if last:
             self.builder.advance(X / self.alpha(float(self.builder.sigmas[-1])))
             return
         (old,) = self.builder.x.terms

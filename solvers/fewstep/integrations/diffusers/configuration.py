@@ -11,19 +11,20 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, DPMSolverSDE, EDMEuler, Plan, UniPC
+from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, DPMSolverSDE, EDMEuler, EDMHeun, Plan, UniPC
 from ..._validation import check_float, check_numbers
 from ...catalog import solver_named, spelling
 from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...fingerprint import same_words
+from ...plan import Row
 from ...resolve import carried_plan, resolve
 from ...samplers.ddpm import VARIANCES
 from ...samplers.dpm import DPMFamily
 from ...schedule import DiscreteVP
 from ...solver import DiffusionSolver
-from .grid import REFUSALS, Grid, Process, family, grid_of, process_of, reference_of
+from .grid import REFUSALS, Grid, Process, constructed_grid, family, grid_of, process_of, reference_of
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
@@ -43,27 +44,47 @@ class Setup(NamedTuple):
     used: Any  # the solver in the form that diffusers has, where it has one
     plan: Plan
     labels: Tensor  # (R,) one per evaluation
+    names: list[float]  # the same as numbers
+    inputs: list[float]  # the factors from x to the network's input, one per evaluation
     order: int  # evaluations per step
     postprocess: Callable[[Tensor], Tensor] | None  # clipping or thresholding of x0
+    reference: Any  # diffusers' scheduler of the configuration
+    free: bool  # each row is a function of the sample, its own evaluation and fresh noise
+    keeps: bool  # edits of a stage reach the network only, as in diffusers: the state is that of the step's start
 
     def entries(self, timestep: float) -> list[int]:
         """The rows of that label, up to the rounding of half precision."""
-        return [i for i, v in enumerate(self.labels.tolist()) if abs(v - timestep) <= 1e-4 * max(1.0, abs(v))]
+        return [i for i, v in enumerate(self.names) if abs(v - timestep) <= 1e-4 * max(1.0, abs(v))]
+
+    def scales(self, plan: Plan) -> list[float]:
+        """The factors from x to the pipeline's state, at each row of a plan and at its end."""
+        if self.grid.exploding:
+            return [1.0] * (plan.nfe + 1)
+        return self.process.scale(plan.sigma) + self.process.scale(plan.sigmas[-1:])
+
+    def sigmas(self) -> Tensor:
+        """The levels of the rows and the last one, as diffusers lists them: sigma / (1 + sigma) for flows."""
+        if self.grid.listed is not None and len(self.grid.listed) == self.plan.nfe + 1:
+            return self.grid.listed.float().clone()
+        levels = torch.cat([self.plan.sigma, self.grid.sigmas[-1:]])
+        return (levels / (1 + levels) if self.process.kind == "flow" else levels).float()
 
     def plan_from(self, row: int, eta: float) -> Plan:
         """The plan from this row on; `eta` applies to a DDIM without its own."""
         plan, used = self.plan, self.used
-        if eta and isinstance(used, DDIM_FORMS):
+        if eta:
             plan = self._plan_of(type(used)(eta), self.grid.sigmas)
         if not row:
             return plan
         if row >= plan.nfe:
             raise InputError(f"begin index: got {row}, after the last step. Choose a larger strength.")
+        if isinstance(used, DiffusersPNDM):
+            return self._plan_of(DiffusersPNDM(used.warm_up, used.combine, row), self.grid.sigmas)
         if carried_plan(used) is not None or isinstance(used, (*DDIM_FORMS, DDPM)):
             return plan.tail(row)
         levels = self.grid.sigmas[int((self.grid.sigmas > plan.sigma[row]).sum()) :]
         tails: list[Any] = [used]
-        if isinstance(used, (PNDM, DiffusersPNDM)):  # one evaluation per entry after the warm-up
+        if isinstance(used, PNDM):  # one evaluation per entry after the warm-up
             tails = [PNDM("plms"), IPNDM(4)]
         elif isinstance(used, DiffusersDPM):
             tails = [DiffusersDPM(used.solver, replace(used.ending, total=len(self.grid.sigmas) - 1))]
@@ -75,17 +96,38 @@ class Setup(NamedTuple):
             "another strength."
         )
 
+    def step_from(self, label: float, eta: float) -> Plan | None:
+        """The step of DDIM from a label outside the grid to the one a stride below; None for other solvers."""
+        known = self.process.kind == "vp" and 0 <= label < self.process.count and label % 1 == 0
+        if not known or not isinstance(self.used, DDIM_FORMS):
+            return None
+        stride = self.process.count // (len(self.grid.sigmas) - 1)
+        levels = self.process.sigma(torch.tensor([label, label - stride], dtype=torch.float64))
+        if label < stride:
+            levels[1:] = self.grid.sigmas[-1:]
+        return self._plan_of(DDIM(eta or self.used.eta), levels)
+
     def _plan_of(self, solver: Any, sigmas: Tensor) -> Plan:
         return resolve(solver, self.process.schedule, sigmas=sigmas, repeat=True)[0]
+
+
+def free_of_history(row: Row) -> bool:
+    """Whether a row is a function of the network's input, its own evaluation and fresh noise."""
+    past = [*row.stage.evaluations, *(at for at in row.update.evaluations if at[1] > 0)]
+    return not past and not row.stage.normals and all(at[1] == 0 for at in row.update.normals)
 
 
 Levels = tuple[float, ...] | None
 
 
 def prepare(
-    config: Mapping[str, Any], solver: Any, steps: int | None, timesteps: Levels, sigmas: Levels, mu: float | None
-) -> Setup:
-    """The levels, the plan and the labels of a run; see `FewStepScheduler.set_timesteps`."""
+    config: Mapping[str, Any], solver: Any, steps: int | None, timesteps: Levels = None, sigmas: Levels = None,
+    mu: float | None = None,
+) -> Setup:  # fmt: skip
+    """The levels, the plan and the labels of a run; see `FewStepScheduler.set_timesteps`.
+
+    Without steps and lists they are those of the constructor of diffusers' scheduler, all levels of training.
+    """
     asked = (config, solver, steps, timesteps, sigmas, mu)
     reference = reference_of(config, solver)
     process = process_of(config, reference)
@@ -94,10 +136,11 @@ def prepare(
     used, plan = solver, carried_plan(solver)
     if plan is not None:
         grid = own_grid(plan, process, steps)
-    elif steps is None:
-        raise InputError("num_inference_steps: got None, expected an integer of at least 1.")
     else:
-        grid = grid_of(process, reference, steps, timesteps, sigmas, mu)
+        given = steps is not None or timesteps is not None or sigmas is not None
+        grid = (
+            grid_of(process, reference, steps, timesteps, sigmas, mu) if given else constructed_grid(process, reference)
+        )
         if not config["exact"]:
             own_levels = timesteps is None and sigmas is None
             used = conform(solver, reference.config, process, grid, own_levels)
@@ -105,7 +148,11 @@ def prepare(
     plan = replace(plan, sigma=grid.snapped(plan.sigma))
     labels = grid.label_of(process, plan.sigma, config["exact"])
     order = used.card.evaluations if isinstance(used, DiffusionSolver) else grid.rows_per_step(plan.sigma)
-    return Setup(asked, process, grid, used, plan, labels, order, postprocessing(reference.config))
+    postprocess, free = postprocessing(reference.config), all(map(free_of_history, plan.rows))
+    numbers = labels.tolist(), process.alpha(plan.sigma).tolist()
+    kinds = (DiffusersDPM, DiffusersPNDM, EDMHeun)
+    keeps = not config["exact"] and isinstance(used, kinds) and process.kind != "edm"
+    return Setup(asked, process, grid, used, plan, labels, *numbers, order, postprocess, reference, free, keeps)
 
 
 def solver_of(solver: Any) -> Any:
@@ -183,6 +230,21 @@ def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver:
             warn(f"{idle} {name}, which corresponds to the solver, has no such option.", stacklevel=4)
 
 
+def check_family(config: Mapping[str, Any], solver: Any) -> None:
+    """Reject configurations of distilled networks whose sampler this library does not have, without a solver."""
+    if solver is None and "original_inference_steps" in config:
+        raise InputError(
+            "config: got that of LCMScheduler or TCDScheduler, whose steps are not offered. Use that scheduler itself, "
+            "or name another sampler for its network, solver=..."
+        )
+
+
+def order_of(solver: Any, exact: bool) -> int:
+    """Evaluations per step before a run."""
+    singlestep = isinstance(solver, DPMFamily) and not solver.multistep
+    return 1 if carried_plan(solver) or (singlestep and not exact) else solver.card.evaluations
+
+
 def file_of(folder: Any, subfolder: str | None, hub: dict[str, Any]) -> str:
     """The file of a plan or a student: in a folder, or on the hub."""
     if Path(folder).is_dir():
@@ -196,6 +258,8 @@ def postprocessing(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | No
     """The clipping or thresholding of x0 that diffusers' scheduler of that configuration applies, or None."""
     if config.get("thresholding"):
         name, most = "dynamic_thresholding_ratio", float(config["sample_max_value"])
+        if most < 1:  # diffusers then clips at that value, whatever the quantile
+            return lambda x0: x0.clamp(-most, most) / most
         return partial(threshold, quantile=check_float(name, config[name], 0, 1, "a number in [0, 1]"), most=most)
     if config.get("clip_sample"):
         size = check_float("clip_sample_range", config.get("clip_sample_range", 1.0), 0, expected="a positive number")
@@ -204,11 +268,13 @@ def postprocessing(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | No
 
 
 def listed(name: str, values: Any) -> Levels:
-    """A user's list of levels as finite decreasing numbers."""
+    """A user's list of levels as finite decreasing numbers; the last of `sigmas` may appear twice."""
     if values is None:
         return None
     found = check_numbers(name, values)
-    if found.dim() != 1 or not len(found) or not bool(found.isfinite().all() and (found.diff() < 0).all()):
+    good = found.dim() == 1 and len(found) > 0 and bool(found.isfinite().all())
+    steps = found.diff() if good else found
+    if not good or not bool((steps[: len(steps) - (name == "sigmas")] < 0).all() and (steps <= 0).all()):
         raise InputError(f"{name}: got {values!r}, expected a list of finite, strictly decreasing numbers.")
     return tuple(found.tolist())
 

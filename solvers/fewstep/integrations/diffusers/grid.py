@@ -79,8 +79,9 @@ class Grid:
 
     sigmas: Tensor
     labels: Tensor
-    start: float = 1.0  # the standard deviation of a pipeline's first state
-    exploding: bool = False  # the pipeline's last state is x itself, not alpha x
+    start: float | Tensor = 1.0  # the standard deviation of a pipeline's first state
+    exploding: bool = False  # the pipeline's state is x itself, not alpha x
+    listed: Tensor | None = None  # the levels as diffusers' scheduler lists them
 
     def snapped(self, sigma: Tensor) -> Tensor:
         """Levels (R,) of rows, rounding differences from the grid's levels removed."""
@@ -148,7 +149,8 @@ FAMILIES: tuple[tuple[Any, str, bool], ...] = (
 def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]:
     """The scheduler of diffusers for this solver under this configuration, and options that it needs."""
     if "sigma_data" in config:
-        return "EDMEulerScheduler", {}
+        dpm = isinstance(solver, DPMSolverPP)
+        return ("EDMDPMSolverMultistepScheduler" if dpm else "EDMEulerScheduler"), {}
     if "shift" in config and "solver_order" not in config:
         return "FlowMatchEulerDiscreteScheduler", {}
     solver = getattr(solver, "solver", solver)  # the inner one of fewstep.compat
@@ -186,29 +188,26 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
 
 
 def grid_of(
-    process: Process, reference: Any, steps: int, timesteps: Sequence[float] | None = None,
+    process: Process, reference: Any, steps: int | None, timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None, mu: float | None = None,
 ) -> Grid:  # fmt: skip
-    """The levels of a run, from a number of steps or from the user's list."""
-    if process.kind == "vp" and sigmas is not None:
-        levels = torch.tensor(sigmas, dtype=torch.float64)
-        labels = process.label(levels[:-1]).round().clamp(0, process.count - 1).long()
-        return _vp_grid(reference, levels, labels)
-    takes = signature(reference.set_timesteps).parameters
-    if timesteps is not None and (process.kind == "vp" or "timesteps" not in takes):
-        labels = torch.tensor(timesteps, dtype=torch.float64)
-        if not 0 <= labels[-1] <= labels[0] <= process.count:
-            raise InputError(f"timesteps: got {list(timesteps)}, expected labels from {process.count} to 0.")
-        levels = torch.cat([process.sigma(labels), _last(process, reference)])
-        return _vp_grid(reference, levels, labels.float() if bool(labels.frac().any()) else labels.long())
-    given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
+    """The levels of a run, from a number of steps or from the user's list; `reference` makes them where it can."""
+    given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
     asked = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+    takes, name = signature(reference.set_timesteps).parameters.keys(), type(reference).__name__
+    if timesteps is not None:
+        check_labels(process, torch.tensor(timesteps, dtype=torch.float64), "timesteps")
+    # the sigmas of UniPC are those of flows, and EDM's are positions between its ends
+    ours = sigmas is not None and process.kind != "flow" and name != "EulerDiscreteScheduler"
+    if ours or (timesteps is not None and "timesteps" not in takes):
+        return _given_levels(process, reference, steps, timesteps, sigmas)
+    if asked.keys() - takes:
+        raise InputError(f"{min(asked.keys() - takes)}: {name} takes none. Omit it.")
     try:
         reference.set_timesteps(steps, **asked)
     except REFUSALS as error:
-        name = type(reference).__name__
         raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
-    made = _made(process, reference)
+    made = constructed_grid(process, reference)
     if bool((made.sigmas[:-2].diff() == 0).any()):  # some of diffusers' own schedulers return nan there
         raise InputError(
             f"num_inference_steps: got {steps}; some of its levels repeat when rounded to integer labels. Use fewer, "
@@ -217,30 +216,66 @@ def grid_of(
     return made
 
 
-def _made(process: Process, reference: Any) -> Grid:
-    """The grid that `reference.set_timesteps` made."""
+def check_labels(process: Process, labels: Tensor, argument: str) -> None:
+    """Reject labels that the network was not trained on."""
+    if process.kind == "edm":
+        low, high = process.label(torch.tensor([process.schedule.sigma_min, process.schedule.sigma_max])).tolist()
+    else:
+        low, high = 0.0, float(process.count - (process.kind == "vp"))
+    slack = 1e-4 * max(1.0, abs(high))
+    if not bool(((labels >= low - slack) & (labels <= high + slack)).all()):
+        raise InputError(f"{argument}: got {labels.tolist()}, expected labels from {high:g} to {low:g}.")
+
+
+def _given_levels(
+    process: Process, reference: Any, steps: int | None, timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+) -> Grid:  # fmt: skip
+    """The user's levels, where diffusers' scheduler does not take such a list."""
+    given, count = (timesteps, len(timesteps)) if timesteps is not None else (sigmas, len(sigmas or ()) - 1)
+    if steps not in (None, count):
+        raise InputError(f"num_inference_steps: got {steps} with a list of {count} steps, {given}. Omit one of them.")
+    if sigmas is not None:
+        levels = torch.tensor(sigmas, dtype=torch.float64)
+        labels = process.label(levels[:-1])
+        if process.kind == "vp":
+            labels = labels.round().clamp(0, process.count - 1).long()
+        return _vp_grid(reference, levels, labels)
+    labels = torch.tensor(timesteps, dtype=torch.float64)
+    levels = torch.cat([process.sigma(labels), _last(process, reference)])
+    return _vp_grid(reference, levels, labels.float() if bool(labels.frac().any()) else labels.long())
+
+
+def constructed_grid(process: Process, reference: Any) -> Grid:
+    """The grid that `reference` has, from its constructor or from `set_timesteps`."""
     if not hasattr(reference, "sigmas"):  # has labels only
         # PNDM's own list repeats labels and has those of its inner stages
         listed = getattr(reference, "_timesteps", reference.timesteps)
         labels = torch.tensor(sorted({int(v) for v in listed}, reverse=True))
         return Grid(torch.cat([process.sigma(labels.double()), _last(process, reference)]), labels)
-    levels, labels = reference.sigmas.double().cpu(), reference.timesteps.cpu()
+    levels, labels, listed = reference.sigmas.double().cpu(), reference.timesteps.cpu(), reference.sigmas
     if type(reference).__name__ == "HeunDiscreteScheduler":  # lists each inner level twice
         levels, labels = torch.cat([levels[:1], levels[1::2]]), torch.cat([labels[:1], labels[1::2]])
+    levels = levels[: len(labels) + 1]  # Euler's log-linear list is longer than its run
     if process.kind == "flow":
+        if len(levels) == len(labels):  # the constructor's list has no last level
+            levels = torch.cat([levels, levels.new_zeros(1)])
         levels = levels.clamp(max=CLOSEST)
-        return Grid(levels / (1 - levels), labels)
+        return Grid(levels / (1 - levels), labels, listed=listed)
     if process.kind == "edm":
-        return Grid(levels, labels, float(reference.init_noise_sigma))
-    return _vp_grid(reference, levels, labels)
+        return Grid(levels, labels, reference.init_noise_sigma, listed=listed)
+    return _vp_grid(reference, levels, labels, listed)
 
 
-def _vp_grid(reference: Any, levels: Tensor, labels: Tensor) -> Grid:
+def _vp_grid(reference: Any, levels: Tensor, labels: Tensor, listed: Tensor | None = None) -> Grid:
     if type(reference).__name__ not in EXPLODING:
-        return Grid(levels, labels)
+        return Grid(levels, labels, listed=listed)
+    if listed is not None:
+        return Grid(levels, labels, reference.init_noise_sigma, True, listed)
     # the first state of these has size sigma, or (1 + sigma^2)^(1/2) on "leading" grids
     even = reference.config.timestep_spacing in ("linspace", "trailing")
-    return Grid(levels, labels, float(levels[0] / (1 + levels[0] ** 2).sqrt()) if even else 1.0, True)
+    start = levels[0] if even else (1 + levels[0] ** 2).sqrt()
+    return Grid(levels, labels, start.float(), True)
 
 
 def _last(process: Process, reference: Any) -> Tensor:

@@ -1,7 +1,9 @@
 """This library's solvers as a scheduler of diffusers' pipelines."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +17,35 @@ try:
 except ImportError as _error:
     raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
 
-from ... import BrownianPath, DiffusionModel, DiffusionSolver, InputError, Plan, _validation, executor, load
+from ... import (
+    BrownianPath,
+    DiffusionModel,
+    DiffusionSolver,
+    EDMEuler,
+    EDMHeun,
+    InputError,
+    Plan,
+    _validation,
+    executor,
+    load,
+)
+from ...compat import DiffusersPNDM
 from ...denoiser import coefficients, to_x0
+from ...errors import one_of
 from ...executor import Draw, Evaluate, Normals, State
-from ...plan import Row
+from ...plan import Combination, Row
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals
 from ...resolve import carried_plan, evaluator_of
 from . import configuration
-from .grid import FORWARD, MOST_LABELS, Process, process_of, reference_of
+from .grid import EXPLODING, FORWARD, MOST_LABELS, Process, check_labels, family, process_of, reference_of
+
+# what diffusers' schedulers keep of the forward process, for training and for pipelines that compute with it
+TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "sigmas", "sigma_min", "sigma_max")
+# diffusers' schedulers that step without set_timesteps, over all levels of training
+CONSTRUCTED = (
+    "DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "EDMEulerScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -31,7 +54,7 @@ class Run(NamedTuple):
     plan: Plan  # the rows from entry `first` of the timesteps on
     first: int
     scales: list[float]  # from x to the pipeline's state, alpha where that is alpha x: per row, and at the end
-    numbers: list[tuple[float, ...]]  # per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise
+    numbers: list[list[float]]  # per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise
     row: int = 0  # the next one
     state: State | None = None  # before that row; None before the first step
     path: BrownianPath | None = None
@@ -60,9 +83,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     that solver. With `exact=True` the solver is the published one, and the network gets the label of each level
     without rounding.
 
-    The state is that of diffusers: alpha x, of unit variance at the start, or x itself under EDM's configurations. A
-    pipeline may change the sample between steps; the change is carried over. Each entry of `timesteps` is one network
-    evaluation, and `order` of them are one step.
+    The state is that of diffusers' scheduler of that configuration: alpha x, or x itself for EDM's configurations and
+    for `EDMEuler` and `EDMHeun`. A pipeline may change the sample between steps; the change is carried over. Each
+    entry of `timesteps` is one network evaluation, and `order` of them are one step.
+
+    A scheduler serves one run at a time: `step` refuses any timestep but the next one. Solvers without history (DDIM,
+    DDPM, EDMEuler) take any timestep in any order.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type: as in diffusers;
@@ -99,21 +125,32 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         configuration.check_options(options, self.config, self.solver, type(self))
         if trained_betas is not None:
             self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
-        count = _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
-        self.timesteps: Tensor = torch.arange(count).flip(0)  # before set_timesteps one step per label, as in diffusers
+        _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
         self.num_inference_steps: int | None = None
-        self.init_noise_sigma: float = 1.0
-        self.order: int = 1 if carried_plan(self.solver) else self.solver.card.evaluations
+        self.order: int = configuration.order_of(self.solver, exact)
         self._forward: tuple[Any, Process] | None = None
         self._setup: configuration.Setup | None = None
+        self._starts: dict[tuple[int, float], Run] = {}
         self._begin: int | None = None
         self._run: Run | None = None
+        self._describe()
+
+    def _describe(self) -> None:
+        """Set what diffusers' schedulers have when constructed, one step per label."""
+        reference = reference_of(self.config, self.solver)
+        for name in TABLES:
+            if hasattr(reference, name):
+                setattr(self, name, getattr(reference, name))
+        listed = reference.timesteps
+        self.timesteps: Tensor = torch.arange(len(self)).flip(0) if listed is None else listed.clone()
+        self.init_noise_sigma: float | Tensor = getattr(reference, "init_noise_sigma", 1.0)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler from the configuration of any scheduler of diffusers; keywords override it."""
         more: dict[str, Any] = {}
         if isinstance(config, Mapping):
+            configuration.check_family(config, kwargs.get("solver", config.get("solver")))
             # options that only the class behind the solver has; unknown ones may be returned to the caller
             known = configuration.options_of(cls) if return_unused_kwargs else kwargs
             more = {k: kwargs.pop(k) for k in [*kwargs] if k in known and k not in cls._get_init_keys(cls)}
@@ -123,6 +160,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
         configuration.check_options(more, scheduler.config, scheduler.solver, cls)
+        scheduler._describe()
         return made
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -156,7 +194,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None, mu: float | None = None,
+        sigmas: Sequence[float] | None = None, mu: float | None = None, **unknown: Any,
     ) -> None:  # fmt: skip
         """Make the grid and the plan of a run.
 
@@ -166,23 +204,42 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             timesteps: (n,) labels of the levels, decreasing, instead of a number of steps.
             sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in diffusers.
             mu: the shift of flows that depend on the resolution.
+
+        Raises:
+            InputError: levels that the schedule does not have, or an option that diffusers' scheduler of this
+                configuration does not take.
         """
-        if timesteps is not None and sigmas is not None:
+        refuse_unknown("set_timesteps", unknown, type(self).set_timesteps)
+        if timesteps is not None and sigmas is not None and self._process.kind != "flow":
             raise InputError("timesteps, sigmas: got both; expected one of them.")
         lists = configuration.listed("timesteps", timesteps), configuration.listed("sigmas", sigmas)
-        count = len(lists[0] or lists[1] or ()) or num_inference_steps
-        if count is not None:
-            count = _validation.check_int("num_inference_steps", count)
-        asked = (self.config, self.solver, count, *lists, mu)
+        if num_inference_steps is not None:
+            num_inference_steps = _validation.check_int("num_inference_steps", num_inference_steps)
+        elif lists == (None, None) and not carried_plan(self.solver):
+            raise InputError("num_inference_steps: got None, expected an integer of at least 1.")
+        asked = (self.config, self.solver, num_inference_steps, *lists, mu)
         if self._setup is None or self._setup.asked != asked:
-            self._setup = configuration.prepare(*asked)
-        made = self._setup
-        self._forward = (self.config, made.process)
+            self._prepare(*asked)
+        made = self._ready()
         self._begin, self._run = None, None
         self.timesteps = made.labels.clone().to(device)
-        self.sigmas: Tensor = made.grid.sigmas.float()
-        self.num_inference_steps, self.init_noise_sigma = len(self.sigmas) - 1, made.grid.start
+        self.sigmas = made.sigmas()
+        self.num_inference_steps, self.init_noise_sigma = len(made.grid.sigmas) - 1, made.grid.start
         self.order = made.order
+
+    def _prepare(self, *asked: Any) -> configuration.Setup:
+        self._setup, self._starts = configuration.prepare(*asked), {}
+        self._forward = (self.config, self._setup.process)
+        return self._setup
+
+    def _ready(self) -> configuration.Setup:
+        """The setup of `set_timesteps`, or that of the constructor where diffusers' scheduler can step from it."""
+        if self._setup is not None:
+            return self._setup
+        name = family(self.config, self.solver)[0]
+        if name not in CONSTRUCTED or carried_plan(self.solver):
+            raise InputError("set_timesteps: not called yet; call scheduler.set_timesteps(steps) before a run.")
+        return self._prepare(self.config, self.solver, None)
 
     @property
     def _process(self) -> Process:
@@ -202,79 +259,163 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return None if self._run is None else self._run.first + self._run.row
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this entry, as image-to-image pipelines do; `step` then does not read its timestep."""
+        """Start at this entry, as image-to-image pipelines do."""
         self._begin, self._run = begin_index, None
-        self._run = self._start(None, 0.0)
+        if self._free(0.0) and begin_index < len(self.timesteps):
+            self._run = self._start(0, 0.0)._replace(row=begin_index)
+        else:
+            self._run = self._start(begin_index, 0.0)
+
+    def _entries(self, timestep: Any) -> list[int] | None:
+        """The entries of `timesteps` with this label; None where its value would have to be read from a device."""
+        setup = self._ready()
+        if timestep is None:
+            return None
+        if torch.is_tensor(timestep):
+            if torch.compiler.is_compiling():
+                return None
+            if timestep.device.type != "cpu":
+                # iterating over `timesteps` yields views of it, whose position is their entry
+                mine = self.timesteps
+                if timestep.device != mine.device or timestep.untyped_storage().data_ptr() != (
+                    mine.untyped_storage().data_ptr()
+                ):
+                    return None
+                return setup.entries(setup.names[timestep.storage_offset() - mine.storage_offset()])
+            timestep = timestep.reshape(-1)[0]
+        return setup.entries(float(timestep))
 
     def _row(self, timestep: Any) -> int:
-        """The next entry: where the run is or will begin, unless the timestep belongs to another entry."""
-        running = self._run is not None and not self._run.over
-        row = self.step_index if running else self._begin
-        # read no number from a device while a run continues
-        known = running and (self._begin is not None or (torch.is_tensor(timestep) and timestep.device.type != "cpu"))
-        if timestep is None or known:
+        """The entry of a timestep that begins a run, or continues one of a solver without history."""
+        setup, entries = self._ready(), self._entries(timestep)
+        row = self.step_index if self._run is not None and not self._run.over else self._begin
+        if entries is None and (timestep is None or row is not None):
             return row or 0
-        assert self._setup is not None
-        entries = self._setup.entries(float(timestep))
+        if entries is None:
+            entries = setup.entries(float(timestep.reshape(-1)[0]))
         if not entries:
             raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
         return row if row in entries else next((i for i in entries if i % self.order == 0), entries[0])
 
-    def _start(self, timestep: Any, eta: float) -> Run:
-        """A run from the begin index, or from the entry of the timestep."""
-        if self._setup is None:
-            raise InputError("set_timesteps: not called yet; call scheduler.set_timesteps(steps) before a run.")
-        row, process = self._row(timestep), self._process
-        plan = self._setup.plan_from(row, eta)
-        end = [1.0] if self._setup.grid.exploding else process.scale(plan.sigmas[-1:])
+    def _start(self, row: int, eta: float) -> Run:
+        """A run from this entry."""
+        run = self._starts.get((row, eta))
+        if run is None:
+            plan = self._ready().plan_from(row, eta)
+            run = self._starts[row, eta] = self._run_of(plan, row)
+        return run
+
+    def _run_of(self, plan: Plan, first: int) -> Run:
+        """The run of a plan whose first row is this entry of the timesteps."""
+        process = self._process
         alpha, by = process.schedule.alpha(plan.sigma), process.conversion
         columns = [c for kind in ("data", "noise") for c in coefficients(by, plan.sigma, alpha, kind)]
-        return Run(plan, row, process.scale(plan.sigma) + end, torch.stack(columns, 1).tolist())
+        return Run(plan, first, self._ready().scales(plan), torch.stack(columns, 1).tolist())
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself, scaled for EDM's networks only."""
-        if self._process.kind != "edm":
+    def _free(self, eta: float) -> bool:
+        """Whether a row is a function of the sample and its own evaluation: rows may then be taken in any order."""
+        setup = self._ready()
+        if not setup.free or not isinstance(self.solver, (DiffusionSolver, Plan)):
+            return False
+        return self.config.noise != "path" or not (eta or setup.plan.levy)
+
+    def _next(self, timestep: Any, sample: Tensor, eta: float) -> Run:
+        """The run whose next row is the timestep's: the present one, a new one, or an error where that mixes runs."""
+        run = self._run
+        if not self._free(eta):
+            if run is not None and run.state is not None:
+                return self._continued(run, timestep, sample, eta)
+            return run if run is not None and not eta else self._start(self._row(timestep), eta)
+        label = self._label_outside(timestep)
+        plan = None if label is None else self._ready().step_from(label, eta)
+        if plan is not None:
+            return self._run_of(plan, len(self.timesteps))
+        return self._start(0, eta)._replace(row=self._row(timestep))
+
+    def _label_outside(self, timestep: Any) -> float | None:
+        """The label of a timestep that the schedule does not have."""
+        return float(timestep) if self._entries(timestep) == [] else None
+
+    def _continued(self, run: Run, timestep: Any, sample: Tensor, eta: float) -> Run:
+        """The run itself, or a second one from its first timestep after its end."""
+        entries, first, names = self._entries(timestep), run.first, self._ready().names
+        if run.over:
+            if entries is None or first in entries:
+                return self._start(first, eta)
+            where = f"at its end, after t={names[-1]:g}"
+        elif entries is not None and first + run.row not in entries:
+            where = f"at t={names[first + run.row]:g}"
+        elif run.state is not None and run.state.x.shape != sample.shape:
+            raise InputError(
+                f"sample: got {tuple(sample.shape)}, expected {tuple(run.state.x.shape)} as before in this run. Use "
+                "copy.deepcopy(scheduler) per run, or call set_timesteps before a new one."
+            )
+        else:
+            return run
+        got = f"{names[entries[0]]:g}" if entries else "one outside scheduler.timesteps"
+        raise InputError(
+            f"timestep: got {got}, but this scheduler is in a run {where}. Use copy.deepcopy(scheduler) per run, or "
+            "call set_timesteps before a new one."
+        )
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *_: Any, **__: Any) -> Tensor:
+        """The network's input: the sample itself, or scaled to unit variance where the state is x."""
+        process = self._process
+        exploding = process.kind == "edm" or family(self.config, self.solver)[0] in EXPLODING
+        if not exploding:
             return sample
-        assert self._setup is not None
-        return sample * float(self._process.alpha(self._setup.plan.sigma[self._row(timestep)]))
+        label = None if timestep is None else self._label_outside(timestep)
+        if label is None:
+            return sample * self._ready().inputs[self._row(timestep)]
+        check_labels(process, torch.tensor(label, dtype=torch.float64), "timestep")
+        return sample * float(process.alpha(process.sigma(torch.tensor(label, dtype=torch.float64))))
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
         use_clipped_model_output: bool | None = None, generator: Any = None, variance_noise: Tensor | None = None,
-        return_dict: bool = True, **unused: Any,
+        return_dict: bool = True, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+        s_noise: float = 1.0, per_token_timesteps: Tensor | None = None, **unknown: Any,
     ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:  # fmt: skip
         """Compute the pipeline's next sample from the network's output.
 
         Args:
             model_output: (batch, *event) the network's output; further channels (a learned variance) are ignored.
-            timestep: its entry of `timesteps`; read only where a run starts without a begin index.
+            timestep: the next entry of `timesteps`; with a solver without history any entry. DDIM and DDPM also step
+                from labels outside of it, one stride down, as in diffusers.
             sample: (batch, *event) the state, of any floating dtype; kept in float32 at least inside.
             eta: of DDIM, where the solver itself has none.
             use_clipped_model_output: with clip_sample, also derive DDIM's noise from the clipped estimate.
             generator: one, or a list with one per sample, for stochastic solvers.
             variance_noise: unit normals (batch, *event) instead of drawn ones.
+            s_churn, s_tmin, s_tmax, s_noise: of `EDMEuler`, as in diffusers: churn after the network's evaluation.
+            per_token_timesteps: (batch, tokens) the labels of a flow's tokens, for `EDMEuler`. As in diffusers each
+                token steps to the next lower level and the output has the opposite sign.
 
         Returns:
             `prev_sample` and `pred_original_sample`, or both as a tuple.
+
+        Raises:
+            InputError: a timestep that is not the next one, or an option that the solver does not have.
         """
-        run = self._run
-        fresh = run is None or run.over or (run.row == 0 and (eta or self._begin is None))
-        if fresh or self._row(timestep) != self.step_index:
-            run = self._start(timestep, eta)
+        refuse_unknown("step", unknown, type(self).step)
+        self._check_options_of_step(eta, use_clipped_model_output, s_churn, per_token_timesteps)
+        run = self._next(timestep, sample, eta)
+        if run.state is None:
             configuration.check_event(self.solver, sample)
-        assert run is not None
-        assert self._setup is not None
-        if run.state and run.state.x.shape != sample.shape:
-            raise InputError(
-                f"sample: got {tuple(sample.shape)}, expected {tuple(run.state.x.shape)} as before in this run. Call "
-                "set_timesteps before a run of another shape."
-            )
         x, row = run.read(sample), run.plan.rows[run.row]
         where = f" at entry {run.first + run.row} of timesteps"
         output = model_output[:, : x.shape[1]] if torch.is_tensor(model_output) else model_output
         output = _validation.check_answer("model_output", output, x, where, of="sample")
+        if per_token_timesteps is not None:
+            found = self._step_tokens(at_least_float32(sample), output, per_token_timesteps)
+            self._run = run._replace(row=run.row + 1)
+            return DDIMSchedulerOutput(*found) if return_dict else found
         if run.state is None:
             run = self._with_sources(run, x, generator)
+        if s_churn and s_tmin <= row.sigma <= s_tmax:
+            gamma = min(s_churn / (len(run.plan.sigmas) - 1), math.sqrt(2) - 1)
+            x, row, numbers = self._churned(run, sample, generator, gamma, s_noise)
+            run = run._replace(numbers=[*run.numbers[: run.row], numbers, *run.numbers[run.row + 1 :]])
         draw = self._draw(run, x, sample, generator, variance_noise)
         state = self._enter(run, row, x, sample.dtype, draw)
         x0, state, evaluation = self._evaluate(run, row, state, x, output, use_clipped_model_output)
@@ -287,8 +428,50 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             row = run.plan.rows[run.row]
             state = executor.begin(row, state, draw) if row.stage.normals else state
             at = executor.stage(row, state)
-        self._run, new, x0 = run._replace(state=state), run.write(at, sample.dtype), x0.to(sample.dtype, copy=True)
+        new, x0 = run.write(at, sample.dtype), x0.to(sample.dtype, copy=True)
+        self._run = run._replace(state=state)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
+
+    def _check_options_of_step(self, eta: float, clipped: bool | None, churn: float, tokens: Tensor | None) -> None:
+        """Reject options that the solver does not have."""
+        setup = self._ready()
+        used, flow = setup.used, setup.process.kind == "flow"
+        ddim, euler = isinstance(used, configuration.DDIM_FORMS), isinstance(used, EDMEuler) and not used.churn
+        for name, value, able, cure in (
+            ("eta", eta, ddim, "fewstep.DDIM()"),
+            ("use_clipped_model_output", clipped, ddim, "fewstep.DDIM()"),
+            ("s_churn", churn, euler and not flow, "fewstep.EDMEuler() without churn of its own, and no flow"),
+            ("per_token_timesteps", tokens is not None, euler and flow, "fewstep.EDMEuler() and a flow"),
+        ):
+            if value and not able:
+                raise InputError(f"{name}: got {value}, which {self.solver!r} does not have here. It needs {cure}.")
+
+    def _churned(
+        self, run: Run, sample: Tensor, generator: Any, gamma: float, size: float
+    ) -> tuple[Tensor, Row, list[float]]:
+        """Euler's row from the level that churn raises after the evaluation, the state there, and its numbers."""
+        row, process = run.plan.rows[run.row], self._process
+        sigma, end = row.sigma * (1 + gamma), float(run.plan.sigmas[run.row + 1])
+        (z,) = fresh_normals(sample, configuration.generators_of(generator, len(sample)), 1)
+        x = run.read(sample) + z * (size * math.sqrt(sigma**2 - row.sigma**2))
+        level = torch.tensor([row.sigma if process.prediction == "v_prediction" else sigma], dtype=torch.float64)
+        if process.kind == "edm":
+            level = torch.tensor([sigma], dtype=torch.float64)
+        numbers = [float(v) for v in coefficients(process.conversion, level, process.schedule.alpha(level), "data")]
+        update = Combination(end / sigma, ((1 - end / sigma, 0),), ())
+        return x, row._replace(sigma=sigma, update=update), numbers * 2
+
+    def _step_tokens(self, sample: Tensor, output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Diffusers' step of a flow whose tokens are at levels of their own, and the estimate of x0."""
+        if timesteps.shape != sample.shape[:2] or sample.dim() != 3:
+            raise InputError(
+                f"per_token_timesteps: got shape {tuple(timesteps.shape)}, expected (batch, tokens) of the sample "
+                f"{tuple(sample.shape)}."
+            )
+        at = timesteps.to(sample) / self._process.count
+        levels = self._ready().sigmas().to(sample)[:, None, None]
+        lower = torch.where(levels < at - 1e-6, levels, 0).amax(0)
+        return sample + (at - lower)[..., None] * output, sample + at[..., None] * output
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
         """The run with what depends on the samples: its Brownian path and its student's network."""
@@ -325,9 +508,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return state
         state = run.state
         pure = not (row.stage.evaluations or row.stage.normals)
-        # what was handed out, with its rounding to the pipeline's dtype
-        before = x if pure else run.read(run.write(executor.stage(row, state), dtype))
-        state = executor.follow(row, state, before, x)
+        if pure or not self._ready().keeps:
+            # what was handed out, with its rounding to the pipeline's dtype
+            before = x if pure else run.read(run.write(executor.stage(row, state), dtype))
+            state = executor.follow(row, state, before, x)
         return state if row.stage.normals else executor.begin(row, state, draw)
 
     def _evaluate(
@@ -343,18 +527,26 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             x0 = executor.data_of(kind, x, row.sigma, evaluation)
         else:
             evaluation = x0 if kind == "data" else to_x0(x, output, p_noise, q_noise)
-        assert self._setup is not None
-        if self._setup.postprocess is None:
-            return x0, state, evaluation
-        fixed = self._setup.postprocess(x0)
-        if isinstance(self._setup.used, configuration.DDIM_FORMS) and not clipped:
-            return fixed, *executor.redirected(row, state, x0, fixed)
-        return fixed, state, executor.evaluation_of(kind, x, row.sigma, fixed)
+        setup = self._ready()
+        if setup.postprocess is not None:
+            fixed = setup.postprocess(x0)
+            if isinstance(setup.used, configuration.DDIM_FORMS) and not clipped:
+                return fixed, *executor.redirected(row, state, x0, fixed)
+            x0, evaluation = fixed, executor.evaluation_of(kind, x, row.sigma, fixed)
+        if setup.keeps and row.stage.evaluations:
+            # diffusers combines slopes (x - D)/sigma of the edited input in Heun's step, outputs in PNDM's
+            share = 1.0 if isinstance(setup.used, EDMHeun) else 0.0
+            if isinstance(setup.used, DiffusersPNDM):
+                share = p_noise
+            evaluation = torch.add(evaluation, executor.stage(row, state) - x, alpha=share) if share else evaluation
+        return x0, state, evaluation
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """alpha x0 + sigma_t noise at timesteps () or (batch,), labels or entries of the run."""
-        alpha, sigma_t = self._weights(timesteps, noise)
-        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
+        """x0 and noise at timesteps () or (batch,), labels or entries of the run, in the coordinates of the state."""
+        sigma = self._levels(timesteps, noise)
+        exploding = family(self.config, self.solver)[0] in EXPLODING
+        alpha = torch.ones_like(sigma) if exploding else self._process.schedule.alpha(sigma)
+        return alpha.to(original_samples) * original_samples + (alpha * sigma).to(original_samples) * noise
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """`add_noise` under the name that flow pipelines use."""
@@ -362,22 +554,29 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """alpha noise - sigma_t x0, the target of a network that predicts v."""
-        alpha, sigma_t = self._weights(timesteps, noise)
-        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
+        sigma = self._levels(timesteps, noise)
+        alpha = self._process.schedule.alpha(sigma)
+        return alpha.to(sample) * noise - (alpha * sigma).to(sample) * sample
 
-    def _weights(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma_t at timesteps, shaped to multiply samples."""
+    def _levels(self, timesteps: Any, like: Tensor) -> Tensor:
+        """sigma at timesteps, shaped to multiply samples."""
         labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
+        check_labels(self._process, labels, "timesteps")
         levels, own, made = self._process.sigma(labels).tolist(), dict[float, float](), self._setup
         if made is not None:  # entries of a run have exactly the levels of its rows
-            own = dict(zip(made.labels.tolist(), made.plan.sigma.tolist()))
+            own = dict(zip(made.names, made.plan.sigma.tolist()))
             row = self._row(None)
             if self._begin is not None and len(labels) == 1 and row < made.plan.nfe:
                 own = {float(labels[0]): float(made.plan.sigma[row])}
         sigma = torch.tensor([own.get(v, s) for v, s in zip(labels.tolist(), levels)], dtype=torch.float64)
-        alpha = self._process.schedule.alpha(sigma)
-        shape = (-1, *[1] * (like.dim() - 1))
-        return alpha.reshape(shape), (alpha * sigma).reshape(shape)
+        return sigma.reshape(-1, *[1] * (like.dim() - 1))
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def refuse_unknown(where: str, unknown: Mapping[str, Any], method: Callable[..., Any]) -> None:
+    """Reject keywords that a method does not have."""
+    if unknown:
+        known = [k for k in signature(method).parameters if k not in ("self", "unknown")]
+        raise one_of(f"option of {where}", min(unknown), known)
