@@ -15,6 +15,7 @@ from .plan_builder import LinearExpr, PlanBuilder
 from .samplers.ddim import DDIM
 from .samplers.deis import DEIS
 from .samplers.dpm import DPMFamily, Group, Rules
+from .samplers.edm import EDMHeun
 from .samplers.exponential import path_noise, weighted_sum
 from .samplers.ipndm import EVEN
 from .samplers.pndm import PNDM
@@ -154,6 +155,12 @@ def _float32_deis(nodes: list[float], t: float, schedule: Schedule | None) -> li
             F = ends * (c * (d - l + 1) - d * l + d + l**2 - 2 * l + 2) / ((b - c) * (b - d))
         out.append(float(F[0] - F[1]))
     return out
+
+
+class DiffusersHeun(EDMHeun):
+    """EDMHeun with Heun's step over every factor in sigma, as in diffusers."""
+
+    steep = math.inf
 
 
 class DiffusersDDIM(DiffusionSolver):

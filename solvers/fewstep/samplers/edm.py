@@ -92,13 +92,16 @@ class EDMHeun(_Churned):
         churn, churn_min, churn_max, noise: as for `EDMEuler`.
     """
 
+    steep = STEEP
+    """Steps over a larger factor in sigma are Euler's."""
+
     summary = "Heun's method in sigma with churn"
     reference = "Karras et al. 2022 (arXiv 2206.00364), Algorithm 2"
     evaluations = 2
 
     def _step(self, builder: PlanBuilder, x: LinearExpr, s: float, t: float) -> LinearExpr:
         D = builder.evaluate(x, s)
-        if s > STEEP * t:  # to 0 above all, where the second slope does not exist
+        if t == 0 or s > self.steep * t:  # the second slope does not exist at 0
             return t / s * x + (1 - t / s) * D
         slope = (x - D) / s
         euler = x + (t - s) * slope

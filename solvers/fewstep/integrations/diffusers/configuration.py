@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, DPMSolverSDE, EDMEuler, EDMHeun, Plan, UniPC
 from ..._validation import check_float, check_numbers
 from ...catalog import solver_named, spelling
-from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM, Ending, OfficialDPM
+from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersHeun, DiffusersPNDM, Ending, OfficialDPM
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...fingerprint import same_words
@@ -319,6 +319,8 @@ def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid
         velocities = process.prediction == "v_prediction"
         warm_up = "plms" if config["skip_prk_steps"] else solver.warm_up
         return DiffusersPNDM(warm_up, "v_prediction" if velocities else "epsilon")
+    if isinstance(solver, EDMHeun) and process.kind == "vp":
+        return DiffusersHeun(**solver.options())
     if isinstance(solver, (DPMFamily, DEIS, UniPC)):
         lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
         with suppress(InputError):  # an option that diffusers does not have
