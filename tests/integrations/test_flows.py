@@ -20,7 +20,7 @@ STOCHASTIC = [
     fs.DPMSolverSDE(2, eta=0.5), fs.SASolver(**EVERY), fs.SASolver(2, 0, **EVERY), fs.EDMEuler(churn=4),
     fs.EDMHeun(churn=4), fs.Ancestral(fs.DPMSolver(2), 0.5), fs.DPMSolverSDE(2, multistep=False),
     fs.DPMSolverSDE(3, multistep=False), fs.DPMSolverSDE(2, 0.5, "heun", False, 1.0), fs.SASolver(**EVERY, pece=True),
-    fs.Restart(intervals=((0.1, 0.5, 3, 2), (0.8, 3.0, 3, 1))),
+    fs.Restart(intervals=((0.1, 0.5, 3, 2), (0.8, 3.0, 3, 1))), fs.Restart(fs.DEIS(3)),
 ]  # fmt: skip
 DETERMINISTIC = [
     fs.DDIM(), fs.EDMHeun(), fs.DPMSolver(2), fs.DPMSolver(3), fs.DPMSolverPP(2), fs.DPMSolverPP(3),
@@ -59,7 +59,8 @@ def test_samples_have_the_variance_of_the_solvers_own_recursion(solver, counts, 
         out = kd.sampler(solver, flow=True)(model, x, torch.linspace(1, 0, steps + 1), seed=5, disable=True)
         exact = recursion(solver, steps)
         assert abs(out.double().square().mean() / exact - 1) < 5 * math.sqrt(2 / x.numel()), (steps, exact)
-    assert abs(recursion(solver, 400) / V0 - 1) < 0.02
+    worst = 0.05 if isinstance(solver, fs.Restart) else 0.02  # the steps of its restarts do not become more
+    assert abs(recursion(solver, 400) / V0 - 1) < worst
 
 
 def wrapped(**attributes):

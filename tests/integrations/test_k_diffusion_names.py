@@ -94,9 +94,8 @@ def test_heunpp2_by_its_formula():
             if v is not None:
                 y, u = y + (v - u) * slopes[-1], v
         x = x + (t - s) * sum(a * d for a, d in zip([1 - sum(w), *w], slopes, strict=True))
-    torch.testing.assert_close(
-        end_of(compat.HeunPP2().plan(torch.tensor(levels).double()), X), x, rtol=1e-12, atol=1e-12
-    )
+    plan = compat.HeunPP2().plan(torch.tensor(levels, dtype=torch.float64))
+    torch.testing.assert_close(end_of(plan, X), x, rtol=1e-12, atol=1e-12)
 
 
 def test_er_sde_integrates_a_quadratic_estimate_exactly():

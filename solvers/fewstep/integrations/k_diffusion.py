@@ -96,6 +96,8 @@ class Sampler:
         plan, source = self._resolve(grid, flow)
         extra = dict(extra_args or {})
         state = at_least_float32(x)
+        if flow and plan.prediction == "noise" and x.device.type != "mps":
+            state = state.double()  # x - sigma eps cancels where sigma is 1e6
         if flow:
             state = state / FLOW.alpha(plan.sigmas[:1]).item()
         state = state.clone() if state is x else state  # a model may write its inputs to x
