@@ -103,6 +103,9 @@ def test_learned_solvers(tmp_path):
     table, report = fs.distill_dode(model, base=fs.DDIM(), steps=8, noise=noise)
     assert isinstance(table, fs.Plan)
     assert report.student_rmse <= report.base_rmse
+    table, report = fs.fit_table(model, nfe=5, noise=noise, starts=1, iterations=2)
+    assert isinstance(table, fs.Plan)
+    assert report.student_errors.rmse <= report.base_errors.rmse
     training = fs.TrainingOptions(iterations=5)
     student, _ = fs.distill_sigdeg(
         model, steps=5, teacher_steps=50, levy="H", event_shape=(3,), seed=0, training=training,

@@ -58,6 +58,7 @@ SAMPLE = dict(problem=MODEL, solver=fs.DDIM(), shape=(2, 3), steps=3)
 SOLVE = dict(sde=SDE, solver=fs.EulerMaruyama(), y0=Y, grid=TIMES)
 ORDERS = dict(problem=problems.sine(), levels=range(2, 5), paths=16, reference="levels")
 DODE = dict(problem=MODEL, base=fs.DDIM(), noise=NOISE, steps=3, teacher_substeps=2)
+TABLE_FIT = dict(problem=MODEL, nfe=2, noise=NOISE, start=fs.DDIM(), starts=1, iterations=1, teacher_steps=2)
 GRID = dict(steps=STEPS, sigmas=DECREASING, spacing=WORD)
 SIGDEG = dict(problem=MODEL, event_shape=(3,), steps=2, teacher_steps=4, teacher_options=FEW, training=SHORT)
 STEP = dict(sde=SDE, steps=2, y0=Y, teacher_options=replace(FEW, substeps=2), training=SHORT)
@@ -152,6 +153,10 @@ ROWS = [
      GRID | dict(problem=OBJECT, base=OBJECT, teacher=OBJECT, noise=STATE, labels=LABELS, final=WORD,
                  terms=COUNT, teacher_substeps=COUNT, batch=COUNT, refine=WORD, training=OBJECT, seed=SEED,
                  notes=MAPPING)),
+    (fs.fit_table, TABLE_FIT,
+     dict(problem=OBJECT, nfe=COUNT, noise=STATE, labels=LABELS, free=WORD, start=OBJECT, starts=COUNT, teacher=OBJECT,
+          teacher_steps=STEPS, loss=WORD, iterations=COUNT[1:], directions=COUNT, batch=COUNT, seed=SEED,
+          notes=MAPPING)),
     (fs.regrid, DODE | dict(table=fs.distill_dode(**DODE)[0], steps=4),
      GRID | dict(table=OBJECT, problem=OBJECT, base=OBJECT, teacher=OBJECT, noise=STATE, labels=LABELS,
                  teacher_substeps=COUNT, batch=COUNT)),

@@ -31,6 +31,7 @@ from .learned.sigdeg.distill_step import distill_sigdeg_step as distill_sigdeg_s
 from .learned.sigdeg.student import SigSampler as SigSampler
 from .learned.sigdeg.student import SigStep as SigStep
 from .learned.sigdeg.unet import SigUNet as SigUNet
+from .learned.table.fit import fit_table as fit_table
 from .learned.training import TeacherOptions as TeacherOptions
 from .learned.training import TrainingOptions as TrainingOptions
 from .learned.trajectories import make_trajectories as make_trajectories

@@ -1,5 +1,6 @@
 """Checks of public arguments: each raises one clear `InputError` or returns the checked value."""
 
+import json
 import math
 import operator
 import os
@@ -263,3 +264,13 @@ def check_sequence(argument: str, value: Any, expected: str) -> Sequence[Any]:
     if not items:
         raise InputError(f"{argument}: got {'an empty sequence' if listed else describe(value)}, expected {expected}.")
     return items
+
+
+def check_json(argument: str, value: Any, words: dict[str, Any]) -> dict[str, Any]:
+    """The words, updated by a user's dict of values that JSON can hold, as JSON returns them."""
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(words | dict(value), allow_nan=False))
+    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
+        held = describe(value)
+        raise InputError(f"{argument}: got {held}, which JSON cannot hold ({error}); expected plain values.") from error
+    return found

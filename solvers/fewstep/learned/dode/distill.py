@@ -1,6 +1,5 @@
 """`distill_dode`: fit the table of a base solver to a finer one on a few hundred start states."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -19,10 +18,11 @@ from ...resolve import resolve
 from ...samplers.dpm import DPMSolverPP
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
+from ..start_states import Work
 from ..training import TrainingOptions
 from .greedy import greedy
 from .refine import refine_plan
-from .teacher import Teacher, Work
+from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,7 @@ def distill_dode(
     }  # fmt: skip
     if options := {k: v for k, v in vars(training).items() if v is not None}:
         words["training"] = options
-    try:
-        words = json.loads(json.dumps(words | dict({} if notes is None else notes), allow_nan=False))
-    except (TypeError, ValueError, RuntimeError, RecursionError) as error:
-        held = _validation.describe(notes)
-        raise InputError(f"notes: got {held}, which JSON cannot hold ({error}); expected plain values.") from error
+    words = _validation.check_json("notes", {} if notes is None else notes, words)
     found = greedy(work, plan, fine, terms, guard, progress)
     if refine:
         found = refine_plan(work, plan, found, fine, learn_grid, training, seed=seed, progress=progress)

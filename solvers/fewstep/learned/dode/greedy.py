@@ -18,8 +18,9 @@ from ..._progress import progress as progress_bar
 from ...errors import InputError
 from ...executor import Evaluate, State, stage, update
 from ...plan import Plan
+from ..start_states import Work
 from .correction import corrected, outcome_weights
-from .teacher import Teacher, Work, lookback, teacher_rmse
+from .teacher import Teacher, lookback, teacher_rmse
 
 CUT = 1e-12  # relative to the largest eigenvalue: directions that float64 sums cannot tell from dependent ones
 

@@ -12,10 +12,11 @@ from ..._validation import check_answer
 from ...errors import InputError, NonFiniteError
 from ...executor import State, evaluation_of, stage, update
 from ...plan import Plan, Row
+from ..start_states import Work
 from ..training import Minibatch, TrainingOptions, fit
 from .correction import corrected, is_plain
 from .greedy import Candidate
-from .teacher import Teacher, Work, teacher_rmse
+from .teacher import Teacher, teacher_rmse
 
 DEFAULTS = TrainingOptions(iterations=600, batch_size=512, learning_rate=1e-2)
 

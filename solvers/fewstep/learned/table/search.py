@@ -1,0 +1,107 @@
+"""Several starts: short fits of each, the most promising ones to the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ...schedule import Schedule
+from .coefficients import Coefficients
+from .families import Family, Formula, Free
+from .newton import Newton, levenberg_marquardt
+from .objective import Objective
+from .report import Errors
+from .starts import Start, with_levels
+
+FREE = ("weights", "scale", "given")
+SCOUT = 8  # iterations of a short fit
+FINALISTS = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fit in progress.
+
+    Attributes:
+        name: of its start.
+        family: the tables it moves among.
+        run: its iterations so far.
+    """
+
+    name: str
+    family: Family
+    run: Newton
+
+    @property
+    def table(self) -> Coefficients:
+        return self.family.table(self.run.numbers)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Fits of one objective under a guard.
+
+    Attributes:
+        base: errors that the median and the 90 % quantile on held-out states should not exceed.
+        bounds: of the logarithms of levels.
+    """
+
+    objective: Objective
+    base: Errors
+    bounds: tuple[float, float]
+
+    def begun(self, name: str, family: Family) -> Candidate:
+        """A candidate before its first iteration."""
+        start = family.start
+        return Candidate(name, family, Newton(start, self._score(family.table(start)),
+                                              self.objective.value(family.table(start)), 1e-3, start))  # fmt: skip
+
+    def continued(self, candidate: Candidate, iterations: int) -> Candidate:
+        """The candidate after more iterations."""
+        family, o = candidate.family, self.objective
+        run = levenberg_marquardt(
+            family, lambda v: o.value(family.table(v)), lambda v, i: o.equations(family, v, i),
+            lambda v: self._score(family.table(v)), iterations, candidate.run,
+        )  # fmt: skip
+        return replace(candidate, run=run)
+
+    def _score(self, c: Coefficients) -> float:
+        """What decides which iterate and which candidate is kept; on held-out states."""
+        held = self.objective.pairs.held
+        if callable(self.objective.loss):
+            return float(self.objective.losses(c, held).mean())
+        errors = Errors.of(self.objective.squares(c, held), 0)
+        return errors.excess(self.base)
+
+
+def formula(start: Start, schedule: Schedule, bounds: tuple[float, float]) -> Formula | None:
+    """The family of a start's levels, where it has a solver and inner levels."""
+    if start.solver is None or len(start.plan.sigmas) < 3:
+        return None
+    return Formula(with_levels(start, schedule), start.plan.sigmas[1:-1], float(start.plan.sigmas[0]), bounds)
+
+
+def searched(
+    search: Search, starts: list[Start], schedule: Schedule, names: tuple[str, ...], iterations: int,
+    note: Callable[[str], object],
+) -> list[Candidate]:  # fmt: skip
+    """The candidates, the best first."""
+    found, short = list[Candidate](), min(SCOUT, iterations)
+    for start in starts:
+        note(start.name)
+        # where only some numbers are free, the levels of the grid are those of the start
+        under = formula(start, schedule, search.bounds) if names in (("levels",), FREE) else None
+        levels = None if under is None else search.continued(search.begun(f"{start.name}, levels only", under), short)
+        if names == ("levels",):
+            found += [] if levels is None else [levels]
+            continue
+        tables = {start.name: Coefficients.of(start.plan)} | (
+            {} if levels is None else {f"{start.name}, levels first": levels.table}
+        )
+        for name, table in tables.items():
+            found.append(search.continued(search.begun(name, Free.of(table, names, search.bounds)), short))
+        found += [] if levels is None else [levels]
+    found.sort(key=lambda c: c.run.score if math.isfinite(c.run.score) else math.inf)
+    best = [search.continued(c, iterations) for c in found[:FINALISTS]]
+    return sorted(best, key=lambda c: c.run.score) + found[FINALISTS:]
