@@ -23,6 +23,7 @@ from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
 from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
+from .learned.fit_grid import fit_grid as fit_grid
 from .learned.loading import load as load
 from .learned.sfddm.distill import distill_sfddm as distill_sfddm
 from .learned.sfddm.student import SFDDM as SFDDM
