@@ -33,6 +33,7 @@ CONFIGURATIONS = [
     fs.SASolver(1), fs.SASolver(2, 0), fs.SASolver(3, 4, tau=0), fs.SASolver(4, 0, tau=0), fs.SASolver(3, 2),
     fs.SASolver(2, 3, 0.5, EVERYWHERE), fs.SASolver(3, 4, pece=True), fs.SASolver(2, 2, tau=0, pece=True),
     fs.SEEDS(1), fs.SEEDS(2),
+    fs.TCD(0.0), fs.TCD(1.0),
     fs.UniPC(1), fs.UniPC(3), fs.UniPC(3, "bh1"), fs.UniPC(3, prediction="noise"),
     fs.UniPC(2, corrector=False), fs.UniPC(3, predictor=False), fs.UniPC(2, corrector={0, 1}),
     compat.DiffusersDPM(fs.DPMSolver(3, True)), compat.DiffusersDPM(fs.DPMSolverPP(2)),

@@ -52,11 +52,13 @@ from .samplers.edm import EDMEuler as EDMEuler
 from .samplers.edm import EDMHeun as EDMHeun
 from .samplers.er_sde import ERSDE as ERSDE
 from .samplers.ipndm import IPNDM as IPNDM
+from .samplers.lcm import LCM as LCM
 from .samplers.pndm import PNDM as PNDM
 from .samplers.restarts import Ancestral as Ancestral
 from .samplers.restarts import Restart as Restart
 from .samplers.sa_solver import SASolver as SASolver
 from .samplers.seeds import SEEDS as SEEDS
+from .samplers.tcd import TCD as TCD
 from .samplers.unipc import UniPC as UniPC
 from .schedule import EDM as EDM
 from .schedule import VE as VE

@@ -18,6 +18,7 @@ from .samplers.dpm import DPMFamily, Group, Rules
 from .samplers.edm import EDMHeun
 from .samplers.exponential import path_noise, weighted_sum
 from .samplers.ipndm import EVEN
+from .samplers.lcm import LCM
 from .samplers.pndm import PNDM
 from .samplers.unipc import UniPC
 from .schedule import Schedule
@@ -350,4 +351,32 @@ class HeunPP2(DiffusionSolver):
                 x = x + (v - u) * slopes[-1]
             rest = [u / (len(ahead) * levels[0]) for u in ahead[1:]]
             builder.advance(builder.x + (levels[i + 1] - s) * weighted_sum([1 - sum(rest), *rest], slopes))
+        return builder.finish()
+
+
+class DiffusersLCM(DiffusionSolver):
+    r"""`LCM` as diffusers' LCMScheduler has it: with a boundary condition, which acts at small labels alone.
+
+    .. math:: x_t = \frac{r}{\sqrt{r^2 + 1/4}}\,D + \frac{1/4}{r^2 + 1/4}\,\alpha_s x_s + t\,z,\qquad
+        r = \text{scaling}\cdot\operatorname{label}(s)
+
+    Args:
+        scaling: `timestep_scaling` of the configuration.
+    """
+
+    card: Card = LCM.card
+
+    def __init__(self, scaling: float = 10.0) -> None:
+        self.scaling: float = _validation.check_float("scaling", scaling, 0, expected="a number of at least 0")
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        if schedule is None:
+            raise needs_schedule("DiffusersLCM", "depends on labels", "LCM() needs none")
+        builder = PlanBuilder("LCM of diffusers", sigmas)
+        ratios = (self.scaling * schedule.time(builder.sigmas[:-1])).tolist()
+        alphas = schedule.alpha(builder.sigmas[:-1]).tolist()
+        for (s, t), r, alpha in zip(pairwise(builder.sigmas.tolist()), ratios, alphas, strict=True):
+            noise, total = path_noise(builder, s, t, t), r * r + 0.25
+            x, D = builder.x, builder.evaluate(builder.x, s)
+            builder.advance(r / math.sqrt(total) * D + 0.25 / total * alpha * x + noise)
         return builder.finish()

@@ -36,6 +36,8 @@ class Card:
             values; None where it is not known.
         evaluations: drift (or network) evaluations per step, those of the first and the last step not considered.
         lower_bound: whether the orders are lower bounds, as those of learned steps are.
+        consistency: whether its evaluations must be those of a network that was distilled to return the end of the
+            probability-flow ODE. With the posterior mean of a diffusion model its samples have too little variance.
 
     Raises:
         InputError: an unknown word, or an invalid number.
@@ -50,6 +52,7 @@ class Card:
     deterministic_order: float | None = None
     evaluations: int = 1
     lower_bound: bool = False
+    consistency: bool = False
 
     def __post_init__(self) -> None:
         for name in ("summary", "reference"):
@@ -68,7 +71,8 @@ class Card:
         if self.deterministic_order is not None:
             _validation.check_float("deterministic_order", self.deterministic_order, 0, expected=expected)
         _validation.check_int("evaluations", self.evaluations, 1)
-        _validation.check_instance("lower_bound", self.lower_bound, bool, "True or False")
+        for name in ("lower_bound", "consistency"):
+            _validation.check_instance(name, getattr(self, name), bool, "True or False")
 
     @property
     def noise_types(self) -> tuple[str, ...]:

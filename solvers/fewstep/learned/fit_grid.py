@@ -14,7 +14,7 @@ from .. import _validation
 from .._progress import progress as progress_bar
 from ..errors import InputError, named
 from ..executor import run
-from ..grid import FINALS, refined, sigma_grid
+from ..grid import FINALS, MOST, refined, sigma_grid
 from ..plan import Plan
 from ..problem import DiffusionModel
 from ..samplers.dpm import DPMSolverPP
@@ -77,10 +77,10 @@ def fit_grid(
     """
     model = Model.of(problem, labels, noise)
     _validation.check_choice("final", final, FINALS)
-    _validation.check_int("steps", steps)
+    _validation.check_int("steps", steps, 1, MOST_NODES - 1)
     _validation.check_int("nodes", nodes, steps + 1, MOST_NODES)
     _validation.check_int("sweeps", sweeps, 0)
-    _validation.check_int("batch", 1 if batch is None else batch)
+    _validation.check_int("batch", 1 if batch is None else batch, 1, MOST)
     solver = DPMSolverPP(2) if solver is None else solver
     _validation.check_instance("solver", solver, DiffusionSolver, "a diffusion solver such as fewstep.UniPC(2)")
     levels = sigma_grid(model.schedule, nodes - 1, "logsnr", "sigma_min")
