@@ -164,6 +164,26 @@ class DiffusersHeun(EDMHeun):
     steep = math.inf
 
 
+class DiffusersRenoised(DiffusionSolver):
+    """FlowMatchEulerDiscreteScheduler with `stochastic_sampling`: x_t = D + t z, fresh noise of the next level.
+
+    The step of consistency models, for networks that were distilled for it; others give samples of too small variance.
+    """
+
+    card: Card = Card(
+        summary="the estimate of x0 with fresh noise of the next level, as in diffusers",
+        reference="Song et al. 2023 (arXiv 2303.01469), Algorithm 1, as in diffusers",
+        levy="W",
+    )
+
+    def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
+        builder = PlanBuilder("Renoised(diffusers)", sigmas)
+        for s, t in pairwise(builder.sigmas.tolist()):
+            noise = path_noise(builder, s, t, t)
+            builder.advance(builder.evaluate(builder.x, s) + noise)
+        return builder.finish()
+
+
 class DiffusersDDIM(DiffusionSolver):
     """DDIM from label t to t - N // n, whatever the grid's next label is; the plan needs a DiscreteVP.
 

@@ -599,7 +599,9 @@ BAD = {
     "no betas": (lambda: FewStepScheduler(trained_betas=[0.1]).set_timesteps(2), "trained_betas: got 1"),
     "quantile": (lambda: FewStepScheduler(thresholding=True, dynamic_thresholding_ratio=7).set_timesteps(2),
                  "ratio"),
-    "Heun on a flow": (lambda: FewStepScheduler(solver=fs.EDMHeun(), shift=3.0).set_timesteps(5), "flow"),
+    "noise form on a flow": (
+        lambda: FewStepScheduler(solver=fs.Ancestral(fs.DPMSolver(2)), shift=3.0).set_timesteps(5), "first level of a",
+    ),
     "labels of EDM": (lambda: FewStepScheduler(solver=fs.EDMEuler(), sigma_data=0.5).set_timesteps(timesteps=[999, 5]),
                       "1.09"),
     "SDE flow": (lambda: FewStepScheduler(shift=3.0, stochastic_sampling=True).set_timesteps(5), "stoch"),

@@ -11,10 +11,18 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, DPMSolverSDE, EDMEuler, EDMHeun, Plan, UniPC
+from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, EDMHeun, Plan, UniPC
 from ..._validation import check_float, check_numbers
 from ...catalog import solver_named, spelling
-from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersHeun, DiffusersPNDM, Ending, OfficialDPM
+from ...compat import (
+    DiffusersDDIM,
+    DiffusersDPM,
+    DiffusersHeun,
+    DiffusersPNDM,
+    DiffusersRenoised,
+    Ending,
+    OfficialDPM,
+)  # fmt: skip
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...fingerprint import same_words
@@ -32,7 +40,6 @@ FILE = "fewstep_solver.safetensors"
 OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
 COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersPNDM, OfficialDPM)
 DDIM_FORMS = (DDIM, DiffusersDDIM)
-FLOW_ABLE = (DDIM, DDPM, DEIS, DPMSolverPP, DPMSolverSDE, EDMEuler, UniPC)
 
 
 class Setup(NamedTuple):
@@ -67,7 +74,8 @@ class Setup(NamedTuple):
         if self.grid.listed is not None and len(self.grid.listed) == self.plan.nfe + 1:
             return self.grid.listed.float().clone()
         levels = torch.cat([self.plan.sigma, self.grid.sigmas[-1:]])
-        return (levels / (1 + levels) if self.process.kind == "flow" else levels).float()
+        exploding = self.process.kind == "flow" and not self.process.line
+        return (levels / (1 + levels) if exploding else levels).float()
 
     def plan_from(self, row: int, eta: float) -> Plan:
         """The plan from this row on; `eta` applies to a DDIM without its own."""
@@ -130,9 +138,7 @@ def prepare(
     """
     asked = (config, solver, steps, timesteps, sigmas, mu)
     reference = reference_of(config, solver)
-    process = process_of(config, reference)
-    if process.kind == "flow":
-        check_flow(solver)
+    process = process_of(config, reference, solver)
     used, plan = solver, carried_plan(solver)
     if plan is not None:
         grid = own_grid(plan, process, steps)
@@ -145,6 +151,7 @@ def prepare(
             own_levels = timesteps is None and sigmas is None
             used = conform(solver, reference.config, process, grid, own_levels)
         plan, _ = resolve(used, process.schedule, sigmas=grid.sigmas, repeat=True)
+        check_flow(process, used, plan)
     plan = replace(plan, sigma=grid.snapped(plan.sigma))
     labels = grid.label_of(process, plan.sigma, config["exact"])
     order = used.card.evaluations if isinstance(used, DiffusionSolver) else grid.rows_per_step(plan.sigma)
@@ -311,6 +318,10 @@ def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid
 
     diffusers' DDIM and PNDM count in labels: they need `own_levels`, a grid of diffusers' own.
     """
+    if isinstance(solver, EDMHeun) and (process.kind == "vp" or process.line):
+        return DiffusersHeun(**solver.options())
+    if process.line or config.get("stochastic_sampling"):
+        return solver if process.line else DiffusersRenoised()
     if isinstance(solver, DDPM) and config.get("variance_type") in VARIANCES:
         return DDPM(**({"variance": config["variance_type"]} | solver.options()))
     if isinstance(solver, (DDIM, PNDM)) and own_levels and process.kind == "vp":
@@ -319,8 +330,6 @@ def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid
         velocities = process.prediction == "v_prediction"
         warm_up = "plms" if config["skip_prk_steps"] else solver.warm_up
         return DiffusersPNDM(warm_up, "v_prediction" if velocities else "epsilon")
-    if isinstance(solver, EDMHeun) and process.kind == "vp":
-        return DiffusersHeun(**solver.options())
     if isinstance(solver, (DPMFamily, DEIS, UniPC)):
         lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
         with suppress(InputError):  # an option that diffusers does not have
@@ -328,13 +337,12 @@ def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid
     return solver
 
 
-def check_flow(solver: Any) -> None:
-    """Reject solvers that lose all digits at a flow's first level, where sigma is almost infinite."""
-    able = carried_plan(solver) is not None or isinstance(solver, FLOW_ABLE)
-    if not able or getattr(solver, "multistep", True) is False:
+def check_flow(process: Process, used: Any, plan: Plan) -> None:
+    """Reject stochastic plans that lose all digits at a flow's first level, where sigma is almost infinite."""
+    if process.kind == "flow" and plan.levy and plan.prediction == "noise":
         raise InputError(
-            f"solver: got {type(solver).__name__}, which loses all digits at the first level of a flow; expected "
-            "DPMSolverPP, UniPC, DEIS, DDIM, EDMEuler or DPMSolverSDE."
+            f"solver: got {used!r}, whose steps of the noise lose all digits at the first level of a flow; expected "
+            "one of the data, such as Ancestral(DPMSolverPP(2, multistep=False))."
         )
 
 

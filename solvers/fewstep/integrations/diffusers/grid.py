@@ -11,8 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import DDIM, DDPM, DEIS, PNDM, DPMSolver, DPMSolverPP, EDMEuler, EDMHeun, SASolver, UniPC
-from ...compat import DiffusersDDIM, DiffusersPNDM
+from ... import (
+    DDIM,
+    DDPM,
+    DEIS,
+    PNDM,
+    DiffusionSolver,
+    DPMSolver,
+    DPMSolverPP,
+    DPMSolverSDE,
+    EDMEuler,
+    EDMHeun,
+    SASolver,
+    UniPC,
+)  # fmt: skip
+from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM
 from ...denoiser import coefficients
 from ...errors import InputError, one_of
 from ...schedule import CLOSEST, EDM, DiscreteVP, FlowMatching, Schedule
@@ -26,6 +39,8 @@ MOST_LABELS = 100_000
 EXPLODING = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # their state is x, not alpha x
 # what diffusers' constructors and methods raise on bad options
 REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, AssertionError, LookupError, AttributeError)
+FLOW = FlowMatching(t_max=CLOSEST)
+LOG_SNR = (DDIM, DEIS, DPMSolverPP, DPMSolverSDE, DiffusersDPM, EDMEuler, UniPC)
 KINDS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
 
 
@@ -38,6 +53,7 @@ class Process:
     prediction: str  # what the network predicts, in diffusers' words
     count: int = 1000  # num_train_timesteps, the unit of a flow's labels
     data_std: float = float("nan")  # EDM's sigma_data
+    line: bool = False  # of a flow: the state is x_t at level t, not x_t / (1 - t)
 
     def conversion(self, sigma: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) of x0 = p x + q output; under EDM its c_skip and c_out."""
@@ -68,9 +84,14 @@ class Process:
         if self.kind == "edm":
             return torch.exp(4 * label)
         if self.kind == "flow":
-            t = (label / self.count).clamp(max=CLOSEST)
-            return t / (1 - t)
+            t = label / self.count
+            return t if self.line else FLOW.sigma(t.clamp(max=CLOSEST))
         return self.schedule.sigma(label)
+
+    def weights(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma_t of x_t = alpha x0 + sigma_t noise at a level."""
+        alpha = 1 - sigma if self.line else self.schedule.alpha(sigma)
+        return alpha, sigma if self.line else alpha * sigma
 
 
 @dataclass(frozen=True)
@@ -108,7 +129,7 @@ class Grid:
         return torch.tensor(known, dtype=self.labels.dtype)
 
 
-def process_of(config: Mapping[str, Any], reference: Any) -> Process:
+def process_of(config: Mapping[str, Any], reference: Any, solver: Any = None) -> Process:
     """The forward process that a configuration and its scheduler in diffusers describe."""
     prediction = config.get("prediction_type", "epsilon")
     if not isinstance(prediction, str) or prediction not in KINDS:
@@ -118,7 +139,9 @@ def process_of(config: Mapping[str, Any], reference: Any) -> Process:
         return Process("edm", schedule, prediction, data_std=float(config["sigma_data"]))
     count = config.get("num_train_timesteps", 1000)
     if is_flow(config):
-        return Process("flow", FlowMatching(t_max=CLOSEST), "flow_prediction", count)
+        if in_line(solver):  # its velocity is (x_t - x0) / t, the noise of x0 + t noise
+            return Process("flow", EDM(1e-3, 1.0), "epsilon", count, line=True)
+        return Process("flow", FLOW, "flow_prediction", count)
     abar = reference.alphas_cumprod.double().clone()
     if len(abar) < 2:
         raise InputError(f"trained_betas: got {len(abar)}, expected one for each of the labels.")
@@ -131,6 +154,13 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether x_t = (1 - t) x0 + t noise."""
     by_shift = "shift" in config and "solver_order" not in config
     return bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift
+
+
+def in_line(solver: Any) -> bool:
+    """Whether a flow's steps are taken in x_t and t: those of deterministic solvers without a form in log SNR."""
+    if not isinstance(solver, DiffusionSolver) or solver.card.levy:
+        return False
+    return not isinstance(solver, LOG_SNR) or getattr(solver, "multistep", True) is False
 
 
 # solvers with a scheduler of their own, and whether it knows flows
@@ -178,9 +208,10 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
         if options.get("prediction_type") == "sample":
             options["prediction_type"] = "epsilon"  # it rejects "sample", which its grid does not depend on
         options["skip_prk_steps"] = bool(options.get("skip_prk_steps") or solver.warm_up == "plms")
-    for flag in ("stochastic_sampling", "invert_sigmas"):
-        if config.get(flag):
-            raise InputError(f"config: got {flag}=True, which is not supported. Use {name} itself.")
+    if config.get("invert_sigmas"):
+        raise InputError(f"config: got invert_sigmas=True, which is not supported. Use {name} itself.")
+    if config.get("stochastic_sampling") and not isinstance(solver, EDMEuler):
+        raise InputError("config: got stochastic_sampling=True, a form of Euler's method; expected solver=EDMEuler().")
     try:
         return cls(**options)
     except REFUSALS as error:
@@ -260,8 +291,7 @@ def constructed_grid(process: Process, reference: Any) -> Grid:
     if process.kind == "flow":
         if len(levels) == len(labels):  # the constructor's list has no last level
             levels = torch.cat([levels, levels.new_zeros(1)])
-        levels = levels.clamp(max=CLOSEST)
-        return Grid(levels / (1 - levels), labels, listed=listed)
+        return Grid(levels if process.line else FLOW.sigma(levels.clamp(max=CLOSEST)), labels, listed=listed)
     if process.kind == "edm":
         return Grid(levels, labels, reference.init_noise_sigma, listed=listed)
     return _vp_grid(reference, levels, labels, listed)

@@ -245,7 +245,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _process(self) -> Process:
         """The forward process; needed before a run for `add_noise` in training."""
         if self._forward is None or self._forward[0] is not self.config:
-            self._forward = (self.config, process_of(self.config, reference_of(self.config, self.solver)))
+            self._forward = (self.config, process_of(self.config, reference_of(self.config, self.solver), self.solver))
         return self._forward[1]
 
     @property
@@ -544,9 +544,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """x0 and noise at timesteps () or (batch,), labels or entries of the run, in the coordinates of the state."""
         sigma = self._levels(timesteps, noise)
-        exploding = family(self.config, self.solver)[0] in EXPLODING
-        alpha = torch.ones_like(sigma) if exploding else self._process.schedule.alpha(sigma)
-        return alpha.to(original_samples) * original_samples + (alpha * sigma).to(original_samples) * noise
+        alpha, sigma_t = self._process.weights(sigma)
+        if family(self.config, self.solver)[0] in EXPLODING:
+            alpha, sigma_t = torch.ones_like(sigma), sigma
+        return alpha.to(original_samples) * original_samples + sigma_t.to(original_samples) * noise
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """`add_noise` under the name that flow pipelines use."""
@@ -554,9 +555,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """alpha noise - sigma_t x0, the target of a network that predicts v."""
-        sigma = self._levels(timesteps, noise)
-        alpha = self._process.schedule.alpha(sigma)
-        return alpha.to(sample) * noise - (alpha * sigma).to(sample) * sample
+        alpha, sigma_t = self._process.weights(self._levels(timesteps, noise))
+        return alpha.to(sample) * noise - sigma_t.to(sample) * sample
 
     def _levels(self, timesteps: Any, like: Tensor) -> Tensor:
         """sigma at timesteps, shaped to multiply samples."""
