@@ -99,3 +99,17 @@ def test_stochastic_sampling_equals_diffusers():
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
     with pytest.raises(fs.InputError, match=r"stochastic_sampling=True.*EDMEuler\(\)"):
         FewStepScheduler.from_config(stock.config, solver=fs.UniPC(2)).set_timesteps(4)
+
+
+EDGES = {
+    "shift_terminal": dict(shift_terminal=0.1, shift=SHIFT),
+    "sigma_min": dict(final_sigmas_type="sigma_min"),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_one_step_without_a_way_names_what_the_user_gave(case):
+    """diffusers' own levels are then [nan, 0] and twice the smallest one."""
+    with pytest.raises(fs.InputError, match=rf"num_inference_steps: got 1; the levels of .*{case}"):
+        FewStepScheduler(solver=fs.EDMEuler(), **EDGES[case]).set_timesteps(1)
+    FewStepScheduler(solver=fs.EDMEuler(), **EDGES[case]).set_timesteps(2)

@@ -95,6 +95,8 @@ def test_plain_function_with_levels_of_a_flow_is_a_question():
     kd.sampler(fs.UniPC(3))(model, x, LEVELS)  # one ODE for both
     with pytest.raises(fs.InputError, match=r"sigmas: got \[2, .*of a flow model, at most 1"):
         kd.sampler(fs.ShARK(), flow=True)(model, x, LEVELS * 2)
+    with pytest.raises(fs.InputError, match=r"sigmas: got \[1, 1, 0.5, 0\]; .* above 1 - 1e-6"):
+        kd.sampler(fs.ShARK(), flow=True)(model, x, [1.0, 1 - 1e-9, 0.5, 0.0])
     with pytest.raises(fs.InputError, match="schedule: got EDM.* with flow=True"):
         kd.sampler(fs.ShARK(), schedule=fs.EDM(), flow=True)
     with pytest.raises(fs.InputError, match="schedule: got EDM.* for a flow model"):

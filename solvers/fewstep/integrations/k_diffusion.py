@@ -141,8 +141,9 @@ class Sampler:
         if own is None:
             if flow:
                 check_sigmas(grid, rising=not is_stochastic(self.solver))
-                if grid.max() > 1:
-                    raise InputError(f"sigmas: got {short(grid)}; expected levels of a flow model, at most 1.")
+                if grid.max() > 1 or int((grid > CLOSEST).sum()) > 1:
+                    expected = "levels of a flow model, at most 1, and one of them at most above 1 - 1e-6"
+                    raise InputError(f"sigmas: got {short(grid)}; expected {expected}.")
                 grid = FLOW.sigma(grid.clamp(max=CLOSEST))
             return resolve(self.solver, self._schedule(flow), sigmas=grid)
         levels = flow_level(own.sigmas) if flow or self.flow else own.sigmas

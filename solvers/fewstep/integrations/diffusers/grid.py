@@ -28,6 +28,7 @@ from ... import (
 from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM
 from ...denoiser import coefficients
 from ...errors import InputError, one_of
+from ...grid import short
 from ...schedule import CLOSEST, EDM, DiscreteVP, FlowMatching, Schedule
 
 # what the network was trained on, which no class may replace by its own defaults
@@ -239,6 +240,12 @@ def grid_of(
     except REFUSALS as error:
         raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
     made = constructed_grid(process, reference)
+    if not bool(made.sigmas.isfinite().all()) or made.sigmas[0] == made.sigmas[-1]:
+        what = made.sigmas if made.listed is None else made.listed
+        raise InputError(
+            f"num_inference_steps: got {len(made.labels)}; the levels of {name} are then {short(what)}, with no step "
+            "to take. Use more steps, or neither shift_terminal nor final_sigmas_type='sigma_min'."
+        )
     if bool((made.sigmas[:-2].diff() == 0).any()):  # some of diffusers' own schedulers return nan there
         raise InputError(
             f"num_inference_steps: got {steps}; some of its levels repeat when rounded to integer labels. Use fewer, "
