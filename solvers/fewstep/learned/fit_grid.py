@@ -19,9 +19,9 @@ from ..plan import Plan
 from ..problem import DiffusionModel
 from ..samplers.dpm import DPMSolverPP
 from ..solver import DiffusionSolver
-from .dode.teacher import Work
 from .labelled_model import Labelled, Model
 from .loss_weighting import left_at_end
+from .start_states import Work
 
 MOST_NODES = 1000
 SUBSTEPS = 2  # of the fine solution, per interval between nodes

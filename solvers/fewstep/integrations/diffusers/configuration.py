@@ -11,13 +11,14 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from ... import DDIM, DDPM, DEIS, IPNDM, PNDM, DPMSolverPP, EDMHeun, Plan, UniPC
+from ... import DDIM, DDPM, DEIS, IPNDM, LCM, PNDM, TCD, DPMSolverPP, EDMHeun, Plan, UniPC
 from ..._validation import check_float, check_numbers
 from ...catalog import solver_named, spelling
 from ...compat import (
     DiffusersDDIM,
     DiffusersDPM,
     DiffusersHeun,
+    DiffusersLCM,
     DiffusersPNDM,
     DiffusersRenoised,
     Ending,
@@ -26,20 +27,23 @@ from ...compat import (
 from ...denoiser import threshold
 from ...errors import InputError, one_of
 from ...fingerprint import same_words
+from ...grid import spacing_names
 from ...plan import Row
 from ...resolve import carried_plan, resolve
 from ...samplers.ddpm import VARIANCES
 from ...samplers.dpm import DPMFamily
 from ...schedule import DiscreteVP
 from ...solver import DiffusionSolver
-from .grid import REFUSALS, Grid, Process, constructed_grid, family, grid_of, process_of, reference_of
+from .grid import REFUSALS, Grid, Process, constructed_grid, family, grid_of, named_grid, process_of, reference_of
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 FILE = "fewstep_solver.safetensors"
 # what a configuration specifies for its own solver
 OVERRULED = ("algorithm_type", "disable_corrector", "predict_x0", "solver_order", "solver_type")
-COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersPNDM, OfficialDPM)
+DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing")
+COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersLCM, DiffusersPNDM, OfficialDPM)
 DDIM_FORMS = (DDIM, DiffusersDDIM)
+TAKES_ETA = (*DDIM_FORMS, TCD)
 
 
 class Setup(NamedTuple):
@@ -78,7 +82,7 @@ class Setup(NamedTuple):
         return (levels / (1 + levels) if exploding else levels).float()
 
     def plan_from(self, row: int, eta: float) -> Plan:
-        """The plan from this row on; `eta` applies to a DDIM without its own."""
+        """The plan from this row on; `eta` replaces that of DDIM, or the gamma of TCD."""
         plan, used = self.plan, self.used
         if eta:
             plan = self._plan_of(type(used)(eta), self.grid.sigmas)
@@ -88,7 +92,7 @@ class Setup(NamedTuple):
             raise InputError(f"begin index: got {row}, after the last step. Choose a larger strength.")
         if isinstance(used, DiffusersPNDM):
             return self._plan_of(DiffusersPNDM(used.warm_up, used.combine, row), self.grid.sigmas)
-        if carried_plan(used) is not None or isinstance(used, (*DDIM_FORMS, DDPM)):
+        if carried_plan(used) is not None or isinstance(used, (*DDIM_FORMS, DDPM, LCM, DiffusersLCM, TCD)):
             return plan.tail(row)
         levels = self.grid.sigmas[int((self.grid.sigmas > plan.sigma[row]).sum()) :]
         tails: list[Any] = [used]
@@ -143,10 +147,7 @@ def prepare(
     if plan is not None:
         grid = own_grid(plan, process, steps)
     else:
-        given = steps is not None or timesteps is not None or sigmas is not None
-        grid = (
-            grid_of(process, reference, steps, timesteps, sigmas, mu) if given else constructed_grid(process, reference)
-        )
+        grid = _grid(config, process, reference, steps, timesteps, sigmas, mu)
         if not config["exact"]:
             own_levels = timesteps is None and sigmas is None
             used = conform(solver, reference.config, process, grid, own_levels)
@@ -160,6 +161,26 @@ def prepare(
     kinds = (DiffusersDPM, DiffusersPNDM, EDMHeun)
     keeps = not config["exact"] and isinstance(used, kinds) and process.kind != "edm"
     return Setup(asked, process, grid, used, plan, labels, *numbers, order, postprocess, reference, free, keeps)
+
+
+def own_spacing(spacing: Any) -> bool:
+    """Whether a `timestep_spacing` is one of `sigma_grid` that diffusers does not have."""
+    return spacing in spacing_names() and spacing not in DIFFUSERS_SPACINGS
+
+
+def _grid(
+    config: Mapping[str, Any], process: Process, reference: Any, steps: int | None, timesteps: Levels, sigmas: Levels,
+    mu: float | None,
+) -> Grid:  # fmt: skip
+    """The levels that the arguments of `set_timesteps` ask for."""
+    spacing = config.get("timestep_spacing")
+    if timesteps is not None or sigmas is not None:
+        return grid_of(process, reference, steps, timesteps, sigmas, mu)
+    if steps is None:
+        return constructed_grid(process, reference)
+    if own_spacing(spacing):
+        return named_grid(process, reference, steps, str(spacing))
+    return grid_of(process, reference, steps, mu=mu)
 
 
 def solver_of(solver: Any) -> Any:
@@ -233,17 +254,19 @@ def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver:
         idle = f"{option}={value!r} has no effect:"
         if option in OVERRULED:
             warn(f"{idle} the solver is {solver!r}; set it there.", stacklevel=4)
+        elif option == "timestep_spacing" and own_spacing(value):
+            continue
         elif value is not None and value is not False and option not in theirs._get_init_keys(theirs):
             warn(f"{idle} {name}, which corresponds to the solver, has no such option.", stacklevel=4)
 
 
-def check_family(config: Mapping[str, Any], solver: Any) -> None:
-    """Reject configurations of distilled networks whose sampler this library does not have, without a solver."""
-    if solver is None and "original_inference_steps" in config:
-        raise InputError(
-            "config: got that of LCMScheduler or TCDScheduler, whose steps are not offered. Use that scheduler itself, "
-            "or name another sampler for its network, solver=..."
-        )
+def distilled_solver(config: Mapping[str, Any]) -> DiffusionSolver | None:
+    """The sampler of a configuration of a distilled network: LCM, or TCD where it names that class; else None."""
+    if config.get("scale_factors"):
+        raise InputError("scale_factors: got it, expected none. Use FlowMatchLCMScheduler itself.")
+    if "original_inference_steps" in config or "upscale_mode" in config:
+        return TCD() if config.get("_class_name") == "TCDScheduler" else LCM()
+    return None
 
 
 def order_of(solver: Any, exact: bool) -> int:
@@ -330,6 +353,8 @@ def conform(solver: Any, config: Mapping[str, Any], process: Process, grid: Grid
         velocities = process.prediction == "v_prediction"
         warm_up = "plms" if config["skip_prk_steps"] else solver.warm_up
         return DiffusersPNDM(warm_up, "v_prediction" if velocities else "epsilon")
+    if isinstance(solver, LCM) and process.kind == "vp":
+        solver = DiffusersLCM(float(config["timestep_scaling"]))
     if isinstance(solver, (DPMFamily, DEIS, UniPC)):
         lower, euler = config.get("lower_order_final", True), config.get("euler_at_final", False)
         with suppress(InputError):  # an option that diffusers does not have

@@ -15,7 +15,9 @@ from ... import (
     DDIM,
     DDPM,
     DEIS,
+    LCM,
     PNDM,
+    TCD,
     DiffusionSolver,
     DPMSolver,
     DPMSolverPP,
@@ -25,10 +27,10 @@ from ... import (
     SASolver,
     UniPC,
 )  # fmt: skip
-from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersPNDM
+from ...compat import DiffusersDDIM, DiffusersDPM, DiffusersLCM, DiffusersPNDM
 from ...denoiser import coefficients
 from ...errors import InputError, one_of
-from ...grid import short
+from ...grid import short, sigma_grid
 from ...schedule import CLOSEST, EDM, DiscreteVP, FlowMatching, Schedule
 
 # what the network was trained on, which no class may replace by its own defaults
@@ -174,6 +176,8 @@ FAMILIES: tuple[tuple[Any, str, bool], ...] = (
     (EDMEuler, "EulerDiscreteScheduler", False),
     (EDMHeun, "HeunDiscreteScheduler", False),
     (SASolver, "SASolverScheduler", False),
+    ((LCM, DiffusersLCM), "LCMScheduler", False),
+    (TCD, "TCDScheduler", False),
 )
 
 
@@ -183,7 +187,7 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
         dpm = isinstance(solver, DPMSolverPP)
         return ("EDMDPMSolverMultistepScheduler" if dpm else "EDMEulerScheduler"), {}
     if "shift" in config and "solver_order" not in config:
-        return "FlowMatchEulerDiscreteScheduler", {}
+        return ("FlowMatchLCMScheduler" if isinstance(solver, LCM) else "FlowMatchEulerDiscreteScheduler"), {}
     solver = getattr(solver, "solver", solver)  # the inner one of fewstep.compat
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
     for kinds, name, flows in FAMILIES:
@@ -254,6 +258,14 @@ def grid_of(
     return made
 
 
+def named_grid(process: Process, reference: Any, steps: int, spacing: str) -> Grid:
+    """The levels of a spacing that diffusers does not have, such as "ays-sdxl"."""
+    levels = sigma_grid(FLOW if process.kind == "flow" else process.schedule, steps, spacing)
+    levels = levels / (1 + levels) if process.line else levels
+    labels = process.label(levels[:-1])
+    return _vp_grid(reference, levels, labels.round().long() if process.kind == "vp" else labels.float())
+
+
 def check_labels(process: Process, labels: Tensor, argument: str) -> None:
     """Reject labels that the network was not trained on."""
     if process.kind == "edm":
@@ -321,5 +333,7 @@ def _last(process: Process, reference: Any) -> Tensor:
     ends_at_zero = config.get("set_alpha_to_one", True)
     if hasattr(reference, "sigmas"):
         ends_at_zero = config.get("final_sigmas_type", "zero") != "sigma_min"
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero, name = torch.zeros(1, dtype=torch.float64), type(reference).__name__
+    if name in ("LCMScheduler", "TCDScheduler"):  # an estimate of x0, and the state at label 0
+        ends_at_zero = name == "LCMScheduler"
     return zero if ends_at_zero or process.kind != "vp" else process.sigma(zero)

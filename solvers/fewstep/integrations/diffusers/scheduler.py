@@ -95,7 +95,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             further options (timestep_spacing, use_karras_sigmas, thresholding, flow_shift, sigma_data, ...) are
             keywords.
         solver: a diffusion solver or its name, a `Plan`, or a student of this library's distillation;
-            `DPMSolverPP(2)` by default. In a configuration it is `{"name": "UniPC", "order": 3}` or names a file.
+            `DPMSolverPP(2)` by default, and `LCM()` or `TCD()` for their configurations. In a configuration it is
+            `{"name": "UniPC", "order": 3}` or names a file.
         exact: published forms of solvers, and no rounding of labels.
         noise: the source of stochastic solvers' noise: `"generator"` draws each step's from the pipeline's generator,
             as diffusers does; `"path"` draws one Brownian path per sample from it, on which all step counts and
@@ -109,7 +110,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _compatibles = [
         *(e.name for e in KarrasDiffusionSchedulers), "SASolverScheduler", "IPNDMScheduler",
         "EDMDPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
-        "LCMScheduler", "TCDScheduler",
+        "LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler",
     ]  # fmt: skip
     ignore_for_config: list[str] = ["options"]
 
@@ -150,7 +151,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """A scheduler from the configuration of any scheduler of diffusers; keywords override it."""
         more: dict[str, Any] = {}
         if isinstance(config, Mapping):
-            configuration.check_family(config, kwargs.get("solver", config.get("solver")))
+            if kwargs.get("solver", config.get("solver")) is None:
+                kwargs["solver"] = configuration.distilled_solver(config)
             # options that only the class behind the solver has; unknown ones may be returned to the caller
             known = configuration.options_of(cls) if return_unused_kwargs else kwargs
             more = {k: kwargs.pop(k) for k in [*kwargs] if k in known and k not in cls._get_init_keys(cls)}
@@ -383,7 +385,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             timestep: the next entry of `timesteps`; with a solver without history any entry. DDIM and DDPM also step
                 from labels outside of it, one stride down, as in diffusers.
             sample: (batch, *event) the state, of any floating dtype; kept in float32 at least inside.
-            eta: of DDIM, where the solver itself has none.
+            eta: of DDIM, where the solver itself has none; for TCD, instead of its gamma.
             use_clipped_model_output: with clip_sample, also derive DDIM's noise from the clipped estimate.
             generator: one, or a list with one per sample, for stochastic solvers.
             variance_noise: unit normals (batch, *event) instead of drawn ones.
@@ -438,7 +440,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         used, flow = setup.used, setup.process.kind == "flow"
         ddim, euler = isinstance(used, configuration.DDIM_FORMS), isinstance(used, EDMEuler) and not used.churn
         for name, value, able, cure in (
-            ("eta", eta, ddim, "fewstep.DDIM()"),
+            ("eta", eta, isinstance(used, configuration.TAKES_ETA), "fewstep.DDIM() or fewstep.TCD()"),
             ("use_clipped_model_output", clipped, ddim, "fewstep.DDIM()"),
             ("s_churn", churn, euler and not flow, "fewstep.EDMEuler() without churn of its own, and no flow"),
             ("per_token_timesteps", tokens is not None, euler and flow, "fewstep.EDMEuler() and a flow"),
