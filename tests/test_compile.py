@@ -1,7 +1,10 @@
-"""Compiled programs equal eager ones: one graph for each solver, with noise of the same numbers."""
+"""Compiled programs and transforms of torch.func equal eager ones, with noise of the same numbers."""
+
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.func import grad, jacfwd, jacrev, vmap
 
 import fewstep as fs
 
@@ -95,3 +98,95 @@ def test_30_compiled_steps_of_each_method_equal_eager(name, backend):
 def test_30_compiled_steps_of_each_sampler_equal_eager(name, backend):
     for run in sampled(name, 30):
         check(run, X, backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [solved("Milstein", 30)[1], sampled("UniPC", 30)[0], sampled("ShARK", 30)[1]])
+def test_30_steps_compiled_by_inductor_equal_eager(run):
+    check(run, Y0, "inductor", exact=False)
+
+
+def test_compiled_solve_does_not_recompile_for_new_seeds():
+    problem = problem_of(fs.EulerMaruyama())
+    solve = lambda y, seed: fs.solve(problem, fs.EulerMaruyama(), y, [0.0, 0.5, 1.0], seed=seed).y  # noqa: E731
+    torch._dynamo.reset()
+    compiled = torch.compile(solve, fullgraph=True, backend="eager")
+    for seed in (1, 2):
+        compiled(Y0, seed)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in (3, -4, 2**62):
+            assert torch.equal(compiled(Y0, seed), solve(Y0, seed))
+
+
+@pytest.mark.parametrize("steps", [2, 12])
+def test_compiled_run_is_one_graph_for_any_number_of_steps(steps):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for run, argument in ((solved("EulerMaruyama", steps)[0], Y0), (sampled("DDIM", steps)[0], X)):
+        compiled = torch.compile(run, fullgraph=True, backend="eager")
+        for _ in range(3):
+            compiled(argument)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_compiled_program_refuses_other_times_than_its_own():
+    problem = problem_of(fs.EulerMaruyama())
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda grid: fs.solve(problem, fs.EulerMaruyama(), Y0, grid).y, backend="eager")
+    compiled(torch.linspace(0, 1, 3))
+    with pytest.raises(RuntimeError, match="grid: got other numbers"):
+        compiled(torch.linspace(0, 2, 3))
+
+
+def marked(names, fast):
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
+def check_transforms(run, argument):
+    """vmap, Jacobians in both modes and gradients per sample equal loops of plain runs, in float64."""
+    argument = argument.double()
+    many = torch.stack([argument, 1.1 * argument, 2 * argument])
+    torch.testing.assert_close(vmap(run)(many), torch.stack([run(one) for one in many]))
+    jacobian = torch.autograd.functional.jacobian(run, argument)
+    torch.testing.assert_close(jacrev(run)(argument), jacobian)
+    torch.testing.assert_close(jacfwd(run)(argument), jacobian)
+    alone = torch.stack([torch.autograd.functional.jacobian(lambda x: run(x).sum(), one) for one in many])
+    torch.testing.assert_close(vmap(grad(lambda x: run(x).sum()))(many), alone)
+
+
+def check_parameter(run):
+    """The same over a parameter, where neither state nor noise has the axis of the samples."""
+    values = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(vmap(run)(values), torch.stack([run(c) for c in values]))
+    torch.testing.assert_close(jacfwd(run)(values[0]), jacrev(run)(values[0]))
+
+
+@pytest.mark.parametrize("name", marked(METHODS, ("EulerMaruyama", "Milstein", "DerivativeFreeMilstein", "SRA1")))
+def test_solve_under_transforms(name):
+    solver, y0, grid = SOLVERS[name], Y0.double(), [0.0, 0.3, 0.7, 1.0]
+    problem = problem_of(solver)
+    check_transforms(lambda y: fs.solve(problem, solver, y, grid, seed=3).y, y0)
+    drift = lambda c: replace(problem, drift=lambda t, y: c * problem.drift(t, y))  # noqa: E731
+    check_parameter(lambda c: fs.solve(drift(c), solver, y0, grid, seed=3).y)
+    if problem.noise_type != "none":
+        path = path_of(problem, solver.card.levy, dtype=torch.float64)
+        check_transforms(lambda y: fs.solve(problem, solver, y, grid, path=path).y, y0)
+        diffusion = lambda c: replace(problem, diffusion=lambda t, y: c * problem.diffusion(t, y))  # noqa: E731
+        check_parameter(lambda c: fs.solve(diffusion(c), solver, y0, grid, path=path).y)
+
+
+@pytest.mark.parametrize("name", marked(SAMPLERS, ("DPMSolverPP", "ShARK", "PNDM")))
+def test_sample_under_transforms(name):
+    solver, x = SOLVERS[name], X.double()
+    check_transforms(lambda x: fs.sample(MODEL, solver, noise=x, steps=3, seed=3), x)
+
+    def scaled(c):
+        model = fs.DiffusionModel(lambda x, sigma: c * denoise(x, sigma), SCHEDULE)
+        return fs.sample(model, solver, shape=(3, 2), steps=3, seeds=[1, 2, 3], dtype=torch.float64)
+
+    check_parameter(scaled)
+
+
+def test_vmap_refuses_times_of_its_own():
+    with pytest.raises(fs.InputError, match=r"vmap.*same"):
+        vmap(lambda t: fs.solve(fs.ODE(lambda t, y: -y), fs.RK4(), Y0, t).y)(torch.tensor([[0.0, 1.0], [0.0, 2.0]]))

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from .errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
@@ -24,26 +26,36 @@ def while_tracing(function: F) -> F:
     return marked
 
 
-def mapped() -> bool:
-    """Whether a vmap of torch.func runs the running code."""
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, jacrev, ...) runs the running code."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def apart(function: Callable[..., T], *args: Any) -> T:
-    """`function(*args)`, outside of every vmap: noise made in it is the same for all samples."""
-    if not mapped():
+    """`function(*args)`, outside of the transforms of torch.func: for noise and plans, constant and equal in a vmap."""
+    if torch.compiler.is_compiling() or not transformed():
         return function(*args)
     with temporarily_clear_interpreter_stack():
         return function(*args)
 
 
 def each_apart(function: Callable[..., Iterable[T]], *args: Any) -> Iterable[T]:
-    """The items of `function(*args)`, each made outside of every vmap."""
-    if not mapped():
+    """The items of `function(*args)`, each made outside of the transforms of torch.func."""
+    if not transformed():
         return function(*args)
     items = iter(apart(function, *args))
     return iter(lambda: apart(next, items, None), None)
+
+
+def unwrapped(argument: str, value: Tensor) -> Tensor:
+    """The tensor inside the wrappers of torch.func; an `InputError` if its numbers differ between samples of a vmap."""
+    if torch.compiler.is_compiling():
+        return value
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if torch._C._functorch.is_batchedtensor(value):
+            raise InputError(f"{argument}: got numbers mapped by torch.func.vmap, expected the same for all samples.")
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
 
 
 def readable(value: Tensor) -> bool:
@@ -64,7 +76,7 @@ def holds(condition: Tensor) -> bool:
 
 def constants(value: Tensor) -> Any:
     """`value.tolist()`; in a trace the numbers become constants of the program, so they must follow from constants."""
-    return decode(_listed(value)) if torch.compiler.is_compiling() else value.tolist()
+    return decode(_listed(value)) if torch.compiler.is_compiling() else unwrapped("grid", value).tolist()
 
 
 def constant(argument: str, numbers: Tensor) -> Tensor:

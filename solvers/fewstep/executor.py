@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .plan import Combination, Plan, Row, Weight
-from .problem import plus
+from .problem import added, plus
 
 Normals = tuple[Tensor, ...]
 """The unit normals of one noise interval, one tensor per letter of W, H, K."""
@@ -117,5 +117,5 @@ def combine(terms: Combination, state: State) -> Tensor:
         out = first * weight
     for weight, term in rest:
         # in place where nothing needs the sum so far
-        out = out.add_(term, alpha=weight) if isinstance(weight, float) else plus(out, weight, term)
+        out = added(out, term, weight) if isinstance(weight, float) else plus(out, weight, term)
     return out

@@ -101,12 +101,17 @@ class TracedIncrements:
             yield replace(made, A=drawn[-1]) if self.area else made
 
 
+def _signed(*seeds: int) -> tuple[int, ...]:
+    """The seeds as 64-bit integers; those that agree modulo 2^64 give one noise."""
+    return tuple(s - 2**64 if s >= 2**63 else s for s in seeds)
+
+
 def traced_path(path: Path, times: Tensor, like: Tensor, shape: tuple[int, ...]) -> TracedIncrements:
     """A path as the operator draws it; a `BrownianPath` by its arguments, any other by its identity."""
     dtype, device, area = getattr(path, "dtype", like.dtype), getattr(path, "device", like.device), False
     seeds: tuple[int, ...] = ()
     if type(path) is BrownianPath:
-        seeds = (path.seed,) if path.seeds is None else tuple(path.seeds)
+        seeds = _signed(path.seed) if path.seeds is None else _signed(*path.seeds)
         clock = path._clock
         text = _tree(times, clock.knots, clock.log, path.levy, path.seeds is None, path.portable)
     else:
@@ -121,14 +126,14 @@ def traced_fresh(
 ) -> TracedIncrements:
     """`FreshIncrements` as the operator draws them."""
     source, lengths = decode(_fresh(times, levy, area))
-    return TracedIncrements(source, lengths, (seed,), shape, like.dtype, like.device, LEVY_ORDER[levy], area)
+    return TracedIncrements(source, lengths, _signed(seed), shape, like.dtype, like.device, LEVY_ORDER[levy], area)
 
 
 def traced_normals(plan: Plan, x: Tensor, seed: int | list[int], path: Path | None, schedule: Schedule) -> Draw:
     """The normals of `seeded_normals` as the operator draws them, in the order of the plan's rows."""
     own: Any = plan if isinstance(plan, TracedPlan) else traced_plan(same, plan)
     source, index = _plan_normals(own.number, isinstance(seed, int), path, schedule), 0
-    seeds, shape = [seed] if isinstance(seed, int) else seed, tuple(x.shape)
+    seeds, shape = _signed(*([seed] if isinstance(seed, int) else seed)), tuple(x.shape)
 
     def draw(tau0: float, tau1: float) -> Normals:
         nonlocal index
@@ -140,7 +145,7 @@ def traced_normals(plan: Plan, x: Tensor, seed: int | list[int], path: Path | No
 
 def traced_start(shape: tuple[int, ...], seed: int | list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The unit normals of a first state, as the operator draws them."""
-    seeds = [seed] if isinstance(seed, int) else seed
+    seeds = _signed(*([seed] if isinstance(seed, int) else seed))
     drawn: list[Tensor] = noise(_first_normals(isinstance(seed, int)), seeds, shape, dtype, device, 0, 1, 1, False)
     return drawn[0]
 

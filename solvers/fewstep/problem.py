@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._tracing import transformed
 from .errors import InputError
 from .schedule import Schedule
 
@@ -117,6 +118,16 @@ def diffuse(g: Tensor, dW: Tensor) -> Tensor:
 def plus(x: Tensor, weight: float | Tensor, term: Tensor) -> Tensor:
     """Return x + weight * term, where a weight with a graph is a 0-d tensor."""
     return torch.add(x, term, alpha=weight) if isinstance(weight, (int, float)) else x + weight * term
+
+
+def added(total: Tensor, term: Tensor, weight: float = 1.0) -> Tensor:
+    """total + weight * term in the memory of total, which the caller owns, unless torch transforms the code.
+
+    In a vmap total may lack the axis of the samples that term has.
+    """
+    if torch.compiler.is_compiling() or transformed():
+        return torch.add(total, term, alpha=weight)
+    return total.add_(term, alpha=weight)
 
 
 @dataclass(frozen=True)

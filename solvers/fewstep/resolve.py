@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._tracing import apart, transformed, unwrapped
 from ._validation import check_answer
 from .denoiser import evaluation_names, on_levels
 from .errors import InputError
@@ -88,12 +89,12 @@ def resolve(
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")
     assert isinstance(solver, DiffusionSolver)
     repeat = repeat or solver.repeats_levels
-    if torch.compiler.is_compiling():
-        named = {"sigmas": sigmas, "timesteps": timesteps, "spacing": spacing}
-        given = {k: _validation.check_numbers(k, v) for k, v in named.items() if not (v is None or isinstance(v, str))}
-        plan = traced_plan(made_plan, solver, schedule, steps, final, repeat, *(named | given).values())
-    else:
-        plan = made_plan(solver, schedule, steps, final, repeat, sigmas, timesteps, spacing)
+    named: dict[str, Any] = {"sigmas": sigmas, "timesteps": timesteps, "spacing": spacing}
+    tracing = torch.compiler.is_compiling()
+    if tracing or transformed():
+        named |= {k: unwrapped(k, _validation.check_numbers(k, v)) for k, v in named.items() if torch.is_tensor(v)}
+    args = solver, schedule, steps, final, repeat, *named.values()
+    plan = traced_plan(made_plan, *args) if tracing else apart(made_plan, *args)
     return plan, plan
 
 

@@ -52,7 +52,12 @@ def plan_numbered(number: int) -> Plan:
 
 @while_tracing
 def _text_of(make: Callable[..., Plan], *args: Any) -> str:
-    plan = make(*args)
+    try:
+        plan = make(*args)
+    except AttributeError as error:  # torch.compile has not run the constructor
+        raise InputError(
+            f"solver, schedule: got one made inside the compiled function, expected one made before ({error})."
+        ) from error
     learned = [k for k in WEIGHTS if getattr(plan, k).requires_grad]
     if learned:
         raise InputError(

@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import CONSTANT, SDE, diffuse, plus
+from ..problem import CONSTANT, SDE, added, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
 from .iterated import iterated, pairs
 from .milstein import FACTS
@@ -40,7 +40,7 @@ class DerivativeFreeMilstein(StochasticSolver):
         root = increment.h**0.5
         if sde.noise_type == "diagonal":
             slope = (sde.diffusion(t0, plus(drifted, root, g)) - g) / root
-            return Step(new.add_(slope * iterated(increment, sde)))
+            return Step(added(new, slope * iterated(increment, sde)))
         weights = pairs(increment, sde) / root
         for i in range(g.shape[-1]):
             ahead = sde.diffusion(t0, plus(drifted, root, g[..., i]))

@@ -2,7 +2,7 @@ from torch import Tensor
 
 from ..brownian import Increment
 from ..plan import Plan
-from ..problem import SDE, diffuse, plus
+from ..problem import SDE, added, diffuse, plus
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver, Step, StochasticSolver
 from .additive import Tableau, snr_plan
@@ -34,7 +34,7 @@ class EulerMaruyama(StochasticSolver, DiffusionSolver):
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         g = sde.diffusion(t0, y)
         y = plus(y, increment.h, sde.drift(t0, y))
-        return Step(y.add_(diffuse(g, increment.W)))
+        return Step(added(y, diffuse(g, increment.W)))
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return snr_plan("EulerMaruyama", TABLEAU, "W", sigmas)

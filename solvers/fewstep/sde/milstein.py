@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import CONSTANT, SDE, diffuse, plus
+from ..problem import CONSTANT, SDE, added, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
 from .iterated import along_channels, iterated, pairs
 
@@ -41,7 +41,7 @@ class Milstein(StochasticSolver):
             # the Jacobian is diagonal: one derivative along ones gives g and all of its derivatives
             both = torch.func.jvp(lambda x: sde.diffusion(t0, x), (y,), (torch.ones_like(y),))
             noise = both[0] * torch.addcmul(increment.W, both[1], iterated(increment, sde))
-            return Step(plus(y, increment.h, sde.drift(t0, y)).add_(noise))
+            return Step(added(plus(y, increment.h, sde.drift(t0, y)), noise))
         g = sde.diffusion(t0, y)
         new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
         if sde.noise_type in CONSTANT:
