@@ -1,33 +1,43 @@
-"""Everything the library does on a device, run on one that needs no GPU: no mix-up, and how often the host waits.
+"""Every public function on a device that needs no GPU: no mix-up, and how often the host waits.
 
 A solve or a sample reads at most two values from the device, and none per step: reads and uploads are those of half as
 many steps. A training reads per checkpoint and held-out evaluation, not per iteration, except that the table of D-ODE,
 whose parameters live on the CPU, gets its gradient back; it uploads its minibatches, which are drawn on the CPU.
-Values agree with those of the CPU, because the fake device draws the same normals.
+Values agree with those of the CPU, because the fake device draws the same normals. The last tests fail for a public
+function that no test has called on the device, unless `EXCUSED` states why it need not be.
 """
 
+import inspect
+import re
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_device import CUDA, FakeDevice, Held, MixUp, bare
 from mixture_cases import GRID, MIXTURE, shifted
+from public_names import public
 from torch import nn
 
 import fewstep as fs
 from fewstep import distances
 from fewstep.brownian.levy_area import METHODS
-from fewstep.integrations import k_diffusion
+from fewstep.grid import SIGMA_SPACINGS, TIME_SPACINGS
+from fewstep.integrations import dpm_solver, k_diffusion
+from fewstep.learned.dode import greedy
 from fewstep.learned.sigdeg.networks import DenoisingMLP
-from fewstep_analysis import problems, strong_order
+from fewstep.learned.unet_denoiser import UNetDenoiser
+from fewstep_analysis import diffusion_problems, problems, strong_order, teachers, weak_order, work_precision
 
 VP = fs.VPLinear()
 SAMPLERS = [s for s in fs.solvers().values() if isinstance(s, fs.DiffusionSolver)]
 SAMPLERS += [fs.DDIM(1.0), fs.EDMEuler(churn=4), fs.EDMHeun(churn=4), fs.UniPC(3), fs.DPMSolverPP(3, multistep=False)]
-SCHEDULES = [
-    VP, fs.SubVP(), fs.VPScaledLinear(), fs.VPCosine(), fs.VPSigmoid(), fs.VE(), fs.EDM(), fs.FlowMatching(shift=3.0),
-    fs.DiscreteVP(torch.linspace(0.999, 0.01, 50, dtype=torch.float64)),
-]  # fmt: skip
+SCHEDULES = {
+    name: {"DiscreteVP": lambda: fs.DiscreteVP.named("linear", 50)}.get(name, value)
+    for name, value in {n: getattr(fs, n) for n in fs.__all__}.items()
+    if inspect.isclass(value) and issubclass(value, fs.Schedule) and not inspect.isabstract(value)
+}
 DIFFUSIONS = {
     "diagonal": lambda t, y: 0.3 * y + 0.1 * t,
     "additive": lambda t, y: torch.full_like(y, 0.3) * (1 + t),
@@ -45,16 +55,18 @@ def host(value):
 
 def watch(run, n):
     """The result of `run(n, "cuda")`, equal to that on the CPU, and how often the host waited."""
+    expected = host(run(n, "cpu"))
     with FakeDevice() as device:
         result = run(n, "cuda")
-    found = host(result)
-    torch.testing.assert_close(found, host(run(n, "cpu")), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(host(result), expected, rtol=1e-4, atol=1e-5)
     return result, device
 
 
 def check_steps(run, n=2, reads=2):
     """The result is on the device, and the host waits as often for n steps as for 2 n."""
-    (_, few), (result, many) = watch(run, n), watch(run, 2 * n)
+    result, many = watch(run, 2 * n)
+    with FakeDevice() as few:
+        run(n, "cuda")
     assert isinstance(result, Held)
     assert len(many.reads) <= reads, many.reads
     assert Counter(few.reads) == Counter(many.reads)
@@ -82,7 +94,7 @@ SOLVES = [
 @pytest.mark.parametrize(("noise", "solver", "calculus"), SOLVES)
 def test_a_solve_waits_for_no_step(noise, solver, calculus):
     problem = sde(noise, calculus)
-    check_steps(lambda n, device: fs.solve(problem, solver, y0(device), torch.linspace(0, 1, n + 1)).y)
+    check_steps(lambda n, device: fs.solve(problem, solver, y0(device), torch.linspace(0, 1, n + 1)).y, n=1)
 
 
 PATHS = {
@@ -103,7 +115,7 @@ def test_a_path_waits_for_no_step(path):
     def run(n, device):
         return fs.solve(problem, solver, y0(device), torch.linspace(0, 1, n + 1), path=PATHS[path](device)).y
 
-    check_steps(run)
+    check_steps(run, n=1)
 
 
 def test_a_grid_on_the_device_is_read_once():
@@ -121,6 +133,30 @@ def test_a_portable_path_uploads_its_normals_and_reads_nothing():
     torch.testing.assert_close(found, [i.W for i in path.increments([0.0, 0.25, 1.0])])
     assert device.uploads
     assert not device.reads
+
+
+def test_parts_of_increments_stay_on_the_device():
+    def run(n, device):
+        increment = PATHS["areas"](device).increment(0.0, 0.5)
+        again = fs.Increment.from_coordinates(increment.h, *increment.coordinates())
+        return again.join(again).to(torch.float32).H
+
+    check_steps(run, reads=0)
+    with FakeDevice() as device:
+        assert isinstance(fs.FreshIncrements((2, 1)).increment(0.0, 1.0).to(device="cuda").W, Held)
+        assert len(device.uploads) == 1
+        assert not device.reads
+
+
+def test_a_failed_solve_names_its_step_on_the_device():
+    problem = fs.ODE(lambda t, y: torch.where(t < 0.5, -y, y / 0))
+    messages = []
+    for device in ("cpu", "cuda"):
+        with FakeDevice(), pytest.raises(fs.NonFiniteError) as error:
+            fs.solve(problem, fs.EulerMaruyama(), y0(device), [k / 4 for k in range(5)])
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert "step 2" in messages[0]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,7 +183,7 @@ def test_a_sampler_waits_for_no_step(solver):
     check_steps(run)
 
 
-@pytest.mark.parametrize("given", ["seed", "seeds"])
+@pytest.mark.parametrize("given", ["seed", pytest.param("seeds", marks=pytest.mark.slow)])
 def test_a_seed_waits_for_no_step(given):
     model = fs.DiffusionModel(lambda x, s: x / (1 + s * s), VP)
     options = {"seed": 1} if given == "seed" else {"seeds": [1, 2]}
@@ -185,19 +221,61 @@ def test_a_conversion_waits_for_no_step(name):
     check_steps(run)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
-def test_schedules_answer_on_the_device(schedule):
-    model = fs.DiffusionModel(fs.from_epsilon(network, schedule), schedule)
-    check_steps(lambda n, device: fs.sample(model, fs.DEIS(), noise=y0(device), steps=n))
-    for name in ("alpha", "label"):
-        at = lambda n, device: getattr(schedule, name)(torch.tensor([0.2, 0.5], dtype=torch.float64, device=device))  # noqa: B023, E731
-        assert isinstance(watch(at, 1)[0], Held)
-
-
-def test_a_table_of_levels_on_the_device_is_a_schedule():
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_answer_on_the_device(name):
     def run(n, device):
-        table = fs.DiscreteVP(torch.linspace(0.999, 0.01, 50, dtype=torch.float64, device=device))
+        schedule = SCHEDULES[name]()
+        model = fs.DiffusionModel(fs.from_epsilon(network, schedule), schedule)
+        return fs.sample(model, fs.DEIS(), noise=y0(device), steps=n)
+
+    check_steps(run)
+    for method in ("alpha", "label", "time", "sigma"):
+        at = lambda n, device: getattr(SCHEDULES[name](), method)(levels(device))  # noqa: B023, E731
+        result, device = watch(at, 1)
+        assert isinstance(result, Held)
+        assert not device.reads
+
+
+def levels(device):
+    return torch.tensor([0.2, 0.5], dtype=torch.float64, device=device)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_grids_are_made_on_the_cpu_and_read_given_times_once(name):
+    schedule = SCHEDULES[name]()
+    with FakeDevice() as device:
+        for spacing in SIGMA_SPACINGS + TIME_SPACINGS:
+            for final in ("x0", "sigma_min"):
+                grid = fs.sigma_grid(schedule, 4, spacing, final)
+                assert not isinstance(grid, Held)
+        assert not device.reads + device.uploads
+        times = schedule.time(fs.sigma_grid(schedule, 4)[:-1])
+        grid = fs.sigma_grid(schedule, 4, timesteps=times.to("cuda"))
+    torch.testing.assert_close(grid, fs.sigma_grid(schedule, 4, timesteps=times), rtol=0, atol=0)
+    assert len(device.reads) == 1
+
+
+def test_tables_on_the_device_are_read_once():
+    def run(n, device):
+        table = fs.DiscreteVP(fs.zero_terminal_snr(torch.linspace(0.999, 0.01, 50, dtype=torch.float64, device=device)))
         return fs.sample(fs.DiffusionModel(fs.from_v(network, table), table), fs.UniPC(2), noise=y0(device), steps=n)
+
+    check_steps(run)
+
+
+def test_a_prediction_is_checked_with_one_read():
+    like = lambda device: torch.zeros(64, 2, device=device)  # noqa: E731
+    right = fs.from_epsilon(lambda x, t: x, VP)
+    _, device = watch(lambda n, device: torch.tensor(fs.check_prediction(right, VP, like(device)) is None), 1)
+    assert len(device.reads) <= 2
+
+
+def test_a_plan_of_the_device_is_a_file_of_the_cpu(tmp_path):
+    model = fs.DiffusionModel(lambda x, s: x / (1 + s * s), VP)
+
+    def run(n, device):
+        fs.DDPM().plan(fs.sigma_grid(VP, n).to(device)).tail(0).save(tmp_path / "plan.safetensors")
+        return fs.sample(model, fs.load(tmp_path / "plan.safetensors"), noise=y0(device))
 
     watch(run, 3)
 
@@ -245,7 +323,19 @@ def k_model(x, sigma):
 def test_the_k_diffusion_sampler_waits_for_no_step(solver):
     sampler = k_diffusion.sampler(solver, schedule=fs.EDM(0.05, 10.0))
     grid = lambda n, device: torch.cat([torch.linspace(10, 0.1, n), torch.zeros(1)]).to(device)  # noqa: E731
-    check_steps(lambda n, device: sampler(k_model, y0(device), grid(n, device), disable=True, callback=lambda _: None))
+    options = {"disable": True, "callback": lambda _: None, "seed": 3}
+    check_steps(lambda n, device: sampler(k_model, y0(device), grid(n, device), **options))
+
+
+def test_the_k_diffusion_sampler_of_a_flow_waits_for_no_step():
+    grid = lambda n, device: torch.linspace(1, 0, n + 1).to(device)  # noqa: E731
+    noise = lambda a, b: torch.zeros(3, 2, device=a.device) + (a - b)  # noqa: E731
+    options = {"disable": True, "callback": lambda _: None, "noise_sampler": noise}
+    for solver in (fs.DDIM(1.0), fs.UniPC(2)):
+        sampler = k_diffusion.sampler(solver, flow=True)
+        check_steps(lambda n, device: sampler(k_model, y0(device), grid(n, device), **options))  # noqa: B023
+    model = k_diffusion.as_denoiser(k_model, flow=True)
+    check_steps(lambda n, device: fs.sample(model, fs.DDIM(), noise=y0(device), steps=n))
 
 
 def test_k_diffusions_noise_reads_its_levels_once():
@@ -261,25 +351,189 @@ def test_k_diffusions_noise_reads_its_levels_once():
     check_steps(lambda n, device: sampler(k_model, y0(device), grid(n), disable=True, noise_sampler=foreign))
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # numpy, of a tensor's method under any mode
-@pytest.mark.parametrize("options", [{}, {"thresholding": True}, {"use_karras_sigmas": True}], ids=str)
-@pytest.mark.parametrize("solver", [fs.DPMSolverPP(2), fs.DPMSolverSDE(2), fs.UniPC(3)], ids=repr)
-def test_the_scheduler_reads_its_first_timestep_alone(solver, options):
-    pytest.importorskip("diffusers")
+def test_k_diffusions_models_and_noise_samplers_are_problems_and_paths():
+    def run(n, device):
+        model, noise = k_diffusion.as_denoiser(k_model, sigma_min=0.1, sigma_max=10.0), 10 * y0(device)
+        path = k_diffusion.BrownianNoiseSampler(noise, 0.1, 10.0, 3, transform=k_diffusion.snr)
+        return fs.sample(model, fs.DDIM(1.0), noise=noise, steps=n, final="sigma_min", path=path)
+
+    check_steps(run, n=1)
+    with FakeDevice():
+        path, grid = k_diffusion.BrownianNoiseSampler(y0("cuda"), 0.1, 10.0, transform=k_diffusion.snr), [0.01, 1.0]
+        assert all(isinstance(i.W, Held) for i in path.increments(torch.tensor(grid)))
+        foreign = k_diffusion.BrownianNoiseSampler(y0("cpu"), 0.05, 10.0, transform=k_diffusion.snr)
+        with pytest.raises(fs.InputError, match="^noise_sampler: got a path on cpu"):
+            k_diffusion.sampler(fs.DDIM(1.0))(k_model, y0("cuda"), torch.tensor([9.0, 1.0, 0.1]), noise_sampler=foreign)
+
+
+def test_a_problem_as_k_diffusions_model_reads_once_whether_its_levels_are_equal():
+    problem = fs.DiffusionModel(lambda x, s: x / (1 + s * s), fs.EDM(0.05, 10.0))
+    _, device = watch(lambda n, device: k_diffusion.as_wrapper(problem)(y0(device), torch.ones(3, device=device)), 1)
+    assert len(device.reads) == 1
+    comfy = SimpleNamespace(k_diffusion=SimpleNamespace(sampling=SimpleNamespace()))
+    comfy.samplers = SimpleNamespace(KSampler=SimpleNamespace(SAMPLERS=[]))
+    sigmas = torch.tensor([10.0, 1.0, 0.1, 0.0])
+    watch(lambda n, device: k_diffusion.register("own", fs.DDIM(), comfy)(k_model, y0(device), sigmas), 1)
+
+
+TABLE = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+
+
+class NoiseSchedule:
+    """DPM-Solver's NoiseScheduleVP with beta from 0.1 to 20, or with a table on the CPU."""
+
+    T, total_N = 1.0, 1000
+
+    def __init__(self, table=None):
+        self.vp, self.times = VP, torch.arange(1, 1001) / 1000
+        self.logs = None if table is None else 0.5 * table.log().float()
+
+    def marginal_log_mean_coeff(self, t):
+        if self.logs is None:
+            return -0.5 * self.vp.integral(t)
+        times, logs = self.times.to(t), self.logs.to(t)
+        i = torch.searchsorted(times, t.contiguous()).clamp(1, 999)
+        return logs[i - 1] + (t - times[i - 1]) * (logs[i] - logs[i - 1]) / (times[i] - times[i - 1])
+
+    def marginal_alpha(self, t):
+        return self.marginal_log_mean_coeff(t).exp()
+
+    def marginal_std(self, t):
+        return (1 - self.marginal_alpha(t).square()).sqrt()
+
+    def marginal_lambda(self, t):
+        return (self.marginal_alpha(t) / self.marginal_std(t)).log()
+
+    def inverse_lambda(self, value):
+        if self.logs is None:
+            return self.vp.time(torch.exp(-value))
+        lambdas = self.marginal_lambda(self.times).flip(0).to(value)
+        i = torch.searchsorted(lambdas, value.contiguous()).clamp(1, 999)
+        times = self.times.flip(0).to(value)
+        return times[i - 1] + (value - lambdas[i - 1]) * (times[i] - times[i - 1]) / (lambdas[i] - lambdas[i - 1])
+
+
+@pytest.mark.parametrize("table", [None, TABLE], ids=["linear", "discrete"])
+def test_dpm_solvers_networks_wait_for_no_step(table):
+    def run(n, device):
+        return fs.sample(
+            dpm_solver.from_model_fn(network, NoiseSchedule(table)), fs.UniPC(2), noise=y0(device), steps=n
+        )
+
+    check_steps(run)
+
+
+VE_NETWORK = {"sigma_min": 0.05, "sigma_max": 10.0}
+SCHEDULERS = {  # the class of diffusers, its options, the solver and its own options
+    "multistep": ("DDIM", {}, fs.DPMSolverPP(2), {}),
+    "stochastic": ("DDIM", {}, fs.DPMSolverSDE(2), {}),
+    "corrected": ("DDIM", {}, fs.UniPC(3), {}),
+    "thresholding": ("DDIM", {}, fs.DPMSolverPP(2), {"thresholding": True}),
+    "karras": ("DDIM", {}, fs.UniPC(3), {"use_karras_sigmas": True}),
+    "exact": ("DDIM", {}, fs.DEIS(3), {"exact": True}),
+    "clipped": ("DDIM", {"clip_sample": True}, fs.DDIM(1.0), {}),
+    "x itself": ("EulerDiscrete", {}, fs.EDMHeun(churn=1.0), {}),
+    "flow": ("FlowMatchEulerDiscrete", {"shift": 3.0}, fs.EDMEuler(), {}),
+    "EDM": ("EDMEuler", VE_NETWORK, fs.DPMSolverPP(2), {}),
+    "EDM, stochastic": ("EDMEuler", VE_NETWORK, fs.DPMSolverSDE(2), {"noise": "path"}),
+    "path": ("DDIM", {}, fs.DPMSolverSDE(2), {"noise": "path"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers, and of numpy for a tensor's method under any mode
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if "noise" in own else ()) for n, (*_, own) in SCHEDULERS.items()]
+)
+def test_the_scheduler_reads_its_first_timestep_alone(name):
+    df = pytest.importorskip("diffusers")
     from fewstep.integrations.diffusers import FewStepScheduler
 
+    kind, options, solver, own = SCHEDULERS[name]
+    config = getattr(df, f"{kind}Scheduler")(**options).config
+
     def run(n, device):
-        scheduler = FewStepScheduler(solver=solver, **options)
+        scheduler = FewStepScheduler.from_config(config, solver=solver, **own)
         scheduler.set_timesteps(n, device=device)
-        x, generator = (
-            torch.linspace(-1, 1, 12, device=device).reshape(3, 1, 2, 2),
-            torch.Generator(device).manual_seed(1),
-        )
+        x, generator = torch.linspace(-1, 1, 12, device=device).reshape(3, 1, 2, 2), torch.Generator(device)
+        x, generator = x * scheduler.init_noise_sigma, generator.manual_seed(1)
         for t in scheduler.timesteps:
             x = scheduler.step(0.3 * scheduler.scale_model_input(x, t), t, x, generator=generator).prev_sample
         return x
 
-    check_steps(run, n=3, reads=1)
+    # the seed of a path is drawn on the device
+    check_steps(run, n=2 if own else 4, reads=2 if own.get("noise") else 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_scheduler_starts_anywhere_and_adds_noise_with_one_read(tmp_path):
+    df = pytest.importorskip("diffusers")
+    from fewstep.integrations.diffusers import FewStepScheduler
+
+    saved = FewStepScheduler(solver=fs.DDIM().plan(fs.sigma_grid(fs.DiscreteVP.named(), 6)))
+    x = lambda device: torch.linspace(-1, 1, 12, device=device).reshape(3, 1, 2, 2)  # noqa: E731
+
+    def begun(n, device):
+        saved.save_pretrained(tmp_path)
+        scheduler = FewStepScheduler.from_pretrained(tmp_path)
+        scheduler.set_timesteps(device=device)
+        scheduler.set_begin_index(6 - n)
+        y = scheduler.add_noise(x(device), -x(device), scheduler.timesteps[6 - n : 7 - n])
+        for t in scheduler.timesteps[6 - n :]:
+            y = scheduler.step(0.3 * y, t, y).prev_sample
+        return y
+
+    check_steps(begun, reads=1)
+    for config in (df.DDIMScheduler().config, df.FlowMatchEulerDiscreteScheduler().config):
+        for name in ("add_noise", "get_velocity", "scale_noise"):
+
+            def weighted(n, device):
+                scheduler, t = FewStepScheduler.from_config(config), torch.tensor([1, 500, 998], device=device)  # noqa: B023
+                scheduler.set_timesteps(4, device=device)
+                arguments = (t, -x(device)) if name == "scale_noise" else (-x(device), t)  # noqa: B023
+                return getattr(scheduler, name)(x(device), *arguments)  # noqa: B023
+
+            assert len(watch(weighted, 1)[1].reads) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_is_a_problem_on_its_device_and_a_table_is_fitted_there():
+    df = pytest.importorskip("diffusers")
+    from fewstep.integrations.diffusers import Idle, denoising, distill_dode
+
+    torch.manual_seed(0)
+    unet = df.UNet2DModel(
+        sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(4,), norm_num_groups=2,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
+    ).eval().requires_grad_(False)  # fmt: skip
+    state, images = unet.state_dict(), lambda device: torch.linspace(-1, 1, 32, device=device).reshape(2, 1, 4, 4)
+
+    def on(device):
+        made = df.UNet2DModel.from_config(unet.config).eval().requires_grad_(False)
+        made.load_state_dict(state)
+        return SimpleNamespace(unet=made.to(device), scheduler=df.DDIMScheduler())
+
+    check_steps(lambda n, device: fs.sample(denoising(on(device)), fs.DDIM(), noise=images(device), steps=n))
+
+    def fitted(n, device):
+        scheduler, report = distill_dode(on(device), fs.DDIM(), samples=16, steps=2 * n, teacher_substeps=2)
+        scheduler.set_timesteps(device=device)
+        return report.student_rmse
+
+    assert sum(growth(fitted).values()) == 2  # two rows more
+    assert isinstance(watch(lambda n, device: Idle(on(device).unet)(images(device), 1).sample, 1)[0], Held)
+    schedule = fs.DiscreteVP.named()
+
+    def widened(n, device):
+        network, levels = fs.SigUNet.of(on(device).unet, schedule, letters=1), torch.tensor([2.0, 1.0], device=device)
+        return network(images(device), *levels, images(device).unsqueeze(1))
+
+    def denoised(n, device):
+        return UNetDenoiser.of(on(device).unet, schedule).to(device)(images(device), torch.tensor(1.0, device=device))
+
+    with torch.no_grad():
+        assert isinstance(watch(widened, 1)[0], Held)
+        assert isinstance(watch(denoised, 1)[0], Held)
 
 
 def test_torchsde_waits_for_no_step():
@@ -298,13 +552,25 @@ def test_torchsde_waits_for_no_step():
 
     times, given = torch.tensor([0.0, 0.5, 1.0]), lambda device: fs.BrownianPath((3, 2), levy="H", device=device)
     check_steps(lambda n, device: sdeint(Their(), y0(device), times, dt=0.5 / n, method="srk", seed=1))
-    check_steps(lambda n, device: sdeint(Their(), y0(device), times, dt=0.5 / n, bm=BrownianView(given(device))))
+    check_steps(
+        lambda n, device: sdeint(Their(), y0(device), times.to(device), dt=0.5 / n, bm=BrownianView(given(device)))
+    )
+    check_steps(lambda n, device: fs.solve(fs.SDE.from_torchsde(Their()), fs.Milstein(), y0(device), times).y, reads=1)
+    areas = lambda device: BrownianView(fs.AreaPath(given(device), 8))  # noqa: E731
+    check_steps(lambda n, device: sdeint(Their(), y0(device), times, dt=0.5 / n, bm=areas(device)))
+    watch(lambda n, device: areas(device)(0.0, 0.5, return_A=True)[1].expand(*areas(device).size(), 2), 1)
+    watch(lambda n, device: torchsde.sdeint(Their(), y0(device), times, dt=0.5, bm=BrownianView(given(device))), 1)
     interval = lambda device: torchsde.BrownianInterval(  # noqa: E731
         0.0, 1.0, (3, 2), entropy=1, device=device, levy_area_approximation="space-time"
     )
     watch(lambda n, device: fs.solve(sde("diagonal"), fs.SRID2(), y0(device), times, path=TorchsdePath(interval(device))).y, 1)  # fmt: skip  # noqa: E501
-    with FakeDevice(), pytest.raises(fs.InputError, match="^path: got a path on cpu"):
-        fs.solve(sde("diagonal"), fs.SRID2(), y0("cuda"), times, path=TorchsdePath(interval("cpu")))
+    with FakeDevice():
+        for here, there in (("cpu", "cuda"), ("cuda", "cpu")):
+            with pytest.raises(fs.InputError, match=f"^path: got a path on {here}"):
+                fs.solve(sde("diagonal"), fs.SRID2(), y0(there), times, path=TorchsdePath(interval(here)))
+            for motion in (interval(here), BrownianView(given(here))):
+                with pytest.raises(fs.InputError, match=f"^bm: got a path on {here}"):
+                    sdeint(Their(), y0(there), times, dt=0.5, method="srk", bm=motion)
 
 
 # learned solvers
@@ -323,19 +589,19 @@ def check_training(run):
     assert not growth(run)
 
 
+def fitted_table(device, **options):
+    noise = MIXED(16, device)
+    return fs.distill_dode(MIXTURE, fs.DDIM(), noise=noise, teacher_substeps=1, **options)[1].student_rmse
+
+
+def check_terms_and_batches():
+    assert not growth(lambda n, device: fitted_table(device, steps=2, terms=n))
+    assert not growth(lambda n, device: fitted_table(device, steps=2, batch=16 // n))
+
+
 def test_dode_reads_once_per_row():
-    def rows(n, device):
-        return fs.distill_dode(MIXTURE, fs.DDIM(), noise=MIXED(16, device), steps=2 * n, terms=2)[1].student_rmse
-
-    def terms(n, device):
-        return fs.distill_dode(MIXTURE, fs.DDIM(), noise=MIXED(16, device), steps=3, terms=n)[1].student_rmse
-
-    def batches(n, device):
-        return fs.distill_dode(MIXTURE, fs.DDIM(), noise=MIXED(16, device), steps=3, batch=16 // n)[1].student_rmse
-
-    assert sum(growth(rows).values()) == 2  # two rows more
-    assert not growth(terms)
-    assert not growth(batches)
+    assert sum(growth(lambda n, device: fitted_table(device, steps=n + 1)).values()) == 1  # one row more
+    check_terms_and_batches()
 
 
 @pytest.mark.slow
@@ -363,6 +629,36 @@ def test_trajectories_are_read_once_per_block():
 
     assert not growth(run)
     assert len(watch(run, 1)[1].reads) == 1
+    with FakeDevice():
+        made = fs.make_trajectories(MIXTURE, GRID, substeps=1, count=4, event_shape=(2,), device="cuda").coarsen(2)
+        assert isinstance(made.pick(torch.arange(2)).to("cuda").knots, Held)
+
+
+class Labelled(nn.Module):
+    """A student's network that takes labels."""
+
+    labelled, letters = True, 2
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, sigma, sigma_next, xi, labels):
+        return self.inner(x, sigma, sigma_next, xi) + labels.unsqueeze(1)
+
+
+def test_a_student_samples_on_the_device_of_the_noise():
+    def run(n, device):
+        torch.manual_seed(0)
+        network = Labelled(DenoisingMLP((2,), 8, 1).with_signature(2))
+        plan = fs.EulerMaruyama().plan(fs.sigma_grid(MIXTURE.schedule, n, final="sigma_min"))
+        student = fs.SigSampler(plan, network.requires_grad_(False)).at(torch.arange(3))
+        return fs.sample(MIXTURE, student, noise=y0(device), path=snr_path(device))
+
+    def snr_path(device):
+        return fs.BrownianPath((3, 2), 0.01, 400.0, levy="H", device=device, clock="log")
+
+    check_steps(run)
 
 
 @pytest.mark.slow
@@ -404,17 +700,37 @@ def test_the_learned_step_draws_on_the_states_device():
         assert _Keeping(y0("cuda"), 2, 0).device == CUDA
 
 
+class Terms(nn.Module):
+    """A network of the learned step's five terms, that of a user."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 5)
+        nn.init.zeros_(self.inner.weight)
+
+    def forward(self, t, y):
+        return self.inner(torch.stack([y, t.expand_as(y)], -1))
+
+
 @pytest.mark.slow
-def test_the_learned_step_is_fitted_on_a_device(tmp_path, monkeypatch):
+@pytest.mark.parametrize("own", [False, True])
+def test_the_learned_step_is_fitted_on_a_device(own, tmp_path, monkeypatch):
     monkeypatch.setattr("fewstep.learned.sigdeg.distill_step.ROUNDS", 4)
 
     def run(n, device):
         y = torch.full((1, 1), 0.5, device=device)
         training = fs.TrainingOptions(iterations=2 * n, batch_size=8, checkpoint_every=10)
         made = fs.TeacherOptions(trajectories=16, substeps=2)
+        torch.manual_seed(0)
         student, report = fs.distill_sigdeg_step(
-            sde("diagonal"), steps=2, y0=y, teacher_options=made, training=training
-        )
+            sde("diagonal"), steps=2, y0=y, teacher_options=made, training=training,
+            network=Terms().to(device) if own else None,
+        )  # fmt: skip
+        if own:
+            assert isinstance(
+                fs.solve(sde("diagonal"), student, y, [0.0, 0.5, 1.0]).y, Held if device == "cuda" else torch.Tensor
+            )
+            return report.student_rmse
         student.save(tmp_path / "step.safetensors")
         fs.solve(sde("diagonal"), fs.load(tmp_path / "step.safetensors"), y, [0.0, 0.5, 1.0])
         return report.student_rmse
@@ -445,16 +761,83 @@ def test_sfddm_trains_on_a_device(target, loss, tmp_path):
 # measuring
 
 
-def test_distances_and_orders_on_a_device():
+def test_distances_on_a_device():
     a, b = (
         lambda device, f=f: f(torch.linspace(-1, 1, 20, device=device).reshape(10, 2)) for f in (torch.sin, torch.exp)
     )
     for name in ("rmse", "sliced_w2", "mmd", "energy_distance"):
         watch(lambda n, device: getattr(distances, name)(a(device), b(device)), 1)  # noqa: B023
     watch(lambda n, device: distances.w1(a(device)[:, 0], b(device)[:7, 0]), 1)
-    options = {"levels": range(2, 5), "paths": 32, "reference": "levels"}
-    for solver in (fs.EulerMaruyama(), fs.Milstein()):
-        watch(lambda n, device: strong_order(solver, problems.sine(), device=device, **options).order, 1)  # noqa: B023
+    watch(lambda n, device: distances.median_distance(a(device)), 1)
+
+
+@pytest.mark.parametrize(
+    "reference", ["exact", *(pytest.param(r, marks=pytest.mark.slow) for r in ("levels", "torchsde", fs.SRID2()))]
+)
+def test_orders_are_measured_on_a_device(reference):
+    if reference == "torchsde":
+        pytest.importorskip("torchsde")
+    problem = problems.geometric_brownian_motion()
+    options = {"levels": range(3), "paths": 16, "reference": reference, "reference_level": 5}
+    options = {k: v for k, v in options.items() if k != "reference_level" or reference not in ("levels", "exact")}
+    watch(lambda n, device: strong_order(fs.Milstein(), problem, device=device, **options).order, 1)
+    watch(lambda n, device: weak_order(fs.EulerMaruyama(), problem, device=device, **options).order, 1)
+
+
+@pytest.mark.slow
+def test_work_is_measured_on_a_device():
+    pytest.importorskip("torchsde")
+    options = {"solvers": [fs.SRID2()], "levels": [1, 2], "paths": 8, "repeats": 1}
+
+    def errors(n, device):
+        series = work_precision("sine", device=device, **options).data["series"]
+        return torch.tensor([one["error"] for one in series], dtype=torch.float64)
+
+    found, _ = watch(errors, 1)
+    assert len(found) == 4  # and torchsde's
+
+
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_problems_are_solved_on_a_device(name):
+    def run(n, device):
+        problem = problems.by_name(name)
+        assert problems.judge(problem.sde.noise_type, "stratonovich").sde.noise_type == problem.sde.noise_type
+        problem = problems.in_calculus(problem, "stratonovich")
+        y = problem.y0.to(device).expand(4, *problem.y0.shape)
+        return fs.solve(problem.sde, fs.Heun(), y, [k / n for k in range(n + 1)]).y
+
+    assert len(watch(run, 3)[1].reads) == 1
+
+
+@pytest.mark.parametrize("name", diffusion_problems.PROBLEMS)
+def test_diffusion_problems_are_sampled_on_a_device(name):
+    made = diffusion_problems.by_name(name)
+
+    def run(n, device):
+        problem = diffusion_problems.by_name(name)
+        noise = problem.noise(4).to(device) * problem.schedule.alpha(torch.tensor(problem.schedule.sigma_max))
+        return fs.sample(problem.problem, fs.DDIM(), noise=noise, steps=n)
+
+    watch(run, 2)
+    sigmas = fs.sigma_grid(made.schedule, 2)
+    watch(lambda n, device: made.mixture.flow(made.noise(4).to(device), sigmas, substeps=2)[-1], 1)
+    assert not watch(lambda n, device: made.mixture.sample(4), 1)[1].reads
+
+
+@pytest.mark.parametrize("name", ["digits", pytest.param("mnist", marks=pytest.mark.slow)])
+def test_teachers_are_sampled_on_a_device(name):
+    if name == "mnist":
+        pytest.importorskip("diffusers")
+
+    def run(n, device):
+        made = (
+            teachers.digits(device) if name == "digits" else teachers.mnist(3, net=teachers.mnist_network().to(device))
+        )
+        size = 8 if name == "digits" else 28
+        noise = torch.linspace(-1, 1, size**2, device=device).reshape(1, 1, size, size)
+        return fs.sample(made, fs.DDIM(), noise=noise, steps=n)
+
+    check_steps(run)
 
 
 # the tool
@@ -505,3 +888,74 @@ def test_the_tool_names_the_line_of_a_planted_read():
         torch.tensor([1.0], device="cuda")
         torch.zeros(3, device="cuda")[torch.tensor([0])]
     assert len(device.uploads) == 3
+
+
+def planted(monkeypatch, function, right, wrong):
+    """Put a fault into a function of the library."""
+    source, module = inspect.getsource(function), sys.modules[function.__module__]
+    assert right in source
+    scope = {}
+    exec(compile(source.replace(right, wrong), inspect.getfile(function), "exec"), vars(module) | {}, scope)
+    made = scope[function.__name__]
+    monkeypatch.setattr(module, function.__name__, type(function)(made.__code__, vars(module)))
+
+
+FAULTS = {
+    "a read per entry of D-ODE's equations": (
+        greedy._products, "+= u @ v", "+= float(u @ v)", check_terms_and_batches,
+    ),
+    "D-ODE's equations on the CPU": (
+        greedy._products, "dtype=torch.float64, device=device", "dtype=torch.float64", check_terms_and_batches,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught(name, monkeypatch):
+    function, right, wrong, check = FAULTS[name]
+    planted(monkeypatch, function, right, wrong)
+    with pytest.raises((AssertionError, MixUp)):
+        check()
+
+
+# completeness
+
+# run by slow tests
+SLOW = (
+    r"^fewstep\.learned\.", r"diffusers\.pipeline\.", r"teachers\.mnist", r"work_precision$",
+    r"DiscreteVP\.of_table$", r"Plan\.renamed$",
+)  # fmt: skip
+EXCUSED = {
+    r"Record\.|OrderEstimate\.|\.order_figure$": "numbers and files",
+    r"testing\.check_solver$": "measures cards on the CPU; the solvers run here by themselves",
+    r"datasets\.digits$": "data from a file",
+    r"teachers\.(save|write_half|mnist_features|MNISTFeatures.*)$": "files, and layers of torch alone",
+}
+
+
+def not_run(request, slow):
+    """The public functions that no test has called on the device, if all of these tests are in the session."""
+    tests = {v for k, v in globals().items() if k.startswith("test_")}
+    found = {item.function for item in request.session.items}
+    due = {t for t in tests if slow or not any(m.name == "slow" for m in getattr(t, "pytestmark", []))}
+    if due - found:
+        pytest.skip("some tests of this file are not in this session")
+    return sorted(name for code, name in public().items() if code not in FakeDevice.entered)
+
+
+def matching(names, patterns):
+    return [n for n in names if any(re.search(p, n) for p in patterns)]
+
+
+def test_every_public_function_ran_on_the_device(request):
+    missing = not_run(request, slow=False)
+    uncovered = set(missing) - set(matching(missing, (*SLOW, *EXCUSED)))
+    assert not uncovered, "\n".join(sorted(uncovered))
+    names = list(public().values())
+    assert all(matching(names, [pattern]) for pattern in EXCUSED)
+
+
+@pytest.mark.slow
+def test_every_public_function_ran_in_all_tests(request):
+    missing = not_run(request, slow=True)
+    assert missing == matching(missing, EXCUSED)

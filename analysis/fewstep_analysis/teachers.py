@@ -105,6 +105,7 @@ def mnist(label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DM
         net: the network where it is loaded already or not on the CPU; by default `mnist_network()`.
     """
     labels = _check_labels(label, guidance)
+    number = 0 if labels.dim() else int(labels)
     net = mnist_network() if net is None else net
 
     def model(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -114,7 +115,8 @@ def mnist(label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DM
     def labelled(x: Tensor, t: Tensor) -> Tensor:
         if labels.dim() and len(labels) != len(x):
             raise InputError(f"label: got {len(labels)} labels for a batch of {len(x)}, expected one per sample.")
-        c = labels.to(x.device).expand(len(x))
+        # a number is not copied to the device in each evaluation
+        c = labels.to(x.device) if labels.dim() else torch.full((len(x),), number, device=x.device)
         if guidance == 1 or label is None:
             return model(x, t, c)
         none = torch.full_like(c, NO_CLASS)

@@ -15,7 +15,7 @@ device is therefore reported, and given to factory functions, by a mode for torc
 import sys
 import warnings
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -145,6 +145,11 @@ class About:
 _about = lru_cache(None)(About)
 
 
+def _enter(frame: Any, event: str, arg: Any) -> None:
+    if event == "call":
+        FakeDevice.entered.add(frame.f_code)
+
+
 def _record(kind: str, what: str) -> None:
     if FakeDevice.active is not None:
         getattr(FakeDevice.active, kind).append(f"{what} at {_place()}")
@@ -197,6 +202,7 @@ class FakeDevice(TorchFunctionMode):
     """The context in which "cuda" can be used; `reads` and `uploads` say which lines made the host wait."""
 
     active: "FakeDevice | None" = None
+    entered: ClassVar[set[Any]] = set()  # the code of all functions that were called on a device
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,9 +218,12 @@ class FakeDevice(TorchFunctionMode):
         with warnings.catch_warnings(action="ignore"):  # warns that it replaces the own kernel
             self._library.impl("_efficientzerotensor", _zeros, "CPU")
         super().__enter__()
+        self._profile = sys.getprofile()
+        sys.setprofile(_enter)
         return self
 
     def __exit__(self, *error: Any) -> None:
+        sys.setprofile(self._profile)
         super().__exit__(*error)
         self._patch.undo()
         self._library._destroy()
@@ -244,7 +253,8 @@ class FakeDevice(TorchFunctionMode):
         if func in FROM_DATA:
             out = func(*args, **kwargs)
             return _to(out, target if wanted is not None or first is None or func is torch.tensor else device_of(first))
-        if len(args) > 1 and any(isinstance(t, Tensor) and device_of(t) == CUDA for t in args):
+        scalars = len(args) > 1 and any(map(_differentiable_scalar, args))
+        if scalars and any(isinstance(t, Tensor) and device_of(t) == CUDA for t in args):
             # gradients of scalars on the CPU come back to it
             args = tuple(_to(t, CUDA, counted=False) if _differentiable_scalar(t) else t for t in args)
         if func in INSIDE and target == CUDA:
@@ -262,6 +272,7 @@ def _parsed(own: Any, *args: Any, **kwargs: Any) -> Any:
 REPLACED = (
     (torch._C._nn, "_parse_to", partial(_parsed, torch._C._nn._parse_to)),
     (torch, "Generator", Generator),
+    (torch.cuda, "get_device_name", lambda device: "fake"),
     # a module that moves gets new parameters
     (torch, "_has_compatible_shallow_copy_type", lambda a, b: a is b or Held not in (type(a), type(b))),
     (torch._C, "_group_tensors_by_device_and_dtype", partial(_grouped, torch._C._group_tensors_by_device_and_dtype)),
@@ -275,6 +286,8 @@ def _zeros(size: Any, *, dtype: Any = None, **_: Any) -> Tensor:
 
 def device_of(x: Tensor) -> torch.device:
     """The device that a tensor reports, also inside of torch.func's transforms."""
+    if type(x) is Held:
+        return CUDA
     return CUDA if isinstance(bare(x), Held) else torch._C._TensorBase.device.__get__(x)
 
 
@@ -286,7 +299,7 @@ def bare(x: Tensor) -> Tensor:
 
 
 def _differentiable_scalar(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 0 and x.requires_grad and device_of(x) == CPU
+    return isinstance(x, Tensor) and x.requires_grad and x.dim() == 0 and device_of(x) == CPU
 
 
 def _known(device: Any) -> torch.device:

@@ -211,7 +211,13 @@ def check_path(
         raise InputError(f"{argument}: got {spans[0]}, expected a path over {spans[1]}. {cure}")
     if dtype is not None and getattr(path, "dtype", dtype) != dtype:
         raise InputError(f"{argument}: got {path.dtype}, expected {dtype}. Make the path with dtype={dtype}.")
+    if device is not None:
+        check_device_of(argument, path, device)
+
+
+def check_device_of(argument: str, path: Any, device: torch.device) -> None:
+    """Raise an `InputError` for a path whose increments are on another device than the state."""
     own = getattr(path, "device", device)
-    if device is not None and torch.empty(0, device=own).device != device:  # "cuda" is "cuda:0"
+    if torch.empty(0, device=own).device != device:  # "cuda" is "cuda:0"
         cure = f"Make the path with device={str(device)!r}."
         raise InputError(f"{argument}: got a path on {own}, expected one on {device}, as the state. {cure}")

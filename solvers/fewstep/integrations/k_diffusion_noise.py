@@ -58,6 +58,7 @@ class BrownianNoiseSampler:
         self.transform: Callable[[Tensor], Tensor] | None = transform
         self.dtype: torch.dtype = x.dtype
         self.shape: tuple[int, ...] = tuple(x.shape)
+        self.device: torch.device = x.device
         self.levy: str = levy
         self.sigma_min: float = _validation.check_float("sigma_min", sigma_min)
         self.sigma_max: float = _validation.check_float("sigma_max", sigma_max)

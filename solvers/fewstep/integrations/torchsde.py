@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _validation
 from ..brownian import AreaPath, BrownianPath, Increment
 from ..brownian.area_path import path_for
+from ..brownian.increment import check_device_of
 from ..brownian.time_scale import EXACT, rounding
 from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of
@@ -192,6 +193,8 @@ def sdeint(
         raise InputError(f"dt: got {dt!r}, expected a positive step size.")
     times = _validation.check_times("ts", ts)
     path: Any = None if bm is None else _given_path(bm)
+    if path is not None:
+        check_device_of("bm", path, y0.device)
     if hasattr(path, "snapped"):
         times = path.snapped(times, rounding(ts))
     problem = _problem(sde, names or {}, bm)

@@ -386,4 +386,4 @@ def seeds_of(generator: Any, batch: int) -> list[int]:
     many = source if isinstance(source, list) else [source]
     devices = ["cpu" if g is None else g.device for g in many]
     drawn = [torch.randint(1 << 62, (batch // len(many),), generator=g, device=d) for g, d in zip(many, devices)]
-    return torch.cat([d.cpu() for d in drawn]).tolist()
+    return torch.cat([d.to(drawn[0].device) for d in drawn]).tolist()  # one read from a device

@@ -279,9 +279,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if timestep.device.type != "cpu":
                 # iterating over `timesteps` yields views of it, whose position is their entry
                 mine = self.timesteps
-                if timestep.device != mine.device or timestep.untyped_storage().data_ptr() != (
-                    mine.untyped_storage().data_ptr()
-                ):
+                mine_at, at = mine.untyped_storage()._cdata, timestep.untyped_storage()._cdata
+                if timestep.device != mine.device or at != mine_at:
                     return None
                 return setup.entries(setup.names[timestep.storage_offset() - mine.storage_offset()])
             timestep = timestep.reshape(-1)[0]
