@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -24,8 +24,20 @@ from ..schedule import CLOSEST
 from .k_diffusion_names import SAMPLERS as SAMPLERS
 from .k_diffusion_names import solver_of
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
-from .k_diffusion_noise import check_state, flow_level, sampler_normals
+from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import snr as snr
+
+
+@dataclass(frozen=True)
+class ScaledFlow(FlowMatching):
+    """x_t = (1 - t) x0 + t shift n: a flow whose noise has another size (ComfyUI's `noise_scale`)."""
+
+    def label(self, sigma: Tensor) -> Tensor:
+        return self.time(sigma)
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return 1 - self.time(sigma)
+
 
 FLOW = FlowMatching()
 FLOW_END = CLOSEST - 5e-7  # what float32 may make of CLOSEST
@@ -70,7 +82,7 @@ class Sampler:
         self.flow: bool | None = True if fitted or isinstance(schedule, FlowMatching) else flow
         self.sigmas: Tensor | None = None
         if own is not None:
-            self.sigmas = (flow_level(own.sigmas) if self.flow else own.sigmas).float()
+            self.sigmas = (FLOW.label(own.sigmas) if self.flow else own.sigmas).float()
 
     @torch.no_grad()
     def __call__(
@@ -92,39 +104,40 @@ class Sampler:
         grid = _validation.check_numbers("sigmas", sigmas)
         if grid.dim() == 1 and len(grid) < 2:  # no step, as of ComfyUI's SplitSigmas at the last one
             return x
-        flow = self._is_flow(model, grid)
+        flow = self._flow(model, grid)
         plan, source = self._resolve(grid, flow)
         extra = dict(extra_args or {})
         state = at_least_float32(x)
         if flow and plan.prediction == "noise" and x.device.type != "mps":
             state = state.double()  # x - sigma eps cancels where sigma is 1e6
         if flow:
-            state = state / FLOW.alpha(plan.sigmas[:1]).item()
+            state = state / flow.alpha(plan.sigmas[:1]).item()
         state = state.clone() if state is x else state  # a model may write its inputs to x
         draw = sampler_normals(plan, state, extra.get("seed") if seed is None else seed, noise_sampler, flow)
         evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan, flow), source, state)
         end = _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas), flow)
-        return (end * FLOW.alpha(plan.sigmas[-1:]).item() if flow else end).to(x.dtype)
+        return (end * flow.alpha(plan.sigmas[-1:]).item() if flow else end).to(x.dtype)
 
-    def _is_flow(self, model: Any, grid: Tensor) -> bool:
-        """Whether to run in x / (1 - sigma) and sigma / (1 - sigma), in which a flow is x0 + sigma n.
+    def _flow(self, model: Any, grid: Tensor) -> FlowMatching | None:
+        """The process of a run in x / (1 - sigma) and sigma / (1 - sigma), in which a flow is x0 + sigma n, or None.
 
         Deterministic solvers do not need it: the ODE of a flow is the same in its own x and sigma.
         """
         own = carried_plan(self.solver)
         if own is not None and not _same(grid, own.sigmas):
-            return self.flow is not False and _same(grid, flow_level(own.sigmas))
+            process = _process(model)
+            return process if self.flow is not False and _same(grid, process.label(own.sigmas)) else None
         if own is not None:
             if own.levy and self.flow is None and _flow_of(model):
                 raise InputError(
                     f"model: got a flow model; {own.name} has the levels of x / (1 - sigma). Pass sampler(plan, "
                     "flow=True), its attribute `sigmas`, and x at its first level."
                 )
-            return False
+            return None
         if isinstance(self.schedule, FlowMatching):
-            return True
+            return _process(model)
         if not is_stochastic(self.solver):
-            return False
+            return None
         flow = _flow_of(model) if self.flow is None else self.flow
         if flow is None and len(grid) and grid.max() <= 1:
             raise InputError(
@@ -134,9 +147,9 @@ class Sampler:
             )
         if flow and self.schedule is not None:
             raise InputError(f"schedule: got {self.schedule!r} for a flow model, expected FlowMatching() or None.")
-        return bool(flow)
+        return _process(model) if flow else None
 
-    def _resolve(self, grid: Tensor, flow: bool) -> tuple[Plan, Plan | Student]:
+    def _resolve(self, grid: Tensor, flow: FlowMatching | None) -> tuple[Plan, Plan | Student]:
         own = carried_plan(self.solver)
         if own is None:
             if flow:
@@ -144,9 +157,9 @@ class Sampler:
                 if grid.max() > 1 or int((grid > CLOSEST).sum()) > 1:
                     expected = "levels of a flow model, at most 1, and one of them at most above 1 - 1e-6"
                     raise InputError(f"sigmas: got {short(grid)}; expected {expected}.")
-                grid = FLOW.sigma(grid.clamp(max=CLOSEST))
+                grid = flow.sigma(grid.clamp(max=CLOSEST))
             return resolve(self.solver, self._schedule(flow), sigmas=grid)
-        levels = flow_level(own.sigmas) if flow or self.flow else own.sigmas
+        levels = (flow or FLOW).label(own.sigmas) if flow or self.flow else own.sigmas
         if not _same(grid, levels):
             raise InputError(
                 f"sigmas: got {short(grid)}; {own.name} carries its own grid, {short(levels)}. Pass that (the "
@@ -154,10 +167,10 @@ class Sampler:
             )
         return resolve(self.solver, self.schedule)
 
-    def _schedule(self, flow: bool) -> Schedule | None:
-        return FLOW if flow and self.schedule is None else self.schedule
+    def _schedule(self, flow: FlowMatching | None) -> Schedule | None:
+        return flow if self.schedule is None else self.schedule
 
-    def _problem(self, wrapped: Wrapped, plan: Plan, flow: bool) -> DiffusionModel:
+    def _problem(self, wrapped: Wrapped, plan: Plan, flow: FlowMatching | None) -> DiffusionModel:
         """The model on the given schedule, else on a flow's, or EDM between its own levels or those of the grid."""
         schedule = self._schedule(flow) or _schedule_of(wrapped.model, plan.sigmas)
         fitted = plan.fit and plan.fit.fingerprint.schedule
@@ -166,7 +179,7 @@ class Sampler:
                 f"schedule: got None, and {schedule!r} from the model; {plan.name} was fitted to {fitted}. "
                 "Pass it as sampler(student, schedule=problem.schedule)."
             )
-        return DiffusionModel(_flow_denoiser(wrapped) if flow else wrapped, schedule)
+        return DiffusionModel(_flow_denoiser(wrapped, flow) if flow else wrapped, schedule)
 
 
 def sampler(solver: AnySolver | str, *, schedule: Schedule | None = None, flow: bool | None = None) -> Sampler:
@@ -228,9 +241,8 @@ def as_denoiser(
     wrapped = Wrapped(wrapper, dict(extra_args or {}), dtype)
     if _flow_of(wrapper) if flow is None else flow:
         given = {"t_min": sigma_min, "t_max": sigma_max}
-        return DiffusionModel(
-            _flow_denoiser(wrapped), FlowMatching(**{k: float(v) for k, v in given.items() if v is not None})
-        )
+        process = replace(_process(wrapper), **{n: float(v) for n, v in given.items() if v is not None})
+        return DiffusionModel(_flow_denoiser(wrapped, process), process)
     low, high = _ends_of(wrapper)
     low = low if sigma_min is None else _validation.check_float("sigma_min", sigma_min)
     high = high if sigma_max is None else _validation.check_float("sigma_max", sigma_max)
@@ -339,7 +351,7 @@ def _check_model(argument: str, model: Any, extra_args: Any) -> None:
 
 def _run(
     plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
-    disable: bool | None, sigmas: Tensor, flow: bool,
+    disable: bool | None, sigmas: Tensor, flow: FlowMatching | None,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
     starts, levels = _starts(plan), plan.sigma.tolist()
@@ -351,8 +363,8 @@ def _run(
                 i, level = starts[row], levels[row]
                 D = data_of(plan.prediction, at, level, out)
                 own = plan.sigmas.new_tensor(level)
-                shown = at * FLOW.alpha(own).item() if flow else at
-                hat = float(flow_level(own)) if flow else level
+                shown = at * flow.alpha(own).item() if flow else at
+                hat = float(flow.label(own)) if flow else level
                 sigma_hat = sigmas[i] if level == float(plan.sigmas[i]) else sigmas.new_full((), hat)
                 callback({"x": shown, "i": i, "sigma": sigmas[i], "sigma_hat": sigma_hat, "denoised": D})
             bar.update(row + 1 == plan.nfe or row + 1 in starts)
@@ -374,9 +386,18 @@ def _starts(plan: Plan) -> dict[int, int]:
     return {row: max(count - 1, 0) for row, count in zip(rows, passed)}
 
 
-def _flow_denoiser(wrapped: Wrapped) -> Denoiser:
+def _flow_denoiser(wrapped: Wrapped, flow: FlowMatching) -> Denoiser:
     """The denoiser of a flow model in x / (1 - sigma)."""
-    return from_sample(lambda x, t: wrapped(x, torch.where(t < FLOW_END, t, 1.0)), FLOW)
+    return from_sample(lambda x, t: wrapped(x, torch.where(t < FLOW_END, t, 1.0)), flow)
+
+
+def _process(model: Any) -> FlowMatching:
+    """The process of a flow model, its noise of the size that ComfyUI's `model_sampling` states."""
+    at, scale = model, 1.0
+    for _ in range(4):
+        scale = float(getattr(getattr(at, "model_sampling", None), "noise_scale", scale))
+        at = getattr(at, "inner_model", None)
+    return FLOW if scale == 1 else ScaledFlow(scale)
 
 
 def _flow_of(model: Any) -> bool | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import BrownianPath, Increment, InputError, Plan, _validation
+from .. import BrownianPath, Increment, InputError, Plan, Schedule, _validation
 from ..brownian.random_normals import HashedNormals, wrapped
 from ..executor import Draw, Normals
 from ..plan_noise import CHURN_OFFSET, plan_normals
@@ -24,11 +24,6 @@ FLOW_REACH = 20  # a flow begins at sigma = 1e6
 def snr(sigma: Tensor) -> Tensor:
     """tau = 1/sigma^2, this library's clock, in which the reverse SDE has noise of size one."""
     return sigma**-2
-
-
-def flow_level(sigma: Tensor) -> Tensor:
-    """The level of a flow, in [0, 1), from the noise level sigma of x / (1 - level)."""
-    return sigma / (1 + sigma)
 
 
 class BrownianNoiseSampler:
@@ -126,7 +121,7 @@ class BrownianNoiseSampler:
         return min(max(at, low), high)
 
 
-def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: bool = False) -> Draw:
+def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: Schedule | None = None) -> Draw:
     """A plan's normals, of the given noise sampler or path, by default of the path of the seeds.
 
     A function of levels is called with those of the caller, which for a `flow` are in [0, 1].
@@ -153,7 +148,7 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
         if callable(path) and letters == 1:
             # float32, in which k-diffusion's grids are exact: its trees refuse levels a rounding outside
             levels = plan.noise.rsqrt()
-            levels = (flow_level(levels) if flow else levels).float().to(x.device)
+            levels = (flow.label(levels) if flow else levels).float().to(x.device)
             ends = dict(zip(map(tuple, plan.noise.tolist()), levels.unbind()))
             return lambda *interval: fresh(1) if interval[0] == interval[1] else (_foreign(path, x, *ends[interval]),)
         raise InputError(
