@@ -57,22 +57,22 @@ def test_unrolled_coefficients_are_the_plan(solver):
 def test_one_pass_back_gives_the_derivatives_by_all_coefficients():
     """Against central differences of the final state, at a table without structure."""
     generator = torch.Generator().manual_seed(1)
-    table = Coefficients.of(fs.DPMSolverPP(3).plan(fs.sigma_grid(EDM, 4), EDM), normals=2)
+    table = Coefficients.of(fs.DPMSolverPP(3).plan(fs.sigma_grid(EDM, 4), EDM), letters=1)
     noisy = table.flat + 0.05 * torch.randn(len(table.flat), generator=generator, dtype=F64)
     weights = table.like(noisy).weights
     weights[:, 1:5] = weights[:, 1:5].tril(-1)
     weights[0] = torch.eye(len(weights[0]), dtype=F64)[0]
     table = Coefficients(weights, table.like(noisy).levels)
-    x, z = start(5, dim=2), torch.randn(2, 5, 2, generator=generator, dtype=F64)
+    x, z = start(5, dim=2), torch.randn(4, 5, 2, generator=generator, dtype=F64)
     made = rollout(table, bumps, x, z)
     unit = torch.eye(2, dtype=F64)[:, None].expand(2, 5, 2)
     found = pulled_back(table, bumps, made, unit)
     free = torch.cat(
-        [torch.ones(5, 7, dtype=bool).index_fill(0, torch.tensor([0]), False).flatten(), torch.ones(4) > 0]
+        [torch.ones(5, 9, dtype=bool).index_fill(0, torch.tensor([0]), False).flatten(), torch.ones(4) > 0]
     )
     for i in range(1, 5):
-        free[7 * i + 1 + i : 7 * i + 5] = False  # evaluations that are not made yet
-    assert int(free.sum()) == 4 + 10 + 8 + 4
+        free[9 * i + 1 + i : 9 * i + 5] = False  # evaluations that are not made yet
+    assert int(free.sum()) == 4 + 10 + 16 + 4
     for k in free.nonzero().flatten().tolist():
         shift = torch.zeros_like(table.flat).index_fill(0, torch.tensor([k]), 1e-6)
         high, low = (rollout(table.like(table.flat + s), bumps, x, z).end for s in (shift, -shift))
@@ -178,6 +178,48 @@ def test_labels_batches_and_random_directions():
     assert fits[1] == pytest.approx(fits[0], rel=1e-2)
     assert max(fits) < 1.3 * min(fits)
     assert max(fits) < 0.2 * report.base_errors.rmse
+
+
+def path_ends(solver, problem, n, **grid):
+    """Final states on one path, the same for all solvers."""
+    noise = EDM.sigma_max * torch.randn(n, 1, generator=torch.Generator().manual_seed(7), dtype=F64)
+    span = dict(t0=EDM.sigma_max**-2, t1=EDM.sigma_min**-2, clock="log", levy="K", dtype=F64)
+    return fs.sample(problem, solver, noise=noise, path=fs.BrownianPath((n, 1), seed=8, **span), **grid)
+
+
+def test_a_stochastic_table_follows_the_path_the_nearer_the_more_it_reads(tmp_path):
+    """On fresh paths, through `sample`; rows that read less of a path are further from its fine solution."""
+    fine = path_ends(fs.EulerMaruyama(), BUMPS, 1024, steps=200, final="sigma_min")
+    distances = []
+    for levy in ("W", "H", "K"):
+        table, report = fs.fit_table(
+            BUMPS, nfe=4, noise=start(1024), levy=levy, teacher_steps=200, starts=1, iterations=15
+        )
+        assert table.levy == levy
+        assert report.fallback == ""
+        own = (path_ends(table, BUMPS, 1024) - fine).square().mean().sqrt()
+        assert own == pytest.approx(report.student_errors.rmse, rel=0.5)
+        distances.append(float(own))
+    untrained = (path_ends(fs.EulerMaruyama(), BUMPS, 1024, sigmas=table.sigmas) - fine).square().mean().sqrt()
+    assert distances[0] < untrained
+    assert distances[2] < 0.8 * distances[1] < 0.64 * distances[0]
+    table.save(tmp_path / "table.json")
+    assert torch.equal(path_ends(fs.load(tmp_path / "table.json"), BUMPS, 16), path_ends(table, BUMPS, 16))
+
+
+def test_levels_and_starts_of_a_stochastic_table_are_checked():
+    options = dict(nfe=3, noise=start(32), levy="W", teacher_steps=9, starts=1, iterations=1)
+    grid = fs.sigma_grid(EDM, 3, "karras", final="sigma_min")
+    table, _ = fs.fit_table(BUMPS, **options, sigmas=grid, ahead=False, start=fs.EulerMaruyama())
+    assert torch.equal(table.sigmas, grid)
+    with pytest.raises(fs.InputError, match="4, those between 3"):
+        fs.fit_table(BUMPS, **options, sigmas=grid[1:])
+    with pytest.raises(fs.InputError, match="start"):
+        fs.fit_table(BUMPS, **options, start=fs.DDIM())
+    with pytest.raises(fs.InputError, match="sigmas"):
+        fs.fit_table(BUMPS, nfe=3, noise=start(32), sigmas=grid)
+    with pytest.raises(fs.InputError, match="levy"):
+        fs.fit_table(BUMPS, **options | dict(levy="A"))
 
 
 @pytest.mark.parametrize("name", ["table.json", "table.safetensors"])

@@ -20,6 +20,7 @@ from ...executor import evaluation_of, run
 from ...plan import Plan
 
 NO_NOISE = (float("nan"), float("nan"))
+LARGEST_RATIO = 10.0  # of the weights of the first state in two rows; beyond it the recursion loses digits
 
 
 @dataclass(frozen=True)
@@ -47,35 +48,50 @@ class Coefficients:
         return replace(self, weights=flat[: -self.rows].reshape(self.weights.shape), levels=flat[-self.rows :])
 
     @classmethod
-    def of(cls, plan: Plan, normals: int = 0) -> Coefficients:
-        """Those of a plan, by running it on symbols; `normals` is the number of columns for its intervals' normals."""
-        rows, letters = plan.nfe, plan.stage_noise.shape[-1]
-        symbols, inputs, opened = torch.eye(1 + rows + normals, dtype=torch.float64), list[Tensor](), iter(range(rows))
+    def of(cls, plan: Plan, letters: int = 0) -> Coefficients:
+        """Those of a plan, by running it on symbols, with columns for so many normals of each row's interval."""
+        rows = plan.nfe
+        symbols, inputs = torch.eye(1 + rows * (1 + letters), dtype=torch.float64), list[Tensor]()
+        opened = iter(range(1 + rows, len(symbols), max(letters, 1)))
 
         def evaluate(i: int, x: Tensor, _: Any) -> Tensor:
             inputs.append(x)
             return evaluation_of(plan.prediction, x, float(plan.sigma[i]), symbols[1 + i].clone())
 
         def draw(tau0: float, tau1: float) -> tuple[Tensor, ...]:
-            first = 1 + rows + next(opened) * letters
-            return tuple(symbols[first : first + letters])
+            first = next(opened)
+            return tuple(symbols[first : first + plan.letters])
 
         inputs.append(run(plan, symbols[0], evaluate, draw))
         return cls(torch.stack(inputs), plan.sigma.log())
 
-    def plan(self, name: str, sigmas: Tensor, noise: Tensor | None = None, letters: int = 1) -> Plan:
-        """The plan whose state after a row is the next input; `noise` (R, 2) are the intervals of the rows."""
-        rows = self.rows
-        noise = torch.tensor([NO_NOISE] * rows, dtype=torch.float64) if noise is None else noise
-        scale, past = self.weights[:, 0], self.weights[:, 1 : 1 + rows]
-        random = self.weights[:, 1 + rows :].reshape(rows + 1, -1, letters)
-        slots = max(1, random.shape[1])
+    def plan(self, name: str, sigmas: Tensor, intervals: Tensor | None = None) -> Plan:
+        """The plan on a grid; `intervals` (R, 2) are those whose normals the rows read.
+
+        Its state is the input of the next row, or the first state where that recursion would cancel.
+        """
+        rows, scale, past = self.rows, self.weights[:, 0], self.weights[:, 1 : 1 + self.rows]
         ratio = scale[1:] / scale[:-1]
-        update, stage = torch.zeros(rows, rows), torch.zeros(rows, rows)
-        update, stage = update.double(), stage.double()
-        changed = past[1:] - ratio[:, None] * past[:-1]
-        update_noise, stage_noise = (torch.zeros(rows, slots, letters, dtype=torch.float64) for _ in range(2))
-        for i in range(rows):
-            update[i, : i + 1] = changed[i, : i + 1].flip(0)
-        return Plan(name, "data", sigmas, self.levels.exp(), torch.ones_like(ratio), stage, stage_noise, ratio, update,
-                    update_noise, noise)  # fmt: skip
+        columns: dict[str, Any] = {
+            k: torch.zeros(rows, rows, dtype=torch.float64) for k in ("stage_eval", "update_eval")
+        }
+        letters = (self.weights.shape[1] - 1 - rows) // rows
+        slots = torch.zeros(rows, rows, letters, dtype=torch.float64) if letters else torch.zeros(rows, 1, 1).double()
+        columns |= {"stage_noise": slots, "update_noise": slots.clone()}
+        if intervals is None and bool((ratio.abs() <= LARGEST_RATIO).all()):
+            stage_x, update_x, changed = torch.ones_like(ratio), ratio, past[1:] - ratio[:, None] * past[:-1]
+            for i in range(rows):
+                columns["update_eval"][i, : i + 1] = changed[i, : i + 1].flip(0)
+        else:
+            stage_x, update_x = scale[:-1], torch.ones_like(ratio)
+            update_x[-1] = scale[-1]
+            random = self.weights[:, 1 + rows :].reshape(rows + 1, -1, max(letters, 1))
+            for i in range(rows):  # newest first
+                columns["stage_eval"][i, :i] = past[i, :i].flip(0)
+                if letters:
+                    columns["stage_noise"][i, : i + 1] = random[i, : i + 1].flip(0)
+            columns["update_eval"][-1] = past[-1].flip(0)
+            if letters:
+                columns["update_noise"][-1] = random[-1].flip(0)
+        noise = torch.tensor([NO_NOISE] * rows, dtype=torch.float64) if intervals is None else intervals
+        return Plan(name, "data", sigmas, self.levels.exp(), stage_x=stage_x, update_x=update_x, noise=noise, **columns)

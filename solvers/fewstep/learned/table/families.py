@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from ...plan import Plan
 from .coefficients import Coefficients
 
@@ -43,9 +44,9 @@ class Free:
     bounds: tuple[float, float]
 
     @classmethod
-    def of(cls, base: Coefficients, names: Sequence[str], bounds: tuple[float, float]) -> Free:
+    def of(cls, base: Coefficients, names: Sequence[str], bounds: tuple[float, float], ahead: bool = True) -> Free:
         """Free by name: "weights" of earlier evaluations, "scale" of the first state and with it their sum, "given"
-        levels of the network, and the "noise" that the rows read now."""
+        levels of the network, and "noise": the normals of the intervals behind a row and, with `ahead`, of its own."""
         rows, columns = base.rows, base.weights.shape[1]
         unit = torch.eye(base.weights.numel() + rows, dtype=torch.float64)
         cells = unit[: base.weights.numel()].reshape(rows + 1, columns, -1)
@@ -57,7 +58,8 @@ class Free:
                 past = cells[i, 1 : 1 + i]  # without "scale" a row keeps its sum
                 found += list(past if "scale" in names else past[1:] - past[:1])
             if "noise" in names:
-                found += list(cells[i, 1 + rows :][base.weights[i, 1 + rows :] != 0])
+                seen = min(rows, i + ahead) * (columns - 1 - rows) // rows
+                found += list(cells[i, 1 + rows : 1 + rows + seen])
         if "given" in names:
             found += list(unit[-rows:])
         return cls(base, torch.stack(found, 1), bounds)
@@ -87,7 +89,6 @@ class Formula:
     inner: Tensor
     first: float
     bounds: tuple[float, float]
-    normals: int = 0
 
     @property
     def start(self) -> Tensor:
@@ -95,7 +96,10 @@ class Formula:
 
     def table(self, numbers: Tensor) -> Coefficients:
         count = len(self.inner)
-        c = Coefficients.of(self.plan_of(numbers[:count].exp()), self.normals)
+        plan = self.plan_of(numbers[:count].exp())
+        if plan.nfe != len(numbers) - count:
+            raise InputError(f"{plan.name} takes another number of evaluations on these levels.")
+        c = Coefficients.of(plan)
         return Coefficients(c.weights, (c.levels + numbers[count:]).clamp(*self.bounds))
 
     def jacobian(self, numbers: Tensor) -> Tensor:

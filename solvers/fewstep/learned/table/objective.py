@@ -21,6 +21,8 @@ from .unrolled import Rollout, pulled_back, rollout
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`(student ends, teacher ends) -> (batch,)`."""
 LOSSES = ("squared", "robust")
+MOST_DIRECTIONS = 4
+RATIO = 16  # of random directions over all states to fitted numbers
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Pairs:
         """Positions in `which`, in batches; under torch.distributed, this process's batches."""
         yield from torch.split(torch.arange(len(which)), self.batch)[part()]
 
+    def evaluations(self) -> int:
+        """Network evaluations so far per pair."""
+        return -(-round(float(sum_over_processes(torch.tensor(float(self.spent[0]))))) // len(self.x))
+
     def denoiser(self, index: Tensor) -> Denoiser:
         """The model of these samples, counting evaluations."""
         inner = self.model.at(index).denoiser
@@ -72,16 +78,18 @@ class Objective:
         loss: a squared or robust distance, or a function of the ends.
         decode: applied to the ends before the loss.
         scale: the squared distance beyond which the robust loss grows as a logarithm.
-        directions: the most output directions through which a state's Jacobian is seen.
+        directions: the most output directions through which a state's Jacobian is seen; None for a few.
         seed: of the random directions.
+        fitted: indices of the pairs that are fitted to.
     """
 
     pairs: Pairs
     loss: str | Loss
     decode: Callable[[Tensor], Tensor] | None
     scale: float
-    directions: int
+    directions: int | None
     seed: int
+    fitted: Tensor
 
     @torch.no_grad()
     def squares(self, c: Coefficients, which: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ class Objective:
 
     def value(self, c: Coefficients) -> float:
         """The mean loss of the pairs that are fitted to."""
-        return float(self.losses(c, self.pairs.kept).mean())
+        return float(self.losses(c, self.fitted).mean())
 
     def equations(self, family: Family, numbers: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
         """(J'J, J'r) by a family's numbers: exact derivatives of the loss, and the Gauss-Newton matrix.
@@ -108,14 +116,18 @@ class Objective:
         count = chain.shape[1]
         found = chain.new_zeros(count, count + 1)
         generator = torch.Generator().manual_seed(node_seed(key_of(self.seed), iteration))
-        for at in pairs.parts(pairs.kept):
-            denoiser, made, ends = pairs.run(c, pairs.kept[at])
-            cotangents, exact = self._cotangents(made.end, ends, generator)
+        # enough products with random directions to determine the numbers
+        few = (
+            min(MOST_DIRECTIONS, -(-RATIO * count // len(self.fitted))) if self.directions is None else self.directions
+        )
+        for at in pairs.parts(self.fitted):
+            denoiser, made, ends = pairs.run(c, self.fitted[at])
+            cotangents, exact = self._cotangents(made.end, ends, few, generator)
             J = pulled_back(c, denoiser, made, cotangents).double() @ chain
             gradient, seen = J[0].sum(0), J[1:].flatten(0, 1)
             found[:, :count] += seen.T @ seen / (1 if exact else len(J) - 1)
             found[:, count] += gradient
-        found = sum_over_processes(found).cpu() / len(pairs.kept)  # the iteration's only read from the device
+        found = sum_over_processes(found).cpu() / len(self.fitted)  # the iteration's only read from the device
         return found[:, :count], found[:, count]
 
     def _each(self, c: Coefficients, which: Tensor, of: Loss) -> Tensor:
@@ -139,7 +151,7 @@ class Objective:
         square = (a - b).flatten(1).square().mean(1)
         return square / 2 if self.loss == "squared" else self.scale / 2 * torch.log1p(square / self.scale)
 
-    def _cotangents(self, end: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:
+    def _cotangents(self, end: Tensor, target: Tensor, few: int, generator: torch.Generator) -> tuple[Tensor, bool]:
         """(1 + k, n, *event): the gradient of each sample's loss by its end, and k directions of the residual."""
         with torch.enable_grad():
             at = end.detach().requires_grad_(True)
@@ -150,8 +162,8 @@ class Objective:
             (gradient,) = torch.autograd.grad(total, at)
             y = self._decoded(at)
             size = y[0].numel()
-            exact = size <= self.directions
-            shape = (size if exact else self.directions, *y.shape)
+            exact = size <= max(few, MOST_DIRECTIONS if self.directions is None else 0)
+            shape = (size if exact else few, *y.shape)
             if exact:
                 signs = torch.eye(size).reshape(size, 1, *y.shape[1:]).expand(shape).to(y)
             else:

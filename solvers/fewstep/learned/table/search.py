@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
+from ...errors import InputError
 from ...schedule import Schedule
 from .coefficients import Coefficients
 from .families import Family, Formula, Free
@@ -45,24 +48,35 @@ class Search:
     Attributes:
         base: errors that the median and the 90 % quantile on held-out states should not exceed.
         bounds: of the logarithms of levels.
+        ahead: a stochastic table's rows read the interval that they are about to cross.
     """
 
     objective: Objective
     base: Errors
     bounds: tuple[float, float]
+    ahead: bool
 
-    def begun(self, name: str, family: Family) -> Candidate:
-        """A candidate before its first iteration."""
-        start = family.start
-        return Candidate(name, family, Newton(start, self._score(family.table(start)),
-                                              self.objective.value(family.table(start)), 1e-3, start))  # fmt: skip
+    def begun(self, name: str, family: Family, numbers: Tensor | None = None, iterations: int = 0) -> Candidate:
+        """A candidate at these numbers, by default those that its family starts with."""
+        at = family.start if numbers is None else numbers
+        table = family.table(at)
+        return Candidate(
+            name, family, Newton(at, self._score(table), self.objective.value(table), 1e-3, at, iterations)
+        )
 
     def continued(self, candidate: Candidate, iterations: int) -> Candidate:
         """The candidate after more iterations."""
         family, o = candidate.family, self.objective
+
+        def value(numbers: Tensor) -> float:
+            try:
+                return o.value(family.table(numbers))
+            except InputError:  # no table of this family
+                return math.inf
+
         run = levenberg_marquardt(
-            family, lambda v: o.value(family.table(v)), lambda v, i: o.equations(family, v, i),
-            lambda v: self._score(family.table(v)), iterations, candidate.run,
+            family, value, lambda v, i: o.equations(family, v, i), lambda v: self._score(family.table(v)), iterations,
+            candidate.run,
         )  # fmt: skip
         return replace(candidate, run=run)
 
@@ -86,7 +100,9 @@ def searched(
     search: Search, starts: list[Start], schedule: Schedule, names: tuple[str, ...], iterations: int,
     note: Callable[[str], object],
 ) -> list[Candidate]:  # fmt: skip
-    """The candidates, the best first."""
+    """The candidates, the best first. Short fits see one batch of states, the last ones all of them."""
+    o = search.objective
+    last, search = search, replace(search, objective=replace(o, fitted=o.fitted[: o.pairs.batch]))
     found, short = list[Candidate](), min(SCOUT, iterations)
     for start in starts:
         note(start.name)
@@ -96,12 +112,14 @@ def searched(
         if names == ("levels",):
             found += [] if levels is None else [levels]
             continue
-        tables = {start.name: Coefficients.of(start.plan)} | (
-            {} if levels is None else {f"{start.name}, levels first": levels.table}
-        )
+        tables = {start.name: start.table} | ({} if levels is None else {f"{start.name}, levels first": levels.table})
         for name, table in tables.items():
-            found.append(search.continued(search.begun(name, Free.of(table, names, search.bounds)), short))
+            found.append(
+                search.continued(search.begun(name, Free.of(table, names, search.bounds, search.ahead)), short)
+            )
         found += [] if levels is None else [levels]
     found.sort(key=lambda c: c.run.score if math.isfinite(c.run.score) else math.inf)
-    best = [search.continued(c, iterations) for c in found[:FINALISTS]]
-    return sorted(best, key=lambda c: c.run.score) + found[FINALISTS:]
+    final = min(FINALISTS, len(starts))
+    again = [last.begun(c.name, c.family, c.run.numbers, c.run.iterations) for c in found[:final]]
+    best = [last.continued(c, iterations) for c in again]
+    return sorted(best, key=lambda c: c.run.score) + found[final:]

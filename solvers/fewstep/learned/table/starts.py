@@ -21,6 +21,7 @@ from ...samplers.ipndm import IPNDM
 from ...samplers.unipc import UniPC
 from ...schedule import Schedule
 from ...solver import DiffusionSolver
+from .coefficients import Coefficients
 
 SPACINGS = ("logsnr", "karras", "trailing", "uniform")
 SAMPLERS: tuple[Callable[[], DiffusionSolver], ...] = (
@@ -31,11 +32,20 @@ SAMPLERS: tuple[Callable[[], DiffusionSolver], ...] = (
 
 @dataclass(frozen=True)
 class Start:
-    """A plan, its origin, and its solver where its levels may move under the solver's formula."""
+    """A plan, its origin, and its solver where its levels may move under the solver's formula.
+
+    Attributes:
+        letters: normals of each interval that a fit from it may read.
+    """
 
     name: str
     plan: Plan
     solver: DiffusionSolver | None = None
+    letters: int = 0
+
+    @property
+    def table(self) -> Coefficients:
+        return Coefficients.of(self.plan, self.letters)
 
 
 def untrained(schedule: Schedule, nfe: int, solvers: Sequence[DiffusionSolver] | None = None) -> list[Start]:
