@@ -250,3 +250,15 @@ def test_builder_refuses_states_before_the_current_one():
     builder.advance(0.5 * x + 0.5 * D)
     with pytest.raises(ValueError, match="advanced past"):
         builder.evaluate(x, 5.0)
+
+
+@pytest.mark.parametrize("solver", [fs.DDIM(), fs.EDMHeun(churn=10), fs.DPMSolver(3)], ids=lambda s: type(s).__name__)
+def test_tails_begin_at_the_level_of_their_step(solver):
+    """With churn the level of a row is above that of the grid, and levels may be close; the graph is kept."""
+    sigmas = torch.tensor([10.0, 5.0, 2.0, 2.0 - 1e-12, 0.5], dtype=torch.float64)
+    plan = solver.plan(sigmas)
+    per_step = plan.nfe // 4
+    for step in range(1, 4):
+        assert torch.equal(plan.tail(per_step * step).sigmas, sigmas[step:])
+    learned = replace(plan, sigmas=sigmas.clone().requires_grad_())
+    assert learned.tail(per_step).sigmas.requires_grad

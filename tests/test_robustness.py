@@ -40,6 +40,7 @@ DEVICE = ["nonsense", "cuda:99", 7.5, "meta:x"]
 SEED = [1.5, "x?", True, math.nan, [1], 1j]
 COUNT = [0, -3, 2.5, "3", True, math.nan, [1]]
 STEPS = [*COUNT, 10**12]
+GRAPH = torch.linspace(1, 0.1, 4, requires_grad=True)
 NUMBER = ["1", math.nan, -math.inf, [1], 1j, True]
 FLAG = ["x?", 7]
 FUNCTION = [3, "a", Y]
@@ -48,6 +49,7 @@ TENSOR = [3, "a", [1], np.ones(3)]
 MAPPING = [3, "a", [1]]
 LABELS = [3, "a", torch.tensor(1), torch.tensor([], dtype=torch.long)]
 STATE = [[1.0], Y.long(), torch.tensor(1.0), Y * math.nan, "a", torch.ones(2, 3, device="meta")]
+SAMPLES = [*STATE, Y.clone().requires_grad_()]
 SOURCE = [3, object(), fs.BrownianPath((9, 9)), fs.EulerMaruyama()]  # paths
 FILE = ["", 3, b"\0x", "a\0b"]
 NOT_NUMBERS = ["ab", 1j, object(), [0.5, "a"], [math.nan, 0.5], [[0.0, 1.0]], [0.0, math.inf]]
@@ -89,6 +91,7 @@ ROWS = [
     # problems, SDE solves
     (fs.SDE, vars(SDE), dict(drift=FUNCTION, diffusion=FUNCTION, noise_type=WORD, sde_type=WORD)),
     (fs.SDE.from_torchsde, {}, dict(sde=OBJECT)),
+    (fs.SDE.from_module, dict(module=THEIRS), dict(module=OBJECT, noise_type=WORD, sde_type=WORD)),
     (fs.ODE, {}, dict(drift=FUNCTION)),
     (fs.DiffusionModel, vars(MODEL), dict(denoiser=FUNCTION, schedule=OBJECT)),
     (fs.solve, SOLVE,
@@ -216,9 +219,12 @@ ROWS = [
     (analysis.Record.load, {}, dict(path=FILE)), (analysis.Record("k", {}, 0, {}).save, {}, dict(path=FILE)),
     (teachers.load, {}, dict(path=FILE)), (datasets.digits, {}, dict(seed=SEED)),
     (problems.judge, dict(noise_type="diagonal"), dict(noise_type=WORD, sde_type=WORD)),
-    (distances.sliced_w2, dict(a=NOISE, b=NOISE), dict(a=STATE, b=STATE, projections=COUNT, seed=SEED)),
-    (distances.mmd, dict(a=NOISE, b=NOISE), dict(a=STATE, b=STATE, bandwidth=NUMBER)),
-    (distances.energy_distance, dict(a=NOISE, b=NOISE), dict(a=STATE, b=STATE)),
+    (distances.sliced_w2, dict(a=NOISE, b=NOISE), dict(a=SAMPLES, b=SAMPLES, projections=COUNT, seed=SEED)),
+    (distances.mmd, dict(a=NOISE, b=NOISE), dict(a=SAMPLES, b=SAMPLES, bandwidth=NUMBER)),
+    (distances.energy_distance, dict(a=NOISE, b=NOISE), dict(a=SAMPLES, b=SAMPLES)),
+    (distances.rmse, dict(a=NOISE, b=NOISE), dict(a=SAMPLES, b=SAMPLES)),
+    (distances.w1, dict(a=NOISE[:, 0], b=NOISE[:, 0]), dict(a=[*SAMPLES, GRAPH], b=[*SAMPLES, GRAPH])),
+    (distances.median_distance, {}, dict(x=SAMPLES)),
 ]  # fmt: skip
 
 # messages that name a related argument: what the argument becomes part of

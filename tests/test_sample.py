@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -349,3 +350,25 @@ def test_all_functions_accept_the_seeds_of_torch(name):
     for seed in (-(2**63) - 1, 2**64, 1.0, True):
         with pytest.raises(fs.InputError, match="^seeds?: got"):
             SEEDED[name](seed)
+
+
+@pytest.mark.parametrize("schedule", [EDM, VP], ids=["edm", "vp"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_seeds_warns_on_grids_where_it_is_unstable(schedule, order):
+    """Standard deviations of unit data; that of the solver it names is near 1 in as few steps."""
+    kw = dict(shape=(1000, 3), seed=0)
+    problem = fs.DiffusionModel(lambda x, s: x / (1 + s * s), schedule)
+    grid = torch.tensor([40.0 * math.exp(-1.2 * k) for k in range(8)] + [0.0])
+    with pytest.warns(UserWarning, match=r"SEEDS is unstable on this grid: its longest step is 1.2.*DPMSolverSDE\(\)"):
+        assert fs.sample(problem, fs.SEEDS(order), sigmas=grid, **kw).std() > 1.2
+    assert fs.sample(problem, fs.DPMSolverSDE(), sigmas=grid, **kw).std() < 1.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 0.9 < fs.sample(problem, fs.SEEDS(order), steps=25, **kw).std() < 1.2
+
+
+def test_thresholding_accepts_empty_batches():
+    model = fs.dynamic_thresholding(lambda x, s: x)
+    for shape in ((0, 3), (2, 0)):
+        assert model(torch.ones(shape), torch.tensor(1.0)).shape == shape
+    assert fs.sample(fs.DiffusionModel(model, EDM), fs.UniPC(), shape=(0, 3), steps=3).shape == (0, 3)

@@ -1,6 +1,7 @@
 """`solve`: what it rejects before the first step, what it returns, and problems without noise."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -186,7 +187,7 @@ def test_gradients_to_times_flow_from_lists_and_are_refused_for_sdes():
     for grid in ([0.0, 0.5, t1], torch.stack([torch.tensor(0.0), t1])):
         (slope,) = torch.autograd.grad(fs.solve(fs.ODE(lambda t, y: -y), fs.RK4(), Y0[:1, :1], grid).y.sum(), t1)
         assert float(slope) == pytest.approx(-math.exp(-1), abs=0.04)
-        with pytest.raises(fs.InputError, match=r"grid: .* requires grad.*grid\.detach"):
+        with pytest.raises(fs.InputError, match=r"grid: .* requires grad.*tensor\.detach"):
             fs.solve(GBM, fs.Milstein(), Y0, grid)
         with torch.no_grad():
             fs.solve(GBM, fs.Milstein(), Y0, grid)
@@ -263,6 +264,41 @@ def test_torchsde_objects_are_accepted():
         fs.SDE.from_torchsde(object())
 
 
+def test_modules_are_problems():
+    """Methods drift and diffusion, or f and g; the attributes noise_type and sde_type, or the arguments."""
+
+    class Neural(torch.nn.Module):
+        def drift(self, t, y):
+            return 0.05 * y
+
+        def diffusion(self, t, y):
+            return 0.2 * y
+
+    class Theirs(Neural):
+        noise_type, sde_type = "scalar", "stratonovich"
+        drift = diffusion = None
+
+        def f(self, t, y):
+            return 0.05 * y
+
+        def g(self, t, y):
+            return 0.2 * y
+
+    want = fs.solve(GBM, fs.Milstein(), Y0, GRID).y
+    assert torch.equal(fs.solve(fs.SDE.from_module(Neural()), fs.Milstein(), Y0, GRID).y, want)
+    theirs = fs.SDE.from_module(Theirs())
+    assert (theirs.noise_type, theirs.sde_type) == ("scalar", "stratonovich")
+    theirs = fs.SDE.from_module(Theirs(), noise_type="diagonal", sde_type="ito")
+    assert torch.equal(fs.solve(theirs, fs.Milstein(), Y0, GRID).y, want)
+    with pytest.raises(fs.InputError, match=r"diffusion: got None.*SDE.from_module\(module\)"):
+        fs.SDE(Neural())
+    with pytest.raises(fs.InputError, match=r"diffusion: got None.*fewstep.ODE\(drift\)"):
+        fs.SDE(GBM.drift)
+    for bad in (torch.nn.Linear(1, 1), Neural, None):
+        with pytest.raises(fs.InputError, match="module: got .* drift and diffusion, or f and g"):
+            fs.SDE.from_module(bad)
+
+
 @pytest.mark.parametrize("indices", [[0], [0, 3, 8], [8], list(range(9))])
 def test_states_at_indices_are_those_of_all(indices):
     grid = torch.linspace(0, 1, 9)
@@ -290,27 +326,6 @@ def test_fresh_areas_are_independent_of_a_start_drawn_from_the_same_seed():
     wedge = [inc.H[:, 0] * y0[:, 1] - inc.H[:, 1] * y0[:, 0], y0[:, 0], y0[:, 1]]
     for other in wedge:
         assert abs(torch.corrcoef(torch.stack([rest, other]))[0, 1]) < 5 / n**0.5
-
-
-DERIVED = ("Milstein", "GeneralMilstein", "LogODE", "Taylor15")  # torch.func.jvp refuses writes to captured memory
-
-
-@pytest.mark.parametrize("name", [n for n in EVERY if n not in DERIVED])
-def test_fields_that_reuse_their_memory_give_the_numbers_of_fresh_memory(name):
-    """Drift and diffusion that write each value to one buffer, as CUDA graphs do."""
-    solver = EVERY[name]
-    for sde, _ in cases(solver):
-        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
-        noise = own_path(solver, y0, sde)
-        want = fs.solve(sde, solver, y0, GRID, path=noise).y
-
-        def reuse(field, y0=y0):
-            out = field(GRID[0], y0)
-            buffer = torch.empty(out.shape, dtype=out.dtype)
-            return lambda t, y: buffer.copy_(field(t, y))
-
-        static = replace(sde, drift=reuse(sde.drift), diffusion=reuse(sde.diffusion))
-        assert torch.equal(fs.solve(static, solver, y0, GRID, path=noise).y, want)
 
 
 LATER = {
@@ -358,7 +373,28 @@ def test_non_finite_results_name_the_part(part):
         fs.solve(sde, solver, torch.zeros(4, 3), GRID)
 
 
-def test_growth_beyond_that_of_a_solution_is_reported():
-    stiff = fs.SDE(lambda t, y: -1000 * y, lambda t, y: 0.1 * torch.ones_like(y))
-    with pytest.warns(UserWarning, match="grew by more than 1e.10.*stiff"):
-        fs.solve(stiff, fs.EulerMaruyama(), Y0, torch.linspace(0, 1, 11))
+@pytest.mark.parametrize(
+    ("noise", "calculus", "first"),
+    [("diagonal", "ito", fs.EulerMaruyama()), ("additive", "ito", fs.EulerMaruyama()), ("none", "ito", fs.RK4()),
+     ("diagonal", "stratonovich", fs.Heun()), ("general", "ito", fs.EulerMaruyama())],
+)  # fmt: skip
+def test_growth_is_reported_with_a_solver_and_a_step_that_are_stable(noise, calculus, first):
+    """As a warning, and in more steps, when values overflow, in the error. The advice is followed."""
+    shape = {"diagonal": lambda y: 0.1 * y, "additive": lambda y: 0.1 + 0 * y,
+             "general": lambda y: torch.diag_embed(0.1 * y)}  # fmt: skip
+    drift = lambda t, y: -1000 * y  # noqa: E731
+    stiff = fs.ODE(drift) if noise == "none" else fs.SDE(drift, lambda t, y: shape[noise](y), noise, calculus)
+    words = r"slope is -1e.03, and a step is (0.1|0.01) long. (\w+)\(\) is stable in steps of up to ([\d.e-]+)\."
+    with pytest.warns(UserWarning, match="grew by more than 1e.10.*" + words):
+        fs.solve(stiff, first, Y0.double(), torch.linspace(0, 0.7, 8))
+    with pytest.raises(fs.NonFiniteError, match=words) as error:
+        fs.solve(stiff, first, Y0, torch.linspace(0, 1, 101))
+    _, name, longest = re.search(words, str(error.value)).groups()
+    steps = math.ceil(1 / float(longest))
+    assert steps < 600
+    assert fs.solve(stiff, EVERY[name], Y0, torch.linspace(0, 1, steps + 1)).y.abs().max() < 1
+
+
+def test_growth_of_a_solution_is_not_called_stiffness():
+    with pytest.warns(UserWarning, match=r"grew by more than 1e\+10. If the solution does not grow like this"):
+        fs.solve(fs.ODE(lambda t, y: 30 * y), fs.RK4(), Y0, torch.linspace(0, 1, 65))

@@ -22,7 +22,7 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise InputError("digits: scikit-learn is not installed; run: pip install 'fewstep[demo]'") from error
+        raise InputError(f"digits: scikit-learn cannot be imported ({error}). Run: pip install scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, test_size=HELD_OUT, random_state=seed, stratify=labels)
     train, held_out = (torch.from_numpy(x).float().div(8).sub(1).reshape(-1, 1, 8, 8) for x in split)

@@ -120,7 +120,7 @@ def check_state(
 ) -> Tensor:
     """Check a floating-point tensor with at least one axis, with finite values unless `finite` is False."""
     if not (torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta):
-        cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(...)."
+        cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(..., dtype=torch.float32)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
     if finite and not holds(value.isfinite().all()):
         count = int((~value.isfinite()).sum())
@@ -171,8 +171,8 @@ def check_no_graph(argument: str, value: Any) -> None:
     """Refuse a tensor with a graph where no gradient flows."""
     if torch.is_tensor(value) and has_graph(value):
         raise InputError(
-            f"{argument}: got a tensor that requires grad, expected plain numbers: no gradient flows to them. "
-            f"Pass {argument}.detach()."
+            f"{argument}: got a tensor that requires grad, expected one without a graph: no gradient flows to it. Pass "
+            "tensor.detach()."
         )
 
 

@@ -233,6 +233,8 @@ def dynamic_thresholding(denoiser: Denoiser, quantile: float = 0.995, most: floa
 
 def threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
     """One estimate (batch, *event) of `dynamic_thresholding`."""
+    if not x0.numel():
+        return x0
     s = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(1, max(most, 1.0))
     s = s.reshape(-1, *[1] * (x0.dim() - 1))
     return x0.clamp(-s, s) / s

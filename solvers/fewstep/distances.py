@@ -81,6 +81,7 @@ def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
 
 def median_distance(x: Tensor, count: int = SUBSET) -> float:
     """The median distance between the first `count` samples: a bandwidth for `mmd`."""
+    _validation.check_no_graph("x", _validation.check_state("x", x))
     return float(torch.pdist(x[:count].flatten(1).double()).median())
 
 
@@ -107,6 +108,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 def _flat(a: Tensor, b: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both as (samples, numbers) in float64."""
     a, b = _validation.check_state("a", a), _validation.check_state("b", b)
+    for name, samples in (("a", a), ("b", b)):
+        _validation.check_no_graph(name, samples)
     if a.device != b.device:
         raise InputError(f"b: got samples on {b.device}, expected {a.device} as a. Move them with b.to(a.device).")
     if a.shape[1:] != b.shape[1:]:

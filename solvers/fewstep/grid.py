@@ -62,7 +62,8 @@ def sigma_grid(
     if timesteps is not None:
         nodes = schedule.sigma(_check_timesteps(timesteps, steps))
         if not bool((nodes.isfinite() & (nodes > 0)).all()):
-            raise InputError(f"timesteps: got {short(timesteps)}; expected model times of this schedule.")
+            span = " to ".join(f"{float(t):.4g}" for t in schedule.time(torch.cat([first, last]).flatten()))
+            raise InputError(f"timesteps: got {short(timesteps)}; expected model times of this schedule, {span}.")
         ends = last if final == "sigma_min" and nodes[-1] > last * (1 + 1e-9) else last[:0]
     elif not isinstance(spacing, str) or spacing in ("beta", "linear_quadratic", *published()):
         nodes, ends = _spaced(schedule, steps, count, spacing), (last if final == "sigma_min" else last[:0])
@@ -196,8 +197,7 @@ def _check_timesteps(timesteps: Tensor, steps: int) -> Tensor:
     t = _validation.check_numbers("timesteps", timesteps)
     if t.dim() != 1 or len(t) != steps or not bool((t.diff() < 0).all()):
         raise InputError(
-            f"timesteps: got {short(t)}; expected ({steps},) strictly decreasing model times. "
-            "Flip an increasing list with timesteps.flip(0)."
+            f"timesteps: got {short(t)}; expected ({steps},) strictly decreasing model times. Reverse increasing ones."
         )
     return t
 
@@ -209,7 +209,7 @@ def check_sigmas(sigmas: Any, repeat: bool = False, argument: str = "sigmas", *,
     """
     s = _validation.check_numbers(argument, sigmas)
     if s.dim() != 1 or len(s) < 2 or not bool(s.isfinite().all()):
-        raise InputError(f"{argument}: got a tensor of shape {tuple(s.shape)}; expected (n,) finite with n >= 2.")
+        raise InputError(f"{argument}: got {short(s)} of shape {tuple(s.shape)}; expected (n,) finite numbers, n >= 2.")
     distinct = s[:-1] if repeat and len(s) > 2 and s[-1] == s[-2] else s
     if rising and bool((s.diff() > 0).all()) and s[0] >= 0:
         if s[0] == 0:
@@ -219,8 +219,8 @@ def check_sigmas(sigmas: Any, repeat: bool = False, argument: str = "sigmas", *,
         return s
     if not bool((distinct.diff() < 0).all()) or s[-1] < 0:
         raise InputError(
-            f"{argument}: got {short(s)}; expected strictly decreasing noise levels, the last >= 0. Flip an increasing "
-            f"grid with {argument}.flip(0)."
+            f"{argument}: got {short(s)}; expected strictly decreasing noise levels, the last >= 0. Reverse increasing "
+            "ones, and drop repeated ones."
         )
     return s
 

@@ -224,10 +224,11 @@ class Plan:
         Raises:
             InputError: the row is not the start of a step, or needs noise of an earlier interval.
         """
+        _validation.check_int("begin index", row, 0, self.nfe - 1)
         if row == 0:
             return self
-        stage = self.rows[row].stage if row < self.nfe else None
-        if stage is None or stage.scale == 0 or stage.evaluations:
+        stage = self.rows[row].stage
+        if stage.scale == 0 or stage.evaluations:
             raise InputError(
                 f"begin index: got {row}, which is in the middle of a step of {self.name}; expected the start of one. "
                 "Choose another strength, or a solver of one evaluation per step."
@@ -240,8 +241,10 @@ class Plan:
                     weights[i, known - 1] += weights[i, known:].sum()
                     weights[i, known:] = 0
             if columns["update_noise"][i, i + 1 :].any() or columns["stage_noise"][i, i + 1 :].any():
-                raise InputError(f"begin index: got {row}, but {self.name} needs noise from before it.")
-        first = int((self.sigmas >= self.sigma[row] * (1 - 1e-9)).sum()) - 1
+                cure = "Choose another strength, or a solver of one evaluation per step."
+                raise InputError(f"begin index: got {row}, but {self.name} needs noise from before it. {cure}")
+        # steps begin at rows that evaluate at the state; their levels may be others (churn, a learned shift)
+        first = sum(not r.stage.evaluations for r in self.rows[:row])
         fit = self.fit and replace(self.fit, kappa=None)
         return replace(self, sigmas=self.sigmas[first:], **columns, fit=fit)
 
@@ -251,11 +254,12 @@ def _check_values(plan: Plan) -> None:
     # numpy: several times faster than torch on arrays of this size
     found = {k: getattr(plan, k).detach().cpu().double().numpy() for k in COLUMNS}
     for key in ("sigmas", "sigma", *WEIGHTS):
-        size = np.abs(found[key])
+        size, expected = np.abs(found[key]), f"numbers that float32 holds, at most {LARGEST:.3g}"
         usable = size <= LARGEST
         if key == "sigma" or key == "sigmas":  # divided by; the last of a grid may be zero
             usable &= (found[key] >= SMALLEST) | ((key == "sigmas") & (size == 0))
-        _check(key, usable, f"numbers that float32 holds, at most {LARGEST:.3g}", found[key])
+            expected = f"levels from {SMALLEST:.3g} to {LARGEST:.3g}, or a last one of 0: raise sigma_min, or end at 0"
+        _check(key, usable, expected, found[key])
     opened, made = np.cumsum(~np.isnan(found["noise"][:, 0])), np.arange(plan.nfe)
     known = (made, opened, made + 1, opened)
     for key, count in zip(("stage_eval", "stage_noise", "update_eval", "update_noise"), known, strict=True):

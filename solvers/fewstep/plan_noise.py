@@ -36,7 +36,7 @@ def plan_normals(
     if path is not None:
         used = plan.noise[plan.on_path]
         ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
-        cure = "In the clock tau = 1/sigma^2 make it from 1/sigma_first^2 to 1/sigma_last^2, with clock='log'."
+        cure = "Make it in the clock tau = 1/sigma^2 at least from the first to the second of these, with clock='log'."
         same: dict[str, Any] = {"device": x.device, "method": "increment", "argument": argument, "cure": cure}
         check_path(path, plan.name, plan.levy, tuple(x.shape), ends, **same)
 

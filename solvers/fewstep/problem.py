@@ -48,11 +48,16 @@ class SDE:
     """
 
     drift: Field
-    diffusion: Field
+    diffusion: Field = None  # type: ignore[assignment]
     noise_type: str = "diagonal"
     sde_type: str = "ito"
 
     def __post_init__(self) -> None:
+        if self.diffusion is None:
+            cure = "Use fewstep.ODE(drift) for an equation without noise"
+            if _methods(self.drift):
+                cure = "Use SDE.from_module(module) for an object that has both as methods"
+            raise InputError(f"diffusion: got None, expected a function (t, y) -> tensor. {cure}.")
         for name in ("drift", "diffusion"):
             _validation.check_callable(name, getattr(self, name), "a function (t, y) -> tensor")
         _validation.check_choice("noise_type", self.noise_type, NOISE_TYPES)
@@ -70,6 +75,27 @@ class SDE:
                 "torchsde.SDEIto or torchsde.SDEStratonovich, or build fewstep.SDE(drift, diffusion) directly."
             )
         return cls(sde.f, sde.g, sde.noise_type, sde.sde_type)
+
+    @classmethod
+    def from_module(cls, module: Any, noise_type: str | None = None, sde_type: str | None = None) -> SDE:
+        """Convert an object, such as an `nn.Module`, whose methods are drift and diffusion.
+
+        Args:
+            module: has the methods `drift` and `diffusion`, or `f` and `g` as in torchsde, each `(t, y) -> tensor`.
+            noise_type, sde_type: by default the module's attributes of these names, else "diagonal" and "ito".
+
+        Raises:
+            InputError: neither pair of methods, an unknown noise type or calculus.
+        """
+        pair = _methods(module)
+        if pair is None:
+            raise InputError(
+                f"module: got {_validation.describe(module)}, expected an object with the methods drift and diffusion, "
+                "or f and g, each (t, y) -> tensor. Build fewstep.SDE(drift, diffusion) from two functions."
+            )
+        noise_type = getattr(module, "noise_type", "diagonal") if noise_type is None else noise_type
+        sde_type = getattr(module, "sde_type", "ito") if sde_type is None else sde_type
+        return cls(*pair, noise_type, sde_type)
 
     def noise_shape(self, y: Tensor, g: Tensor) -> tuple[int, ...]:
         """Return the shape of W: y's own, or y's with the last axis replaced by the m channels of g.
@@ -95,6 +121,13 @@ class SDE:
                 f"{tuple(y.shape)}, expected {expected}. {cure}"
             )
         return (*y.shape[:-1], g.shape[-1]) if matrix else tuple(y.shape)
+
+
+def _methods(module: Any) -> tuple[Field, Field] | None:
+    """The drift and diffusion that an object has as methods; None for a class or an object without them."""
+    pairs = [] if isinstance(module, type) else [("drift", "diffusion"), ("f", "g")]
+    found = [[getattr(module, name, None) for name in pair] for pair in pairs]
+    return next(((f, g) for f, g in found if callable(f) and callable(g)), None)
 
 
 def ODE(drift: Field) -> SDE:

@@ -44,7 +44,7 @@ def carried_plan(solver: AnySolver) -> Plan | None:
     if not isinstance(plan, Plan):
         raise InputError(
             f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, a Plan or a "
-            "student. SDE solvers sample where their card lists additive noise."
+            "student. Of the SDE solvers EulerMaruyama, SEA, ShARK, SRA1 and SOSRA are diffusion solvers too."
         )
     return plan
 

@@ -20,7 +20,8 @@ from .problem import CONSTANT, SDE, Field
 from .solver import StochasticSolver
 
 GROWTH = 1e10  # of |y| over max(|y0|, 1): hardly that of a solution
-STEPS = "Take smaller steps or a more stable solver."
+# by noise: a solver of the longest stable steps, and their length times k for a drift -k y, less some for the noise
+STABLE = {"additive": ("SOSRA", 5.0), "stratonovich": ("SPaRK", 3.4), "ito": ("SRID2", 2.3), "": ("EulerMaruyama", 1.9)}
 
 
 @dataclass(frozen=True)
@@ -120,31 +121,39 @@ def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:
 
 
 def answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
-    """The problem whose values are checked, and copied where they share memory with the first ones, f and g.
+    """The problem whose values are checked against the first ones, f and g, and have memory of their own.
 
-    The first ones are used for nothing else: a drift that writes every value to one buffer is seen at its next value,
-    before anything is lost.
+    A field may write its values to one buffer or to several in turn, as CUDA graphs and other runtimes do.
     """
-
     firsts = {"drift": (f, "y"), "diffusion": (g, "the first value")}
 
     def own(name: str, field: Field) -> Field:
         first, of = firsts[name]
 
         def call(t: Tensor, y: Tensor) -> Tensor:
+            try:
+                out = field(t, y)
+            except RuntimeError as error:
+                if not _wrapped(y):
+                    raise
+                raise InputError(
+                    f"{name}: got a function that torch.func cannot transform ({str(error).splitlines()[0]:.90}), "
+                    "expected one whose value is a new tensor, computed by torch's operations from t and y. "
+                    f"{_derivative_free(sde)}() needs no derivative."
+                ) from error
             where = lambda: f" at t = {float(t):.6g}"  # noqa: E731
-            out = _validation.check_answer(name, field(t, y), first, where, of)
-            return out.clone() if _shares(out, first) else out
+            return _copied(_validation.check_answer(name, out, first, where, of))
 
         return call
 
     return _wrapped_fields(sde, own)
 
 
-def _shares(out: Tensor, first: Tensor) -> bool:
-    if torch.compiler.is_compiling() or _wrapped(out) or _wrapped(first) or 0 in out.stride():
-        return False  # no memory, or an expanded constant
-    return bool(out.untyped_storage()._cdata == first.untyped_storage()._cdata)
+def _copied(x: Tensor) -> Tensor:
+    """A copy of x; an expanded one stays expanded."""
+    if 0 not in x.stride():
+        return x.clone()
+    return x[tuple(slice(None if step else 1) for step in x.stride())].clone().expand(x.shape)
 
 
 def _wrapped(x: Tensor) -> bool:
@@ -218,7 +227,7 @@ def _kept(save: Any, count: int) -> range | frozenset[int]:
 
 def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     """Check the problem, the solver and the initial state."""
-    cure = "fewstep.SDE or ODE. Wrap a torchsde object with SDE.from_torchsde; a diffusion model goes to fewstep.sample"
+    cure = "fewstep.SDE or ODE. Wrap a module or a torchsde object with SDE.from_module; diffusion models go to sample"
     _validation.check_instance("sde", sde, SDE, cure)
     cure = "an object such as EulerMaruyama(). Call a class first; diffusion solvers go to fewstep.sample"
     _validation.check_instance("solver", solver, StochasticSolver, cure)
@@ -274,11 +283,8 @@ def _check_end(
     if not (started and finite):
         raise _locate(sde, solver, y0, times, source)
     if grew:
-        warnings.warn(
-            f"{type(solver).__name__}: y grew by more than {GROWTH:g}. Where the solution does not grow like this, "
-            "the steps are too long for the drift, which is stiff: take smaller ones.",
-            stacklevel=3,
-        )
+        cure = _shorter(sde, y0, y, times)
+        warnings.warn(f"{type(solver).__name__}: y grew by more than {GROWTH:g}. {cure}", stacklevel=3)
 
 
 def _locate(
@@ -296,7 +302,7 @@ def _locate(
                 differentiated.append(None)
             elif bool(y.isfinite().all()) and not bool(out.isfinite().all()):
                 size = float(y.abs().max())
-                cure = STEPS if size > GROWTH else f"Check the {name} there."
+                cure = _shorter(sde, start, y, times) if size > GROWTH else f"Check the {name} there."
                 parts.append(f"The {name} is not finite, for finite y of size up to {size:.3g}. {cure}")
             return out
 
@@ -311,7 +317,7 @@ def _locate(
             yield increment
 
     problem = _wrapped_fields(sde, watched)
-    step, paths, before = 0, 0, y
+    step, paths, start, before = 0, 0, y, y
     with torch.no_grad():
         for step, y in enumerate(states(problem, solver, y, times, increments)):  # noqa: B007, B020
             paths = int((~y.isfinite()).reshape(len(y), -1).any(1).sum())
@@ -321,7 +327,7 @@ def _locate(
             parts.clear()
         if differentiated and not parts:
             parts += _derivatives(sde, times[step].to(y.device), before)
-    part = parts[0] if parts else f"The step overflows. {STEPS}"
+    part = parts[0] if parts else f"The step overflows. {_shorter(sde, start, before, times)}"
     message = (
         f"{type(solver).__name__} produced non-finite values at step {step} (t = {float(times[step]):.6g} to "
         f"{float(times[step + 1]):.6g}) for {paths} of {len(y)} paths. {part}"
@@ -329,10 +335,29 @@ def _locate(
     return NonFiniteError(message, step=step, paths=paths)
 
 
+def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
+    """What to do about a growth from the start to y: if the drift is stiff, which solver is stable in which steps."""
+    with torch.no_grad():
+        along = (y / y.abs().max().clamp(min=torch.finfo(y.dtype).tiny)).nan_to_num()
+        size = 0.01 * start.abs().max().clamp(min=1)
+        t = times[0].detach()
+        change = sde.drift(t, start + size * along) - sde.drift(t, start)
+        slope, h = float((change * along).sum() / (size * along.square().sum())), float(times.diff().abs().max())
+    if not slope * h < -0.1:
+        return "If the solution does not grow like this, take smaller steps."
+    kind = "additive" if sde.noise_type in CONSTANT else sde.sde_type
+    if kind == "ito" and sde.noise_type not in ("diagonal", "scalar"):
+        kind = ""
+    name, longest = STABLE[kind]
+    return (
+        f"The drift is stiff: its slope is {slope:.3g}, and a step is {h:.3g} long. {name}() is stable in steps of up "
+        f"to {longest / -slope:.2g}."
+    )
+
+
 def _derivatives(sde: SDE, t: Tensor, y: Tensor) -> list[str]:
     """What to say about derivatives at y that are not finite."""
-    free = "EulerMaruyama" if sde.sde_type == "ito" else "Heun"
-    free = "DerivativeFreeMilstein" if sde.noise_type in ("diagonal", "scalar", "commutative") else free
+    free = _derivative_free(sde)
     fields = {"diffusion": sde.diffusion, "drift": sde.drift}
     slopes = {n: torch.func.jvp(lambda x, f=f: f(t, x), (y,), (torch.ones_like(y),))[1] for n, f in fields.items()}
     return [
@@ -340,3 +365,10 @@ def _derivatives(sde: SDE, t: Tensor, y: Tensor) -> list[str]:
         f"{free}() needs no derivative."
         for name, slope in slopes.items() if not bool(slope.isfinite().all())
     ]  # fmt: skip
+
+
+def _derivative_free(sde: SDE) -> str:
+    """The name of a solver of this problem that needs no derivative."""
+    if sde.noise_type in ("diagonal", "scalar", "commutative"):
+        return "DerivativeFreeMilstein"
+    return "EulerMaruyama" if sde.sde_type == "ito" else "Heun"

@@ -134,7 +134,7 @@ def test_command_without_its_libraries_says_what_to_install():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 2
     assert out.stderr.splitlines() == [out.stderr.strip()]
-    assert "pip install 'fewstep[analysis]'" in out.stderr
+    assert "pip install scipy matplotlib torchsde typer rich" in out.stderr
 
 
 RESULTS = {

@@ -214,3 +214,15 @@ def test_increments_have_derivatives_with_respect_to_their_length():
         return torch.cat([first.U, *first.coordinates(), *fields(first.join(fs.Increment(2 * h, W, H)).to(F64))])
 
     assert torch.autograd.gradcheck(values, torch.tensor(0.5, dtype=F64, requires_grad=True))
+
+
+@pytest.mark.parametrize("cells", [12, 36, 300])
+def test_ends_of_cells_that_are_no_cuts_of_the_path_may_be_times(cells):
+    """Float64 times of a grid with non-dyadic steps: before, the path's rounding of one made an empty cell."""
+    areas = fs.AreaPath(fs.BrownianPath((3, 2), levy="H", seed=1, dtype=F64), cells)
+    for n in (3, 6, 12):
+        parts = list(areas.increments(torch.linspace(0, 1, n + 1, dtype=F64)))
+        joined = parts[0]
+        for part in parts[1:]:
+            joined = joined.join(part)
+        torch.testing.assert_close(joined.A, areas.increment(0.0, 1.0).A, rtol=0, atol=1e-5)

@@ -148,11 +148,36 @@ def test_callback_of_irregular_plan_reports_levels():
     assert [float(d["sigma_hat"]) for d in calls] == [4, 2, 1]
 
 
-def test_progress_counts_steps_and_no_gradient_is_recorded(monkeypatch):
-    x, bars, progress = start().requires_grad_(), [], kd.progress
+def test_levels_of_a_list_keep_float64_in_callbacks():
+    calls, levels = [], [9.1, 3.3, 0.7, 0.1]
+    kd.sampler(fs.DDIM())(model, start(sigma=9.1), levels, callback=calls.append)
+    assert [float(d["sigma"]) for d in calls] == levels[:-1]
+
+
+@pytest.mark.parametrize("solver", [fs.DDIM(), fs.UniPC(3), fs.EDMHeun()], ids=name)
+def test_gradients_flow_to_x_alone_and_are_refused_for_levels(solver):
+    """A graph only where x requires grad: the parameters of networks always do."""
+    sigmas = karras(5)
+    weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    net = lambda x, s, **more: weight * torch.tanh(x)  # noqa: E731
+    assert not kd.sampler(solver)(net, start(), sigmas).requires_grad
+    x = start().requires_grad_()
+    mine = torch.autograd.grad(kd.sampler(solver)(net, x, sigmas).sum(), (x, weight))
+    problem = fs.DiffusionModel(lambda x, s: weight * torch.tanh(x), PROBLEM.schedule)
+    theirs = torch.autograd.grad(fs.sample(problem, solver, noise=x, sigmas=sigmas).sum(), (x, weight))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert not kd.sampler(solver)(net, x, sigmas.clone().requires_grad_()).requires_grad
+    with pytest.raises(fs.InputError, match="sigmas: got a tensor that requires grad"):
+        kd.sampler(solver)(net, x, sigmas.clone().requires_grad_())
+
+
+def test_progress_counts_steps(monkeypatch):
+    x, bars, progress = start(), [], kd.progress
     monkeypatch.setattr(kd, "progress", lambda *args, **options: bars.append(progress(*args, **options)) or bars[-1])
     for solver in (fs.EDMHeun(), fs.UniPC(2)):
-        assert not kd.sampler(solver)(model, x, karras(7), disable=False).requires_grad
+        kd.sampler(solver)(model, x, karras(7), disable=False)
         assert (bars[-1].n, bars[-1].total) == (7, 7)
         kd.sampler(solver)(model, x, karras(7), disable=True)
         assert bars[-1].disable

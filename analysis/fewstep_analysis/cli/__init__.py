@@ -8,9 +8,9 @@ def main() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
-    except ImportError:
-        cure = "run: pip install 'fewstep[analysis]'"
-        print(f"fewstep: the command line needs the extra `analysis`; {cure}", file=sys.stderr)
+    except ImportError as error:
+        cure = "Run: pip install scipy matplotlib torchsde typer rich"
+        print(f"fewstep: the command line cannot import {error.name}. {cure}", file=sys.stderr)
         raise SystemExit(2) from None
     from .app import run
 

@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Distil a 300-step sampler of handwritten digits to 5 steps, and measure it.
 
-    One to three minutes on two CPU cores. Needs scikit-learn: pip install 'fewstep[demo]'.
+    One to three minutes on two CPU cores. Needs scikit-learn: pip install scikit-learn.
 
     \b
     Example: fewstep demo

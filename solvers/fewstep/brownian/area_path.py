@@ -13,7 +13,7 @@ from .increment import Increment, letters_for
 from .levy_area import METHODS, MOST_TERMS, levy_area
 from .path import BrownianPath
 from .random_normals import mix
-from .time_scale import rounding
+from .time_scale import DEPTH, rounding
 
 MOST_CELLS = 1 << 28  # their ends are stored, eight bytes each
 
@@ -48,7 +48,7 @@ class AreaPath:
         _validation.check_choice("method", method, METHODS)
         _validation.check_int("terms", 1 if terms is None else terms, 1, MOST_TERMS)
         if not path.shape:
-            raise InputError("path: got shape (), expected (..., m) with channels last.")
+            raise InputError("path: got shape (), expected (..., m) with channels last, as of BrownianPath((m,)).")
         self.path: BrownianPath = path
         self.cells: int = cells
         self.method: str = method
@@ -75,7 +75,8 @@ class AreaPath:
         times = self.path.snapped(times, eps)  # raises for times outside the path
         # the ends of cells are no cuts of the path unless their number is a power of two
         near = (torch.searchsorted(self._fine, times) - 1).clamp(0, self.cells - 1)
-        slack = (eps * times.abs()).clamp(max=float(times.diff().min()) / 4)
+        slack = eps * times.abs() + 2.0**-DEPTH * (self.t1 - self.t0)
+        slack = slack.clamp(max=float(times.diff().min()) / 4)
         for side in (near, near + 1):
             close = (self._fine[side] - times).abs() <= slack
             times = torch.where(close, self._fine[side], times)

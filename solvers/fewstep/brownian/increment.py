@@ -195,11 +195,14 @@ def check_path(
         )
     if levy == "A" and not getattr(path, "area", False):
         raise InputError(
-            f"{argument}: got a {type(path).__name__} without space-space area; {who} needs A. Wrap it: "
-            "AreaPath(path, cells=...), or give none, and areas with the right law are drawn."
+            f"{argument}: got a {type(path).__name__} without space-space area; {who} needs A. Pass "
+            "AreaPath(BrownianPath(...), cells=...), or none: areas with the right law are then drawn."
         )
     if levy in LEVY_ORDER and LEVY_ORDER[path.levy] < LEVY_ORDER[levy]:
-        raise InputError(f"{argument}: got levy={path.levy!r}; {who} needs {levy!r}. Make the path with levy={levy!r}.")
+        cure = f"Make the path with levy={levy!r}."
+        if hasattr(path, "interval"):  # of torchsde
+            cure = f'Make it with levy_area_approximation="space-time", which gives H, or BrownianPath(levy={levy!r}).'
+        raise InputError(f"{argument}: got levy={path.levy!r}; {who} needs {levy!r}. {cure}")
     got = tuple(getattr(path, "shape", shape))
     if got != shape:
         raise InputError(f"{argument}: got shape {got}, expected {shape}. Make the path with this shape.")

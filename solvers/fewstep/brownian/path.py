@@ -130,8 +130,8 @@ class BrownianPath:
             if a >= b:
                 raise InputError(
                     f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected increasing times further "
-                    "apart than the path's resolution, 2^-48 of its span. A path runs forward in time; use float64 for "
-                    "times that are close."
+                    "apart than the path's resolution, 2^-48 of its span. A path runs forward in time, and one over a "
+                    "shorter span resolves shorter steps."
                 )
         return ends
 

@@ -159,7 +159,10 @@ def make_knots(t0: float, t1: float, knots: Tensor | Sequence[float] | None, log
         return (t0, t1)
     given = _validation.check_numbers("knots", knots)
     if given.dim() != 1 or not bool(given.isfinite().all()) or not bool((given.diff() > 0).all()):
-        raise InputError(f"knots: got shape {tuple(given.shape)}, expected (n,) finite increasing times.")
+        some = ", ".join(f"{t:.4g}" for t in given.flatten()[:6].tolist()) + ", ..." * (given.numel() > 6)
+        raise InputError(
+            f"knots: got [{some}], expected (n,) finite, strictly increasing times. Sort and drop repeats."
+        )
     times = given.tolist()
     # the ends of a rounded grid may be off; near 0 a linear clock resolves no more than a part of its span
     floor, eps = 0.0 if log else EXACT * (t1 - t0), rounding(knots)

@@ -84,7 +84,6 @@ class Sampler:
         if own is not None:
             self.sigmas = (FLOW.label(own.sigmas) if self.flow else own.sigmas).float()
 
-    @torch.no_grad()
     def __call__(
         self, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None,
         callback: Callable[[dict[str, Any]], object] | None = None, disable: bool | None = None, *,
@@ -115,7 +114,10 @@ class Sampler:
         state = state.clone() if state is x else state  # a model may write its inputs to x
         draw = sampler_normals(plan, state, extra.get("seed") if seed is None else seed, noise_sampler, flow)
         evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan, flow), source, state)
-        end = _run(plan, state, evaluate, draw, callback, disable, torch.as_tensor(sigmas), flow)
+        levels = sigmas if torch.is_tensor(sigmas) else grid
+        # networks' parameters require grad: as in k-diffusion no graph is kept, unless for x
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            end = _run(plan, state, evaluate, draw, callback, disable, levels, flow)
         return (end * flow.alpha(plan.sigmas[-1:]).item() if flow else end).to(x.dtype)
 
     def _flow(self, model: Any, grid: Tensor) -> FlowMatching | None:
@@ -188,7 +190,8 @@ def sampler(solver: AnySolver | str, *, schedule: Schedule | None = None, flow: 
     `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
     multiplied by it; sigmas (n + 1,) decrease, usually to 0. Returns the state at the last level in x's dtype, and x
     where there is no step. Only the model sees half precision: the state is kept in float32. Deterministic solvers
-    also take increasing sigmas above 0, which leads from data to noise.
+    also take increasing sigmas above 0, which leads from data to noise. Gradients flow to x, and through the model,
+    where x requires grad; otherwise no graph is kept, as in k-diffusion.
 
     Flow models have x = (1 - sigma) x0 + sigma n and sigmas in [0, 1]. Their ODE has the form of the others', and
     deterministic solvers take steps in their x and sigma, as ComfyUI's samplers do. Stochastic solvers take steps in

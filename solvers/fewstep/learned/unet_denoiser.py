@@ -18,7 +18,7 @@ def unet_class() -> Any:
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
-        raise InputError(f"diffusers: cannot be imported ({error}); run: pip install 'fewstep[diffusers]'") from error
+        raise InputError(f"diffusers: cannot be imported ({error}). Run: pip install diffusers") from error
     return UNet2DModel
 
 

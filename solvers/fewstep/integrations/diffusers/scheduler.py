@@ -15,7 +15,7 @@ try:
     from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 except ImportError as _error:
-    raise ImportError(f"diffusers cannot be imported ({_error}); pip install 'fewstep[diffusers]'") from _error
+    raise ImportError(f"diffusers cannot be imported ({_error}). Run: pip install diffusers") from _error
 
 from ... import (
     BrownianPath,
@@ -125,7 +125,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(solver=configuration.described(self.solver), **options)
         configuration.check_options(options, self.config, self.solver, type(self))
         if trained_betas is not None:
-            self.register_to_config(trained_betas=torch.as_tensor(trained_betas).tolist())
+            betas = _validation.check_numbers("trained_betas", trained_betas)
+            self.register_to_config(trained_betas=betas.tolist())
         _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
         self.num_inference_steps: int | None = None
         self.order: int = configuration.order_of(self.solver, exact)
@@ -271,6 +272,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _entries(self, timestep: Any) -> list[int] | None:
         """The entries of `timesteps` with this label; None where its value would have to be read from a device."""
         setup = self._ready()
+        _validation.check_no_graph("timestep", timestep)
         if timestep is None:
             return None
         if torch.is_tensor(timestep):
@@ -523,8 +525,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x0, kind = to_x0(x, output, p, q), run.plan.prediction
         if run.evaluate is not None:
             self._pipeline_x0 = x0
-            with torch.no_grad():
-                evaluation = run.evaluate(run.first + run.row, x, state.normals)
+            evaluation = run.evaluate(run.first + run.row, x, state.normals)
             x0 = executor.data_of(kind, x, row.sigma, evaluation)
         else:
             evaluation = x0 if kind == "data" else to_x0(x, output, p_noise, q_noise)
@@ -561,7 +562,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _levels(self, timesteps: Any, like: Tensor) -> Tensor:
         """sigma at timesteps, shaped to multiply samples."""
-        labels = torch.as_tensor(timesteps).detach().double().cpu().reshape(-1)
+        labels = _validation.check_numbers("timesteps", timesteps).reshape(-1)
         check_labels(self._process, labels, "timesteps")
         levels, own, made = self._process.sigma(labels).tolist(), dict[float, float](), self._setup
         if made is not None:  # entries of a run have exactly the levels of its rows

@@ -96,6 +96,7 @@ def refine_plan(
     smallest = work.model.schedule.sigma_min
     table: Any = GridTable(start.plan, smallest) if learn_grid else KappaTable(base, start.kappa)
     ends = _ends(work, teacher)
+    table.plan()  # what it refuses before the first step is not divergence
 
     def loss(batch: Minibatch) -> Tensor:
         index = kept[batch.index]

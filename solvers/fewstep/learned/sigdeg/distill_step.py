@@ -144,10 +144,9 @@ class _Paths:
     def rmse(self, sde: SDE, solver: StochasticSolver) -> float:
         """Root mean square distance of a solver's final states, driven by the same noise."""
         every = (len(self.times) - 1) // len(self.increments)
-        sde, ts = stepwise(sde, self.states.dtype), self.times[::every].unbind()
-        y, carry = self.states[0], solver.init(sde, ts[0], self.states[0])
-        for k, increment in enumerate(self.increments):
-            y, carry, _ = solver.step(sde, ts[k], ts[k + 1], y, increment, carry)
+        y = self.states[0]
+        problem = _answering(stepwise(sde, y.dtype), self.times[0], y)
+        *_, y = states(problem, solver, y, self.times[::every], lambda: self.increments)
         return float((y - self.states[-1]).square().mean().sqrt())
 
 
@@ -191,13 +190,18 @@ class _Task:
         fine = torch.linspace(t, t + h, LOCAL + 1, dtype=torch.float64)
         problem = stepwise(self.sde, y.dtype)
         with torch.no_grad():
-            problem = answering(problem, problem.drift(fine[0], y), problem.diffusion(fine[0], y))
+            problem = _answering(problem, fine[0], y)
             # not `solve`, whose checks wait for the device
             *_, target = states(problem, self.teacher, y, fine, partial(source.increments, fine))
         unit = h**1.5 * self.units + 4 * torch.finfo(y.dtype).eps * y.abs()
         t0, t1 = fine[[0, -1]].unbind()
         step = self.student.step(problem, t0, t1, y, source.coarse[0], None)
         return _Residual((target - step.y) / unit, t0.to(y), y, source.coarse[0], unit)
+
+
+def _answering(problem: SDE, t: Tensor, y: Tensor) -> SDE:
+    """The problem whose values are checked and have memory of their own."""
+    return answering(problem, problem.drift(t, y), problem.diffusion(t, y))
 
 
 @torch.no_grad()
