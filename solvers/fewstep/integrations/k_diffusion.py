@@ -141,7 +141,7 @@ class Sampler:
         if not is_stochastic(self.solver):
             return None
         flow = _flow_of(model) if self.flow is None else self.flow
-        if flow is None and len(grid) and grid.max() <= 1:
+        if flow is None and grid.numel() and grid.max() <= 1:
             raise InputError(
                 f"flow: got None, a model of unknown kind, and sigmas {short(grid)} of at most 1. Is "
                 "it a flow model, x = (1 - sigma) x0 + sigma n? Pass sampler(solver, flow=True); flow=False for "
