@@ -622,6 +622,21 @@ def test_dode_refines_and_regrids_on_a_device(learn_grid):
     watch(lambda n, device: fs.distill_dode(shifted, fs.DDIM(), noise=MIXED(16, device), labels=labels, steps=2)[1].r2[0], 1)  # fmt: skip  # noqa: E501
 
 
+@pytest.mark.slow
+def test_tables_and_grids_are_fitted_on_a_device():
+    """Reads are those of the losses that a fit compares, as many for several batches as for one."""
+
+    def table(n, device):
+        options = {"starts": 1, "start": fs.DDIM(), "teacher_steps": 4, "iterations": 1, "batch": 16 // n}
+        return fs.fit_table(MIXTURE, nfe=2, noise=MIXED(16, device), **options)[0].sigma
+
+    def grid(n, device):
+        return fs.fit_grid(MIXTURE, 2, noise=MIXED(16, device), nodes=6, sweeps=1, batch=16 // n)
+
+    assert not growth(table)
+    assert not growth(grid)
+
+
 def test_trajectories_are_read_once_per_block():
     def run(n, device):
         options = {"count": 4, "event_shape": (2,), "device": device}
