@@ -155,8 +155,12 @@ def process_of(config: Mapping[str, Any], reference: Any, solver: Any = None) ->
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether x_t = (1 - t) x0 + t noise."""
-    by_shift = "shift" in config and "solver_order" not in config
-    return bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift
+    return bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction" or by_shift(config)
+
+
+def by_shift(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration is one of the flow schedulers' own, not that of a solver that also knows flows."""
+    return "shift" in config and "solver_order" not in config and not config.get("use_flow_sigmas")
 
 
 def in_line(solver: Any) -> bool:
@@ -186,7 +190,7 @@ def family(config: Mapping[str, Any], solver: Any) -> tuple[str, dict[str, Any]]
     if "sigma_data" in config:
         dpm = isinstance(solver, DPMSolverPP)
         return ("EDMDPMSolverMultistepScheduler" if dpm else "EDMEulerScheduler"), {}
-    if "shift" in config and "solver_order" not in config:
+    if by_shift(config):
         return ("FlowMatchLCMScheduler" if isinstance(solver, LCM) else "FlowMatchEulerDiscreteScheduler"), {}
     solver = getattr(solver, "solver", solver)  # the inner one of fewstep.compat
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if is_flow(config) else {}
