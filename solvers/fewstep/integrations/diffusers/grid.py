@@ -311,6 +311,7 @@ def constructed_grid(process: Process, reference: Any) -> Grid:
     if type(reference).__name__ == "HeunDiscreteScheduler":  # lists each inner level twice
         levels, labels = torch.cat([levels[:1], levels[1::2]]), torch.cat([labels[:1], labels[1::2]])
     levels = levels[: len(labels) + 1]  # Euler's log-linear list is longer than its run
+    levels[-1:] = levels[-2:].min()  # EDM's last level, rounded otherwise than the one before
     if process.kind == "flow":
         if len(levels) == len(labels):  # the constructor's list has no last level
             levels = torch.cat([levels, levels.new_zeros(1)])

@@ -367,7 +367,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         exploding = process.kind == "edm" or family(self.config, self.solver)[0] in EXPLODING
         if not exploding:
             return sample
-        label = None if timestep is None else self._label_outside(timestep)
+        ready = self._setup is not None or timestep is None
+        label = (None if timestep is None else self._label_outside(timestep)) if ready else float(timestep)
         if label is None:
             return sample * self._ready().inputs[self._row(timestep)]
         check_labels(process, torch.tensor(label, dtype=torch.float64), "timestep")
