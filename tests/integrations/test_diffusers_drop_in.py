@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -341,3 +342,23 @@ def test_signal_to_noise_ratio_of_training():
 
     t = torch.tensor([0, 500, 999])
     assert torch.equal(*(compute_snr(s, t) for s in both("UniPC")))
+
+
+def test_given_sigmas_down_to_the_last_label():
+    ours = FewStepScheduler.from_config(df.DDIMScheduler().config)
+    lowest = float(((1 - ours.alphas_cumprod[0]) / ours.alphas_cumprod[0]).sqrt())
+    ours.set_timesteps(sigmas=[14.0, 1.0, lowest, 0.0])
+    assert ours.timesteps[-1] == 0
+
+
+def test_plan_that_gives_the_network_another_first_level_runs_as_in_sample():
+    """A fitted table may; the pipeline's first state is then that of the level that the network is given."""
+    stock = df.DDIMScheduler()
+    schedule = fs.DiscreteVP(stock.alphas_cumprod.double())
+    plan = fs.IPNDM(2).plan(fs.sigma_grid(schedule, 4))
+    plan = replace(plan, sigma=plan.sigma * torch.tensor([0.4, 1.0, 1.0, 1.0]))
+    model = fs.DiffusionModel(fs.from_epsilon(lambda x, t: network(x, t[0]), schedule), schedule)
+    ours = FewStepScheduler.from_config(stock.config, solver=plan, exact=True)
+    ours.set_timesteps(4)
+    *_, got = steps(ours, X * ours.init_noise_sigma, ours.timesteps)
+    close(fs.sample(model, plan, noise=X), got)

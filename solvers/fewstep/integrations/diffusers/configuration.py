@@ -73,6 +73,11 @@ class Setup(NamedTuple):
             return [1.0] * (plan.nfe + 1)
         return self.process.scale(plan.sigma) + self.process.scale(plan.sigmas[-1:])
 
+    def start(self) -> float | Tensor:
+        """The standard deviation of the pipeline's first state, which is at the level that the network is given."""
+        moved = self.plan.sigma[0] != self.plan.sigmas[0] and not self.grid.exploding
+        return self.scales(self.plan)[0] * float(self.plan.sigmas[0]) if moved else self.grid.start
+
     def sigmas(self) -> Tensor:
         """The levels of the rows and the last one, as diffusers lists them: sigma / (1 + sigma) for flows."""
         if self.grid.listed is not None and len(self.grid.listed) == self.plan.nfe + 1:

@@ -227,7 +227,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._begin, self._run = None, None
         self.timesteps = made.labels.clone().to(device)
         self.sigmas = made.sigmas()
-        self.num_inference_steps, self.init_noise_sigma = len(made.grid.sigmas) - 1, made.grid.start
+        self.num_inference_steps, self.init_noise_sigma = len(made.grid.sigmas) - 1, made.start()
         self.order = made.order
 
     def _prepare(self, *asked: Any) -> configuration.Setup:
