@@ -203,7 +203,8 @@ def weak_orders(
         y0, ..., block: as in `strong_orders`, with reference "levels" by default.
     """
     phi = test if callable(test) else TESTS[_validation.check_choice("test", test, TESTS)]
-    twin = antithetic and not (isinstance(reference, str) and reference == "torchsde")
+    twin = _validation.check_flag("antithetic", antithetic)
+    twin = twin and not (isinstance(reference, str) and reference == "torchsde")
     e, name = _experiment(
         solvers, problem, y0=y0, t0=t0, t1=t1, levels=levels, paths=paths, reference=reference,
         reference_level=reference_level, device=device, dtype=dtype, seed=seed, block=block,
@@ -277,7 +278,7 @@ def _experiment(
 def check_levels(levels: Any, least: int) -> list[int]:
     """Check a user's refinements and return them sorted, without duplicates; at least `least` are required."""
     expected = "integers such as range(4, 10)"
-    if torch.is_tensor(levels):
+    if torch.is_tensor(levels) and levels.layout == torch.strided and not levels.is_meta:
         levels = levels.tolist()
     given = _validation.check_sequence("levels", levels, expected)
     found = sorted({_validation.check_int("levels", n, 0, FINEST) for n in given})

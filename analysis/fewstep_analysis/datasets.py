@@ -17,7 +17,7 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: scikit-learn is not installed.
     """
-    _validation.check_int("seed", seed, 0, 2**32 - 1)
+    seed = _validation.check_int("seed", seed, 0, 2**32 - 1)
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

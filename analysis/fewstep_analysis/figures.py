@@ -65,7 +65,13 @@ def order_figure(records: Sequence[Any], path: str | Path) -> Path:
     Lines join all levels; the fitted ones have markers. The area below the error of the reference is grey.
     """
     figure, axes = canvas(7.4, 4.6)
-    curves = [(r if isinstance(r, Record) else r.record()).data for r in records]
+    expected = "order estimates or their records"
+    records = [
+        r.record() if hasattr(r, "record") else r for r in _validation.check_sequence("records", records, expected)
+    ]
+    for r in records:
+        _validation.check_instance("records", r, Record, expected)
+    curves = [r.data for r in records]
     draw_orders(axes, curves)
     first = curves[0]
     what = "RMSE" if first["kind"] == "strong" else f"bias of E[{first['test']}]"

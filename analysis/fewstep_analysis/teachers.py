@@ -63,6 +63,7 @@ def load(path: str | Path) -> DenoisingMLP:
 
 def save(network: DenoisingMLP, path: str | Path) -> Path:
     """Write a denoiser in half precision."""
+    _validation.check_instance("network", network, DenoisingMLP, "a DenoisingMLP")
     return write_half(path, {"format": DIGITS_FORMAT, "config": network.config}, network)
 
 

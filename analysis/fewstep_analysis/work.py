@@ -122,7 +122,7 @@ def sde_work_precision(
     levels, seed = check_levels(levels, least=2), _validation.check_seed(seed)
     device = str(_validation.check_device(device))
     _validation.check_int("paths", paths)
-    _validation.check_int("repeats", repeats)
+    _validation.check_int("repeats", repeats, 1, 1000)
     for solver in solvers:
         _validation.check_instance("solvers", solver, StochasticSolver, "objects such as EulerMaruyama()")
         check_solves(problem.sde, solver)

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ._tracing import constant, constants, holds
 from .errors import InputError, one_of
+
+COUNT = 10**9  # of anything that an argument counts: more is a mistake, and torch's sizes end at 2^63
+ITEMS = 10**7  # of a range
 
 
 def describe(value: Any) -> str:
@@ -25,6 +29,8 @@ def describe(value: Any) -> str:
         return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()
     if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
         return f"{type(value).__name__} of {len(value)} tensors"
+    if isinstance(value, int) and value.bit_length() > 400:  # Python refuses to print more than 4300 digits
+        return f"an integer of {value.bit_length()} bits"
     plain = value is None or isinstance(value, (str, bytes, int, float, complex, tuple, list))
     text = ("list " if isinstance(value, list) else "") + repr(value) if plain else type(value).__name__
     return text if len(text) < 80 else text[:77] + "..."
@@ -38,7 +44,7 @@ def check_choice(argument: str, value: Any, words: Iterable[str]) -> str:
     return value
 
 
-def check_int(argument: str, value: Any, least: float = 1, most: float = math.inf) -> int:
+def check_int(argument: str, value: Any, least: float = 1, most: float = COUNT) -> int:
     """Check an integer in [least, most]; True, 3.0 and "3" are not accepted."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -46,7 +52,8 @@ def check_int(argument: str, value: Any, least: float = 1, most: float = math.in
         number = None
     if number is None or not least <= number <= most:
         lower = f" of at least {least:g}" if least > -math.inf else ""
-        upper = f" and at most {most:g}" if most < math.inf else ""
+        above = number is not None and number > most
+        upper = f" and at most {most:g}" if above or most < COUNT else ""
         raise InputError(f"{argument}: got {describe(value)}, expected an integer{lower}{upper}.")
     return number
 
@@ -66,6 +73,13 @@ def check_float(
     return number
 
 
+def check_flag(argument: str, value: Any) -> bool:
+    """Check True or False; 1 and 0 stand for them."""
+    if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):
+        raise InputError(f"{argument}: got {describe(value)}, expected True or False.")
+    return bool(value)
+
+
 def check_seed(value: Any, argument: str = "seed") -> int:
     """Check a seed: an integer in the range of torch's generators."""
     return check_int(argument, value, -(2**63), 2**64 - 1)
@@ -73,7 +87,7 @@ def check_seed(value: Any, argument: str = "seed") -> int:
 
 def check_seeds(value: Any, count: int | None = None, argument: str = "seeds") -> list[int]:
     """Convert a tensor or a sequence to one seed per sample, of `count` samples unless that is None."""
-    given = constants(value) if torch.is_tensor(value) else value
+    given = constants(check_numbers(argument, value) if value.is_meta else value) if torch.is_tensor(value) else value
     each = [check_seed(s, argument) for s in check_sequence(argument, given, "integers, one for each sample")]
     if count is not None and len(each) != count:
         raise InputError(f"{argument}: got {len(each)}, expected one for each of the {count} samples.")
@@ -89,7 +103,7 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
         if found.type == "meta":
             raise TypeError("meta tensors have no values")
         torch.empty(0, device=found)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["not available"])[0]
         expected = f"an available device such as 'cpu' ({reason})"
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.") from error
@@ -99,7 +113,7 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
 def check_dtype(value: Any, argument: str = "dtype") -> torch.dtype | None:
     """Check a floating-point dtype, or None."""
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
-        raise InputError(f"{argument}: got {value!r}, expected a floating-point dtype such as torch.float32.")
+        raise InputError(f"{argument}: got {describe(value)}, expected a floating-point dtype such as torch.float32.")
     return value
 
 
@@ -119,7 +133,9 @@ def check_state(
     argument: str, value: Any, expected: str = "a finite floating-point tensor (n, *event)", finite: bool = True
 ) -> Tensor:
     """Check a floating-point tensor with at least one axis, with finite values unless `finite` is False."""
-    if not (torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0 and not value.is_meta):
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    real = dense and value.is_floating_point() and value.element_size() > 1  # float8 has no arithmetic
+    if not isinstance(value, Tensor) or not real or value.dim() == 0:
         cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(..., dtype=torch.float32)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
     if finite and not holds(value.isfinite().all()):
@@ -130,6 +146,7 @@ def check_state(
 
 def as_numbers(argument: str, value: Any) -> Tensor:
     """Convert a tensor or a sequence of real numbers, of any shape, to float64, on its device and with its graph."""
+    _check_length(argument, value)
     try:
         if value is None or isinstance(value, (str, bytes)):
             raise TypeError("not numbers")
@@ -138,7 +155,7 @@ def as_numbers(argument: str, value: Any) -> Tensor:
             device = tensors[0].device
             value = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in value])
         found = torch.as_tensor(value)
-        if found.is_complex() or found.is_meta or found.dtype == torch.bool:
+        if found.is_complex() or found.is_meta or found.layout != torch.strided or found.dtype == torch.bool:
             raise TypeError("not real numbers")
         # torch would round a list of floats to its default dtype
         return torch.as_tensor(value, dtype=torch.float64)
@@ -233,6 +250,7 @@ def check_answer(
 
 def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
     """Check a shape: a sequence of non-negative integers."""
+    _check_length(argument, value)
     try:
         out = tuple(operator.index(n) for n in value)
     except TypeError:
@@ -257,8 +275,15 @@ def check_file(value: Any, argument: str = "path") -> Path:
     return Path(text)
 
 
+def _check_length(argument: str, value: Any) -> None:
+    """Refuse a range that would fill the memory as a list."""
+    if isinstance(value, range) and value[ITEMS:]:
+        raise InputError(f"{argument}: got {value!r:.80}, expected at most {ITEMS:g} items.")
+
+
 def check_sequence(argument: str, value: Any, expected: str) -> Sequence[Any]:
     """Convert an iterable with at least one item to a list."""
+    _check_length(argument, value)
     listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor))
     items = list(value) if listed else []
     if not items:

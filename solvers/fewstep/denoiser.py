@@ -145,7 +145,7 @@ def from_edm(
         InputError: labels that are not rows; when called, another number of rows than samples.
     """
     _validation.check_callable("net", net, "a network called as net(x, sigma)")
-    keywords: dict[str, bool] = {"force_fp32": True} if force_fp32 else {}
+    keywords: dict[str, bool] = {"force_fp32": True} if _validation.check_flag("force_fp32", force_fp32) else {}
     labels = None if class_labels is None else _label_rows(class_labels, getattr(net, "label_dim", None))
 
     @lru_cache(maxsize=1)  # not moved in each evaluation
@@ -167,7 +167,8 @@ def from_edm(
 
 def _label_rows(labels: Any, width: int | None) -> Tensor:
     """Return (1 or batch, label_dim) rows; rejects class numbers, which EDM would read as one long row."""
-    given = torch.is_tensor(labels) and labels.dim() in (1, 2) and len(labels) > 0
+    given = torch.is_tensor(labels) and labels.layout == torch.strided and not labels.is_meta
+    given = given and labels.dim() in (1, 2) and len(labels) > 0
     if given and width in (None, 0, labels.shape[-1]):
         rows: Tensor = labels.reshape(-1, labels.shape[-1])
         if rows.is_floating_point() or not bool(((rows > 1) | (rows < 0)).any()):

@@ -44,7 +44,7 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
         projections, seed: number and seed of the directions.
     """
     a, b = _flat(a, b)
-    _validation.check_int("projections", projections)
+    _validation.check_int("projections", projections, 1, 10**6)
     _validation.check_seed(seed)
     projections = projections if a.shape[1] > 1 else 1
     generator = torch.Generator().manual_seed(seed)

@@ -33,7 +33,7 @@ def one_of(argument: str, got: object, expected: Iterable[str]) -> InputError:
     words = sorted(expected)
     near = difflib.get_close_matches(str(got), words, n=1, cutoff=0.5)
     cure = f" Did you mean {near[0]!r}?" if near else ""
-    return InputError(f"{argument}: got {got!r}, expected one of {', '.join(map(repr, words))}.{cure}")
+    return InputError(f"{argument}: got {got!r:.80}, expected one of {', '.join(map(repr, words))}.{cure}")
 
 
 def named(function: Callable[P, R]) -> Callable[P, R]:

@@ -224,7 +224,7 @@ class Plan:
         Raises:
             InputError: the row is not the start of a step, or needs noise of an earlier interval.
         """
-        _validation.check_int("begin index", row, 0, self.nfe - 1)
+        row = _validation.check_int("begin index", row, 0, self.nfe - 1)
         if row == 0:
             return self
         stage = self.rows[row].stage

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _validation
 from .brownian.increment import LEVY_ORDER
+from .errors import InputError
 from .grid import check_sigmas
 from .plan import PREDICTIONS, WEIGHTS, Plan
 
@@ -79,8 +80,9 @@ class PlanBuilder:
 
     def evaluate(self, x: LinearExpr, sigma: float | Tensor) -> LinearExpr:
         """A network evaluation at x and noise level sigma: a new row."""
-        self._levels.append(float(sigma))
-        self._stages.append(self._from_state(x))
+        stage = self._from_state(x)
+        self._levels.append(_validation.check_float("sigma", sigma))
+        self._stages.append(stage)
         self._updates.append(LinearExpr({STATE: 1.0}))
         return LinearExpr({("D", len(self._levels) - 1): 1.0})
 
@@ -89,12 +91,15 @@ class PlanBuilder:
         row = len(self._levels)
         if row in self._noise:
             raise ValueError("a row opens at most one noise interval")
-        self._noise[row] = (float(tau0), float(tau1)) if tau0 != tau1 else NO_PATH
+        ends = _validation.check_float("tau0", tau0), _validation.check_float("tau1", tau1)
+        self._noise[row] = ends if ends[0] != ends[1] else NO_PATH
         return tuple(LinearExpr({("z", row, k): 1.0}) for k in range(self.letters))
 
     def advance(self, x: LinearExpr) -> LinearExpr:
         """Make x the current state; returns its symbol."""
         terms = dict(self._from_state(x).terms)
+        if not self._levels:
+            raise InputError("advance: called before the first evaluation; call builder.evaluate(x, sigma) before it.")
         weight = terms.pop(STATE, 0.0)
         self._updates[-1] = self._updates[-1] * weight + LinearExpr(terms)
         self._generation += 1
@@ -102,6 +107,7 @@ class PlanBuilder:
 
     def _from_state(self, x: LinearExpr) -> LinearExpr:
         """x in terms of the current state; earlier states are no longer available."""
+        _validation.check_instance("x", x, LinearExpr, "a combination of builder.x, evaluations and normals")
         terms = {STATE if k == ("x", self._generation) else k: v for k, v in x.terms.items()}
         if any(k[0] == "x" and k != STATE for k in terms):
             raise ValueError("the formula contains a state that was already advanced past")
@@ -110,6 +116,8 @@ class PlanBuilder:
     def finish(self) -> Plan:
         """The table."""
         rows = len(self._levels)
+        if not rows:
+            raise InputError("finish: no evaluation was recorded; call builder.evaluate(x, sigma) before it.")
         cells = [*self._cells("stage", self._stages, newest=1), *self._cells("update", self._updates, newest=0)]
         window = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_eval"))])
         slots = 1 + max([0, *(at[1] for name, at, _ in cells if name.endswith("_noise"))])

@@ -283,6 +283,7 @@ class DiscreteVP(Schedule):
         _validation.check_int("steps", steps, 2, 10**6)
         for argument, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
             _validation.check_float(argument, beta, 0, 1, "a number in [0, 1]")
+        _validation.check_choice("name", name, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         if name == "linear":
             betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         elif name == "scaled_linear":
@@ -294,7 +295,7 @@ class DiscreteVP(Schedule):
         else:
             raise one_of("name", name, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         abar = torch.cumprod(1 - betas, 0)
-        return cls(zero_terminal_snr(abar) if zero_snr else abar)
+        return cls(zero_terminal_snr(abar) if _validation.check_flag("zero_snr", zero_snr) else abar)
 
     @classmethod
     def of_table(cls, log_sigmas: Tensor) -> DiscreteVP:

@@ -218,10 +218,13 @@ def _kept(save: Any, count: int) -> range | frozenset[int]:
     """The indices of the grid whose states are kept."""
     if isinstance(save, str) and save in ("last", "all"):
         return range(count if save == "all" else 0)
-    indices = list(save) if isinstance(save, Sequence) and not isinstance(save, str) else []
+    listed = isinstance(save, Sequence) and not isinstance(save, str) and len(save) <= count
+    indices = list(save) if listed else []
     valid = all(type(i) is int and 0 <= i < count for i in indices)
     if not indices or not valid or indices != sorted(set(indices)):
-        raise InputError(f"save: got {save!r}, expected 'last', 'all' or increasing indices from 0 to {count - 1}.")
+        raise InputError(
+            f"save: got {_validation.describe(save)}, expected 'last', 'all' or increasing indices, 0 to {count - 1}."
+        )
     return frozenset(indices)
 
 

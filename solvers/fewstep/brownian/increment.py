@@ -160,10 +160,10 @@ def letters_for(*needs: str) -> str:
 def check_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """Check that `dtype` is float32 or float64, by default torch's."""
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in (torch.float32, torch.float64):
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
         raise InputError(
-            f"dtype: got {dtype}, expected torch.float32 or torch.float64. Convert increments with .to(dtype): sums of "
-            "half precision noise lose the path."
+            f"dtype: got {dtype!s:.80}, expected torch.float32 or torch.float64. Convert increments with .to(dtype): "
+            "sums of half precision noise lose the path."
         )
     return dtype
 

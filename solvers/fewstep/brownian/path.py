@@ -84,7 +84,7 @@ class BrownianPath:
         self.seeds: list[int] | None = None
         if seeds is not None:
             self.seeds = _validation.check_seeds(seeds, sum(self.shape[:1]))
-        self.portable = portable
+        self.portable: bool = _validation.check_flag("portable", portable)
         self.cache: int = _validation.check_int("cache", cache, 0)
         source = torch.device("cpu") if portable else self.device
         if self.seeds is None:

@@ -34,8 +34,8 @@ class DPMSolverSchedule(TimedSchedule):
                 "DPM-Solver's NoiseScheduleVP. For a table of alphas_cumprod, use fewstep.DiscreteVP."
             )
         self.noise_schedule = noise_schedule
-        self.t_max: float = float(noise_schedule.T if t_start is None else t_start)
-        self.t_min: float = 1 / float(noise_schedule.total_N) if t_end is None else float(t_end)
+        self.t_max: float = _validation.check_float("t_start", noise_schedule.T if t_start is None else t_start)
+        self.t_min: float = _validation.check_float("t_end", 1 / noise_schedule.total_N if t_end is None else t_end)
         if not 0 < self.t_min < self.t_max <= noise_schedule.T:
             raise InputError(
                 f"t_start, t_end: got {self.t_max}, {self.t_min}; expected 0 < t_end < t_start <= {noise_schedule.T}."

@@ -358,6 +358,7 @@ def _run(
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
     starts, levels = _starts(plan), plan.sigma.tolist()
+    disable = disable is not None and _validation.check_flag("disable", disable)
     with progress(range(len(starts)), "step", show=not disable) as bar:
 
         def watched(row: int, at: Tensor, normals: Any) -> Tensor:

@@ -76,7 +76,7 @@ class BrownianNoiseSampler:
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
         """(batch, *event) unit noise of the interval, its sign that of the direction."""
-        if torch.is_tensor(sigma) and torch.is_tensor(sigma_next):
+        if torch.is_tensor(sigma) and torch.is_tensor(sigma_next) and sigma.shape == sigma_next.shape == ():
             sigma, sigma_next = torch.stack([sigma, sigma_next]).tolist()  # one read from their device
         z = self._between(sigma, sigma_next).coordinates()[0]
         forward = self._time(sigma) < self._time(sigma_next)
@@ -100,7 +100,7 @@ class BrownianNoiseSampler:
         return self.path.increment(low, high)
 
     def _time(self, sigma: float | Tensor) -> float:
-        level = float(sigma)
+        level = _validation.check_float("sigma", sigma)
         inside = min(max(level, self.sigma_min), self.sigma_max)
         # k-diffusion passes exp(log(sigma)) in float32, which may miss the ends by some roundings
         if abs(level - inside) > 1e-5 * inside:
@@ -108,7 +108,11 @@ class BrownianNoiseSampler:
                 f"sigma: got {level:g}; expected a level in [{self.sigma_min:g}, {self.sigma_max:g}]. Make "
                 "the noise sampler with a sigma_min and sigma_max that cover the grid."
             )
-        return inside if self.transform is None else float(self.transform(torch.tensor(inside, dtype=torch.float64)))
+        if self.transform is None:
+            return inside
+        _validation.check_callable("transform", self.transform, "a function of sigma")
+        at = self.transform(torch.tensor(inside, dtype=torch.float64))
+        return _validation.check_float("transform", at, expected="a function of sigma that returns a finite number")
 
     def _snap(self, u: float) -> float:
         """The nearest of 2^BITS points in the path's clock, uniform in log u where u > 0."""
@@ -161,7 +165,7 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
 def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """The unit normals of an interval from a function `(sigma, sigma_next) -> unit normals`."""
     z = noise(sigma, sigma_next)
-    if not torch.is_tensor(z) or z.shape != x.shape:
+    if not torch.is_tensor(z) or z.shape != x.shape or z.is_meta or z.layout != torch.strided:
         got = tuple(z.shape) if torch.is_tensor(z) else type(z).__name__
         raise InputError(f"noise_sampler: got {got}; expected unit normals of x's shape {tuple(x.shape)}.")
     return z.to(x)
@@ -171,7 +175,8 @@ def seeds(seed: Any, batch: int) -> list[int]:
     """One seed per sample; of None, drawn from torch's global generator."""
     if seed is None:
         return [int(s) for s in torch.randint(1 << 62, (batch,))]
-    several = seed.tolist() if torch.is_tensor(seed) else seed
+    several = _validation.check_numbers("seed", seed).tolist() if torch.is_tensor(seed) and seed.is_meta else seed
+    several = seed.tolist() if torch.is_tensor(seed) else several
     if isinstance(several, Iterable) and not isinstance(several, str):
         return _validation.check_seeds(several, batch, "seed")
     first = _validation.check_seed(several)

@@ -99,6 +99,7 @@ class BrownianView:
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
         """W over [ta, tb] ([t0, ta] without tb), or a tuple of W and the requested U and A."""
+        return_U, return_A = (_validation.check_flag(*v) for v in (("return_U", return_U), ("return_A", return_A)))
         if return_U and self.path.levy == "W":
             raise InputError("return_U: got a path with levy='W'. Make the path with levy='H'.")
         if return_A and not getattr(self.path, "area", False):
@@ -117,7 +118,7 @@ class BrownianView:
 
     def _clamped(self, time: float | Tensor) -> float | Tensor:
         """Clamp a time that float32 rounding moved just outside the path; one inside keeps its dtype for the path."""
-        t, slack = float(time), 2.0**-20 * (self.path.t1 - self.path.t0)
+        t, slack = _validation.check_float("ta, tb", time), 2.0**-20 * (self.path.t1 - self.path.t0)
         near = min(max(t, self.path.t0), self.path.t1)
         return near if t != near and abs(t - near) <= slack else time
 

@@ -105,7 +105,7 @@ class Trajectories:
             InputError: another number or other indices.
         """
         steps = len(self.sigmas) - 1
-        if not isinstance(keep, (Sequence, Tensor)):
+        if not isinstance(keep, (Sequence, Tensor)) or (torch.is_tensor(keep) and keep.dim() == 0):
             if steps % _validation.check_int("keep", keep):
                 raise InputError(f"keep: got {keep}, expected a divisor of the {steps} steps.")
             keep = range(0, steps + 1, keep)
@@ -117,7 +117,7 @@ class Trajectories:
 
     def some_knots(self, count: int) -> Tensor:
         """(steps + 1, n, *event) knots of the first trajectories, at most `count` and one block."""
-        knots = self.blocks[0]["knots"][:count].transpose(0, 1)
+        knots = self.blocks[0]["knots"][: _validation.check_int("count", count)].transpose(0, 1)
         return knots if self.kept is None else knots[list(self.kept)]
 
     def digest(self) -> str:
@@ -130,8 +130,8 @@ class Trajectories:
     def pick(self, index: Tensor) -> Batch:
         """The trajectories of these indices, in this order; InputError for indices out of range."""
         _validation.check_instance("index", index, Tensor, f"a tensor of indices in 0 ... {len(self) - 1}")
-        index = index.cpu()
-        integers = index.dim() == 1 and len(index) > 0 and not index.is_floating_point()
+        index = index.cpu() if index.layout == torch.strided and not index.is_meta else torch.empty(0)
+        integers = index.dim() == 1 and len(index) > 0 and index.dtype in (torch.int32, torch.int64)
         if not integers or int(index.min()) < 0 or int(index.max()) >= len(self):
             raise InputError(f"index: got {index.reshape(-1).tolist()[:8]}, expected indices in 0 ... {len(self) - 1}.")
         joined = {k: torch.empty(len(index), *v.shape[1:], dtype=v.dtype) for k, v in self.blocks[0].items()}
@@ -181,7 +181,7 @@ def make_trajectories(
     """
     sigmas = checked_levels(sigmas)
     _validation.check_choice("levy", levy, LEVY_ORDER)
-    _validation.check_int("count", count)
+    count = _validation.check_int("count", count)
     _validation.check_int("substeps", substeps, 1, MOST)
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
     _validation.check_instance("teacher", teacher, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")

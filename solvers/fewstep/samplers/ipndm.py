@@ -34,7 +34,7 @@ class IPNDM(DiffusionSolver):
 
     def __init__(self, order: int = 4, variable: bool = False) -> None:
         self.order: int = _validation.check_int("order", order, 1, 4)
-        self.variable = variable
+        self.variable: bool = _validation.check_flag("variable", variable)
         self.card: Card = Card(
             summary="Adams-Bashforth of the noise prediction in sigma",
             reference="Liu et al. 2022 (arXiv 2202.09778), Eq. (12), without its warm-up (arXiv 2204.13902)",

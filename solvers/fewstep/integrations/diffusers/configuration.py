@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import DDIM, DDPM, DEIS, IPNDM, LCM, PNDM, TCD, DPMSolverPP, EDMHeun, Plan, UniPC
-from ..._validation import check_float, check_numbers
+from ..._validation import check_float, check_instance, check_numbers
 from ...catalog import solver_named, spelling
 from ...compat import (
     DiffusersDDIM,
@@ -378,6 +378,8 @@ def check_flow(process: Process, used: Any, plan: Plan) -> None:
 
 def generators_of(generator: Any, batch: int) -> Any:
     """None, one generator, or a list with one per sample."""
+    for one in generator if isinstance(generator, list) and generator else [generator]:
+        check_instance("generator", one, (torch.Generator, type(None)), "a torch.Generator, or a list of them")
     if isinstance(generator, list) and len(generator) == 1:
         return generator[0]
     if isinstance(generator, list) and len(generator) != batch:

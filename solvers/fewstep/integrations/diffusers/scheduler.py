@@ -151,6 +151,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler from the configuration of any scheduler of diffusers; keywords override it."""
         more: dict[str, Any] = {}
+        _validation.check_flag("return_unused_kwargs", return_unused_kwargs)
+        _validation.check_instance("config", config, Mapping, "the config of a scheduler of diffusers")
+        for key in config:
+            _validation.check_instance("config", key, str, "names as keys")
         if isinstance(config, Mapping):
             if kwargs.get("solver", config.get("solver")) is None:
                 kwargs["solver"] = configuration.distilled_solver(config)
@@ -215,6 +219,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         refuse_unknown("set_timesteps", unknown, type(self).set_timesteps)
         if timesteps is not None and sigmas is not None and self._process.kind != "flow":
             raise InputError("timesteps, sigmas: got both; expected one of them.")
+        mu = None if mu is None else _validation.check_float("mu", mu)
         lists = configuration.listed("timesteps", timesteps), configuration.listed("sigmas", sigmas)
         if num_inference_steps is not None:
             num_inference_steps = _validation.check_int("num_inference_steps", num_inference_steps)
@@ -225,6 +230,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._prepare(*asked)
         made = self._ready()
         self._begin, self._run = None, None
+        if device is not None and str(device) != "meta":
+            device = _validation.check_device(device)
         self.timesteps = made.labels.clone().to(device)
         self.sigmas = made.sigmas()
         self.num_inference_steps, self.init_noise_sigma = len(made.grid.sigmas) - 1, made.start()
@@ -263,6 +270,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this entry, as image-to-image pipelines do."""
+        begin_index = _validation.check_int("begin_index", begin_index, 0)
         self._begin, self._run = begin_index, None
         if self._free(0.0) and begin_index < len(self.timesteps):
             self._run = self._start(0, 0.0)._replace(row=begin_index)
@@ -285,8 +293,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 if timestep.device != mine.device or at != mine_at:
                     return None
                 return setup.entries(setup.names[timestep.storage_offset() - mine.storage_offset()])
-            timestep = timestep.reshape(-1)[0]
-        return setup.entries(float(timestep))
+            timestep = timestep.reshape(-1)[0] if timestep.numel() else timestep
+        return setup.entries(_validation.check_float("timestep", timestep))
 
     def _row(self, timestep: Any) -> int:
         """The entry of a timestep that begins a run, or continues one of a solver without history."""
@@ -295,7 +303,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if entries is None and (timestep is None or row is not None):
             return row or 0
         if entries is None:
-            entries = setup.entries(float(timestep.reshape(-1)[0]))
+            entries = setup.entries(_validation.check_float("timestep", timestep.reshape(-1)[:1]))
         if not entries:
             raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
         return row if row in entries else next((i for i in entries if i % self.order == 0), entries[0])
@@ -402,13 +410,16 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             InputError: a timestep that is not the next one, or an option that the solver does not have.
         """
         refuse_unknown("step", unknown, type(self).step)
+        _validation.check_state("sample", sample, finite=False)
+        eta = _validation.check_float("eta", eta)
         self._check_options_of_step(eta, use_clipped_model_output, s_churn, per_token_timesteps)
         run = self._next(timestep, sample, eta)
         if run.state is None:
             configuration.check_event(self.solver, sample)
         x, row = run.read(sample), run.plan.rows[run.row]
         where = f" at entry {run.first + run.row} of timesteps"
-        output = model_output[:, : x.shape[1]] if torch.is_tensor(model_output) else model_output
+        many = torch.is_tensor(model_output) and min(x.dim(), model_output.dim()) > 1
+        output = model_output[:, : x.shape[1]] if many else model_output
         output = _validation.check_answer("model_output", output, x, where, of="sample")
         if per_token_timesteps is not None:
             found = self._step_tokens(at_least_float32(sample), output, per_token_timesteps)
@@ -491,7 +502,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The source of the run's normals: its path, or the generator as in diffusers."""
         if given is not None and run.path is not None:
             raise InputError("variance_noise: got it with noise='path', expected noise='generator'.")
-        if given is not None and given.shape != sample.shape:
+        if given is not None and _validation.check_state("variance_noise", given, finite=False).shape != sample.shape:
             raise InputError(f"variance_noise: got {tuple(given.shape)}, expected {tuple(sample.shape)} as the sample.")
 
         def fresh(letters: int) -> Normals:
@@ -546,7 +557,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """x0 and noise at timesteps () or (batch,), labels or entries of the run, in the coordinates of the state."""
-        sigma = self._levels(timesteps, noise)
+        sigma = self._levels(timesteps, original_samples, noise)
         alpha, sigma_t = self._process.weights(sigma)
         if family(self.config, self.solver)[0] in EXPLODING:
             alpha, sigma_t = torch.ones_like(sigma), sigma
@@ -558,13 +569,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """alpha noise - sigma_t x0, the target of a network that predicts v."""
-        alpha, sigma_t = self._process.weights(self._levels(timesteps, noise))
+        alpha, sigma_t = self._process.weights(self._levels(timesteps, sample, noise))
         return alpha.to(sample) * noise - sigma_t.to(sample) * sample
 
-    def _levels(self, timesteps: Any, like: Tensor) -> Tensor:
+    def _levels(self, timesteps: Any, samples: Tensor, like: Tensor) -> Tensor:
         """sigma at timesteps, shaped to multiply samples."""
+        for name, value in (("sample", samples), ("noise", like)):
+            _validation.check_state(name, value, finite=False)
         labels = _validation.check_numbers("timesteps", timesteps).reshape(-1)
         check_labels(self._process, labels, "timesteps")
+        if samples.shape != like.shape or len(labels) not in (1, len(like)):
+            raise InputError(
+                f"timesteps: got {len(labels)} for samples of shape {tuple(samples.shape)} and noise of shape "
+                f"{tuple(like.shape)}; expected one label or one per sample, and noise of the samples' shape."
+            )
         levels, own, made = self._process.sigma(labels).tolist(), dict[float, float](), self._setup
         if made is not None:  # entries of a run have exactly the levels of its rows
             own = dict(zip(made.names, made.plan.sigma.tolist()))

@@ -90,7 +90,13 @@ def distill_dode(
             several evaluations per step, an unknown word, or notes that JSON cannot hold.
     """
     began = time.perf_counter()
-    if refine not in (None, "global") or (refine is None and (learn_grid or training is not None)):
+    _validation.check_flag("learn_grid", learn_grid)
+    _validation.check_flag("guard", guard)
+    if refine is not None:
+        _validation.check_choice("refine", refine, ("global",))
+    if training is not None:
+        _validation.check_instance("training", training, TrainingOptions, "fewstep.TrainingOptions(...)")
+    if refine is None and (learn_grid or training is not None):
         given = [name for name, value in (("learn_grid", learn_grid), ("training", training)) if value]
         raise one_of("refine" + (f" (with {', '.join(given)})" if given else ""), refine, ("global",))
     _validation.check_seed(seed)

@@ -80,7 +80,7 @@ def regrid(
     assert fit.kappa is not None
     kappa = _interpolated(fit.kappa, old, plan)
     made = corrected(plan, kappa)
-    which = work.held if refit else torch.arange(len(noise))
+    which = work.held if _validation.check_flag("refit", refit) else torch.arange(len(noise))
     base_rmse, student_rmse = (teacher_rmse(work, p, which, fine) for p in (plan, made))
     again = distill_dode(
         problem, base, noise=noise, labels=labels, terms=kappa.shape[1], teacher=teacher,

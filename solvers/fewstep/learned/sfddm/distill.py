@@ -217,6 +217,7 @@ def _initialised(teacher: nn.Module, start: str, seed: int) -> nn.Module:
 
 
 def _module_name(network: nn.Module, features: str) -> str | None:
+    _validation.check_instance("features", features, str, "the name of a layer, or 'auto'")
     names: list[str] = [n for n, _ in network.named_modules()]
     expected = ("conv_out", "leave") if features == "auto" else (features,)
     found = [n for n in names if any(n == w or n.endswith(f".{w}") for w in expected)]

@@ -87,8 +87,8 @@ def distill_sigdeg(
     device, seed = _validation.check_device(device), _validation.check_seed(seed)
     if isinstance(problem, SDE):
         raise InputError("problem: got an SDE, expected fewstep.DiffusionModel; use distill_sigdeg_step.")
-    _validation.check_choice("levy", levy or "H", LEVY_ORDER)
-    _validation.check_choice("head", head or "direct", HEADS)
+    _validation.check_choice("levy", "H" if levy is None else levy, LEVY_ORDER)
+    _validation.check_choice("head", "direct" if head is None else head, HEADS)
     _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
     if network is not None and head is not None:
         raise InputError(f"head: got {head!r} in addition to network=, which has its own; drop one.")

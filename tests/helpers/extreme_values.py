@@ -1,0 +1,180 @@
+"""Malformed and extreme values for any argument, by name; each call of an entry makes a fresh one."""
+
+import math
+
+import numpy as np
+import torch
+
+
+class Lies:
+    """Converts to numbers, lengths and items that make no sense."""
+
+    __float__ = lambda self: math.nan  # noqa: E731
+    __len__ = lambda self: 2**40  # noqa: E731
+    __index__ = lambda self: 2**70  # noqa: E731
+    __getitem__ = lambda self, key: None  # noqa: E731
+
+
+class Index:
+    """An integer of another type."""
+
+    __index__ = lambda self: 1  # noqa: E731
+
+
+class Tagged(torch.Tensor):
+    """A subclass of Tensor."""
+
+
+PLAIN = [
+    None,
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    0.5,
+    -0.0,
+    1e300,
+    -1e300,
+    1e-320,
+    2**31,
+    2**63,
+    2**70,
+    -(2**70),
+    True,
+    False,
+    "",
+    "x",
+    "H",
+    "linear",
+    "\0",
+    "a" * 5000,
+    b"",
+    b"x",
+    1j,
+    (),
+    [],
+    {},
+    [1],
+    [None],
+    ["a", 1],
+    [math.nan, 1.0],
+    [1.0, "a"],
+    [[1, 2], [3]],
+    (3,),
+    (2**40,),
+    (2**20, 2**20),
+    (-1,),
+    (0,),
+    [3, 2, 1],
+    [1, 2, 3],
+    [0.0, 1e300],
+    {"a": None},
+    {1: 2},
+    set(),
+    range(10**12),
+    range(3),
+    slice(None),
+    Ellipsis,
+    NotImplemented,
+    int,
+    object,
+    torch.nn.Module,
+    math,
+    torch.float32,
+    torch.int64,
+    torch.complex64,
+    torch.strided,
+    torch.device("meta"),
+    "meta",
+    "cuda:99",
+    "cpu",
+    complex(math.nan, 1),
+    np.float64("nan"),
+    np.int64(3),
+    np.bool_(True),
+    np.str_("x"),
+    10**400,
+]
+ANSWERS = [
+    None,
+    "x",
+    3.0,
+    (),
+    torch.ones(1),
+    torch.ones(2, 3),
+    torch.ones(2, 3).double(),
+    torch.ones(2, 3).long(),
+    torch.ones(2, 3) * math.nan,
+    torch.ones(7, 7),
+    torch.ones(2, 3, device="meta"),
+    torch.tensor(1.0),
+    torch.ones(2, 3) * 1j,
+    torch.ones(2, 3).to_sparse(),
+    (torch.ones(2, 3),),
+    [1.0],
+    torch.ones(0),
+    np.ones((2, 3)),
+]
+TENSORS = {
+    "empty": lambda: torch.empty(0),
+    "empty rows": lambda: torch.empty(0, 3),
+    "scalar": lambda: torch.tensor(1.0),
+    "int scalar": lambda: torch.tensor(2),
+    "bool": lambda: torch.ones(2, 3, dtype=torch.bool),
+    "one": lambda: torch.ones(1),
+    "float64": lambda: torch.ones(2, 3).double(),
+    "half": lambda: torch.ones(2, 3).half(),
+    "bf16": lambda: torch.ones(2, 3).bfloat16(),
+    "long": lambda: torch.ones(2, 3).long(),
+    "uint8": lambda: torch.ones(3, dtype=torch.uint8),
+    "good": lambda: torch.ones(2, 3),
+    "complex": lambda: torch.ones(2, 3) * 1j,
+    "meta": lambda: torch.ones(2, 3, device="meta"),
+    "ranks": lambda: torch.ones([1] * 12),
+    "meta scalar": lambda: torch.ones((), device="meta"),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "csr": lambda: torch.eye(3).to_sparse_csr(),
+    "graph": lambda: torch.ones(2, 3, requires_grad=True),
+    "graph of one": lambda: torch.ones((), requires_grad=True),
+    "strided": lambda: torch.ones(3, 2).T,
+    "expanded": lambda: torch.ones(1, 1).expand(2, 3),
+    "subclass": lambda: torch.ones(2, 3).as_subclass(Tagged),
+    "parameter": lambda: torch.nn.Parameter(torch.ones(2, 3)),
+    "nan": lambda: torch.full((2, 3), math.nan),
+    "inf": lambda: torch.full((2, 3), math.inf),
+    "huge": lambda: torch.full((2, 3), 1e38),
+    "tiny": lambda: torch.full((2, 3), 1e-40),
+    "increasing": lambda: torch.linspace(0, 1, 4),
+    "decreasing": lambda: torch.tensor([3.0, 2.0, 1.0]),
+    "decreasing to 0": lambda: torch.tensor([3.0, 1.0, 0.0]),
+    "extreme": lambda: torch.tensor([1e300, 1e-300]).double(),
+    "huge decreasing": lambda: torch.tensor([1e30, 1e20, 1.0]),
+    "repeated": lambda: torch.tensor([2.0, 1.0, 1.0]),
+    "large integers": lambda: torch.tensor([2**62, 3]),
+    "float8": lambda: torch.ones(2, 3).to(torch.float8_e4m3fn),
+    "array": lambda: np.ones((2, 3)),
+    "objects": lambda: np.array([None, "a"]),
+    "strings": lambda: np.array(["a"]),
+    "dates": lambda: np.array(["2020"], dtype="datetime64[D]"),
+    "int array": lambda: np.arange(3),
+    "inference": lambda: torch.inference_mode()(torch.ones)(2, 3),
+    "vmapped shape": lambda: torch.ones(3, 2, 3),
+    "one sample": lambda: torch.ones(1, 3),
+}
+VALUES = {
+    **{f"{i} {v!r:.40}": (lambda v=v: v) for i, v in enumerate(PLAIN)},
+    **{f"tensor {k}": v for k, v in TENSORS.items()},
+    **{f"function to {i}": (lambda v=v: lambda *a, **k: v) for i, v in enumerate(ANSWERS)},
+    "generator": lambda: (i for i in range(3)),
+    "object": object,
+    "lies": Lies,
+    "index": Index,
+    "digits that Python does not print": lambda: 10**5000,
+    "first": lambda: lambda *a, **k: a[0],
+    "linear layer": lambda: torch.nn.Linear(3, 3),
+    "nothing": lambda: torch.nn.Module(),
+}
