@@ -82,17 +82,20 @@ def test_compiled_sample_equals_eager(name):
         check(run, X, "eager")
 
 
+def with_backends(names, few):
+    """All names with "eager", and a few with "aot_eager", which takes several times as long to compile."""
+    return [*((name, "eager") for name in names), *((name, "aot_eager") for name in few)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "backend"), with_backends(METHODS, ["EulerMaruyama", "Milstein", "LogODE"]))
 def test_30_compiled_steps_of_each_method_equal_eager(name, backend):
     for run in solved(name, 30):
         check(run, Y0, backend)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("name", "backend"), with_backends(SAMPLERS, ["DDIM", "UniPC", "ShARK"]))
 def test_30_compiled_steps_of_each_sampler_equal_eager(name, backend):
     for run in sampled(name, 30):
         check(run, X, backend)
