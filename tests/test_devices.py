@@ -555,7 +555,8 @@ def test_torchsde_waits_for_no_step():
     check_steps(
         lambda n, device: sdeint(Their(), y0(device), times.to(device), dt=0.5 / n, bm=BrownianView(given(device)))
     )
-    check_steps(lambda n, device: fs.solve(fs.SDE.from_torchsde(Their()), fs.Milstein(), y0(device), times).y, reads=1)
+    for made in (fs.SDE.from_torchsde, fs.SDE.from_module):
+        check_steps(lambda n, device, made=made: fs.solve(made(Their()), fs.Milstein(), y0(device), times).y, reads=1)
     areas = lambda device: BrownianView(fs.AreaPath(given(device), 8))  # noqa: E731
     check_steps(lambda n, device: sdeint(Their(), y0(device), times, dt=0.5 / n, bm=areas(device)))
     watch(lambda n, device: areas(device)(0.0, 0.5, return_A=True)[1].expand(*areas(device).size(), 2), 1)

@@ -133,7 +133,7 @@ def test_levels_of_a_user_are_a_spacing():
 @pytest.mark.parametrize(("schedule", "spacing", "steps", "words"), [
     (LATENT, "ays-svd", 10, "ays-svd.*between the schedule's 0.02917 and 14.61"),
     (LATENT, "oss-flux", 10, "made for this kind of model"), (LATENT, "ays-sd", 10, "Did you mean 'ays-s"),
-    (LATENT, [1.0, 2.0], 3, "spacing: got .* Flip"), (LATENT, [100.0, 50.0, 1.0], 2, "got a tensor"),
+    (LATENT, [1.0, 2.0], 3, "spacing: got .* Reverse"), (LATENT, [100.0, 50.0, 1.0], 2, "got a tensor"),
     (LATENT, [], 3, "n >= 2"), (LATENT, 7, 3, "spacing"), (LATENT, None, 3, "spacing"),
 ])  # fmt: skip
 def test_grids_that_do_not_fit_are_rejected(schedule, spacing, steps, words):

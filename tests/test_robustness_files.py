@@ -195,8 +195,8 @@ def test_metadata_of_another_type_is_refused_or_harmless(files, name, tmp_path):
 
 
 MISSING = {
-    "diffusers": (unet_class, "fewstep\\[diffusers\\]"),
-    "diffusers integration": (lambda: __import__("fewstep.integrations.diffusers"), "fewstep\\[diffusers\\]"),
+    "diffusers": (unet_class, "pip install diffusers"),
+    "diffusers integration": (lambda: __import__("fewstep.integrations.diffusers"), "pip install diffusers"),
     "comfy": (lambda: __import__("fewstep.integrations.k_diffusion", fromlist=["x"]).register("x", fs.DDIM()),
               "ComfyUI cannot be imported"),
 }  # fmt: skip
