@@ -154,13 +154,16 @@ def verdict(found: dict[str, Any], declared: float | None, t1: float, n: int, ca
         notes.append(f"{cause} below h = {t1 / 2 ** levels[last if any(usable) else 0]:.3g}")
     if sum(usable[first : last + 1]) < 3:
         return "cannot tell: " + "; ".join([*notes, "fewer than three levels can be used"])
+    if not math.isfinite(found["order"]):
+        return "cannot tell: " + "; ".join([*notes, "errors that are not finite"])
     if found["used"][0] > levels[0]:
         notes.append(f"pre-asymptotic above h = {t1 / 2 ** found['used'][0]:.3g}")
     if carried < CARRIED:
         notes.insert(0, f"{carried:.0f} of {n} paths carry the RMSE, read the median")
     conclusion, half = _compare(found, declared), found["sampling"]
     if half > TOO_WIDE:
-        conclusion = f"too few paths: about {int(1.2 * n * (half / TOO_WIDE) ** 2)} are needed"
+        needed = 1.2 * n * (half / TOO_WIDE) ** 2
+        conclusion = "too few paths" + (f": about {int(needed)} are needed" if math.isfinite(needed) else "")
     elif found["high"] - found["low"] > 2 * TOO_BENT:
         between = f"between {found['low']:.2f} and {found['high']:.2f}"
         conclusion = f"cannot tell: still bending, {between}; use finer levels"

@@ -18,6 +18,7 @@ from .errors import InputError, one_of
 
 COUNT = 10**9  # of anything that an argument counts: more is a mistake, and torch's sizes end at 2^63
 ITEMS = 10**7  # of a range
+ELEMENTS = 2**36  # of a tensor: more is a mistake, and the sizes of larger ones overflow or exhaust the memory
 
 
 def describe(value: Any) -> str:
@@ -249,7 +250,7 @@ def check_answer(
 
 
 def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
-    """Check a shape: a sequence of non-negative integers."""
+    """Check a shape: a sequence of non-negative integers, of at most `ELEMENTS` numbers."""
     _check_length(argument, value)
     try:
         out = tuple(operator.index(n) for n in value)
@@ -257,6 +258,8 @@ def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:
         out = (-1,)
     if any(n < 0 for n in out):
         raise InputError(f"{argument}: got {describe(value)}, expected a sequence of sizes, such as (16, 3).")
+    if math.prod(out) > ELEMENTS:
+        raise InputError(f"{argument}: got {describe(value)}, expected at most {ELEMENTS:.2g} numbers.")
     return out
 
 

@@ -82,7 +82,8 @@ def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
 def median_distance(x: Tensor, count: int = SUBSET) -> float:
     """The median distance between the first `count` samples: a bandwidth for `mmd`."""
     _validation.check_no_graph("x", _validation.check_state("x", x))
-    return float(torch.pdist(x[:count].flatten(1).double()).median())
+    _validation.check_int("count", count, 2)
+    return float(torch.pdist(x[:count].reshape(len(x[:count]), -1).double()).median())
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

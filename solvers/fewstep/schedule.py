@@ -59,6 +59,9 @@ class TimedSchedule(Schedule):
 
     def __post_init__(self) -> None:
         given = {f.name: _validation.check_float(f.name, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        for name in given:
+            if not isinstance(getattr(self, name), (int, float)):
+                object.__setattr__(self, name, given[name])
         try:
             low, high = self.sigma_min, self.sigma_max
             times = self.time(torch.tensor([low, high], dtype=torch.float64))

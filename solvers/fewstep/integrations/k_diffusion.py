@@ -241,6 +241,8 @@ def as_denoiser(
     """
     _check_model("wrapper", wrapper, extra_args)
     _validation.check_dtype(dtype)
+    if flow is not None:
+        _validation.check_flag("flow", flow)
     wrapped = Wrapped(wrapper, dict(extra_args or {}), dtype)
     if _flow_of(wrapper) if flow is None else flow:
         given = {"t_min": sigma_min, "t_max": sigma_max}

@@ -76,8 +76,9 @@ class BrownianNoiseSampler:
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
         """(batch, *event) unit noise of the interval, its sign that of the direction."""
-        if torch.is_tensor(sigma) and torch.is_tensor(sigma_next) and sigma.shape == sigma_next.shape == ():
-            sigma, sigma_next = torch.stack([sigma, sigma_next]).tolist()  # one read from their device
+        scalars = [s for s in (sigma, sigma_next) if isinstance(s, Tensor) and s.shape == () and not s.is_meta]
+        if len(scalars) == 2:  # one read from their device
+            sigma, sigma_next = torch.stack(scalars).tolist()
         z = self._between(sigma, sigma_next).coordinates()[0]
         forward = self._time(sigma) < self._time(sigma_next)
         return (z if forward else -z).to(self.dtype)

@@ -109,6 +109,8 @@ class Trajectories:
             if steps % _validation.check_int("keep", keep):
                 raise InputError(f"keep: got {keep}, expected a divisor of the {steps} steps.")
             keep = range(0, steps + 1, keep)
+        if len(keep) > steps + 1:
+            raise InputError(f"keep: got {len(keep)} levels, expected at most {steps + 1}.")
         chosen = [_validation.check_int("keep", i, 0) for i in keep]
         if chosen != sorted(set(chosen)) or chosen[:1] != [0] or chosen[-1] != steps:
             raise InputError(f"keep: got {chosen}, expected indices increasing from 0 to {steps}.")

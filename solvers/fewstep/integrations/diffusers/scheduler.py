@@ -75,6 +75,11 @@ class Run(NamedTuple):
         return (x if scale == 1 else x * scale).to(dtype)
 
 
+def _number(timestep: Any) -> float:
+    """A timestep, or the first of a batch of them."""
+    return _validation.check_float("timestep", timestep.reshape(-1)[:1] if torch.is_tensor(timestep) else timestep)
+
+
 class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any solver, plan or student of this library as the scheduler of a diffusers pipeline.
 
@@ -303,9 +308,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if entries is None and (timestep is None or row is not None):
             return row or 0
         if entries is None:
-            entries = setup.entries(_validation.check_float("timestep", timestep.reshape(-1)[:1]))
+            entries = setup.entries(_number(timestep))
         if not entries:
-            raise InputError(f"timestep: got {float(timestep):g}, expected one of scheduler.timesteps.")
+            raise InputError(f"timestep: got {_number(timestep):g}, expected one of scheduler.timesteps.")
         return row if row in entries else next((i for i in entries if i % self.order == 0), entries[0])
 
     def _start(self, row: int, eta: float) -> Run:
@@ -345,7 +350,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _label_outside(self, timestep: Any) -> float | None:
         """The label of a timestep that the schedule does not have."""
-        return float(timestep) if self._entries(timestep) == [] else None
+        return _number(timestep) if self._entries(timestep) == [] else None
 
     def _continued(self, run: Run, timestep: Any, sample: Tensor, eta: float) -> Run:
         """The run itself, or a second one from its first timestep after its end."""
