@@ -161,7 +161,7 @@ def _float32_deis(nodes: list[float], t: float, schedule: Schedule | None) -> li
 class DiffusersHeun(EDMHeun):
     """EDMHeun with Heun's step over every factor in sigma, as in diffusers."""
 
-    steep = math.inf
+    steep: float = math.inf
 
 
 class DiffusersRenoised(DiffusionSolver):

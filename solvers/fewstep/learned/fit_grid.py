@@ -109,7 +109,7 @@ class Search:
 
     def __post_init__(self) -> None:
         fine = DPMSolverPP(2).plan(torch.cat([refined(self.levels, SUBSTEPS), self.levels.new_zeros(1)]))
-        self.batches = torch.split(torch.arange(len(self.work.x)), self.work.batch)
+        self.batches: tuple[Tensor, ...] = torch.split(torch.arange(len(self.work.x)), self.work.batch)
         found = [self._fine(fine, index) for index in progress_bar(self.batches, "batch", show=self.show)]
         self.costs: Tensor = torch.stack([costs for costs, _ in found]).sum(0).cpu()
         self.ends: list[Tensor] = [end for _, end in found]

@@ -238,7 +238,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if device is not None and str(device) != "meta":
             device = _validation.check_device(device)
         self.timesteps = made.labels.clone().to(device)
-        self.sigmas = made.sigmas()
+        self.sigmas: Tensor = made.sigmas()
         self.num_inference_steps, self.init_noise_sigma = len(made.grid.sigmas) - 1, made.start()
         self.order = made.order
 
