@@ -257,4 +257,8 @@ def test_pipeline_runs_with_solvers_that_diffusers_lacks(name):
         if partial:
             continue  # pipelines of flows pass sigmas of their own
         pipe.scheduler = FewStepScheduler.from_config(config, solver=solver, **spacing)
+        if name == "LTXCondition":  # its tokens have levels of their own
+            with pytest.raises(fs.InputError, match="per_token_timesteps"):
+                generate(pipe, given)
+            continue
         assert generate(pipe, given).isfinite().all()
