@@ -7,6 +7,8 @@ import signal
 import warnings
 
 import pytest
+
+pytest.importorskip("diffusers")  # the table calls all integrations
 from extreme_values import VALUES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

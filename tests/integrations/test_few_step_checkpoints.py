@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.integrations.diffusers import FewStepScheduler
 
 df = pytest.importorskip("diffusers")
+from fewstep.integrations.diffusers import FewStepScheduler  # noqa: E402
+
 SHAPE = (2, 4, 8, 8)
 FLOW = dict(shift=3.0)
 
