@@ -964,6 +964,7 @@ def matching(names, patterns):
 
 
 def test_every_public_function_ran_on_the_device(request):
+    pytest.importorskip("diffusers")  # whose tests above run the rest
     missing = not_run(request, slow=False)
     uncovered = set(missing) - set(matching(missing, (*SLOW, *EXCUSED)))
     assert not uncovered, "\n".join(sorted(uncovered))

@@ -32,6 +32,7 @@ def test_every_spacing_decreases_between_the_ends_of_its_schedule(steps, final):
 
 
 def test_align_your_steps_equals_diffusers():
+    pytest.importorskip("diffusers")
     from diffusers.schedulers import AysSchedules
 
     for key, name in (("StableDiffusion", "ays-sd15"), ("StableDiffusionXL", "ays-sdxl")):
