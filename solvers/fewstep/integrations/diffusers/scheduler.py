@@ -381,7 +381,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if not exploding:
             return sample
         ready = self._setup is not None or timestep is None
-        label = (None if timestep is None else self._label_outside(timestep)) if ready else float(timestep)
+        label = (None if timestep is None else self._label_outside(timestep)) if ready else _number(timestep)
         if label is None:
             return sample * self._ready().inputs[self._row(timestep)]
         check_labels(process, torch.tensor(label, dtype=torch.float64), "timestep")
