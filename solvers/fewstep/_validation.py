@@ -15,26 +15,11 @@ from torch.autograd import forward_ad
 
 from ._tracing import constant, constants, holds
 from .errors import InputError, one_of
+from .errors import describe as describe
 
 COUNT = 10**9  # of anything that an argument counts: more is a mistake, and torch's sizes end at 2^63
 ITEMS = 10**7  # of a range
 ELEMENTS = 2**36  # of a tensor: more is a mistake, and the sizes of larger ones overflow or exhaust the memory
-
-
-def describe(value: Any) -> str:
-    """A short description of an argument: a tensor by dtype and shape, a class or function by its name."""
-    if torch.is_tensor(value):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    if isinstance(value, type) or callable(value):
-        name = str(getattr(value, "__name__", ""))
-        return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()
-    if isinstance(value, (tuple, list)) and any(isinstance(v, Tensor) for v in value):
-        return f"{type(value).__name__} of {len(value)} tensors"
-    if isinstance(value, int) and value.bit_length() > 400:  # Python refuses to print more than 4300 digits
-        return f"an integer of {value.bit_length()} bits"
-    plain = value is None or isinstance(value, (str, bytes, int, float, complex, tuple, list))
-    text = ("list " if isinstance(value, list) else "") + repr(value) if plain else type(value).__name__
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def check_choice(argument: str, value: Any, words: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import signature
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,12 +28,30 @@ class NonFiniteError(ArithmeticError):
         self.paths = paths
 
 
+def describe(value: Any) -> str:
+    """A short description of an argument: a tensor by dtype and shape, a class or function by its name."""
+    import torch  # here, so that the command line starts without it
+
+    if torch.is_tensor(value):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, type) or callable(value):
+        name = str(getattr(value, "__name__", ""))
+        return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()
+    if isinstance(value, (tuple, list)) and any(torch.is_tensor(v) for v in value):
+        return f"{type(value).__name__} of {len(value)} tensors"
+    if isinstance(value, int) and value.bit_length() > 400:  # Python refuses to print more than 4300 digits
+        return f"an integer of {value.bit_length()} bits"
+    plain = value is None or isinstance(value, (str, bytes, int, float, complex, tuple, list))
+    text = ("list " if isinstance(value, list) else "") + repr(value) if plain else type(value).__name__
+    return text if len(text) < 80 else text[:77] + "..."
+
+
 def one_of(argument: str, got: object, expected: Iterable[str]) -> InputError:
     """An `InputError` for a string that is not in a list; suggests the closest one."""
     words = sorted(expected)
-    near = difflib.get_close_matches(str(got), words, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(got, words, n=1, cutoff=0.5) if isinstance(got, str) else []
     cure = f" Did you mean {near[0]!r}?" if near else ""
-    return InputError(f"{argument}: got {got!r:.80}, expected one of {', '.join(map(repr, words))}.{cure}")
+    return InputError(f"{argument}: got {describe(got)}, expected one of {', '.join(map(repr, words))}.{cure}")
 
 
 def named(function: Callable[P, R]) -> Callable[P, R]:

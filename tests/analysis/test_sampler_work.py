@@ -57,7 +57,7 @@ def test_errors_on_the_ring_equal_independent_measurements(tmp_path):
     for n, value in {5: 0.098, 10: 0.070, 20: 0.014}.items():
         assert found["DPMSolverPP(2)", "logsnr"][n] == pytest.approx(value, rel=0.05)
     assert found["IPNDM(4)", "logsnr"][10] < 0.03
-    assert set(found["EDMHeun", "karras"]) == {5, 9, 19}
+    assert set(found["EDMHeun", "karras"]) == {4, 9, 19}  # 3 steps take 4: the one over a factor of 591 is Euler's
     text = sampler_work.table(record, (5, 10))
     assert "| DDIM | trailing | 0.36 | 0.14 |" in text
     assert "(9)" in text
