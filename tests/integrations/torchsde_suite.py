@@ -1,0 +1,35 @@
+"""Run torchsde's own tests of `sdeint` with the one of `fewstep.integrations.torchsde`, and write the outcomes.
+
+    python tests/integrations/torchsde_suite.py PATH/TO/torchsde [COMMIT]
+
+PATH is a checkout of torchsde with its folder `tests`; nothing of it is copied. The table of outcomes is
+`tests/integrations/torchsde_suite.json`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+
+import torchsde
+from other_suites import Suite, write
+
+from fewstep.integrations.torchsde import sdeint
+
+REASONS = {
+    "DID NOT WARN": "torchsde warns about adaptive steps of Euler-Maruyama; they are not offered",
+    "without space-space area": "torchsde's log-ODE method takes areas of another law",
+    "adaptive": "adaptive steps are not offered",
+    "logqp": "logqp is not offered",
+    "extra": "extra and extra_solver_state are not offered",
+    "Expected an error": "torchsde refuses; the solver here can",
+}
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1]).resolve()
+
+    def swap(items):
+        torchsde.sdeint = sdeint
+
+    suite = Suite([root / "tests" / "test_sdeint.py"], root, swap, REASONS)
+    write(suite, "torchsde", Path(__file__).with_suffix(".json"), *sys.argv[2:] or ["unknown commit"])
