@@ -638,6 +638,25 @@ def test_tables_and_grids_are_fitted_on_a_device():
     assert not growth(grid)
 
 
+def test_samplers_are_compared_on_a_device(tmp_path):
+    """Reads are those of the errors, as many for long samplers as for short ones."""
+    made = []
+
+    def run(n, device):
+        options = {"solvers": ["ddim"], "spacings": ["karras"], "batch": 4, "tol": 1e6}
+        made.append(fs.compare(MIXTURE, 2 * n, noise=MIXED(8, device), **options))
+        return made[-1].rows[0].errors.rmse
+
+    result = watch(run, 2)[1]
+    with FakeDevice() as few:
+        run(1, "cuda")
+        assert (made[-1].solver, made[-1].grid.shape) == (made[-1].rows[0].solver, made[-1].plan.sigmas.shape)
+        made[-1].save(tmp_path / "best.json")
+        assert made[-1].plot(tmp_path / "best.svg").exists()
+        assert made[-1].table() == str(made[-1])
+    assert len(few.reads) == len(result.reads)
+
+
 def test_trajectories_are_read_once_per_block():
     def run(n, device):
         options = {"count": 4, "event_shape": (2,), "device": device}

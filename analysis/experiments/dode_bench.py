@@ -12,9 +12,9 @@ from torch import Tensor
 
 import fewstep as fs
 from base import Row, colour, curve, table, ticks
+from fewstep.untrained import plan_of
 from fewstep_analysis.distillation import Task
 from fewstep_analysis.sampler_work import SOLVERS as NAMED
-from fewstep_analysis.sampler_work import plan_of
 from memory import PeakMemory
 
 UNTRAINED, GREEDY, TERMS, GLOBAL, GRID = (

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fewstep import _validation
-from fewstep._serialization import atomic_write
+from fewstep._figures import canvas as canvas
+from fewstep._figures import write as write
 
-from .records import SUFFIXES, Record
+from .records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette first, which is safe for colour-blind readers; learned solvers are vermilion
 COLOURS = {
@@ -34,29 +34,6 @@ OTHERS = ("#666666", "#8C564B", "#2F4F4F", "#A0522D", "#708090")
 def colour(solver: str) -> str:
     """The colour of a solver; unknown solvers get a grey or brown that depends on the name only."""
     return COLOURS.get(solver) or OTHERS[sum(map(ord, solver)) % len(OTHERS)]
-
-
-def canvas(width: float = 6.4, height: float = 4.4, **axes: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(**axes)
-
-
-def write(figure: Figure, path: str | Path) -> Path:
-    """Save a figure in the format of the suffix; SVG files keep text as text and carry no date."""
-    import matplotlib
-
-    path = _validation.check_file(path)
-    _validation.check_choice("path: the suffix", path.suffix.lower(), SUFFIXES)
-    rc = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep"})
-    with rc, atomic_write(path, parents=True) as file:
-        meta = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(file, dpi=150, metadata=meta, format=path.suffix[1:].lower())
-    return path
 
 
 def order_figure(records: Sequence[Any], path: str | Path) -> Path:

@@ -18,7 +18,6 @@ from fewstep._serialization import read_json, write_json
 from fewstep.errors import InputError
 
 FORMAT = "fewstep-record-1"
-SUFFIXES = (".svg", ".png", ".pdf")  # of the figure of a record
 OPTIONAL = ("torchsde", "scipy", "diffrax", "jax")
 
 

@@ -16,6 +16,7 @@ from fewstep.catalog import solver_named
 from fewstep.compat import OfficialDPM
 from fewstep.distances import median_distance, mmd, rmse, sliced_w2
 from fewstep.grid import MOST, spacing_names
+from fewstep.untrained import plan_of
 
 from .diffusion_problems import DiffusionProblem, by_name
 from .figures import canvas, colour, write
@@ -39,15 +40,6 @@ SOLVERS: dict[str, fs.DiffusionSolver] = {
     "IPNDM(4, variable)": fs.IPNDM(4, variable=True), "UniPC(2)": fs.UniPC(2), "UniPC(3)": fs.UniPC(3),
     "SASolver(3, tau=0)": fs.SASolver(3, 3, tau=0),
 }  # fmt: skip
-
-
-def plan_of(solver: fs.DiffusionSolver, nfe: int, spacing: str, schedule: fs.Schedule) -> fs.Plan | None:
-    """The plan with the most evaluations up to nfe, on a grid that ends in x0; None if there is none."""
-    for steps in range(-(-nfe // solver.card.evaluations) + 1, 1, -1):
-        plan = solver.plan(fs.sigma_grid(schedule, steps, spacing), schedule)
-        if plan.nfe <= nfe:
-            return plan
-    return None
 
 
 def _named(solver: str | fs.DiffusionSolver) -> tuple[str, fs.DiffusionSolver]:

@@ -8,6 +8,7 @@ from .brownian import FreshIncrements as FreshIncrements
 from .brownian import Increment as Increment
 from .brownian import levy_area as levy_area
 from .catalog import solvers as solvers
+from .compare import compare as compare
 from .denoiser import check_prediction as check_prediction
 from .denoiser import classifier_free_guidance as classifier_free_guidance
 from .denoiser import clip as clip

@@ -160,6 +160,11 @@ RESULTS = {
         "torchsde",
         ["work.json", "work.svg"],
     ),
+    "compare": (
+        "compare --problem gaussian --nfe 3 --samples 4 --solver unipc:2 --solver ddim --spacing karras",
+        "UniPC(2)",
+        ["compare.json", "compare.svg"],
+    ),
     "dode": (
         "distill dode --problem gaussian --steps 2 --samples 16 --teacher-substeps 2",
         "R^2 by row",
@@ -338,6 +343,9 @@ BAD = {
     "work-precision --problem sin": "Did you mean 'sine'",
     "work-precision --problem ring --solver ddimm": "Did you mean 'ddim'",
     "work-precision --problem ring --solver ddpm": "expected ODE solvers",
+    "compare --problem ring --solver ddpm": "draws noise",
+    "compare --problem rung": "Did you mean 'ring'",
+    "compare --problem ring --spacing karas": "Did you mean 'karras'",
     "distill dode --problem rings": "Did you mean 'ring'",
     "distill dode --problem ring --base unipc:9": "order: got 9",
     "demo --device cuda:99": "device: got 'cuda:99'",

@@ -61,6 +61,7 @@ SOLVE = dict(sde=SDE, solver=fs.EulerMaruyama(), y0=Y, grid=TIMES)
 ORDERS = dict(problem=problems.sine(), levels=range(2, 5), paths=16, reference="levels")
 DODE = dict(problem=MODEL, base=fs.DDIM(), noise=NOISE, steps=3, teacher_substeps=2)
 TABLE_FIT = dict(problem=MODEL, nfe=2, noise=NOISE, start=fs.DDIM(), starts=1, iterations=1, teacher_steps=2)
+COMPARED = dict(problem=MODEL, nfe=2, noise=NOISE[:4], solvers=[fs.DDIM()], spacings=["karras"])
 GRID = dict(steps=STEPS, sigmas=DECREASING, spacing=WORD)
 SIGDEG = dict(problem=MODEL, event_shape=(3,), steps=2, teacher_steps=4, teacher_options=FEW, training=SHORT)
 STEP = dict(sde=SDE, steps=2, y0=Y, teacher_options=replace(FEW, substeps=2), training=SHORT)
@@ -147,6 +148,12 @@ ROWS = [
      dict(prediction=WORD, sigmas=DECREASING, sigma=TENSOR, stage_x=TENSOR, update_eval=TENSOR,
           noise=TENSOR)),
     (PLAN.save, {}, dict(path=FILE)), (fs.load, {}, dict(path=FILE)),
+    (fs.compare, COMPARED,
+     dict(problem=OBJECT, nfe=COUNT, noise=STATE, labels=LABELS, solvers=OBJECT,
+          spacings=[3, object(), ["x?"], [], [3]], plans=[3, object(), ["x?"], [], [3]],
+          tol=[*NUMBER, 0.0], batch=STEPS)),
+    (fs.compare(**COMPARED).table, {}, dict(most=COUNT)), (fs.compare(**COMPARED).save, {}, dict(path=FILE)),
+    (fs.compare(**COMPARED).plot, dict(path="x.svg"), dict(path=[*FILE, "x", "x.txt"])),
     # learned solvers
     (fs.TrainingOptions, {}, dict(iterations=[-1, "3", 2.5], batch_size=COUNT, learning_rate=NUMBER,
                                   ema_decay=NUMBER, early_stopping_patience=COUNT[1:],

@@ -6,7 +6,7 @@ import torch
 import fewstep as fs
 
 df = pytest.importorskip("diffusers")
-from fewstep.integrations.diffusers import FewStepScheduler  # noqa: E402
+from fewstep.integrations.diffusers import FewStepScheduler, denoising  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
@@ -262,3 +262,38 @@ def test_pipeline_runs_with_solvers_that_diffusers_lacks(name):
                 generate(pipe, given)
             continue
         assert generate(pipe, given).isfinite().all()
+
+
+def conditions(name, pipe, given):
+    """What the pipeline gives its network: the condition and the negative one."""
+    halves = []
+    for half in ("", "negative_"):
+        found = {"encoder_hidden_states": given.get(f"{half}prompt_embeds")}
+        if name != "SD":
+            found["pooled_projections"] = given.get(f"{half}pooled_prompt_embeds")
+        if name == "Flux":
+            ids = pipe._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
+            found |= {"img_ids": ids, "txt_ids": torch.zeros(5, 3)}
+        halves.append(found)
+    return halves if name != "Flux" else [halves[0], None]
+
+
+@pytest.mark.parametrize("name", ["SD", "SD3", "Flux"])
+def test_a_pipeline_is_a_problem_with_its_own_numbers_and_can_be_compared(name):
+    pipe, given = PIPELINES[name]()
+    solver, latents = fs.DPMSolverPP(2), normal(*((1, 16, 16) if name == "Flux" else (1, 4, 8, 8)))
+    condition, negative = conditions(name, pipe, given)
+    pipe.scheduler = FewStepScheduler.from_config(pipe.scheduler.config, solver=solver)
+    scale = 3.0 if negative else 1.0
+    want = generate(pipe, given | ({} if negative else {"guidance_scale": 3.0}), latents=latents)
+    problem = denoising(pipe, condition, negative, scale)
+    with torch.no_grad():
+        got = fs.sample(problem, solver, noise=latents, sigmas=pipe.scheduler._setup.grid.sigmas)
+    close(want, got)
+    noise = normal(4, *latents.shape[1:], seed=7).double()
+    best = fs.compare(problem, nfe=4, noise=noise, solvers=[solver, fs.UniPC(2)], tol=1.0)
+    assert len(best.rows) == 8
+    assert best.fine_rmse < best.rows[-1].errors.rmse < float("inf")
+    if name == "SD":
+        grid = fs.fit_grid(problem, 3, noise=normal(16, *latents.shape[1:], seed=8), nodes=6, sweeps=0)
+        assert len(grid) == 4

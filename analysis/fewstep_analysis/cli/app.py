@@ -42,6 +42,7 @@ app.command("demo", short_help="Distil, sample and measure on real images, in mi
 app.command("solvers", short_help="The table of solvers with their orders.")(measuring.solvers)
 app.command("convergence", short_help="Measure strong or weak orders.")(measuring.convergence)
 app.command("work-precision", short_help="Error against evaluations and seconds.")(measuring.work_precision)
+app.command("compare", short_help="The best sampler for one model, by its error.")(measuring.compare)
 app.add_typer(distill, name="distill")
 distill.command("dode", short_help="Fit a few numbers per step, in seconds.")(learning.dode)
 

@@ -101,7 +101,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def figure_files(out: Path) -> list[Path]:
     """The figure and its record, checked to be writable."""
-    from ..records import SUFFIXES
+    from fewstep._figures import SUFFIXES
 
     if out.suffix not in SUFFIXES:
         raise InputError(f"out: got {out}, expected a file that ends in {', '.join(SUFFIXES)}.")

@@ -34,6 +34,13 @@ def samplers() -> list[str]:
     return ["-".join([spelling(m[1]), *re.findall(r"[\w=]+", m[2] or "")]).lower() for m in split if m]
 
 
+def spacings() -> list[str]:
+    """Names of spacings of the noise levels."""
+    from fewstep.grid import spacing_names
+
+    return spacing_names()
+
+
 def keys(module: str, table: str) -> Callable[[], list[str]]:
     """Return a function that lists the keys of a table in a module of this package, imported on the first call."""
     return lambda: list(getattr(import_module(f"fewstep_analysis.{module}"), table))

@@ -35,10 +35,11 @@ class Work:
     spent: list[int] = field(default_factory=lambda: [0])
 
     @classmethod
-    def of(cls, model: Model, noise: Tensor, first: float, batch: int | None) -> Work:
-        """Start states from the user's noise, alpha x0 + sigma_t n at the first level."""
-        if len(noise) < 2 * HELD_OUT:
-            raise InputError(f"noise: got {len(noise)} start states, expected at least 16: two of them are held out.")
+    def of(cls, model: Model, noise: Tensor, first: float, batch: int | None, fit: bool = True) -> Work:
+        """Start states from the user's noise, alpha x0 + sigma_t n at the first level; a fit holds some of them out."""
+        if len(noise) < (2 * HELD_OUT if fit else 2):
+            expected = f"at least {2 * HELD_OUT}: two of them are held out" if fit else "at least 2"
+            raise InputError(f"noise: got {len(noise)} start states, expected {expected}.")
         if not bool(noise.isfinite().all()):
             raise InputError("noise: got values that are not finite, expected normals.")
         noise = noise.float() if noise.dtype in (torch.float16, torch.bfloat16) else noise

@@ -1,6 +1,7 @@
 """A diffusers pipeline as a problem of this library, and a solver distilled to it in place."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,9 @@ from .configuration import postprocessing
 from .grid import process_of, reference_of
 from .scheduler import FewStepScheduler
 
-Condition = Mapping[str, Tensor]
+Condition = Mapping[str, Any]
+SHARED = ("img_ids", "txt_ids")  # arguments without a batch axis
+UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "QwenImage")  # networks whose pipelines pass t / 1000
 
 
 def _guided(
@@ -24,10 +27,14 @@ def _guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The network as `(scaled x, t) -> output`, conditioned and guided."""
 
+    state = "hidden_states" if "hidden_states" in signature(net.forward).parameters else "sample"
+    unit = 1000 if type(net).__name__.startswith(UNIT_TIME) else 1
+
     def call(X: Tensor, t: Tensor, condition: Condition) -> Tensor:
         given = {k: _for_batch(k, v, len(X)) for k, v in condition.items()}
+        given |= {state: X.to(next(net.parameters()).dtype), "timestep": t / unit if unit > 1 else t}
         try:
-            out = net(X.to(next(net.parameters()).dtype), t, **given, return_dict=False)[0]
+            out = net(**given, return_dict=False)[0]
         except TypeError as error:
             raise InputError(
                 f"condition: got {sorted(condition) or 'nothing'}, which the network rejects: {error}. Pass its "
@@ -43,7 +50,11 @@ def _guided(
     return guided
 
 
-def _for_batch(name: str, value: Tensor, batch: int) -> Tensor:
+def _for_batch(name: str, value: Any, batch: int) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _for_batch(k, v, batch) for k, v in value.items()}
+    if not torch.is_tensor(value) or value.dim() == 0 or name in SHARED:
+        return value
     if len(value) not in (1, batch):
         raise InputError(f"{name}: got {len(value)} entries for a batch of {batch}, expected 1 or {batch}.")
     return value.expand(batch, *value.shape[1:])
@@ -52,12 +63,16 @@ def _for_batch(name: str, value: Tensor, batch: int) -> Tensor:
 def denoising(
     pipe: Any, condition: Condition | None = None, negative: Condition | None = None, guidance_scale: float = 1.0
 ) -> DiffusionModel:
-    """A pipeline as a problem, for `fewstep.sample` and `fewstep.distill_dode`.
+    """A pipeline as a problem, for `fewstep.sample`, `compare`, `fit_table`, `fit_grid` and `distill_dode`.
+
+    Its states are those that the network takes (latents; packed ones of Flux and LTX), alpha x0 + sigma_t n.
 
     Args:
-        pipe: has a `unet` or a `transformer` called as `(x, t, **condition)`, and a `scheduler`.
-        condition: the network's further arguments, for instance `{"encoder_hidden_states": prompt_embeds}`
-            or `{"class_labels": labels}`.
+        pipe: has a `unet` or a `transformer` called with `sample` or `hidden_states`, `timestep` and the conditions,
+            and a `scheduler`.
+        condition: the network's further arguments by name, for instance `{"encoder_hidden_states": prompt_embeds}`,
+            for SD3 also `"pooled_projections"`, for Flux also `"img_ids"`, `"txt_ids"` and `"guidance"`, or
+            `{"class_labels": labels}`. Tensors have one entry, or one for each sample.
         negative: the same for the unconditional half of classifier-free guidance.
         guidance_scale: as in the pipeline; 1 is no guidance.
 

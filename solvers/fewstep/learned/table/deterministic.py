@@ -20,7 +20,7 @@ from ..labelled_model import Model
 from ..start_states import Work
 from .objective import Pairs
 from .setting import Setting
-from .starts import given, untrained
+from .starts import given, usual
 
 TEACHER_STEPS = 100
 
@@ -30,7 +30,7 @@ def deterministic(
 ) -> Setting:  # fmt: skip
     """The setting of a table without noise."""
     schedule = model.schedule
-    pool = untrained(schedule, nfe) if start is None else given(start, schedule, nfe)
+    pool = usual(schedule, nfe) if start is None else given(start, schedule, nfe)
     fine, half = _teacher(UniPC(3) if teacher is None else teacher, schedule, steps or TEACHER_STEPS)
     work = Work.of(model, noise, fine.ends[0], batch)
     pairs, distance = _pairs(work, fine, half)

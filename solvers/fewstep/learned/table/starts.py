@@ -13,21 +13,10 @@ from ... import _validation
 from ...errors import InputError
 from ...grid import sigma_grid
 from ...plan import Plan
-from ...samplers.ddim import DDIM
-from ...samplers.deis import DEIS
-from ...samplers.dpm import DPMSolver, DPMSolverPP
-from ...samplers.edm import EDMHeun
-from ...samplers.ipndm import IPNDM
-from ...samplers.unipc import UniPC
 from ...schedule import Schedule
 from ...solver import DiffusionSolver
+from ...untrained import untrained
 from .coefficients import Coefficients
-
-SPACINGS = ("logsnr", "karras", "trailing", "uniform")
-SAMPLERS: tuple[Callable[[], DiffusionSolver], ...] = (
-    DDIM, lambda: IPNDM(2), lambda: IPNDM(3), IPNDM, lambda: DEIS(2), DEIS, lambda: DPMSolverPP(2),
-    lambda: DPMSolverPP(3), lambda: UniPC(2), lambda: UniPC(3), lambda: DPMSolver(2), lambda: DPMSolver(3), EDMHeun,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,14 +37,12 @@ class Start:
         return Coefficients.of(self.plan, self.letters)
 
 
-def untrained(schedule: Schedule, nfe: int, solvers: Sequence[DiffusionSolver] | None = None) -> list[Start]:
-    """Every sampler on every spacing that takes exactly `nfe` evaluations."""
-    chosen = [make() for make in SAMPLERS] if solvers is None else solvers
-    made = [Start(f"{plan.name}, {spacing}", plan, s) for s in chosen for spacing in SPACINGS
-            if (plan := _plan_of(s, schedule, nfe, spacing)) is not None]  # fmt: skip
-    if not made:
+def usual(schedule: Schedule, nfe: int, solvers: Sequence[DiffusionSolver] | None = None) -> list[Start]:
+    """Every untrained sampler that takes exactly `nfe` evaluations."""
+    found = [u for u in untrained(schedule, nfe, solvers) if u.plan.nfe == nfe]
+    if not found:
         raise InputError(f"start: got solvers none of which takes exactly {nfe} evaluations. Choose another nfe.")
-    return made
+    return [Start(f"{u.plan.name}, {u.spacing}", u.plan, u.solver) for u in found]
 
 
 def given(start: Any, schedule: Schedule, nfe: int) -> list[Start]:
@@ -74,20 +61,7 @@ def given(start: Any, schedule: Schedule, nfe: int) -> list[Start]:
                 f"{nfe} from the schedule's {schedule.sigma_max:.4g} to 0."
             )
     own = [Start(plan.name, plan) for plan in plans]
-    return own + (untrained(schedule, nfe, solvers) if solvers else [])
-
-
-def _plan_of(solver: DiffusionSolver, schedule: Schedule, nfe: int, spacing: str) -> Plan | None:
-    """The solver's plan of exactly so many evaluations, where there is one."""
-    least = -(-nfe // solver.card.evaluations)
-    for steps in (least, least + 1):
-        try:
-            plan = solver.plan(sigma_grid(schedule, steps, spacing), schedule)
-        except InputError:  # more steps than the schedule has labels, or fewer than the solver takes
-            continue
-        if plan.nfe == nfe:
-            return plan
-    return None
+    return own + (usual(schedule, nfe, solvers) if solvers else [])
 
 
 def with_levels(start: Start, schedule: Schedule) -> Callable[[Tensor], Plan]:
