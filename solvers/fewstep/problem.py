@@ -150,7 +150,10 @@ def diffuse(g: Tensor, dW: Tensor) -> Tensor:
 
 def plus(x: Tensor, weight: float | Tensor, term: Tensor) -> Tensor:
     """Return x + weight * term, where a weight with a graph is a 0-d tensor."""
-    return torch.add(x, term, alpha=weight) if isinstance(weight, (int, float)) else x + weight * term
+    if isinstance(weight, (int, float)):
+        return torch.add(x, term, alpha=weight)
+    # rounds as the sum above does
+    return torch.addcmul(x, term, weight) if torch.compiler.is_compiling() else x + weight * term
 
 
 def added(total: Tensor, term: Tensor, weight: float = 1.0) -> Tensor:

@@ -503,22 +503,6 @@ def test_second_run_needs_no_set_timesteps():
     assert torch.equal(walk(s, model), walk(s, model))
 
 
-def test_run_with_begin_index_is_one_graph():
-    s = FewStepScheduler(solver=fs.UniPC(3), beta_schedule="scaled_linear")
-
-    def loop(x):
-        for t in s.timesteps:
-            x = s.step(0.1 * x, t, x, return_dict=False)[0]
-        return x
-
-    ends = []
-    for run in (loop, torch.compile(loop, fullgraph=True, backend="eager")):
-        s.set_timesteps(4)
-        s.set_begin_index(0)
-        ends.append(run(NOISE))
-    assert torch.allclose(*ends, atol=1e-6)
-
-
 # ---------------------------------------------------------------------- bad input
 
 

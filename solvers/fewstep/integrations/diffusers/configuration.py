@@ -56,7 +56,8 @@ class Setup(NamedTuple):
     plan: Plan
     labels: Tensor  # (R,) one per evaluation
     names: list[float]  # the same as numbers
-    inputs: list[float]  # the factors from x to the network's input, one per evaluation
+    factors: Tensor  # (R,) from x to the network's input, one per evaluation
+    inputs: list[float]  # the same as numbers
     order: int  # evaluations per step
     postprocess: Callable[[Tensor], Tensor] | None  # clipping or thresholding of x0
     reference: Any  # diffusers' scheduler of the configuration
@@ -162,7 +163,8 @@ def prepare(
     labels = grid.label_of(process, plan.sigma, config["exact"])
     order = used.card.evaluations if isinstance(used, DiffusionSolver) else grid.rows_per_step(plan.sigma)
     postprocess, free = postprocessing(reference.config), all(map(free_of_history, plan.rows))
-    numbers = labels.tolist(), process.alpha(plan.sigma).tolist()
+    factors = process.alpha(plan.sigma)
+    numbers = labels.tolist(), factors, factors.tolist()
     kinds = (DiffusersDPM, DiffusersPNDM, EDMHeun)
     keeps = not config["exact"] and isinstance(used, kinds) and process.kind != "edm"
     return Setup(asked, process, grid, used, plan, labels, *numbers, order, postprocess, reference, free, keeps)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ except ImportError as _error:
     raise ImportError(f"diffusers cannot be imported ({_error}). Run: pip install diffusers") from _error
 
 from ... import (
-    BrownianPath,
     DiffusionModel,
     DiffusionSolver,
     EDMEuler,
@@ -32,12 +31,15 @@ from ... import (
 from ...compat import DiffusersPNDM
 from ...denoiser import coefficients, to_x0
 from ...errors import one_of
-from ...executor import Draw, Evaluate, Normals, State
-from ...plan import Combination, Row
+from ...executor import Normals, State
+from ...plan import Combination
 from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals
+from ...problem import plus
 from ...resolve import carried_plan, evaluator_of
 from . import configuration
 from .grid import EXPLODING, FORWARD, MOST_LABELS, Process, check_labels, family, process_of, reference_of
+from .run import Draw, Entry, Run
+from .traced import EARLY, LATE, TracedRow, has, numbered, row_normals, sample_seeds
 
 # what diffusers' schedulers keep of the forward process, for training and for pipelines that compute with it
 TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "sigmas", "sigma_min", "sigma_max")
@@ -46,33 +48,6 @@ CONSTRUCTED = (
     "DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "EDMEulerScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )  # fmt: skip
-
-
-class Run(NamedTuple):
-    """A run between two evaluations; immutable, each step makes the next one."""
-
-    plan: Plan  # the rows from entry `first` of the timesteps on
-    first: int
-    scales: list[float]  # from x to the pipeline's state, alpha where that is alpha x: per row, and at the end
-    numbers: list[list[float]]  # per row (p, q) that give x0 = p x + q output, and (p, q) that give the noise
-    row: int = 0  # the next one
-    state: State | None = None  # before that row; None before the first step
-    path: BrownianPath | None = None
-    evaluate: Evaluate | None = None  # a student's own network
-
-    @property
-    def over(self) -> bool:
-        return self.row == self.plan.nfe
-
-    def read(self, sample: Tensor) -> Tensor:
-        """x from the pipeline's state, in float32 at least."""
-        x, scale = at_least_float32(sample), self.scales[self.row]
-        return x if scale == 1 else x / scale
-
-    def write(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The pipeline's state from x."""
-        scale = self.scales[self.row]
-        return (x if scale == 1 else x * scale).to(dtype)
 
 
 def _number(timestep: Any) -> float:
@@ -204,6 +179,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         asked = {k: v for k, v in rest.items() if unused or k in configuration.options_of(cls)}
         return cls.from_config(found, return_unused_kwargs=unused, **asked)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None, mu: float | None = None, **unknown: Any,
@@ -233,6 +209,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         asked = (self.config, self.solver, num_inference_steps, *lists, mu)
         if self._setup is None or self._setup.asked != asked:
             self._prepare(*asked)
+            self._start(0, 0.0)  # a compiled step cannot make it
         made = self._ready()
         self._begin, self._run = None, None
         if device is not None and str(device) != "meta":
@@ -242,6 +219,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.num_inference_steps, self.init_noise_sigma = len(made.grid.sigmas) - 1, made.start()
         self.order = made.order
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _prepare(self, *asked: Any) -> configuration.Setup:
         self._setup, self._starts = configuration.prepare(*asked), {}
         self._forward = (self.config, self._setup.process)
@@ -254,7 +232,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         name = family(self.config, self.solver)[0]
         if name not in CONSTRUCTED or carried_plan(self.solver):
             raise InputError("set_timesteps: not called yet; call scheduler.set_timesteps(steps) before a run.")
-        return self._prepare(self.config, self.solver, None)
+        made: configuration.Setup = self._prepare(self.config, self.solver, None)
+        return made
 
     @property
     def _process(self) -> Process:
@@ -285,12 +264,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _entries(self, timestep: Any) -> list[int] | None:
         """The entries of `timesteps` with this label; None where its value would have to be read from a device."""
         setup = self._ready()
-        _validation.check_no_graph("timestep", timestep)
-        if timestep is None:
+        if timestep is None or torch.compiler.is_compiling():
             return None
+        _validation.check_no_graph("timestep", timestep)
         if torch.is_tensor(timestep):
-            if torch.compiler.is_compiling():
-                return None
             if timestep.device.type != "cpu":
                 # iterating over `timesteps` yields views of it, whose position is their entry
                 mine = self.timesteps
@@ -305,7 +282,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The entry of a timestep that begins a run, or continues one of a solver without history."""
         setup, entries = self._ready(), self._entries(timestep)
         row = self.step_index if self._run is not None and not self._run.over else self._begin
-        if entries is None and (timestep is None or row is not None):
+        if entries is None and (timestep is None or row is not None or torch.compiler.is_compiling()):
             return row or 0
         if entries is None:
             entries = setup.entries(_number(timestep))
@@ -316,9 +293,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _start(self, row: int, eta: float) -> Run:
         """A run from this entry."""
         run = self._starts.get((row, eta))
-        if run is None:
-            plan = self._ready().plan_from(row, eta)
-            run = self._starts[row, eta] = self._run_of(plan, row)
+        return self._started(row, eta) if run is None else run
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _started(self, row: int, eta: float) -> Run:
+        run = self._starts[row, eta] = self._run_of(self._ready().plan_from(row, eta), row)
         return run
 
     def _run_of(self, plan: Plan, first: int) -> Run:
@@ -326,7 +305,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         process = self._process
         alpha, by = process.schedule.alpha(plan.sigma), process.conversion
         columns = [c for kind in ("data", "noise") for c in coefficients(by, plan.sigma, alpha, kind)]
-        return Run(plan, first, self._ready().scales(plan), torch.stack(columns, 1).tolist())
+        labels = self._ready().labels[first : first + plan.nfe].tolist() or [math.nan]
+        numbers = torch.zeros(plan.nfe + 1, 6, dtype=torch.float64)
+        numbers[:-1, 0] = torch.tensor(labels)
+        numbers[:, 1] = torch.tensor(self._ready().scales(plan))
+        numbers[:-1, 2:] = torch.stack(columns, 1)
+        return Run.of(plan, first, numbers, process.schedule.sigma_min)
 
     def _free(self, eta: float) -> bool:
         """Whether a row is a function of the sample and its own evaluation: rows may then be taken in any order."""
@@ -383,7 +367,10 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         ready = self._setup is not None or timestep is None
         label = (None if timestep is None else self._label_outside(timestep)) if ready else _number(timestep)
         if label is None:
-            return sample * self._ready().inputs[self._row(timestep)]
+            row, setup = self._row(timestep), self._ready()
+            if torch.compiler.is_compiling():
+                return sample * setup.factors.to(sample.device)[row]
+            return sample * setup.inputs[row]
         check_labels(process, torch.tensor(label, dtype=torch.float64), "timestep")
         return sample * float(process.alpha(process.sigma(torch.tensor(label, dtype=torch.float64))))
 
@@ -416,15 +403,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         refuse_unknown("step", unknown, type(self).step)
         _validation.check_state("sample", sample, finite=False)
-        eta = _validation.check_float("eta", eta)
+        tracing = torch.compiler.is_compiling()
+        eta = eta if tracing else _validation.check_float("eta", eta)
         self._check_options_of_step(eta, use_clipped_model_output, s_churn, per_token_timesteps)
         run = self._next(timestep, sample, eta)
         if run.state is None:
             configuration.check_event(self.solver, sample)
-        x, row = run.read(sample), run.plan.rows[run.row]
-        where = f" at entry {run.first + run.row} of timesteps"
+        entry = run.entry(run.row, sample.device)
+        if tracing:
+            check_next(entry.label, timestep)
+        x = entry.read(sample)
         many = torch.is_tensor(model_output) and min(x.dim(), model_output.dim()) > 1
         output = model_output[:, : x.shape[1]] if many else model_output
+        where = lambda: f" at entry {run.first + run.row} of timesteps"  # noqa: E731
         output = _validation.check_answer("model_output", output, x, where, of="sample")
         if per_token_timesteps is not None:
             found = self._step_tokens(at_least_float32(sample), output, per_token_timesteps)
@@ -432,24 +423,25 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return DDIMSchedulerOutput(*found) if return_dict else found
         if run.state is None:
             run = self._with_sources(run, x, generator)
-        if s_churn and s_tmin <= row.sigma <= s_tmax:
+        if s_churn and tracing:
+            raise InputError("s_churn: got it in a compiled step, expected 0. Use the solver fewstep.EDMEuler(churn).")
+        if s_churn and s_tmin <= entry.row.sigma <= s_tmax:
             gamma = min(s_churn / (len(run.plan.sigmas) - 1), math.sqrt(2) - 1)
-            x, row, numbers = self._churned(run, sample, generator, gamma, s_noise)
-            run = run._replace(numbers=[*run.numbers[: run.row], numbers, *run.numbers[run.row + 1 :]])
+            x, entry = self._churned(run, entry, sample, generator, gamma, s_noise)
         draw = self._draw(run, x, sample, generator, variance_noise)
-        state = self._enter(run, row, x, sample.dtype, draw)
-        x0, state, evaluation = self._evaluate(run, row, state, x, output, use_clipped_model_output)
-        state = executor.update(row, state, evaluation)
+        if run.state is None:
+            state = entry.start(x, draw)
+        else:
+            state = entry.follow(run.state, x, sample.dtype, self._ready().keeps)
+            state = entry.begin(state, draw, LATE)
+        x0, state, evaluation = self._evaluate(run, entry, state, x, output, use_clipped_model_output)
+        state = executor.update(entry.row, state, evaluation)
         if state.x is sample:  # pipelines may write each sample to the same memory
             state = state._replace(x=sample.clone())
-        run = run._replace(row=run.row + 1)
-        at = state.x
-        if not run.over:
-            row = run.plan.rows[run.row]
-            state = executor.begin(row, state, draw) if row.stage.normals else state
-            at = executor.stage(row, state)
-        new, x0 = run.write(at, sample.dtype), x0.to(sample.dtype, copy=True)
-        self._run = run._replace(state=state)
+        after = run.entry(run.row + 1, sample.device)
+        state = after.begin(state, draw, EARLY)
+        new, x0 = after.write(after.stage(state), sample.dtype), x0.to(sample.dtype, copy=True)
+        self._run = run._replace(row=run.row + 1, state=state)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
     def _check_options_of_step(self, eta: float, clipped: bool | None, churn: float, tokens: Tensor | None) -> None:
@@ -467,19 +459,19 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise InputError(f"{name}: got {value}, which {self.solver!r} does not have here. It needs {cure}.")
 
     def _churned(
-        self, run: Run, sample: Tensor, generator: Any, gamma: float, size: float
-    ) -> tuple[Tensor, Row, list[float]]:
-        """Euler's row from the level that churn raises after the evaluation, the state there, and its numbers."""
-        row, process = run.plan.rows[run.row], self._process
+        self, run: Run, entry: Entry, sample: Tensor, generator: Any, gamma: float, size: float
+    ) -> tuple[Tensor, Entry]:
+        """The state at the level that churn raises after the evaluation, and Euler's row from there."""
+        row, process = entry.row, self._process
         sigma, end = row.sigma * (1 + gamma), float(run.plan.sigmas[run.row + 1])
         (z,) = fresh_normals(sample, configuration.generators_of(generator, len(sample)), 1)
-        x = run.read(sample) + z * (size * math.sqrt(sigma**2 - row.sigma**2))
+        x = entry.read(sample) + z * (size * math.sqrt(sigma**2 - row.sigma**2))
         level = torch.tensor([row.sigma if process.prediction == "v_prediction" else sigma], dtype=torch.float64)
         if process.kind == "edm":
             level = torch.tensor([sigma], dtype=torch.float64)
         numbers = [float(v) for v in coefficients(process.conversion, level, process.schedule.alpha(level), "data")]
         update = Combination(end / sigma, ((1 - end / sigma, 0),), ())
-        return x, row._replace(sigma=sigma, update=update), numbers * 2
+        return x, entry._replace(row=row._replace(sigma=sigma, update=update), numbers=numbers * 2)
 
     def _step_tokens(self, sample: Tensor, output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Diffusers' step of a flow whose tokens are at levels of their own, and the estimate of x0."""
@@ -495,13 +487,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
         """The run with what depends on the samples: its Brownian path and its student's network."""
-        if self.config.noise == "path" and run.plan.on_path.any():
-            lowest = self._process.schedule.sigma_min
-            run = run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
         if not isinstance(self.solver, (DiffusionSolver, Plan)):
+            if torch.compiler.is_compiling():
+                raise InputError("solver: got a student in a compiled step; compile fewstep.sample or the network.")
             problem = DiffusionModel(lambda *_: self._pipeline_x0, self._process.schedule)
             run = run._replace(evaluate=evaluator_of(problem, self.solver, x))
-        return run
+        if self.config.noise != "path" or not run.table.on_path:
+            return run
+        if torch.compiler.is_compiling():
+            return run._replace(path=sample_seeds(numbered(generator, len(x)), len(x)))
+        lowest = self._process.schedule.sigma_min
+        return run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
 
     def _draw(self, run: Run, x: Tensor, sample: Tensor, generator: Any, given: Tensor | None) -> Draw:
         """The source of the run's normals: its path, or the generator as in diffusers."""
@@ -509,36 +505,30 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise InputError("variance_noise: got it with noise='path', expected noise='generator'.")
         if given is not None and _validation.check_state("variance_noise", given, finite=False).shape != sample.shape:
             raise InputError(f"variance_noise: got {tuple(given.shape)}, expected {tuple(sample.shape)} as the sample.")
+        # callers may write to its memory
+        own: Normals = () if given is None else (at_least_float32(given).clone(),)
+
+        if torch.compiler.is_compiling():
+
+            def traced(entry: Entry, when: int) -> Normals:
+                numbers, letters = numbered(generator, len(sample)), run.plan.letters - len(own)
+                return *own, *row_normals(numbers, run.path, run.table.number, entry.at, when, sample.detach(), letters)
+
+            return traced
+        assert not torch.is_tensor(run.path)
 
         def fresh(letters: int) -> Normals:
             source = configuration.generators_of(generator, len(sample))
-            drawn = fresh_normals(sample, source, letters - (given is not None))
-            return drawn if given is None else (at_least_float32(given), *drawn)
+            return *own, *fresh_normals(sample, source, letters - len(own))
 
-        return plan_normals(run.plan, x, run.path, fresh)
-
-    def _enter(self, run: Run, row: Row, x: Tensor, dtype: torch.dtype, draw: Draw) -> State:
-        """The state at the row's evaluation, given the input x that the network got."""
-        if run.state is None:
-            # the pipeline calls the network before the scheduler: the first input is the state itself, without the
-            # noise that a plan adds to it, and contains the churn of the first level
-            state = executor.begin(row, executor.entered(row, x), draw)
-            if row.interval is not None and row.interval[0] == row.interval[1]:
-                state = state._replace(normals=(tuple(map(torch.zeros_like, state.normals[0])),))
-            return state
-        state = run.state
-        pure = not (row.stage.evaluations or row.stage.normals)
-        if pure or not self._ready().keeps:
-            # what was handed out, with its rounding to the pipeline's dtype
-            before = x if pure else run.read(run.write(executor.stage(row, state), dtype))
-            state = executor.follow(row, state, before, x)
-        return state if row.stage.normals else executor.begin(row, state, draw)
+        source = plan_normals(run.plan, x, run.path, fresh)
+        return lambda entry, _: source(*entry.row.interval)
 
     def _evaluate(
-        self, run: Run, row: Row, state: State, x: Tensor, output: Tensor, clipped: bool | None
+        self, run: Run, entry: Entry, state: State, x: Tensor, output: Tensor, clipped: bool | None
     ) -> tuple[Tensor, State, Tensor]:
         """The estimate of x0 after clipping or thresholding, the state, and the row's evaluation."""
-        p, q, p_noise, q_noise = run.numbers[run.row]
+        row, (p, q, p_noise, q_noise) = entry.row, entry.numbers
         x0, kind = to_x0(x, output, p, q), run.plan.prediction
         if run.evaluate is not None:
             self._pipeline_x0 = x0
@@ -550,14 +540,14 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if setup.postprocess is not None:
             fixed = setup.postprocess(x0)
             if isinstance(setup.used, configuration.DDIM_FORMS) and not clipped:
-                return fixed, *executor.redirected(row, state, x0, fixed)
+                return fixed, *entry.redirected(state, x0, fixed)
             x0, evaluation = fixed, executor.evaluation_of(kind, x, row.sigma, fixed)
-        if setup.keeps and row.stage.evaluations:
+        if setup.keeps and row.stage.evaluations and isinstance(setup.used, (EDMHeun, DiffusersPNDM)):
             # diffusers combines slopes (x - D)/sigma of the edited input in Heun's step, outputs in PNDM's
-            share = 1.0 if isinstance(setup.used, EDMHeun) else 0.0
-            if isinstance(setup.used, DiffusersPNDM):
-                share = p_noise
-            evaluation = torch.add(evaluation, executor.stage(row, state) - x, alpha=share) if share else evaluation
+            share = 1.0 if isinstance(setup.used, EDMHeun) else p_noise
+            if isinstance(row, TracedRow):
+                share = torch.where(has(row.stage.evaluations), share, 0.0)
+            evaluation = plus(evaluation, share, entry.stage(state) - x)
         return x0, state, evaluation
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
@@ -599,6 +589,15 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def check_next(label: Tensor, timestep: Any) -> None:
+    """Make a compiled step fail where its timestep is not that of its row."""
+    if torch.is_tensor(timestep):
+        timestep = timestep.reshape(-1)[:1].to(label)
+    near = (timestep - label).abs() <= 1e-4 * label.abs().clamp(min=1)
+    cure = "Call set_timesteps before a new run, and set_begin_index for a start elsewhere."
+    torch._assert_async(near.all(), f"timestep: got another than the next entry of scheduler.timesteps. {cure}")
 
 
 def refuse_unknown(where: str, unknown: Mapping[str, Any], method: Callable[..., Any]) -> None:
