@@ -10,7 +10,6 @@ from .brownian import levy_area as levy_area
 from .catalog import solvers as solvers
 from .compare import compare as compare
 from .denoiser import check_prediction as check_prediction
-from .denoiser import classifier_free_guidance as classifier_free_guidance
 from .denoiser import clip as clip
 from .denoiser import dynamic_thresholding as dynamic_thresholding
 from .denoiser import from_edm as from_edm
@@ -22,6 +21,7 @@ from .denoiser import from_v as from_v
 from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
+from .guidance import classifier_free_guidance as classifier_free_guidance
 from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
 from .learned.fit_grid import fit_grid as fit_grid

@@ -16,7 +16,8 @@ from . import _validation
 from ._tracing import constants
 from ._validation import check_answer
 from .errors import InputError
-from .executor import State, combine, evaluation_of
+from .executor import Pair, State, combine, evaluation_of
+from .guidance import Guide, Guided
 from .plan import Combination, Weight
 from .problem import Denoiser
 from .schedule import Schedule
@@ -67,14 +68,28 @@ class Converted:
         shape = (-1,) + (1,) * (x.dim() - 1) if sigma.dim() else ()
         alpha, label, p, q = self._numbers(sigma.double(), "data")
         alpha, p, q = (v.to(x.dtype).reshape(shape) for v in (alpha, p, q))
-        return self._apply(x, alpha, label.to(x.dtype).expand(len(x)), p, q)
+        guide = (self.model.scale_at(sigma.double(), x), p, q) if isinstance(self.model, Guided) else None
+        return self._apply(x, alpha, label.to(x.dtype).expand(len(x)), p, q, guide=guide)[0]
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
         """The same for levels (R,) known beforehand, `(i, x) -> x0` or the noise: no step reads back from a device."""
+        rows = self._rows(levels, like, prediction)
+        return lambda i, x: self._apply(x, *rows[i])[0]
+
+    def x0s(self, levels: Tensor, like: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor | None]]:
+        """The guided and the unconditional x0 of a guided network, the second None outside its intervals."""
+        rows = self._rows(levels, like, "data")
+        return lambda i, x: self._apply(x, *rows[i], both=True)
+
+    def _rows(self, levels: Tensor, like: Tensor, prediction: str) -> list[tuple[Any, ...]]:
+        """The arguments of `_apply` after x at each level."""
         alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
         labels = label.to(like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
-        rows = list(zip(constants(alpha), labels, constants(p), constants(q), evaluation_names(levels)))
-        return lambda i, x: self._apply(x, *rows[i])
+        guides: list[Guide | None] = [None] * len(levels)
+        if isinstance(self.model, Guided):
+            data = (constants(v) for v in self._numbers(levels.double().cpu(), "data")[2:])
+            guides = list(zip(self.model.scales(levels, like), *data, strict=True))
+        return list(zip(constants(alpha), labels, constants(p), constants(q), evaluation_names(levels), guides))
 
     def _numbers(self, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.schedule is None:
@@ -86,13 +101,25 @@ class Converted:
             label = label.round() if self.rounding == "nearest" else torch.floor(label + 1e-3)
         return alpha, label, *coefficients(self.kind, sigma, alpha, prediction)
 
-    def _apply(self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight, where: str = "") -> Tensor:
+    def _apply(
+        self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight, where: str = "",
+        guide: Guide | None = None, *, both: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """p x + q output, and of a guided network the same of the unconditional output, if evaluated."""
         x_t = x if isinstance(alpha, float) and alpha == 1 else x * alpha
-        out = self.model(x_t if self.dtype is None else x_t.to(self.dtype), label)
-        if self.dtype is not None and torch.is_tensor(out):
-            out = out.to(x.dtype)
-        hint = "" if torch.is_tensor(out) else "Wrap a network of diffusers as lambda x, t: net(x, t).sample."
-        return to_x0(x, check_answer("model", out, x, where, hint=hint), p, q)
+        x_t = x_t if self.dtype is None else x_t.to(self.dtype)
+
+        def checked(out: Tensor) -> Tensor:
+            if self.dtype is not None and torch.is_tensor(out):
+                out = out.to(x.dtype)
+            hint = "" if torch.is_tensor(out) else "Wrap a network of diffusers as lambda x, t: net(x, t).sample."
+            return check_answer("model", out, x, where, hint=hint)
+
+        if not isinstance(self.model, Guided) or guide is None:
+            return to_x0(x, checked(self.model(x_t, label)), p, q), None
+        u, c = (v if v is None else checked(v) for v in self.model.halves(x_t, label, guide[0], both))
+        out = self.model.combined(u, c, x, *guide)
+        return to_x0(x, out, p, q), to_x0(x, u, p, q) if both and u is not None else None
 
 
 def from_epsilon(model: Model, schedule: Schedule, *, rounding: str | None = None, dtype: Dtype = None) -> Converted:
@@ -152,6 +179,9 @@ def from_edm(
     def rows_on(device: torch.device) -> Tensor | None:
         return None if labels is None else labels.to(device)
 
+    if isinstance(net, Guided) and labels is None and not keywords:
+        return _convert(net, None, "sample", None, dtype)
+
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         if labels is not None and len(labels) not in (1, len(x)):
             raise InputError(
@@ -187,7 +217,8 @@ def _convert(model: Model, schedule: Schedule | None, kind: str, rounding: str |
     _validation.check_dtype(dtype)
     known = "a fewstep schedule such as VPLinear() or DiscreteVP(alphas_cumprod); docs/diffusion.md lists the others"
     _validation.check_instance("schedule", schedule, (Schedule, type(None)), known)
-    return Converted(model, schedule, kind, rounding, _half(model) if dtype is None else dtype)
+    network = model.model if isinstance(model, Guided) else model
+    return Converted(model, schedule, kind, rounding, _half(network) if dtype is None else dtype)
 
 
 def _half(model: Any) -> torch.dtype | None:
@@ -241,34 +272,29 @@ def threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
     return x0.clamp(-s, s) / s
 
 
-def classifier_free_guidance(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], condition: Tensor, unconditional: Tensor, scale: float = 7.5
-) -> Model:
-    """A guided network `(x, t) -> u + scale (c - u)`, both halves in one call (arXiv 2207.12598, Eq. 6).
+def pairs_on_levels(
+    denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str
+) -> Callable[[int, Tensor], Tensor | Pair]:
+    """`on_levels` of a guided network, with the unconditional evaluation where there is guidance (CFG++)."""
+    edits: list[Callable[[Tensor], Tensor]] = []
+    while isinstance(denoiser, PostprocessedDenoiser):
+        edits.insert(0, denoiser.postprocess)
+        denoiser = denoiser.denoiser
+    if not isinstance(denoiser, Converted) or not isinstance(denoiser.model, Guided):
+        raise InputError(
+            "cfg_pp: got True and a model without guidance; expected the conversion of a network of "
+            "classifier_free_guidance, for instance from_epsilon(classifier_free_guidance(...), schedule)."
+        )
+    inner, sigmas = denoiser.x0s(levels, like), constants(levels)
 
-    Wrap the network before its conversion; any kind of prediction works.
+    def evaluate(i: int, x: Tensor) -> Tensor | Pair:
+        D, other = inner(i, x)
+        for edit in edits:
+            D = edit(D)
+        guided = evaluation_of(prediction, x, sigmas[i], D)
+        return guided if other is None else Pair(guided, evaluation_of(prediction, x, sigmas[i], other))
 
-    Args:
-        model: `(x, t, condition) -> output`, called with x (2 batch, *event) and t (2 batch,).
-        condition, unconditional: (batch, ...) conditions c and u, of one shape.
-        scale: the weight of the conditional direction: 0 is unconditional, 1 conditional, more is guided.
-    """
-    _validation.check_callable("model", model, "a network called as model(x, t, condition)")
-    _validation.check_float("scale", scale)
-    for name, given in (("condition", condition), ("unconditional", unconditional)):
-        if not torch.is_tensor(given) or given.shape != condition.shape or given.dim() == 0:
-            raise InputError(
-                f"{name}: got {_validation.describe(given)}, expected a tensor (batch, ...), both halves of one shape."
-            )
-
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        if len(condition) != len(x):
-            raise InputError(f"condition: got {len(condition)} for a batch of {len(x)}; expected one each.")
-        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([unconditional, condition]))
-        u, c = both.chunk(2)
-        return torch.lerp(u, c, scale)
-
-    return guided
+    return evaluate
 
 
 def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:

@@ -25,6 +25,22 @@ class State(NamedTuple):
     normals: tuple[Normals, ...] = ()  # of the opened noise intervals, newest first
 
 
+class Pair(NamedTuple):
+    """A guided and the unconditional evaluation of a row, of which CFG++ (arXiv 2406.08070) makes a step.
+
+    `history`, of data predictions: "guided" keeps the guided evaluation for later rows, "unconditional" the other one;
+    "both" also uses the unconditional one in a row with history. The last two are ComfyUI's.
+    """
+
+    guided: Tensor
+    unconditional: Tensor
+    history: str = "guided"
+
+
+Steered = Callable[[int, Tensor, tuple[Normals, ...]], Tensor | Pair]
+"""`Evaluate` of CFG++: a pair where there is guidance."""
+
+
 def begin(row: Row, state: State, draw: Draw) -> State:
     """The state with the normals of the interval that the row opens, if it opens one."""
     if row.interval is None:
@@ -41,6 +57,25 @@ def update(row: Row, state: State, evaluation: Tensor) -> State:
     """The state after the row, given the evaluation at its stage."""
     state = state._replace(evaluations=(evaluation, *state.evaluations[: row.evaluations_kept - 1]))
     return state._replace(x=combine(row.update, state))
+
+
+def steered(row: Row, state: State, pair: Pair, prediction: str) -> State:
+    """`update` of CFG++: where a step begins, the row of a state that is moved by D_guided - D_unconditional.
+
+    The step of DDIM then goes from x to D_guided + sigma' (x - D_unconditional)/sigma.
+    """
+    if row.stage.evaluations:  # a later evaluation of the step
+        return update(row, state, pair.guided)
+    guided, other, history = pair
+    scale = row.stage.scale
+    if prediction == "noise":  # with the moved state the noise is that of the unconditional estimate
+        state, newest, kept = state._replace(x=state.x + (other - guided) * (row.sigma / scale)), other, other
+    else:
+        state = state._replace(x=state.x + (guided - other) / scale)
+        newest = other if history == "both" and len(row.update.evaluations) > 1 else guided
+        kept = guided if history == "guided" else other
+    state = update(row, state, newest)
+    return state._replace(evaluations=(kept, *state.evaluations[1:]))
 
 
 def follow(row: Row, state: State, before: Tensor, after: Tensor) -> State:
@@ -84,7 +119,7 @@ def evaluation_of(prediction: str, at: Tensor, sigma: Weight, D: Tensor) -> Tens
 
 
 def run(
-    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw,
+    plan: Plan, x: Tensor, evaluate: Evaluate | Steered, draw: Draw,
     callback: Callable[[int, Tensor, Tensor], object] | None = None,
 ) -> Tensor:  # fmt: skip
     """The final state of a plan from x at its first level; `callback(row, x, D)` is called after each row."""
@@ -93,7 +128,10 @@ def run(
         state = begin(row, state, draw)
         at = stage(row, state)
         evaluation = evaluate(i, at, state.normals)
-        state = update(row, state, evaluation)
+        if isinstance(evaluation, Pair):
+            state, evaluation = steered(row, state, evaluation, plan.prediction), evaluation.guided
+        else:
+            state = update(row, state, evaluation)
         if callback is not None:
             callback(i, state.x, data_of(plan.prediction, at, row.sigma, evaluation))
     return state.x

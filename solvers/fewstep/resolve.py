@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from ._tracing import apart, transformed, unwrapped
+from ._tracing import apart, transformed, unwrapped, while_tracing
 from ._validation import check_answer
-from .denoiser import evaluation_names, on_levels
+from .denoiser import evaluation_names, on_levels, pairs_on_levels
 from .errors import InputError
-from .executor import Evaluate, Normals
+from .executor import Evaluate, Normals, Steered
 from .grid import Spacing, check_sigmas, sigma_grid
 from .plan import Plan
 from .problem import DiffusionModel
 from .schedule import Schedule
 from .solver import DiffusionSolver, Solver
-from .traced_plan import TracedPlan, same, traced_plan
+from .traced_plan import TracedPlan, plan_numbered, same, traced_plan
 
 
 class Student(Protocol):
@@ -129,3 +129,30 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
         return check_answer("student", inner(i, x, normals), x, names[i]).clone()
 
     return evaluate
+
+
+def steered_evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Steered:
+    """`evaluator_of` for CFG++: the guided and the unconditional evaluation of a guided model."""
+    if not isinstance(source, (Plan, TracedPlan)):
+        raise InputError("cfg_pp: got True with a student, which replaces the model; expected a diffusion solver.")
+    if isinstance(source, Plan):
+        check_steers(source)
+    else:
+        _check_steers_number(source.number)
+    predict = pairs_on_levels(problem.denoiser, source.sigma, like, source.prediction)
+    return lambda i, x, normals: predict(i, x)
+
+
+def check_steers(plan: Plan) -> None:
+    """Reject plans whose steps do not begin with an evaluation at the state, such as those with a corrector."""
+    if sum(not row.stage.evaluations for row in plan.rows) != len(plan.sigmas) - 1:
+        raise InputError(
+            f"cfg_pp: got {plan.name!r}, whose steps do not begin with an evaluation of the state; expected a solver "
+            "without corrector and restarts, such as DDIM, EDMEuler, DPMSolverPP or Ancestral(DPMSolverPP(...))."
+        )
+
+
+@while_tracing
+def _check_steers_number(number: int) -> int:
+    check_steers(plan_numbered(number))
+    return number

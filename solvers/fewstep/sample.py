@@ -12,13 +12,13 @@ from ._tracing import apart, holds, while_tracing
 from .brownian.increment import Path
 from .denoiser import evaluation_names
 from .errors import InputError, NonFiniteError
-from .executor import Draw, Evaluate, Normals, run
+from .executor import Draw, Normals, Pair, Steered, run
 from .grid import Spacing
 from .noise_op import traced_normals, traced_start
 from .plan import Plan
 from .plan_noise import at_least_float32, generators, seeded_normals, unit_normals
 from .problem import DiffusionModel
-from .resolve import AnySolver, evaluator_of, resolve
+from .resolve import AnySolver, evaluator_of, resolve, steered_evaluator_of
 from .schedule import Schedule
 
 
@@ -27,7 +27,7 @@ def sample(
     sigmas: Tensor | None = None, timesteps: Tensor | None = None, spacing: Spacing = "logsnr", final: str = "x0",
     seed: int = 0, seeds: Sequence[int] | None = None, noise: Tensor | None = None, path: Path | None = None,
     dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None, cfg_pp: bool = False,
 ) -> Tensor:  # fmt: skip
     """Draw samples of a diffusion model.
 
@@ -53,6 +53,9 @@ def sample(
             1/sigma_first^2 to the plan's last tau.
         dtype, device: of the samples where `noise` does not determine them.
         callback: called as `(row, x, D)` after each evaluation, x in variance-exploding coordinates.
+        cfg_pp: take the steps of CFG++ (arXiv 2406.08070): to the x0 of a model with `classifier_free_guidance`, along
+            the noise of its unconditional half; scales are then of the size of 0.6. Each step of the solver is applied
+            to a state moved by the difference of the guided and the unconditional x0. Not for solvers with correctors.
 
     Returns:
         (*batch, *event): x0, or the state alpha x at the last level where that is not 0.
@@ -73,7 +76,8 @@ def sample(
         _validation.check_seeds(own, len(x))
     if callback is not None:
         _validation.check_callable("callback", callback, "a function (row, x, D)")
-    evaluate = evaluator_of(problem, source, x)
+    steers = _validation.check_flag("cfg_pp", cfg_pp)
+    evaluate = steered_evaluator_of(problem, source, x) if steers else evaluator_of(problem, source, x)
 
     def draw() -> Draw:
         if torch.compiler.is_compiling():
@@ -121,11 +125,11 @@ def _start(
 
 
 @torch.no_grad()
-def _locate(plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw) -> NonFiniteError:
+def _locate(plan: Plan, x: Tensor, evaluate: Steered, draw: Draw) -> NonFiniteError:
     """Repeat a failed run on the same noise, checking each evaluation and its input."""
     names = evaluation_names(plan.sigma)
 
-    def checked(i: int, at: Tensor, normals: tuple[Normals, ...]) -> Tensor:
+    def checked(i: int, at: Tensor, normals: tuple[Normals, ...]) -> Tensor | Pair:
         cure = "Its earlier steps overflow: take more steps or another solver, and check the noise or path."
         _check_finite(at, i, f"{plan.name} produced a non-finite input of the model{names[i]}", cure)
         out = evaluate(i, at, normals)
@@ -133,7 +137,8 @@ def _locate(plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw) -> NonFiniteE
             f"The input is finite, at most {float(at.abs().max()):.3g} in size: check the model there. float16 "
             "overflows at 65504; bfloat16 does not."
         )
-        _check_finite(out, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
+        found = out if torch.is_tensor(out) else out.guided + out.unconditional
+        _check_finite(found, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
         return out
 
     try:
