@@ -638,6 +638,13 @@ def test_tables_and_grids_are_fitted_on_a_device():
     assert not growth(grid)
 
 
+def test_data_are_inverted_and_densities_computed_on_a_device():
+    check_steps(lambda n, device: fs.invert(MIXTURE, fs.DDIM(), MIXED(4, device), steps=n, corrections=1), reads=6)
+    result = watch(lambda n, device: fs.log_likelihood(MIXTURE, MIXED(4, device), steps=n).value, 2)[0]
+    assert isinstance(result, Held)
+    assert float(fs.LogLikelihood(torch.ones(1), torch.zeros(1), 2).bits_per_dim) < 0
+
+
 def test_samplers_are_compared_on_a_device(tmp_path):
     """Reads are those of the errors, as many for long samplers as for short ones."""
     made = []

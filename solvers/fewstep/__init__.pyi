@@ -22,6 +22,7 @@ from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
 from .grid import sigma_grid as sigma_grid
 from .guidance import classifier_free_guidance as classifier_free_guidance
+from .inversion import invert as invert
 from .learned.dode.distill import distill_dode as distill_dode
 from .learned.dode.regrid import regrid as regrid
 from .learned.fit_grid import fit_grid as fit_grid
@@ -37,6 +38,8 @@ from .learned.table.fit import fit_table as fit_table
 from .learned.training import TeacherOptions as TeacherOptions
 from .learned.training import TrainingOptions as TrainingOptions
 from .learned.trajectories import make_trajectories as make_trajectories
+from .likelihood import LogLikelihood as LogLikelihood
+from .likelihood import log_likelihood as log_likelihood
 from .plan import Plan as Plan
 from .plan_builder import PlanBuilder as PlanBuilder
 from .problem import ODE as ODE

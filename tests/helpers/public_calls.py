@@ -155,6 +155,11 @@ ROWS = [
           tol=[*NUMBER, 0.0], batch=STEPS)),
     (fs.compare(**COMPARED).table, {}, dict(most=COUNT)), (fs.compare(**COMPARED).save, {}, dict(path=FILE)),
     (fs.compare(**COMPARED).plot, dict(path="x.svg"), dict(path=[*FILE, "x", "x.txt"])),
+    (fs.invert, dict(problem=MODEL, solver=fs.DDIM(), x0=Y, steps=2),
+     dict(problem=OBJECT, solver=[*OBJECT, fs.DDPM(), PLAN], x0=STATE, steps=STEPS, spacing=WORD,
+          corrections=COUNT[1:])),
+    (fs.log_likelihood, dict(problem=MODEL, x0=Y, steps=2, probes=2),
+     dict(problem=OBJECT, x0=STATE, steps=STEPS, probes=[1, *COUNT], seed=SEED, batch=COUNT)),
     # learned solvers
     (fs.TrainingOptions, {}, dict(iterations=[-1, "3", 2.5], batch_size=COUNT, learning_rate=NUMBER,
                                   ema_decay=NUMBER, early_stopping_patience=COUNT[1:],
@@ -277,6 +282,7 @@ LABELS_OF_TWO = torch.tensor([3, 4])
 # valid calls of what has no row above: (function, good arguments, other arguments to vary)
 CALLS = [
     *((type(s), {}) for s in fs.solvers().values()),
+    (fs.LogLikelihood, dict(value=Y[:, 0], error=Y[:, 0], size=3)),
     (fs.Card, dict(summary="x", reference="y")), (fs.Step, dict(y=Y)), (fs.Solution, dict(y=Y, nfe=3, grid=TIMES)),
     (fs.NonFiniteError, dict(message="x", step=0, paths=1)),
     (PLAN.tail, dict(row=1)), (PLAN.renamed, dict(name="x")),
