@@ -328,5 +328,5 @@ def draw(axes: Axes, document: dict[str, Any]) -> None:
     axes.set_yticks(range(len(names)), [_shortened(n, 28) for n in names], fontsize=8)
     axes.invert_yaxis()
     axes.grid(True, which="major", axis="x", alpha=0.3)
-    axes.set_xlabel(f"RMSE to the fine solution, {document['nfe']} evaluations; dotted: that solution's own error")
+    axes.set_xlabel(f"RMSE at {document['nfe']} evaluations; dotted: that of the fine solution")
     axes.legend(fontsize=7)
