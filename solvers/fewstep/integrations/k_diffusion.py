@@ -14,15 +14,15 @@ from .. import EDM, DiffusionModel, FlowMatching, InputError, Plan, Schedule, Un
 from .._progress import progress
 from ..catalog import solver_named
 from ..errors import one_of
-from ..executor import Draw, Evaluate, data_of, run
+from ..executor import Draw, Pair, Steered, data_of, evaluation_of, run
 from ..grid import check_sigmas, short
 from ..plan_noise import at_least_float32
 from ..problem import Denoiser
-from ..resolve import AnySolver, Student, carried_plan, evaluator_of, is_stochastic, resolve
+from ..resolve import AnySolver, Student, carried_plan, check_steers, evaluator_of, is_stochastic, resolve
 from ..samplers.dpm import DPMSolver
 from ..schedule import CLOSEST
+from .k_diffusion_names import CFG_PP_HISTORY, solver_of
 from .k_diffusion_names import SAMPLERS as SAMPLERS
-from .k_diffusion_names import solver_of
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import snr as snr
@@ -68,13 +68,20 @@ class Wrapped:
 class Sampler:
     """A solver as k-diffusion's `sample_...` function; with a plan or a student it accepts its `sigmas` only."""
 
-    def __init__(self, solver: AnySolver | str, schedule: Schedule | None = None, flow: bool | None = None) -> None:
+    def __init__(
+        self, solver: AnySolver | str, schedule: Schedule | None = None, flow: bool | None = None, cfg_pp: bool = False
+    ) -> None:
         _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
         _validation.check_instance("flow", flow, (bool, type(None)), "True, False or None")
         if flow is not None and schedule is not None and flow != isinstance(schedule, FlowMatching):
             raise InputError(
                 f"schedule: got {schedule!r} with flow={flow}; expected FlowMatching for flow models only."
             )
+        self.history = "guided"
+        if isinstance(solver, str) and solver.strip().lower().endswith("_cfg_pp"):
+            solver, cfg_pp = solver.strip().lower().removesuffix("_cfg_pp"), True
+            self.history = CFG_PP_HISTORY.get(solver.removeprefix("sample_"), "guided")
+        self.cfg_pp: bool = _validation.check_flag("cfg_pp", cfg_pp)
         self.solver: AnySolver = _named(solver) if isinstance(solver, str) else solver
         self.schedule: Schedule | None = schedule
         own = carried_plan(self.solver)
@@ -113,7 +120,16 @@ class Sampler:
             state = state / flow.alpha(plan.sigmas[:1]).item()
         state = state.clone() if state is x else state  # a model may write its inputs to x
         draw = sampler_normals(plan, state, extra.get("seed") if seed is None else seed, noise_sampler, flow)
+        unconditional: list[Tensor] = []
+        if self.cfg_pp:
+            if not isinstance(source, Plan):
+                raise InputError("cfg_pp: got True with a student, which replaces the model; expected a solver.")
+            check_steers(plan)
+            extra["model_options"] = _watched_options(extra.get("model_options") or {}, unconditional)
+        evaluate: Steered
         evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan, flow), source, state)
+        if self.cfg_pp:
+            evaluate = _paired(plan, evaluate, unconditional, self.history)
         levels = sigmas if torch.is_tensor(sigmas) else grid
         # networks' parameters require grad: as in k-diffusion no graph is kept, unless for x
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -138,7 +154,7 @@ class Sampler:
             return None
         if isinstance(self.schedule, FlowMatching):
             return _process(model)
-        if not is_stochastic(self.solver):
+        if not is_stochastic(self.solver) and not self.cfg_pp:
             return None
         flow = _flow_of(model) if self.flow is None else self.flow
         if flow is None and grid.numel() and grid.max() <= 1:
@@ -184,7 +200,9 @@ class Sampler:
         return DiffusionModel(_flow_denoiser(wrapped, flow) if flow else wrapped, schedule)
 
 
-def sampler(solver: AnySolver | str, *, schedule: Schedule | None = None, flow: bool | None = None) -> Sampler:
+def sampler(
+    solver: AnySolver | str, *, schedule: Schedule | None = None, flow: bool | None = None, cfg_pp: bool = False
+) -> Sampler:
     """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
 
     `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
@@ -214,13 +232,15 @@ def sampler(solver: AnySolver | str, *, schedule: Schedule | None = None, flow: 
             model's `sigma_min` and `sigma_max`, else between the ends of the grid; FlowMatching for flow models.
         flow: whether the model is a flow model. None reads it from the model: ComfyUI's `model_sampling` (CONST),
             Forge's `predictor` ("const"), or a range of sigma above 1.
+        cfg_pp: take the steps of CFG++ (see `fewstep.sample`), as names that end in "_cfg_pp" do. The model must be
+            ComfyUI's: it calls the post-cfg functions of extra_args["model_options"] with "uncond_denoised".
 
     Raises:
         InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise sampler that
             lacks what a plan needs, models that return another shape; a stochastic solver on levels of at most 1 with
             a model that does not say whether it is a flow model.
     """
-    return Sampler(solver, schedule, flow)
+    return Sampler(solver, schedule, flow, cfg_pp)
 
 
 def as_denoiser(
@@ -354,8 +374,38 @@ def _check_model(argument: str, model: Any, extra_args: Any) -> None:
     _validation.check_instance("extra_args", extra_args, (Mapping, type(None)), "a dict by name, or None")
 
 
+def _watched_options(options: Mapping[str, Any], unconditional: list[Tensor]) -> dict[str, Any]:
+    """ComfyUI's model_options with a last post-cfg function, which keeps the unconditional x0 of the last call."""
+
+    def keep(args: dict[str, Any]) -> Any:
+        unconditional[:] = [args["uncond_denoised"]]
+        return args["denoised"]
+
+    functions = [*options.get("sampler_post_cfg_function", ()), keep]
+    return {**options, "sampler_post_cfg_function": functions, "disable_cfg1_optimization": True}
+
+
+def _paired(plan: Plan, evaluate: Steered, unconditional: list[Tensor], history: str) -> Steered:
+    """Evaluations with the unconditional one, which the model has put into the list."""
+    levels = plan.sigma.tolist()
+
+    def pair(row: int, at: Tensor, normals: Any) -> Pair:
+        unconditional.clear()
+        guided = evaluate(row, at, normals)
+        if not unconditional:
+            raise InputError(
+                "cfg_pp: got a model that does not call model_options['sampler_post_cfg_function'], expected one of "
+                "ComfyUI with guidance. Use the sampler without cfg_pp."
+            )
+        D = unconditional[0][: len(at)].to(at)
+        assert isinstance(guided, Tensor)
+        return Pair(guided, evaluation_of(plan.prediction, at, levels[row], D), history)
+
+    return pair
+
+
 def _run(
-    plan: Plan, x: Tensor, evaluate: Evaluate, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
+    plan: Plan, x: Tensor, evaluate: Steered, draw: Draw, callback: Callable[[dict[str, Any]], object] | None,
     disable: bool | None, sigmas: Tensor, flow: FlowMatching | None,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
@@ -363,11 +413,11 @@ def _run(
     disable = disable is not None and _validation.check_flag("disable", disable)
     with progress(range(len(starts)), "step", show=not disable) as bar:
 
-        def watched(row: int, at: Tensor, normals: Any) -> Tensor:
+        def watched(row: int, at: Tensor, normals: Any) -> Tensor | Pair:
             out = evaluate(row, at, normals)
             if callback is not None and row in starts:
                 i, level = starts[row], levels[row]
-                D = data_of(plan.prediction, at, level, out)
+                D = data_of(plan.prediction, at, level, out.guided if isinstance(out, Pair) else out)
                 own = plan.sigmas.new_tensor(level)
                 shown = at * flow.alpha(own).item() if flow else at
                 hat = float(flow.label(own)) if flow else level

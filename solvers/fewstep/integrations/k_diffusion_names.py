@@ -52,6 +52,9 @@ SAMPLERS: dict[str, DiffusionSolver] = {
 }
 """The solver of each sampler, by its name without `sample_` and `_gpu`."""
 
+CFG_PP_HISTORY = {"dpmpp_2m": "unconditional", "res_multistep": "both"}
+"""What ComfyUI's multistep `_cfg_pp` samplers keep as their history, see `executor.Pair`."""
+
 
 def solver_of(name: str) -> DiffusionSolver | None:
     """The solver of a name, with or without `sample_` and `_gpu`; None for other words."""
