@@ -319,7 +319,9 @@ def k_model(x, sigma):
     return x / (1 + sigma.reshape(-1, 1) ** 2)
 
 
-@pytest.mark.parametrize("solver", [fs.DDIM(), fs.EDMHeun(churn=4), fs.UniPC(3), fs.DPMSolver(2)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [fs.DDIM(), fs.DDIM(1.0), fs.EDMHeun(churn=4), fs.UniPC(3), fs.DPMSolver(2)], ids=repr
+)
 def test_the_k_diffusion_sampler_waits_for_no_step(solver):
     sampler = k_diffusion.sampler(solver, schedule=fs.EDM(0.05, 10.0))
     grid = lambda n, device: torch.cat([torch.linspace(10, 0.1, n), torch.zeros(1)]).to(device)  # noqa: E731

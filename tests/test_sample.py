@@ -1,5 +1,6 @@
 """Diffusion sampling: orders on an exact score, identities between solvers, one path for all step counts."""
 
+import gc
 import itertools
 import math
 import warnings
@@ -372,3 +373,37 @@ def test_thresholding_accepts_empty_batches():
     for shape in ((0, 3), (2, 0)):
         assert model(torch.ones(shape), torch.tensor(1.0)).shape == shape
     assert fs.sample(fs.DiffusionModel(model, EDM), fs.UniPC(), shape=(0, 3), steps=3).shape == (0, 3)
+
+
+def live(shape):
+    """The number of tensors of a shape that are in memory; views count with what they are views of."""
+    found = {}
+    for thing in gc.get_objects():
+        if type(thing) is torch.Tensor and thing.shape[-len(shape) :] == shape:
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes() // (4 * math.prod(shape))
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("solver", [fs.DDPM(), fs.ShARK(), fs.DPMSolverSDE(2)], ids=repr)
+def test_noise_of_a_sample_takes_the_memory_of_at_most_48_states(solver):
+    shape = 2, 131, 129  # not so small that cells are cut several at a time
+    problem = fs.DiffusionModel(lambda x, sigma: x / (1 + sigma**2), fs.VPLinear())
+    most = []
+    for path in (None, fs.FreshIncrements(shape, "H", seed=0)):  # the second keeps no interval
+        counts = []
+        count = lambda *_: counts.append(live(shape))  # noqa: B023, E731
+        fs.sample(problem, solver, shape=shape, steps=12, path=path, callback=count)
+        most.append(max(counts))
+    assert most[0] - most[1] <= 48
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "karras"])
+def test_samples_of_a_seed_converge_to_one_limit_in_every_spacing(spacing):
+    problem = fs.DiffusionModel(lambda x, sigma: x / (1 + sigma**2), fs.VPLinear())
+    draw = lambda seed, steps, spacing: fs.sample(  # noqa: E731
+        problem, fs.ShARK(), noise=noise, steps=steps, spacing=spacing, seed=seed
+    )
+    noise = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    fine = draw(1, 200, "logsnr")
+    assert (draw(1, 100, spacing) - fine).square().mean().sqrt() < 0.1
+    assert (draw(2, 100, spacing) - fine).square().mean().sqrt() > 0.5

@@ -196,13 +196,13 @@ def _object(path: Path, times: Tensor) -> str:
 
 @while_tracing
 def _plan_normals(number: int, one_seed: bool, path: Path | None, schedule: Schedule) -> int:
-    plan, sigma_min = plan_numbered(number), float(schedule.sigma_min)
+    plan = plan_numbered(number)
 
     def start(seeds: tuple[int, ...], like: Tensor) -> Draws:
-        draw = seeded_normals(plan, like, seeds[0] if one_seed else list(seeds), path, sigma_min=sigma_min)
+        draw = seeded_normals(plan, like, seeds[0] if one_seed else list(seeds), path, schedule=schedule)
         return (draw(*row.interval) for row in plan.rows if row.interval is not None)
 
-    return _registered(("plan", number, one_seed, path and id(path), sigma_min), start)
+    return _registered(("plan", number, one_seed, path and id(path), schedule.sigma_min, schedule.sigma_max), start)
 
 
 @while_tracing

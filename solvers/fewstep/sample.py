@@ -82,8 +82,7 @@ def sample(
     def draw() -> Draw:
         if torch.compiler.is_compiling():
             return traced_normals(plan, x, own, path, problem.schedule)
-        sigma_min = float(problem.schedule.sigma_min)
-        return partial(apart, apart(partial(seeded_normals, plan, x, own, path, sigma_min=sigma_min)))
+        return partial(apart, apart(partial(seeded_normals, plan, x, own, path, schedule=problem.schedule)))
 
     end = run(plan, x, evaluate, draw(), callback)
     if not holds(x.isfinite().all() & end.isfinite().all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import random
@@ -403,3 +404,34 @@ def test_gradients_flow_through_a_solve_on_a_path_of_any_size():
         grid = torch.linspace(0, 1, 17)
         fs.solve(sde, fs.DerivativeFreeMilstein(), torch.ones(shape), grid, path=path).y.sum().backward()
     assert sigma.grad.isfinite()
+
+
+@pytest.mark.parametrize("options", [{}, {"clock": "log"}, {"seeds": [3, 4, 5, 6], "levy": "K"}], ids=str)
+def test_nearby_increments_are_those_of_times_moved_by_a_millionth_of_the_clock(options):
+    path = fs.BrownianPath((4, 3), 0.01, 50.0, seed=2, dtype=torch.float64, **{"levy": "H", **options})
+    times = torch.logspace(-2, math.log10(50), 9, dtype=torch.float64)
+    times[4:6] = times[4] + torch.tensor([0.0, 1e-7], dtype=torch.float64)  # one node: exact
+    clock = torch.log if path._clock.log else lambda t: t
+    span = clock(times[-1]) - clock(times[0])
+    moved, found = [path.t0], list(path.nearby(times))
+    for inc in found:
+        moved.append(moved[-1] + inc.h)
+    gaps = (clock(torch.tensor(moved, dtype=torch.float64)) - clock(times)).abs() / span
+    assert float(gaps.max()) < 2.0**-20
+    assert abs(found[4].h - 1e-7) < 1e-12
+    assert float(gaps[2]) > 0  # it does move
+    for a, b, inc in zip(moved, moved[1:], found):
+        exact = path.increment(a, b)
+        for name in ("W", "H"):
+            torch.testing.assert_close(getattr(inc, name), getattr(exact, name), rtol=1e-5, atol=2e-6)
+
+
+def test_a_walk_can_be_copied_between_increments():
+    path = fs.BrownianPath((3, 2), seed=1, levy="H")
+    grid = torch.rand(9, generator=torch.Generator().manual_seed(0)).sort().values
+    walk = path.increments(grid)
+    want = list(path.increments(grid))
+    got = [next(walk) for _ in range(3)]
+    twin = copy.deepcopy(walk)
+    for rest in (list(walk), list(twin)):
+        assert all(torch.equal(a.H, b.H) for a, b in zip([*got, *rest], want, strict=True))

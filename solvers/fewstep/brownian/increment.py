@@ -93,7 +93,7 @@ class Increment:
         x, y = self.h / h, later.h / h
         H = K = A = None
         if self.H is not None and later.H is not None:
-            H = x * (self.H - later.W / 2) + y * (later.H + self.W / 2)
+            H = x * torch.sub(self.H, later.W, alpha=0.5) + y * torch.add(later.H, self.W, alpha=0.5)
             if self.K is not None and later.K is not None:
                 K = x * x * self.K + y * y * later.K + (x * y / 2) * (self.H - later.H)
                 K = K + ((x - y) / 12) * (x * later.W - y * self.W)

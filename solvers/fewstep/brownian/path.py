@@ -103,7 +103,7 @@ class BrownianPath:
         times = [_validation.check_float("ta", ta), _validation.check_float("tb", tb)]
         both, eps = torch.tensor([times, [rounding(ta), rounding(tb)]], dtype=torch.float64, device="cpu")
         ends = self._ends(both, eps)
-        return next(self._walk(ends, remember=True))
+        return next(_Walk(self, ends, remember=True))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         """Return the n - 1 increments over the intervals of `grid`, (n,) increasing times, in one pass.
@@ -113,7 +113,7 @@ class BrownianPath:
         Raises:
             InputError: at once, for a grid that is too short, not increasing, or outside the path.
         """
-        return self._walk(self._ends(_validation.check_times("grid", grid), rounding(grid)), remember=False)
+        return _Walk(self, self._ends(_validation.check_times("grid", grid), rounding(grid)), remember=False)
 
     def positions(self, times: Tensor) -> Sequence[int]:
         """Return the positions of float64 CPU `times` (n,) in the tree; raises InputError for one outside the path."""
@@ -135,29 +135,13 @@ class BrownianPath:
                 )
         return ends
 
-    def _walk(self, ends: Sequence[int], remember: bool) -> Iterator[Increment]:
-        """Traverse the tree depth first, in time order: cut cells with an end inside, join the others."""
-        draw = self._begin()
-        stack = [self._root(draw, remember)]
-        joined: Increment | None = None
-        done = 0
-        while done < len(ends) - 1:
-            cell = stack.pop()
-            inside = _inside(ends, cell.low, cell.high)
-            if inside > 0:
-                stack.extend(reversed(self._parts(cell, ends, inside, draw, remember)))
-                continue
-            if cell.high <= ends[0]:
-                continue
-            piece = Increment(self._clock.length(cell.low, cell.high), *cell.values)
-            joined = piece if joined is None else joined.join(piece)
-            if cell.high == ends[done + 1]:
-                h = self._clock.length(ends[done], ends[done + 1])
-                values = [v for v in (joined.W, joined.H, joined.K) if v is not None]
-                if remember and joined is piece:
-                    values = [v.clone() for v in values]  # the original stays in the cache
-                yield Increment(h, *values)
-                joined, done = None, done + 1
+    def nearby(self, times: Tensor) -> Iterator[Increment]:
+        """Return the n - 1 increments between the nodes of the tree nearest to float64 CPU `times` (n,), in one pass.
+
+        A time moves by at most 2^-20 of the clock's span, and takes less than half the cuts of an exact one. Times that
+        would move to one node stay exact.
+        """
+        return _Walk(self, self._clock.nodes(times), remember=False)
 
     def _root(self, draw: Draw, remember: bool) -> _Cell:
         values = self._recall(0)[0] if remember else None
@@ -172,9 +156,11 @@ class BrownianPath:
 
     def _parts(self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw, remember: bool) -> list[_Cell]:
         """Cut a cell once, or several times in one call where it is small and many ends lie inside."""
+        # in a geometric clock the lengths of cells are not equal, and a device would wait for them
+        several = not remember and (not self._clock.log or self.device.type == "cpu")
         room = min(_CHUNK // self._numel, inside + 1)
         cuts = room.bit_length() - 1
-        if cuts > 1 and not remember and self._clock.within(cell.low, cell.high):
+        if cuts > 1 and several and self._clock.within(cell.low, cell.high):
             cuts = min(cuts, (cell.high - cell.low).bit_length() - 1)
             return self._cut_often(cell, ends, cuts, draw)
         left, right = self._recall(2 * cell.node, 2 * cell.node + 1) if remember else (None, None)
@@ -250,6 +236,51 @@ class BrownianPath:
             f"BrownianPath(shape={self.shape}, t0={self.t0:g}, t1={self.t1:g}, {seed}, "
             f"levy={self.levy!r}, dtype={self.dtype}, device={str(self.device)!r})"
         )
+
+
+class _Walk(Iterator[Increment]):
+    """Traverses the tree depth first, in time order: cuts cells with an end inside, joins the others.
+
+    An object rather than a generator: a run in which it takes part can be copied or pickled.
+    """
+
+    def __init__(self, path: BrownianPath, ends: Sequence[int], remember: bool) -> None:
+        self.path, self.ends, self.remember = path, ends, remember
+        self.done = 0
+        self.stack: list[_Cell] | None = None  # nothing is drawn before the first increment
+        self.draw = path._begin()
+
+    def __next__(self) -> Increment:
+        path, ends, done, remember = self.path, self.ends, self.done, self.remember
+        if done >= len(ends) - 1:
+            raise StopIteration
+        if self.stack is None:
+            self.stack = [path._root(self.draw, remember)]
+        joined: Increment | None = None
+        while True:
+            cell = self.stack.pop()
+            inside = _inside(ends, cell.low, cell.high)
+            if inside > 0:
+                self.stack.extend(reversed(path._parts(cell, ends, inside, self.draw, remember)))
+                continue
+            if cell.high <= ends[0]:
+                continue
+            piece = Increment(path._clock.length(cell.low, cell.high), *cell.values)
+            joined = piece if joined is None else joined.join(piece)
+            if cell.high == ends[done + 1]:
+                break
+        self.done += 1
+        values = [v for v in (joined.W, joined.H, joined.K) if v is not None]
+        if remember and joined is piece:
+            values = [v.clone() for v in values]  # the original stays in the cache
+        return Increment(path._clock.length(ends[done], ends[done + 1]), *values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "draw"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.draw = self.path._begin()
 
 
 def _inside(ends: Sequence[int], low: int, high: int) -> int:

@@ -70,23 +70,25 @@ class HashedNormals:
         self._counter = torch.arange(self.half, dtype=torch.int64, device=device).mul_(_signed(_GOLDEN))
 
     def begin(self, letters: int) -> Draw:
+        numbers = torch.arange(letters, dtype=torch.int64, device=self.device).reshape(-1, 1, 1)
+
         def draw(node: int, count: int) -> list[Tensor]:
             nodes = torch.arange(node, node + count, dtype=torch.int64, device=self.device)
             keys = mix_(mix_(nodes).unsqueeze(-1) ^ self._keys)
-            starts = [mix_(keys + letter).unsqueeze(-1) for letter in range(letters)]
-            return [self._normals(mix_(start + self._counter)) for start in starts]
+            bits = mix_(mix_(keys + numbers).unsqueeze(-1) + self._counter)
+            return list(self._normals(bits).reshape(letters, count, *self.shape).unbind())
 
         return draw
 
     def _normals(self, bits: Tensor) -> Tensor:
-        """Apply Box-Muller to the 32-bit halves of bits (count, rows, half), row by row."""
+        """Apply Box-Muller to the 32-bit halves of bits (..., half), row by row."""
         unit = bits.view(torch.int32).to(torch.float32)
         radius, angle = unit[..., : self.half].contiguous(), unit[..., self.half :].contiguous()
         # |k| / 2^31 + 2^-33 keeps all bits near 0, where the tails come from, and is never 0
         radius.abs_().mul_(2.0**-31).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
         angle.mul_(math.pi * 2.0**-31)
         pairs = torch.cat([torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)], -1)
-        return pairs[..., : self.width].reshape(-1, *self.shape)
+        return pairs[..., : self.width]
 
 
 def node_seed(key: int, node: int) -> int:

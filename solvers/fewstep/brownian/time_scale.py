@@ -22,6 +22,8 @@ from .. import _validation
 from ..errors import InputError
 
 DEPTH = 48  # times are resolved to 2^-48 of the span: in W 6e-8 sqrt(span), the rounding of float32
+FEW = 19  # cuts to the nodes of times that may move a little: by 2^-20 of the clock's span at most
+EDGE = 1e-6  # the relative distance by which levels in float32 may miss the ends of a path
 EXACT = 2.0**-50  # the relative rounding of float64 times after a few operations
 
 
@@ -98,6 +100,14 @@ class Clock:
             parts = (v[i : i + 4096].tolist() for v in (times, slack, width))
             out.extend(map(self._position, *parts))
         return out
+
+    def nodes(self, times: Tensor) -> list[int]:
+        """Positions of at most `FEW` cuts nearest to increasing float64 `times`; exact ones where two would be one."""
+        exact = self.positions(times, EDGE)
+        drop = max(0, self.end.bit_length() - 1 - FEW)
+        near = [(place + (1 << drop >> 1)) >> drop << drop for place in exact]
+        shared = {a for a, b in pairwise(near) if a == b}
+        return [place if node in shared else node for place, node in zip(exact, near)]
 
     def _position(self, t: float, slack: float, width: float) -> int:
         first, last = self.knots[0], self.knots[-1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import BrownianPath, Increment, InputError, Plan, Schedule, _validation
 from ..brownian.random_normals import HashedNormals, wrapped
 from ..executor import Draw, Normals
-from ..plan_noise import CHURN_OFFSET, plan_normals
+from ..plan_noise import CHURN_OFFSET, PlanIncrements, plan_normals
 
 # A cut of the tree costs normals for all samples, and a level takes as many cuts as it has bits. Moving
 # levels by 2^-24 of the clock changes no law: noise is scaled by the moved interval.
@@ -91,6 +91,11 @@ class BrownianNoiseSampler:
         """Return the n - 1 increments over the intervals of a grid (n,)."""
         return starmap(self.increment, pairwise(grid.tolist()))
 
+    def nearby(self, taus: Tensor) -> Iterator[Increment]:
+        """The increments between neighbouring levels taus^(-1/2), each moved a little to a node of the path's tree."""
+        times = [self._time(tau**-0.5) for tau in taus.tolist()]
+        return self.path.nearby(torch.tensor(times, dtype=torch.float64, device="cpu"))
+
     def _between(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Increment:
         low, high = sorted(map(self._snap, (self._time(sigma), self._time(sigma_next))))
         if not low < high:
@@ -160,7 +165,8 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
             f"noise_sampler: got {type(path).__name__}; {plan.name} needs {' and '.join('WHK'[:letters])} in the clock "
             "1/sigma^2. Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
         )
-    return plan_normals(plan, x, path, fresh, "noise_sampler")
+    near = isinstance(path, BrownianNoiseSampler)
+    return plan_normals(plan, x, path and PlanIncrements(plan, x, path, "noise_sampler", near), fresh)
 
 
 def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ... import executor
-from ...brownian import BrownianPath
 from ...executor import Evaluate, Normals, State
 from ...plan import Combination, Plan, Row
-from ...plan_noise import at_least_float32
+from ...plan_noise import PlanIncrements, at_least_float32
+from ...schedule import Schedule
 from .traced import ANY, EARLY, LATE, Table, TracedRow, table_of
 
 END = Row(0.0, None, Combination(1.0, (), ()), Combination(1.0, (), ()), 0, 0)
@@ -98,13 +98,13 @@ class Run(NamedTuple):
     table: Table  # the same for compiled steps
     row: int = 0  # the next one
     state: State | None = None  # before that row; None before the first step
-    path: BrownianPath | Tensor | None = None  # in a compiled run its seeds
+    path: PlanIncrements | Tensor | None = None  # in a compiled run its seeds
     evaluate: Evaluate | None = None  # a student's own network
 
     @classmethod
-    def of(cls, plan: Plan, first: int, columns: Tensor, lowest: float) -> Run:
+    def of(cls, plan: Plan, first: int, columns: Tensor, schedule: Schedule) -> Run:
         """The run of a plan, from columns (R + 1, 6) and the level to which its Brownian path reaches."""
-        return cls(plan, first, columns.tolist(), table_of(plan, columns, float(lowest)))
+        return cls(plan, first, columns.tolist(), table_of(plan, columns, schedule))
 
     @property
     def over(self) -> bool:

@@ -33,7 +33,7 @@ from ...denoiser import coefficients, to_x0
 from ...errors import one_of
 from ...executor import Normals, State
 from ...plan import Combination
-from ...plan_noise import at_least_float32, fresh_normals, path_of, plan_normals
+from ...plan_noise import at_least_float32, fresh_normals, own_path, plan_normals
 from ...problem import plus
 from ...resolve import carried_plan, evaluator_of
 from . import configuration
@@ -310,7 +310,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         numbers[:-1, 0] = torch.tensor(labels)
         numbers[:, 1] = torch.tensor(self._ready().scales(plan))
         numbers[:-1, 2:] = torch.stack(columns, 1)
-        return Run.of(plan, first, numbers, process.schedule.sigma_min)
+        return Run.of(plan, first, numbers, process.schedule)
 
     def _free(self, eta: float) -> bool:
         """Whether a row is a function of the sample and its own evaluation: rows may then be taken in any order."""
@@ -496,8 +496,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return run
         if torch.compiler.is_compiling():
             return run._replace(path=sample_seeds(numbered(generator, len(x)), len(x)))
-        lowest = self._process.schedule.sigma_min
-        return run._replace(path=path_of(run.plan, x, lowest, configuration.seeds_of(generator, len(x))))
+        seeds = configuration.seeds_of(generator, len(x))
+        return run._replace(path=own_path(run.plan, x, self._process.schedule, seeds))
 
     def _draw(self, run: Run, x: Tensor, sample: Tensor, generator: Any, given: Tensor | None) -> Draw:
         """The source of the run's normals: its path, or the generator as in diffusers."""

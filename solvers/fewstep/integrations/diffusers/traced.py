@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..._tracing import while_tracing
-from ...brownian import BrownianPath
 from ...executor import Normals, State
 from ...plan import Combination, Plan
-from ...plan_noise import at_least_float32, fresh_normals, path_of
+from ...plan_noise import PlanIncrements, at_least_float32, fresh_normals, own_path
+from ...schedule import Schedule
 from .configuration import generators_of, seeds_of
 
 ANY, LATE, EARLY = range(3)  # when: whichever; at the row's evaluation; before its stage, which has normals
@@ -105,8 +105,8 @@ class Table(NamedTuple):
         return TracedRow(parts[0], parts[1], level, opens, on_path, self.kept, self.times), given
 
 
-def table_of(plan: Plan, given: Tensor, lowest: float) -> Table:
-    """The table of a plan with columns (R + 1, n) of the caller; `lowest` is the last level of its path."""
+def table_of(plan: Plan, given: Tensor, schedule: Schedule) -> Table:
+    """The table of a plan with columns (R + 1, n) of the caller; its path spans the schedule."""
     opens = [ANY if row.interval is None else EARLY if row.stage.normals else LATE for row in plan.rows]
     columns, terms = [plan.sigma, torch.tensor(opens).double(), plan.on_path.double()], []
     for part in ("stage", "update"):
@@ -119,7 +119,7 @@ def table_of(plan: Plan, given: Tensor, lowest: float) -> Table:
     end = torch.zeros_like(rows[:1])
     end[:, 3] = 1  # the stage of the end is the state
     rows = torch.cat([rows, end])
-    _plans[id(plan)], _lowest[plan] = plan, lowest
+    _plans[id(plan)], _schedules[plan] = plan, schedule
     kept = plan.update_eval.shape[1], plan.stage_noise.shape[1]
     whens = tuple(when for when in (LATE, EARLY) if when in opens)
     numbers = torch.cat([rows[:, :3], given, rows[:, 3:]], 1)
@@ -130,8 +130,8 @@ def table_of(plan: Plan, given: Tensor, lowest: float) -> Table:
 # the state that the one before has led to.
 
 _plans: WeakValueDictionary[int, Plan] = WeakValueDictionary()  # those of runs, by id
-_lowest: WeakKeyDictionary[Plan, float] = WeakKeyDictionary()
-_paths: WeakKeyDictionary[Plan, tuple[Any, BrownianPath]] = WeakKeyDictionary()  # the path of a plan's last run
+_schedules: WeakKeyDictionary[Plan, Schedule] = WeakKeyDictionary()
+_paths: WeakKeyDictionary[Plan, tuple[Any, PlanIncrements]] = WeakKeyDictionary()  # the path of a plan's last run
 _generators: list[torch.Generator | None] = [None]  # of compiled programs, which have no owner to free them
 
 
@@ -171,7 +171,7 @@ def row_normals(
     key = (seeds.tolist(), x.shape, x.dtype, x.device)
     known, path = _paths.get(own, (None, None))
     if path is None or known != key:
-        path = path_of(own, x, _lowest[own], key[0])
+        path = own_path(own, x, _schedules[own], key[0])
         _paths[own] = key, path
     return [z.to(x.dtype) for z in path.increment(*line.interval).coordinates()[:letters]]
 
