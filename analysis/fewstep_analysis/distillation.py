@@ -1,7 +1,8 @@
-"""Distilling a named diffusion model to a D-ODE student: what `fewstep distill dode` does."""
+"""Fitting a sampler to a named diffusion model: what `fewstep fit-table` and `fewstep distill dode` do."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import fewstep as fs
 from fewstep import _validation
 from fewstep.catalog import solver_named
 from fewstep.learned.dode.distill import DODEReport
+from fewstep.learned.table.report import TableReport
 
 from . import diffusion_problems, teachers
 
@@ -100,17 +102,42 @@ def distill_dode(
         samples: number of initial states.
         options: further arguments of `fewstep.distill_dode`.
     """
-    device = str(_validation.check_device(device))
-    solver, model = solver_named(base, "base"), task(problem, device)
+    model, given = _given(problem, samples, seed, device)
+    solver = solver_named(base, "base")
     if not isinstance(solver, fs.DiffusionSolver):
         raise fs.InputError(f"base: got {base!r}, expected a diffusion solver such as ddim or unipc:2.")
-    noise, labels = model.noise(samples, seed), model.labels(samples, seed)
-    student, report = fs.distill_dode(
-        model.problem, solver, noise=noise.to(device), labels=None if labels is None else labels.to(device),
-        seed=seed, progress=True, notes={"problem": problem, "seed": seed}, **options,
-    )  # fmt: skip
+    student, report = fs.distill_dode(model.problem, solver, **given, **options)
     student.save(out)
     return student, report
+
+
+def fit_table(
+    problem: str, out: Path, *, nfe: int, samples: int, seed: int, device: str = "cpu", **options: Any
+) -> tuple[fs.Plan, TableReport]:
+    """Fit a table to a named model and save it.
+
+    Args:
+        problem: a name in TASKS.
+        out: the file of the table.
+        nfe: network evaluations.
+        samples: number of initial states, with `levy` of paths.
+        options: further arguments of `fewstep.fit_table`.
+    """
+    model, given = _given(problem, samples, seed, device)
+    table, report = fs.fit_table(model.problem, nfe=nfe, **given, **options)
+    table.save(out)
+    return table, report
+
+
+def _given(problem: str, samples: int, seed: int, device: str) -> tuple[Task, dict[str, Any]]:
+    """The model, and the arguments that all fits have."""
+    device = str(_validation.check_device(device))
+    model = task(problem, device)
+    noise, labels = model.noise(samples, seed), model.labels(samples, seed)
+    return model, {
+        "noise": noise.to(device), "labels": None if labels is None else labels.to(device), "seed": seed,
+        "progress": True, "notes": {"problem": problem, "seed": seed},
+    }  # fmt: skip
 
 
 def report_lines(report: DODEReport) -> list[str]:
@@ -130,3 +157,19 @@ def report_document(student: fs.Plan, report: DODEReport) -> dict[str, Any]:
     assert student.fit.kappa is not None
     kappa = [[None if k != k else k for k in row] for row in student.fit.kappa.tolist()]
     return {**vars(report), "notes": student.fit.notes, "kappa": kappa}
+
+
+def table_lines(report: TableReport) -> list[str]:
+    """A report as lines of text."""
+    return [
+        *str(report).splitlines(),
+        f"teacher: {report.teacher}",
+        f"{report.evaluations} evaluations per initial state, {report.seconds:.1f} s",
+    ]
+
+
+def table_document(table: fs.Plan, report: TableReport) -> dict[str, Any]:
+    """A report as a JSON document."""
+    assert table.fit is not None
+    scores = {name: score if math.isfinite(score) else None for name, score in report.candidates.items()}
+    return asdict(report) | {"candidates": scores, "notes": table.fit.notes}

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import fewstep as fs
 from fewstep.catalog import solver_named
@@ -97,7 +98,7 @@ def run(*words, **env):
     os.environ.update(env)
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main()
-for line in ("--help", "--version", "convergence --help", "distill dode --help"):
+for line in ("--help", "--version", "convergence --help", "fit-table --help", "distill dode --help"):
     run(*line.split())
 for line in ("conv", "convergence --weak squ", "convergence --dtype float3", "demo --device cu"):
     words = ["fewstep", *line.split()]
@@ -170,6 +171,16 @@ RESULTS = {
         "R^2 by row",
         ["dode.safetensors"],
     ),
+    "table": (
+        "fit-table --problem gaussian --steps 3 --samples 32 --starts 1 --iterations 3",
+        "(untrained): rmse",
+        ["table.safetensors"],
+    ),
+    "stochastic table": (
+        "fit-table --problem gaussian --nfe 2 --samples 32 --levy H --starts 1 --iterations 2 --out k.safetensors",
+        "teacher: EulerMaruyama",
+        ["k.safetensors"],
+    ),
     "refined dode": (
         "distill dode --problem gaussian --steps 2 --samples 16 --learn-grid --iterations 2 --base dpm_solver_pp:2",
         "held-out RMSE",
@@ -202,6 +213,23 @@ def test_commands_write_files_and_print_one_json_document(case, cli, monkeypatch
         by = {(one["package"], one["name"]): one["error"] for one in document["data"]["series"]}
         for ours, theirs in (("Milstein", "milstein"), ("SRID2", "srk")):  # the same methods and path
             assert by["fewstep", ours] == pytest.approx(by["torchsde", theirs], rel=1e-9)
+
+
+@pytest.mark.parametrize("levy", ["", " --levy K"])
+def test_fit_table_saves_the_table_of_the_library(levy, cli, monkeypatch):
+    made, fit = [], fs.fit_table
+    monkeypatch.setattr(fs, "fit_table", lambda *args, **options: made.append(fit(*args, **options)) or made[-1])
+    words = "fit-table --problem smooth --steps 3 --samples 32 --starts 1 --iterations 2 --seed 5"
+    code, out, err = cli(words + levy + " --json")
+    assert code == 0, err
+    model = distillation.task("smooth")
+    own, _ = fit(model.problem, nfe=3, noise=model.noise(32, 5), levy=levy[-1:] or None, starts=1, iterations=2, seed=5)
+    (table, report), saved = made[0], fs.load("table.safetensors").tensors()
+    for name, column in table.tensors().items():
+        torch.testing.assert_close(saved[name], column, rtol=0, atol=0, equal_nan=True)
+        # two fits of the library differ in their last digits, also on one thread
+        torch.testing.assert_close(column, own.tensors()[name], rtol=1e-4, atol=1e-6, equal_nan=True)
+    assert json.loads(out)["student_errors"]["rmse"] == report.student_errors.rmse
 
 
 def test_results_are_text_without_json(cli):
@@ -312,6 +340,7 @@ PLACES = {
     "work-precision --out w.json": "expected a file that ends in .svg, .png, .pdf",
     "work-precision --out file/w.svg": "file is a file, expected a folder",
     "distill dode --problem ring --out folder.svg": "is a folder, expected a file",
+    "fit-table --problem ring --out folder.svg": "is a folder, expected a file",
     "demo --out /proc/demo": "nothing can be written in /proc",
 }
 
@@ -346,6 +375,10 @@ BAD = {
     "compare --problem ring --solver ddpm": "draws noise",
     "compare --problem rung": "Did you mean 'ring'",
     "compare --problem ring --spacing karas": "Did you mean 'karras'",
+    "fit-table --problem rings": "Did you mean 'ring'",
+    "fit-table --problem ring --levy L": "levy: got 'L'",
+    "fit-table --problem ring --samples 8": "at least 16",
+    "fit-table --problem ring --nfe 0": "nfe: got 0",
     "distill dode --problem rings": "Did you mean 'ring'",
     "distill dode --problem ring --base unipc:9": "order: got 9",
     "demo --device cuda:99": "device: got 'cuda:99'",

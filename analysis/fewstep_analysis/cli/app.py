@@ -43,6 +43,7 @@ app.command("solvers", short_help="The table of solvers with their orders.")(mea
 app.command("convergence", short_help="Measure strong or weak orders.")(measuring.convergence)
 app.command("work-precision", short_help="Error against evaluations and seconds.")(measuring.work_precision)
 app.command("compare", short_help="The best sampler for one model, by its error.")(measuring.compare)
+app.command("fit-table", short_help="Fit a sampler of a few evaluations, in seconds.")(learning.fit_table)
 app.add_typer(distill, name="distill")
 distill.command("dode", short_help="Fit a few numbers per step, in seconds.")(learning.dode)
 

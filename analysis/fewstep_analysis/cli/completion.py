@@ -12,6 +12,7 @@ import typer
 REFERENCES = ("torchsde", "exact", "levels")
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float64", "float32")
+LETTERS = ("W", "H", "K")
 TESTS = ("mean", "square", "fourth", "cosine")
 
 

@@ -1,4 +1,4 @@
-"""The commands that learn: demo and distill dode."""
+"""The commands that learn: demo, fit-table and distill dode."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from . import common
 from .common import Device, Json, Seed, name_option
-from .completion import models, samplers
+from .completion import LETTERS, models, samplers
 
 
 def demo(
@@ -36,6 +36,47 @@ def demo(
 
 
 Model = Annotated[str, name_option("A diffusion model; a wrong name lists them.", models)]
+States = typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")
+
+
+def fit_table(
+    problem: Model,
+    nfe: Annotated[int, typer.Option("--nfe", "--steps", metavar="N", help="Network evaluations.")] = 5,
+    levy: Annotated[
+        str | None, name_option("Read W, H or K of a Brownian path; follows a fine SDE solver on it.", LETTERS)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Initial states; default 512, with --levy 2048.")
+    ] = None,
+    starts: Annotated[int, typer.Option(metavar="N", help="Untrained samplers that are tried as a start.")] = 5,
+    iterations: Annotated[int, typer.Option(metavar="N", help="The most Newton iterations.")] = 100,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File of the table; with suffix .json it is readable text.")
+    ] = Path("table.safetensors"),
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Fit every number of a sampler of a few evaluations to a fine one.
+
+    Seconds to a minute for small models.
+
+    \b
+    Example: fewstep fit-table --problem digits --steps 8 --out t.safetensors
+    Example: fewstep fit-table --problem ring --nfe 5 --levy K
+    """
+    with common.working([common.output_file(out)]) as wrote:
+        from .. import distillation
+
+        count = (512 if levy is None else 2048) if samples is None else samples
+        table, report = distillation.fit_table(
+            problem, out, nfe=nfe, samples=count, seed=seed, device=device, levy=levy, starts=starts,
+            iterations=iterations,
+        )  # fmt: skip
+    document = distillation.table_document(table, report) | {"wrote": wrote()}
+    common.tell(as_json, document, [str(table), *distillation.table_lines(report), f"wrote {out}"])
+
+
 Base = Annotated[str, name_option("The solver to start from, e.g. unipc:3.", samplers)]
 
 
@@ -49,7 +90,7 @@ def dode(
         bool, typer.Option("--learn-grid", help="Also train levels and all weights; implies --refine.")
     ] = False,
     iterations: Annotated[int, typer.Option(metavar="N", help="Iterations of the descent.")] = 600,
-    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")] = 1024,
+    samples: Annotated[int, States] = 1024,
     teacher_substeps: Annotated[int, typer.Option(metavar="N", help="Steps of the teacher per interval.")] = 10,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File of the table; with suffix .json it is readable text.")
