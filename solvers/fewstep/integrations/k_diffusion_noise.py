@@ -165,8 +165,8 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
             f"noise_sampler: got {type(path).__name__}; {plan.name} needs {' and '.join('WHK'[:letters])} in the clock "
             "1/sigma^2. Leave it out, or give BrownianNoiseSampler(..., transform=snr)."
         )
-    near = isinstance(path, BrownianNoiseSampler)
-    return plan_normals(plan, x, path and PlanIncrements(plan, x, path, "noise_sampler", near), fresh)
+    # a given one is asked as k-diffusion's own samplers ask it, for equal noise
+    return plan_normals(plan, x, path and PlanIncrements(plan, x, path, "noise_sampler", noise_sampler is None), fresh)
 
 
 def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
