@@ -124,8 +124,8 @@ ROWS = [
     (fs.clip, dict(denoiser=NET), dict(denoiser=FUNCTION, low=NUMBER, high=NUMBER)),
     (fs.dynamic_thresholding, dict(denoiser=NET), dict(denoiser=FUNCTION, quantile=NUMBER, most=NUMBER)),
     (fs.classifier_free_guidance, dict(model=NET, condition=Y, unconditional=Y),
-     dict(model=FUNCTION, condition=LABELS, unconditional=LABELS, scale=NUMBER, interval=SHAPE, rescale=NUMBER,
-          parallel=NUMBER, norm=NUMBER)),
+     dict(model=FUNCTION, condition=LABELS, unconditional=LABELS, scale=NUMBER, rescale=NUMBER, parallel=NUMBER,
+          interval=["ab", 3, (3.0, 2.0), (1.0,), [(1, 2), 3], (None, 1.0)], norm=NUMBER)),
     (fs.check_prediction, dict(denoiser=lambda x, sigma: x / (1 + sigma**2), schedule=fs.EDM(), like=Y),
      dict(denoiser=FUNCTION, schedule=OBJECT, like=STATE, seed=SEED)),
     # samplers and plans
