@@ -30,16 +30,25 @@ def comfy_model(x, sigma, model_options=None, seed=None):
     return D
 
 
+def noise(sigma, sigma_next):
+    """Normals that depend on the level."""
+    return torch.randn(START.shape, generator=torch.Generator().manual_seed(int(1000 * sigma)), dtype=torch.float64)
+
+
 def by_formula(name):
-    """The loops of the samplers, deterministic."""
+    """The loops of the samplers; the ancestral ones add noise after each step."""
     x, old = START, None
     for i, (s, t) in enumerate(itertools.pairwise(SIGMAS.tolist())):
         D, u = guided(x, s)
         if t == 0:
             return D
+        end, up = t, 0.0
+        if "ancestral" in name:
+            up = t * math.sqrt(s * s - t * t) / s
+            t = math.sqrt(t * t - up * up)
         h, e = math.log(s / t), t / s
         moved = x + D - u
-        if name == "euler":
+        if name in ("euler", "euler_ancestral"):
             x = D + t * (x - u) / s
         elif name == "dpmpp_2s_ancestral":
             mid = math.sqrt(s * t)
@@ -55,17 +64,14 @@ def by_formula(name):
             phi1, phi2 = (1 - e) / h, ((1 - e) / h - 1) / -h
             ratio = -math.log(SIGMAS[i - 1] / s) / h
             x = e * moved + h * ((phi1 - phi2 / ratio) * u + phi2 / ratio * old)
-        old = u
+        old, x = u, x + up * noise(s, end) if up else x
     return x
 
 
-@pytest.mark.parametrize("name", ["euler", "dpmpp_2s_ancestral", "dpmpp_2m", "res_multistep"])
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m", "res_multistep"])
 def test_names_have_comfyuis_formulas(name):
-    solver = f"{name}_cfg_pp"
-    if name == "dpmpp_2s_ancestral":  # without noise
-        got = kd.sampler(fs.DPMSolverPP(2, multistep=False), cfg_pp=True)(comfy_model, START, SIGMAS)
-    else:
-        got = kd.sampler(solver)(comfy_model, START, SIGMAS)
+    options = {"noise_sampler": noise} if "ancestral" in name else {}
+    got = kd.sampler(f"{name}_cfg_pp")(comfy_model, START, SIGMAS, **options)
     torch.testing.assert_close(got, by_formula(name), rtol=1e-6, atol=1e-6)
 
 
