@@ -42,14 +42,16 @@ class PlanIncrements:
         cure = "Make it in the clock tau = 1/sigma^2 at least from the first to the second of these, with clock='log'."
         same: dict[str, Any] = {"device": x.device, "argument": argument, "cure": cure}
         check_path(path, plan.name, plan.levy, tuple(x.shape), ends, **same)
-        self.path, self.levy, self.near = path, path.levy, near
+        self.path: Path = path
+        self.levy: str = path.levy
+        self.near: bool = near
         # an interval may begin a rounding before the end of the one before
         ordered = used.flatten().sort().values
         apart = ordered.diff(prepend=ordered.new_tensor([-math.inf])) > 1e-12 * ordered
-        self.times = ordered[apart]
+        self.times: Tensor = ordered[apart]
         place = dict(zip(ordered.tolist(), (apart.cumsum(0) - 1).tolist()))
-        self.index = {(tau0, tau1): place[tau0] for tau0, tau1 in used.tolist()}
-        self.position = len(self.times)  # behind all of them: the first call starts
+        self.index: dict[tuple[float, float], int] = {(tau0, tau1): place[tau0] for tau0, tau1 in used.tolist()}
+        self.position: int = len(self.times)  # behind all of them: the first call starts
         self.drawn: Iterator[Increment]
 
     def increment(self, tau0: float, tau1: float) -> Increment:
@@ -57,8 +59,10 @@ class PlanIncrements:
         index = self.index[tau0, tau1]
         if index < self.position:
             path: Any = self.path
-            self.position, self.drawn = 0, iter((path.nearby if self.near else path.increments)(self.times))
-        skipped, self.position = index - self.position, index + 1
+            self.position = 0
+            self.drawn = iter((path.nearby if self.near else path.increments)(self.times))
+        skipped = index - self.position
+        self.position = index + 1
         return next(itertools.islice(self.drawn, skipped, None))
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:

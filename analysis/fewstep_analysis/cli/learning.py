@@ -36,7 +36,7 @@ def demo(
 
 
 Model = Annotated[str, name_option("A diffusion model; a wrong name lists them.", models)]
-States = typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")
+States: Any = typer.Option(metavar="N", min=1, help="Initial states; one in eight is held out.")
 
 
 def fit_table(

@@ -77,7 +77,7 @@ class Sampler:
             raise InputError(
                 f"schedule: got {schedule!r} with flow={flow}; expected FlowMatching for flow models only."
             )
-        self.history = "guided"
+        self.history: str = "guided"
         if isinstance(solver, str) and solver.strip().lower().endswith("_cfg_pp"):
             solver, cfg_pp = solver.strip().lower().removesuffix("_cfg_pp"), True
             self.history = CFG_PP_HISTORY.get(solver.removeprefix("sample_"), "guided")
