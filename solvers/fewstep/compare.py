@@ -103,7 +103,7 @@ class Comparison:
         Args:
             most: number of rows; those of the same error up to sampling ("=") may differ in order on other states.
         """
-        _validation.check_int("most", most)
+        most = _validation.check_int("most", most)
         shown = self.rows[:most]
         names = [_shortened(r.plan.name, 20) for r in shown]
         width, spaced = max(6, *map(len, names)), max(7, *(len(r.spacing) for r in shown))

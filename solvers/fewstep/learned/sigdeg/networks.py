@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _validation
+from ...errors import InputError
 
 FREQUENCIES = [0.25 * 2 ** (5 * k / 7) for k in range(8)]  # of log sigma: periods from 25 to 0.8
 HEADS = ("direct", "graded")
@@ -105,6 +106,8 @@ class DenoisingMLP(nn.Module):
         self.register_buffer("frequencies", torch.tensor(FREQUENCIES), persistent=False)
 
     def forward(self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, xi: Tensor | None = None) -> Tensor:
+        if x.dim() < 2 or math.prod(x.shape[1:]) != self.enter.in_features:
+            raise InputError(f"x: got shape {tuple(x.shape)}, expected (batch, *{tuple(self.config['event'])}).")
         s = sigma.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         norm = (s.square() + self.data_std**2).rsqrt()
         hidden = self.enter((x * norm).flatten(1))
