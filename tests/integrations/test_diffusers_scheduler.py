@@ -547,6 +547,16 @@ def test_static_buffers_give_the_numbers_of_fresh_ones(name, config):
     assert torch.equal(run(lambda i, v: v), fresh)  # the scheduler's own tensors, edited in place
 
 
+def test_default_solver_is_the_second_order_of_dpm_solver_pp():
+    theirs, found = df.DDIMScheduler(), []
+    for options in ({}, {"solver": fs.DPMSolverPP(2)}, {"solver": fs.DPMSolverPP(3)}):
+        scheduler = FewStepScheduler.from_config(theirs.config, **options)
+        scheduler.set_timesteps(7)
+        found.append(walk(scheduler, network(theirs)))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_restarted_runs_and_other_shapes():
     """A run begins again after its end or after set_timesteps; a begin index is for one run; a shape is kept."""
     theirs = df.DPMSolverMultistepScheduler()

@@ -204,3 +204,10 @@ def test_cfg_pp_refuses_what_it_cannot_do():
     network, _ = guided()
     with pytest.raises(fs.InputError, match="depend on sigma"):
         fs.classifier_free_guidance(network, CLASS, 0 * CLASS, interval=(1.0, 2.0))(start(problem), CLASS[:, 0])
+
+
+def test_default_scale_is_seven_and_a_half():
+    x, t = torch.ones(5, 3, dtype=torch.float64), torch.full((5,), 0.4, dtype=torch.float64)
+    network = Network("epsilon")
+    plain, seven = (fs.classifier_free_guidance(network, CLASS, 0 * CLASS, *w) for w in ((), (7.5,)))
+    assert torch.equal(plain(x, t), seven(x, t))
