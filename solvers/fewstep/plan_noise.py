@@ -40,7 +40,7 @@ class PlanIncrements:
         used = plan.noise[plan.on_path]
         ends = (float(used.min()), float(used.max())) if len(used) else (math.inf, -math.inf)
         cure = "Make it in the clock tau = 1/sigma^2 at least from the first to the second of these, with clock='log'."
-        same: dict[str, Any] = {"device": x.device, "argument": argument, "cure": cure}
+        same: dict[str, Any] = {"device": x.device, "method": "increment", "argument": argument, "cure": cure}
         check_path(path, plan.name, plan.levy, tuple(x.shape), ends, **same)
         self.path: Path = path
         self.levy: str = path.levy
@@ -56,6 +56,8 @@ class PlanIncrements:
 
     def increment(self, tau0: float, tau1: float) -> Increment:
         """The increment of an interval of the plan."""
+        if not hasattr(self.path, "increments"):  # a replay, which has no times between
+            return self.path.increment(tau0, tau1)
         index = self.index[tau0, tau1]
         if index < self.position:
             path: Any = self.path
