@@ -1,11 +1,10 @@
 """Measured orders: right solvers are confirmed, wrong ones are caught, and the verdict states why."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from peak_memory import numbers_of
 
 import fewstep as fs
 from fewstep_analysis import (
@@ -264,24 +263,20 @@ def test_float32_agrees_until_rounding():
 
 
 MEMORY = """
-import resource, torch, fewstep as fs
+import torch, fewstep as fs
 from fewstep_analysis import problems
 from fewstep_analysis import strong_order
 torch.set_num_threads(1)
 strong_order(fs.EulerMaruyama(), problems.sine(), levels=range(2, 5), paths=64, reference="levels")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 e = strong_order(fs.EulerMaruyama(), problems.sine(), levels=range({a}, {b}), paths={n}, reference="levels")
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(most, sum(2**l for l in range({a}, {b} + 1)) * {n})
+print(peak() / 2**30, sum(2**l for l in range({a}, {b} + 1)) * {n})
 """
 
 
 @pytest.mark.parametrize(("a", "b", "n"), [(4, 8, 10_000), pytest.param(4, 9, 100_000, marks=pytest.mark.slow)])
 def test_many_path_steps_fit_in_one_gib(a, b, n):
     """The complete process, torch included; the slow case has 10^8 path-steps."""
-    out = subprocess.run([sys.executable, "-c", MEMORY.format(a=a, b=b, n=n)], capture_output=True, text=True,
-                         check=True)  # fmt: skip
-    gib, path_steps = map(float, out.stdout.split())
+    gib, path_steps = numbers_of(MEMORY.format(a=a, b=b, n=n))
     assert path_steps > (1e8 if n == 100_000 else 4e6)
     assert gib < 1.0
 

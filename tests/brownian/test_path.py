@@ -6,8 +6,6 @@ import copy
 import math
 import pickle
 import random
-import resource
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from itertools import pairwise
@@ -16,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peak_memory import numbers_of
 
 import fewstep as fs
 from fewstep import InputError
@@ -295,28 +294,27 @@ def test_global_random_state_is_unchanged():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.slow
-def test_2_to_the_20_steps_in_constant_memory():
-    walk_and_measure(2**20)
+WALK = """
+import torch, fewstep as fs
+path = fs.BrownianPath({shape}, levy="H")
+grid = torch.linspace(0, 1, {steps} + 1, dtype=torch.float64)[:{taken}]
+next(path.increments(grid))
+before, count = peak(), 0
+for _ in path.increments(grid):
+    count += 1
+print(peak() - before, count)
+"""
 
 
-def test_2_to_the_15_steps_in_constant_memory():
-    walk_and_measure(2**15)
-
-
-def walk_and_measure(steps: int) -> None:
-    """Peak memory grows by less than 64 MiB, where all increments together would take more."""
-    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    shape = (1024, 16) if steps < 2**16 else (16, 16)
-    path = BrownianPath(shape, levy="H")
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    count = 0
-    for _ in path.increments(grid if steps > 2**16 else grid[: 2**11]):
-        count += 1
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
-    assert grown < 64 * 2**20
-    assert count * math.prod(shape) * 8 > 4 * grown
+@pytest.mark.parametrize(
+    ("steps", "taken", "shape"),
+    [(2**15, 2**11, (512, 16)), pytest.param(2**20, 2**20 + 1, (16, 16), marks=pytest.mark.slow)],
+)
+def test_peak_memory_does_not_grow_with_the_steps(steps, taken, shape):
+    """It grows by less than 64 MiB, where all increments together would take more."""
+    grown, count = numbers_of(WALK.format(shape=shape, steps=steps, taken=taken))
+    assert grown < 64 * 2**20 < count * math.prod(shape) * 8
+    assert count == taken - 1
 
 
 def test_portable_path_on_cpu_is_the_cpu_path():
