@@ -276,7 +276,7 @@ class _Strides:
             raise InputError(f"schedule: got {type(schedule).__name__} without labels, expected a DiscreteVP.")
         self.builder: PlanBuilder = PlanBuilder(f"{solver}(diffusers)", sigmas, prediction)
         self.schedule = schedule
-        self.labels: list[int] = [round(v) for v in schedule.time(sigmas[:-1]).tolist()]
+        self.labels: list[int] = [round(v) for v in schedule.time(self.builder.sigmas[:-1]).tolist()]
         self.stride: int = schedule.labels // len(self.labels)
         self.X: LinearExpr = self.alpha(self.level(self.labels[0])) * self.builder.x
         self.past: Sequence[LinearExpr] = []  # what is combined, newest first, in terms of the present state

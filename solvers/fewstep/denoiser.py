@@ -20,7 +20,7 @@ from .executor import Pair, State, combine, evaluation_of
 from .guidance import Guide, Guided
 from .plan import Combination, Weight
 from .problem import Denoiser
-from .schedule import Schedule
+from .schedule import Schedule, check_schedule
 
 Model = Callable[[Tensor, Tensor], Tensor]
 Dtype = torch.dtype | None
@@ -215,8 +215,7 @@ def _convert(model: Model, schedule: Schedule | None, kind: str, rounding: str |
         _validation.check_choice("rounding", rounding, ("nearest", "down"))
     _validation.check_callable("model", model, "a network called as model(x_t, t)")
     _validation.check_dtype(dtype)
-    known = "a fewstep schedule such as VPLinear() or DiscreteVP(alphas_cumprod); docs/diffusion.md lists the others"
-    _validation.check_instance("schedule", schedule, (Schedule, type(None)), known)
+    check_schedule(schedule, optional=True)
     network = model.model if isinstance(model, Guided) else model
     return Converted(model, schedule, kind, rounding, _half(network) if dtype is None else dtype)
 
@@ -343,7 +342,7 @@ def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed:
         InputError: the output differs by more than 1/4 of the noise from one whose x0 does not depend on the noise.
     """
     _validation.check_callable("denoiser", denoiser, "a function (x, sigma) -> x0")
-    _validation.check_instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
+    check_schedule(schedule)
     _validation.check_state("like", like)
     own = torch.Generator(like.device).manual_seed(_validation.check_seed(seed))
     n = torch.randn(like.shape, generator=own, dtype=like.dtype, device=like.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _validation
 from .errors import InputError
-from .schedule import FlowMatching, Schedule
+from .schedule import FlowMatching, Schedule, check_schedule
 
 SIGMA_SPACINGS = ("logsnr", "karras", "exponential", "kl_optimal", "linear_quadratic")
 TIME_SPACINGS = ("uniform", "quadratic", "beta", "linspace", "leading", "trailing")
@@ -50,7 +50,7 @@ def sigma_grid(
         timesteps: (steps,) decreasing model times of the evaluations; overrides spacing.
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
-    _validation.check_instance("schedule", schedule, Schedule, "a fewstep schedule such as VPLinear() or EDM()")
+    check_schedule(schedule)
     _validation.check_int("steps", steps, 1, MOST)
     spacing = check_spacing("spacing", spacing)
     _validation.check_choice("final", final, FINALS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _validation
 from ._tracing import transformed
 from .errors import InputError
-from .schedule import Schedule
+from .schedule import Schedule, check_schedule
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -185,5 +185,4 @@ class DiffusionModel:
 
     def __post_init__(self) -> None:
         _validation.check_callable("denoiser", self.denoiser, "a function (x, sigma) -> x0")
-        cure = "a fewstep schedule such as VPLinear() or EDM()"
-        _validation.check_instance("schedule", self.schedule, Schedule, cure)
+        check_schedule(self.schedule)

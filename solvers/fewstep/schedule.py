@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,15 @@ class Schedule(ABC):
     def alpha(self, sigma: Tensor) -> Tensor:
         """alpha_t where the process is variance preserving (the default): (1 + sigma^2)^(-1/2)."""
         return (1 + sigma.square()).rsqrt()
+
+
+def check_schedule(value: Any, optional: bool = False) -> None:
+    """Raise an `InputError` for anything but a schedule (or, where it is optional, None)."""
+    expected = "a fewstep schedule such as VPLinear() or EDM()" + ", or None" * optional
+    if isinstance(value, type) and issubclass(value, Schedule):
+        expected += f". Call the class: {value.__name__}(...)"
+    kinds = (Schedule, type(None)) if optional else Schedule
+    _validation.check_instance("schedule", value, kinds, expected + "; docs/diffusion.md lists them")
 
 
 class TimedSchedule(Schedule):

@@ -6,10 +6,11 @@ A `StochasticSolver` advances an SDE by one step; a `DiffusionSolver` turns nois
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from .brownian import Increment
 from .errors import InputError
 from .plan import Plan
 from .problem import NOISE_TYPES, SDE, SDE_TYPES
-from .schedule import Schedule
+from .schedule import Schedule, check_schedule
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,11 @@ class DiffusionSolver(Solver):
     Every plan is exact for a constant estimate of x0: without its noise, x - x0 is then proportional to sigma.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "plan" in vars(cls):
+            cls.plan = _with_schedule(cls.plan)  # type: ignore[method-assign]
+
     repeats_levels: bool = False
     """Whether its grids may contain the last level twice, as those of diffusers do."""
 
@@ -152,6 +160,17 @@ class DiffusionSolver(Solver):
         Raises:
             InputError: no schedule for a solver that needs one.
         """
+
+
+def _with_schedule(plan: Callable[P, Plan]) -> Callable[P, Plan]:
+    """A method `plan` that checks its schedule first."""
+
+    @wraps(plan)
+    def checked(*args: P.args, **options: P.kwargs) -> Plan:
+        check_schedule(options.get("schedule", args[2] if len(args) > 2 else None), optional=True)
+        return plan(*args, **options)
+
+    return checked
 
 
 def needs_schedule(solver: str, why: str, cure: str) -> InputError:

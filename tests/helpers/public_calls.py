@@ -10,7 +10,7 @@ import torch
 
 import fewstep as fs
 import fewstep_analysis as analysis
-from fewstep import distances
+from fewstep import compat, distances
 from fewstep.integrations import dpm_solver, k_diffusion
 from fewstep.integrations import torchsde as theirs
 from fewstep.integrations.diffusers import FewStepScheduler
@@ -43,6 +43,7 @@ STEPS = [*COUNT, 10**12]
 GRAPH = torch.linspace(1, 0.1, 4, requires_grad=True)
 NUMBER = ["1", math.nan, -math.inf, [1], 1j, True]
 FLAG = ["x?", 7]
+SCHEDULE = [*OBJECT, {}, lambda t: t, fs.VPLinear, Y, types.SimpleNamespace(sigma_min=0.1, sigma_max=9.0)]
 FUNCTION = [3, "a", Y]
 MODULE = [3, "a", Y, object(), lambda x: x, torch.nn.Module]
 TENSOR = [3, "a", [1], np.ones(3)]
@@ -69,6 +70,11 @@ SFDDM = dict(teacher=NET, schedule=TABLE, steps=3, data=NOISE[:32], training=SHO
 MADE = dict(problem=MODEL, sigmas=SIGMAS, count=8, event_shape=(3,), substeps=2)
 NETWORK = dict(model=NET, schedule=TABLE)
 
+PLANNED = [s for s in fs.solvers().values() if isinstance(s, fs.DiffusionSolver)] + [
+    fs.DEIS(variable="t"), fs.TCD(0.0), compat.DiffusersDDIM(), compat.DiffusersPNDM(), compat.DiffusersLCM(),
+    compat.HeunPP2(), compat.DiffusersHeun(),
+]  # fmt: skip
+
 # (function, good arguments, wrong values of each argument, which are passed in turn)
 ROWS = [
     # Brownian motion
@@ -94,7 +100,7 @@ ROWS = [
     (fs.SDE.from_torchsde, {}, dict(sde=OBJECT)),
     (fs.SDE.from_module, dict(module=THEIRS), dict(module=OBJECT, noise_type=WORD, sde_type=WORD)),
     (fs.ODE, {}, dict(drift=FUNCTION)),
-    (fs.DiffusionModel, vars(MODEL), dict(denoiser=FUNCTION, schedule=OBJECT)),
+    (fs.DiffusionModel, vars(MODEL), dict(denoiser=FUNCTION, schedule=SCHEDULE)),
     (fs.solve, SOLVE,
      dict(sde=OBJECT, solver=OBJECT, y0=STATE, grid=INCREASING, seed=SEED, save=WORD, path=SOURCE)),
     (fs.solvers, {}, dict(noise_type=WORD)),
@@ -116,9 +122,9 @@ ROWS = [
     (fs.zero_terminal_snr, dict(alphas_cumprod=torch.linspace(0.9, 0.1, 5)),
      dict(alphas_cumprod=INCREASING, last=NUMBER)),
     (fs.sigma_grid, dict(schedule=TABLE, steps=4),
-     dict(schedule=OBJECT, steps=STEPS, spacing=WORD, final=WORD, rho=NUMBER, timesteps=INCREASING,
+     dict(schedule=SCHEDULE, steps=STEPS, spacing=WORD, final=WORD, rho=NUMBER, timesteps=INCREASING,
           offset=SEED)),
-    *((function, NETWORK, dict(model=FUNCTION, schedule=OBJECT, rounding=WORD, dtype=DTYPE))
+    *((function, NETWORK, dict(model=FUNCTION, schedule=SCHEDULE, rounding=WORD, dtype=DTYPE))
       for function in (fs.from_epsilon, fs.from_v, fs.from_score, fs.from_sample, fs.from_flow)),
     (fs.from_edm, dict(net=NET), dict(net=FUNCTION, class_labels=LABELS, dtype=DTYPE)),
     (fs.clip, dict(denoiser=NET), dict(denoiser=FUNCTION, low=NUMBER, high=NUMBER)),
@@ -127,7 +133,7 @@ ROWS = [
      dict(model=FUNCTION, condition=LABELS, unconditional=LABELS, scale=NUMBER, rescale=NUMBER, parallel=NUMBER,
           interval=["ab", 3, (3.0, 2.0), (1.0,), [(1, 2), 3], (None, 1.0)], norm=NUMBER)),
     (fs.check_prediction, dict(denoiser=lambda x, sigma: x / (1 + sigma**2), schedule=fs.EDM(), like=Y),
-     dict(denoiser=FUNCTION, schedule=OBJECT, like=STATE, seed=SEED)),
+     dict(denoiser=FUNCTION, schedule=SCHEDULE, like=STATE, seed=SEED)),
     # samplers and plans
     (fs.sample, SAMPLE,
      GRID | dict(problem=OBJECT, solver=OBJECT, shape=SHAPE, final=WORD, seed=SEED, seeds=LABELS, dtype=DTYPE,
@@ -142,8 +148,8 @@ ROWS = [
     (fs.IPNDM, {}, dict(order=COUNT)), (fs.PNDM, {}, dict(warm_up=WORD)), (fs.SEEDS, {}, dict(order=COUNT)),
     (fs.SASolver, {}, dict(order=COUNT, corrector=FLAG, tau=NUMBER)),
     (fs.UniPC, {}, dict(order=COUNT, variant=WORD, prediction=WORD, corrector=FLAG, predictor=FLAG)),
-    *((solver.plan, {}, dict(sigmas=DECREASING)) for name, solver in fs.solvers().items()
-      if isinstance(solver, fs.DiffusionSolver) and name != "PNDM"),
+    *((solver.plan, dict(sigmas=SIGMAS, schedule=TABLE), dict(sigmas=DECREASING, schedule=SCHEDULE))
+      for solver in PLANNED),
     (fs.PlanBuilder, dict(name="x", sigmas=SIGMAS), dict(sigmas=DECREASING, prediction=WORD, levy=WORD)),
     (fs.Plan, dict(name="x", prediction="data", **PLAN.tensors()),
      dict(prediction=WORD, sigmas=DECREASING, sigma=TENSOR, stage_x=TENSOR, update_eval=TENSOR,
@@ -191,7 +197,7 @@ ROWS = [
     (fs.distill_sigdeg_step, STEP,
      dict(sde=OBJECT, steps=STEPS, y0=STATE, t0=NUMBER, t1=NUMBER, network=MODULE, teacher_options=OBJECT,
           training=OBJECT, folder=FILE, seed=SEED)),
-    (fs.distill_sfddm, SFDDM, dict(teacher=OBJECT, schedule=OBJECT, steps=STEPS, spacing=WORD, data=STATE,
+    (fs.distill_sfddm, SFDDM, dict(teacher=OBJECT, schedule=SCHEDULE, steps=STEPS, spacing=WORD, data=STATE,
                                    target=WORD, loss=WORD, hidden=NUMBER, start=WORD,
                                    labels=LABELS, teacher_options=OBJECT, training=OBJECT, folder=FILE,
                                    device=DEVICE, seed=SEED)),
@@ -207,7 +213,7 @@ ROWS = [
      dict(plan=OBJECT, network=MODULE, levy=WORD)),
     (fs.SigUNet.of, dict(schedule=TABLE), dict(unet=OBJECT)),
     # integrations
-    (k_diffusion.sampler, dict(solver=fs.DDIM()), dict(solver=OBJECT, schedule=OBJECT)),
+    (k_diffusion.sampler, dict(solver=fs.DDIM()), dict(solver=OBJECT, schedule=SCHEDULE)),
     (k_diffusion.sampler(fs.EulerMaruyama()), dict(model=NET, x=Y, sigmas=SIGMAS),
      dict(model=FUNCTION, callback=FUNCTION, x=STATE, sigmas=DECREASING, extra_args=MAPPING,
           noise_sampler=SOURCE)),
@@ -217,7 +223,7 @@ ROWS = [
     (k_diffusion.register, dict(name="x", solver=fs.DDIM()), dict(name=WORD, comfy=MAPPING)),
     (k_diffusion.BrownianNoiseSampler, dict(x=Y, sigma_min=0.1, sigma_max=10.0),
      dict(x=STATE, sigma_min=NUMBER, sigma_max=NUMBER)),
-    (dpm_solver.from_model_fn, dict(model_fn=NET), dict(noise_schedule=OBJECT)),
+    (dpm_solver.from_model_fn, dict(model_fn=NET), dict(noise_schedule=SCHEDULE)),
     # measuring
     (analysis.strong_order, ORDERS | dict(solver=fs.EulerMaruyama()),
      dict(solver=OBJECT, problem=OBJECT, y0=STATE, t0=NUMBER, t1=NUMBER, paths=COUNT, block=COUNT,

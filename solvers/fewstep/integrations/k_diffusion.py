@@ -20,7 +20,7 @@ from ..plan_noise import at_least_float32
 from ..problem import Denoiser
 from ..resolve import AnySolver, Student, carried_plan, check_steers, evaluator_of, is_stochastic, resolve
 from ..samplers.dpm import DPMSolver
-from ..schedule import CLOSEST
+from ..schedule import CLOSEST, check_schedule
 from .k_diffusion_names import CFG_PP_HISTORY, solver_of
 from .k_diffusion_names import SAMPLERS as SAMPLERS
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
@@ -71,7 +71,7 @@ class Sampler:
     def __init__(
         self, solver: AnySolver | str, schedule: Schedule | None = None, flow: bool | None = None, cfg_pp: bool = False
     ) -> None:
-        _validation.check_instance("schedule", schedule, (Schedule, type(None)), "a fewstep schedule, or None")
+        check_schedule(schedule, optional=True)
         _validation.check_instance("flow", flow, (bool, type(None)), "True, False or None")
         if flow is not None and schedule is not None and flow != isinstance(schedule, FlowMatching):
             raise InputError(
