@@ -24,6 +24,7 @@ CONFIGURATIONS = [
     fs.DPMSolverSDE(2, multistep=False), fs.DPMSolverSDE(3, multistep=False),
     fs.DPMSolverSDE(2, 0.5, "heun", False, 1.0), fs.DPMSolverPP(2, False, "heun", 1.0), fs.DPMSolver(2, r=0.3),
     fs.ERSDE(1), fs.ERSDE(2),
+    fs.GradientEstimation(1.0), fs.GradientEstimation(1.5),
     fs.Ancestral(fs.DPMSolver(2)), fs.Ancestral(fs.EDMHeun(), 0.5), fs.Ancestral(fs.DPMSolver(2), 0.0),
     fs.Restart(intervals=((0.2, 0.8, 3, 2), (0.4, 0.9, 3, 1))), fs.Restart(fs.DPMSolverPP(2), ()),
     fs.EDMEuler(churn=10.0), fs.EDMEuler(churn=10.0, churn_max=0.5),

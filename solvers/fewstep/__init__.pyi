@@ -55,6 +55,7 @@ from .samplers.dpm import DPMSolverSDE as DPMSolverSDE
 from .samplers.edm import EDMEuler as EDMEuler
 from .samplers.edm import EDMHeun as EDMHeun
 from .samplers.er_sde import ERSDE as ERSDE
+from .samplers.gradient_estimation import GradientEstimation as GradientEstimation
 from .samplers.ipndm import IPNDM as IPNDM
 from .samplers.lcm import LCM as LCM
 from .samplers.pndm import PNDM as PNDM

@@ -52,8 +52,13 @@ def solver_named(text: str, argument: str = "solver") -> Solver:
             pattern = "[-_ ]*".join(map(re.escape, name)) + r"[-_ ]*(?:|\((.*)\)|[-:_ ](.*))"
             if found := re.fullmatch(pattern, plain, re.IGNORECASE):
                 words = re.split("[,:]" if found[1] else "[-,:]", found[1] or found[2] or "")
-                return _make(type(known[name]), [w.strip() for w in words if w.strip()], text, argument)
+                return _changed(known[name], words, text, argument)
     raise one_of(argument, text, map(spelling, known))
+
+
+def with_options(solver: Solver, text: str, argument: str = "options") -> Solver:
+    """A solver with some of its options changed, written as in `solver_named`: `"order=3, eta=0.5"`."""
+    return _changed(solver, text.split(","), text, argument)
 
 
 def spelling(name: str) -> str:
@@ -61,7 +66,11 @@ def spelling(name: str) -> str:
     return re.sub(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "_", name).lower()
 
 
-def _make(kind: type[Solver], words: list[str], text: str, argument: str) -> Solver:
+def _changed(solver: Solver, words: list[str], text: str, argument: str) -> Solver:
+    words = [w.strip() for w in words if w.strip()]
+    if not words:
+        return solver
+    kind = type(solver)
     parameters = inspect.signature(kind).parameters
     values: list[Any] = []
     options: dict[str, Any] = {}
@@ -75,8 +84,9 @@ def _make(kind: type[Solver], words: list[str], text: str, argument: str) -> Sol
             options[word] = True
         else:
             values.append(_value(word))
+    own = {k: v for k, v in solver.options().items() if k not in list(parameters)[: len(values)]}
     try:
-        return kind(*values, **options)
+        return kind(*values, **own | options)
     except TypeError as error:
         expected = ", ".join(f"{n}={p.default!r}" for n, p in parameters.items()) or "no options"
         raise InputError(f"{argument}: got {text!r}; {kind.__name__} takes {expected}.") from error

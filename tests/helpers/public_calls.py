@@ -145,6 +145,7 @@ ROWS = [
     *((kind, {}, dict(order=COUNT, multistep=FLAG)) for kind in (fs.DPMSolver, fs.DPMSolverPP)),
     (fs.DPMSolverSDE, {}, dict(order=COUNT, eta=NUMBER)),
     *((kind, {}, dict(churn=NUMBER, churn_min=NUMBER, noise=NUMBER)) for kind in (fs.EDMEuler, fs.EDMHeun)),
+    (fs.GradientEstimation, {}, dict(gamma=NUMBER)),
     (fs.IPNDM, {}, dict(order=COUNT)), (fs.PNDM, {}, dict(warm_up=WORD)), (fs.SEEDS, {}, dict(order=COUNT)),
     (fs.SASolver, {}, dict(order=COUNT, corrector=FLAG, tau=NUMBER)),
     (fs.UniPC, {}, dict(order=COUNT, variant=WORD, prediction=WORD, corrector=FLAG, predictor=FLAG)),
@@ -213,7 +214,8 @@ ROWS = [
      dict(plan=OBJECT, network=MODULE, levy=WORD)),
     (fs.SigUNet.of, dict(schedule=TABLE), dict(unet=OBJECT)),
     # integrations
-    (k_diffusion.sampler, dict(solver=fs.DDIM()), dict(solver=OBJECT, schedule=SCHEDULE)),
+    (k_diffusion.sampler, dict(solver=fs.DDIM()), dict(solver=OBJECT, schedule=SCHEDULE, flow=FLAG, cfg_pp=FLAG,
+                                                        s_noise=NUMBER)),
     (k_diffusion.sampler(fs.EulerMaruyama()), dict(model=NET, x=Y, sigmas=SIGMAS),
      dict(model=FUNCTION, callback=FUNCTION, x=STATE, sigmas=DECREASING, extra_args=MAPPING,
           noise_sampler=SOURCE)),

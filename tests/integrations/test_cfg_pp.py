@@ -9,6 +9,7 @@ from k_diffusion_cases import karras
 
 import fewstep as fs
 from fewstep.integrations import k_diffusion as kd
+from fewstep.integrations.k_diffusion_names import CFG_PP
 
 SIGMAS = karras(7).double()
 START = 15 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -58,6 +59,10 @@ def by_formula(name):
             x = D - e * u + e * x
             if old is not None:
                 x = x + (1 - e) * h / (2 * math.log(SIGMAS[i - 1] / s)) * (D - old)
+        elif name == "gradient_estimation":
+            d = (x - u) / s
+            x = D + t * d + (0.0 if old is None else (t - s) * (d - old))
+            u = d  # kept
         elif old is None:
             x = e * moved + (1 - e) * D
         else:
@@ -68,7 +73,7 @@ def by_formula(name):
     return x
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m", "res_multistep"])
+@pytest.mark.parametrize("name", CFG_PP)
 def test_names_have_comfyuis_formulas(name):
     options = {"noise_sampler": noise} if "ancestral" in name else {}
     got = kd.sampler(f"{name}_cfg_pp")(comfy_model, START, SIGMAS, **options)

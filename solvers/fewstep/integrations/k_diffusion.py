@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .. import EDM, DiffusionModel, FlowMatching, InputError, Plan, Schedule, UniPC, _validation, from_sample
 from .._progress import progress
-from ..catalog import solver_named
-from ..errors import one_of
 from ..executor import Draw, Pair, Steered, data_of, evaluation_of, run
 from ..grid import check_sigmas, short
 from ..plan_noise import at_least_float32
@@ -21,8 +19,8 @@ from ..problem import Denoiser
 from ..resolve import AnySolver, Student, carried_plan, check_steers, evaluator_of, is_stochastic, resolve
 from ..samplers.dpm import DPMSolver
 from ..schedule import CLOSEST, check_schedule
-from .k_diffusion_names import CFG_PP_HISTORY, solver_of
 from .k_diffusion_names import SAMPLERS as SAMPLERS
+from .k_diffusion_names import named
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import snr as snr
@@ -69,20 +67,22 @@ class Sampler:
     """A solver as k-diffusion's `sample_...` function; with a plan or a student it accepts its `sigmas` only."""
 
     def __init__(
-        self, solver: AnySolver | str, schedule: Schedule | None = None, flow: bool | None = None, cfg_pp: bool = False
-    ) -> None:
+        self, solver: AnySolver | str, schedule: Schedule | None = None, flow: bool | None = None,
+        cfg_pp: bool = False, s_noise: float = 1.0,
+    ) -> None:  # fmt: skip
         check_schedule(schedule, optional=True)
         _validation.check_instance("flow", flow, (bool, type(None)), "True, False or None")
         if flow is not None and schedule is not None and flow != isinstance(schedule, FlowMatching):
             raise InputError(
                 f"schedule: got {schedule!r} with flow={flow}; expected FlowMatching for flow models only."
             )
-        self.history: str = "guided"
-        if isinstance(solver, str) and solver.strip().lower().endswith("_cfg_pp"):
-            solver, cfg_pp = solver.strip().lower().removesuffix("_cfg_pp"), True
-            self.history = CFG_PP_HISTORY.get(solver.removeprefix("sample_"), "guided")
-        self.cfg_pp: bool = _validation.check_flag("cfg_pp", cfg_pp)
-        self.solver: AnySolver = _named(solver) if isinstance(solver, str) else solver
+        history = ""
+        if isinstance(solver, str):
+            solver, history = named(solver)
+        self.cfg_pp: bool = _validation.check_flag("cfg_pp", cfg_pp) or bool(history)
+        self.history: str = history or "guided"
+        self.s_noise: float = _validation.check_float("s_noise", s_noise, 0, expected="a number of at least 0")
+        self.solver: AnySolver = solver
         self.schedule: Schedule | None = schedule
         own = carried_plan(self.solver)
         fitted = own is not None and own.fit is not None and own.fit.fingerprint.schedule.startswith("FlowMatching")
@@ -120,6 +120,8 @@ class Sampler:
             state = state / flow.alpha(plan.sigmas[:1]).item()
         state = state.clone() if state is x else state  # a model may write its inputs to x
         draw = sampler_normals(plan, state, extra.get("seed") if seed is None else seed, noise_sampler, flow)
+        if self.s_noise != 1:
+            unit, draw = draw, lambda *interval: tuple(self.s_noise * z for z in unit(*interval))
         unconditional: list[Tensor] = []
         if self.cfg_pp:
             if not isinstance(source, Plan):
@@ -201,8 +203,9 @@ class Sampler:
 
 
 def sampler(
-    solver: AnySolver | str, *, schedule: Schedule | None = None, flow: bool | None = None, cfg_pp: bool = False
-) -> Sampler:
+    solver: AnySolver | str, *, schedule: Schedule | None = None, flow: bool | None = None, cfg_pp: bool = False,
+    s_noise: float = 1.0,
+) -> Sampler:  # fmt: skip
     """A solver as a k-diffusion sampler function `f(model, x, sigmas, extra_args, callback, disable)`.
 
     `model(x, sigma, **extra_args)`, sigma (batch,), returns x0; x (batch, *event) is given at level sigmas[0], already
@@ -227,20 +230,22 @@ def sampler(
 
     Args:
         solver: a diffusion solver, a plan, or a student; the last two accept their own grid only. Or the name of a
-            sampler of k-diffusion or ComfyUI, such as "dpmpp_2s_ancestral" (`SAMPLERS` lists them), or of a solver.
+            sampler of k-diffusion or ComfyUI (`SAMPLERS` lists them) or of a solver, with options in brackets:
+            "dpmpp_2m_sde(eta=0.5)".
         schedule: for solvers that need one, and for students the one they were fitted to. By default EDM between the
             model's `sigma_min` and `sigma_max`, else between the ends of the grid; FlowMatching for flow models.
         flow: whether the model is a flow model. None reads it from the model: ComfyUI's `model_sampling` (CONST),
             Forge's `predictor` ("const"), or a range of sigma above 1.
         cfg_pp: take the steps of CFG++ (see `fewstep.sample`), as names that end in "_cfg_pp" do. The model must be
             ComfyUI's: it calls the post-cfg functions of extra_args["model_options"] with "uncond_denoised".
+        s_noise: all noise of the solver is multiplied by it.
 
     Raises:
         InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise sampler that
             lacks what a plan needs, models that return another shape; a stochastic solver on levels of at most 1 with
             a model that does not say whether it is a flow model.
     """
-    return Sampler(solver, schedule, flow, cfg_pp)
+    return Sampler(solver, schedule, flow, cfg_pp, s_noise)
 
 
 def as_denoiser(
@@ -305,7 +310,7 @@ def as_wrapper(problem: DiffusionModel) -> Wrapper:
 
 def register(
     name: str, solver: AnySolver | Sampler | str, comfy: Any = None, *, schedule: Schedule | None = None,
-    flow: bool | None = None, discard_penultimate: bool | None = None,
+    flow: bool | None = None, cfg_pp: bool = False, discard_penultimate: bool | None = None,
 ) -> Sampler:  # fmt: skip
     """Add a solver to ComfyUI's list of samplers, replacing an earlier one of the same name.
 
@@ -313,7 +318,7 @@ def register(
         name: its entry in the list, letters, digits and "_"; the function becomes `sample_<name>`.
         solver: a diffusion solver, a plan, a student, a name, or a `sampler`.
         comfy: the package, by default imported.
-        schedule, flow: as for `sampler`.
+        schedule, flow, cfg_pp: as for `sampler`.
         discard_penultimate: whether ComfyUI makes its grids with one step more and drops the level before the last. By
             default for the solvers of its own samplers of that kind: `uni_pc`, `uni_pc_bh2` and `dpm_2`.
 
@@ -339,7 +344,7 @@ def register(
             ) from error
     if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
         raise InputError(f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None.")
-    function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule, flow=flow)
+    function = solver if isinstance(solver, Sampler) else sampler(solver, schedule=schedule, flow=flow, cfg_pp=cfg_pp)
     home, samplers, shown = comfy.k_diffusion.sampling, comfy.samplers, comfy.samplers.KSampler.SAMPLERS
     there = getattr(home, f"sample_{name}", None)
     if not isinstance(there, Sampler) and (there is not None or name in shown):
@@ -356,17 +361,6 @@ def register(
     discarding: set[str] = getattr(samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", set())
     (discarding.add if discard_penultimate else discarding.discard)(name)
     return function
-
-
-def _named(name: str) -> AnySolver:
-    """The solver of a sampler's name, or the one that the name describes."""
-    found = solver_of(name)
-    if found is not None:
-        return found
-    try:
-        return solver_named(name)
-    except InputError as error:
-        raise one_of("solver", name, SAMPLERS) from error
 
 
 def _check_model(argument: str, model: Any, extra_args: Any) -> None:

@@ -6,18 +6,22 @@ from .. import (
     DEIS,
     ERSDE,
     IPNDM,
+    LCM,
     Ancestral,
     DPMSolver,
     DPMSolverPP,
     DPMSolverSDE,
     EDMEuler,
     EDMHeun,
+    GradientEstimation,
     Restart,
     SASolver,
     UniPC,
 )
+from ..catalog import solver_named, with_options
 from ..compat import HeunPP2, OfficialDPM
-from ..solver import DiffusionSolver
+from ..errors import InputError, one_of
+from ..solver import DiffusionSolver, Solver
 
 SAMPLERS: dict[str, DiffusionSolver] = {
     "euler": EDMEuler(),
@@ -38,9 +42,11 @@ SAMPLERS: dict[str, DiffusionSolver] = {
     "dpmpp_3m_sde": OfficialDPM(DPMSolverSDE(3, solver_type="heun")),
     "ddim": DDIM(),
     "ddpm": DDPM(),
+    "lcm": LCM(),
     "uni_pc": UniPC(3, "bh1"),
     "uni_pc_bh2": UniPC(3),
     "res_multistep": DPMSolverPP(2, solver_type="heun"),
+    "gradient_estimation": GradientEstimation(),
     "er_sde": ERSDE(3),
     "seeds_2": DPMSolverSDE(2, multistep=False),
     "seeds_3": DPMSolverSDE(3, multistep=False),
@@ -52,10 +58,26 @@ SAMPLERS: dict[str, DiffusionSolver] = {
 }
 """The solver of each sampler, by its name without `sample_` and `_gpu`."""
 
-CFG_PP_HISTORY = {"dpmpp_2m": "unconditional", "res_multistep": "both"}
-"""What ComfyUI's multistep `_cfg_pp` samplers keep as their history, see `executor.Pair`."""
+CFG_PP = {
+    "euler": "guided", "euler_ancestral": "guided", "dpmpp_2s_ancestral": "guided", "dpmpp_2m": "unconditional",
+    "res_multistep": "both", "gradient_estimation": "guided",
+}  # fmt: skip
+"""What ComfyUI's `_cfg_pp` samplers keep as their history (see `executor.Pair`), by their names without `_cfg_pp`."""
 
 
-def solver_of(name: str) -> DiffusionSolver | None:
-    """The solver of a name, with or without `sample_` and `_gpu`; None for other words."""
-    return SAMPLERS.get(name.strip().lower().removeprefix("sample_").removesuffix("_gpu"))
+def named(text: str) -> tuple[Solver, str]:
+    """The solver that a text describes, and for `_cfg_pp` what it keeps as history, else "".
+
+    The text is a name of `SAMPLERS` with or without `sample_`, `_gpu` and `_cfg_pp`, or that of a solver; options
+    follow in brackets.
+    """
+    name, bracket, options = text.strip().partition("(")
+    lower = name.strip().lower().removeprefix("sample_").removesuffix("_gpu")
+    plain = lower.removesuffix("_cfg_pp")
+    history = CFG_PP.get(plain, "guided") if plain != lower else ""
+    if plain in SAMPLERS:
+        return with_options(SAMPLERS[plain], options.strip().removesuffix(")"), "solver"), history
+    try:
+        return solver_named(plain + bracket + options), history
+    except InputError as error:
+        raise (error if bracket else one_of("solver", text, SAMPLERS)) from error
