@@ -42,15 +42,19 @@ class SDE:
             `"commutative"` (the same, with columns that commute as vector fields, D g_i g_j = D g_j g_i, so that
             solvers need no space-space area; torchsde has no such type), or `"none"` (an ODE, see `ODE`).
         sde_type: `"ito"` or `"stratonovich"`.
+        derivative: for diagonal noise, `(t, y) -> dg_i/dy_i` of g's shape, which `Milstein` then uses. By default it
+            differentiates the diffusion in reverse mode, where what the diffusion detaches counts as a constant.
 
     Raises:
-        InputError: an unknown noise type or calculus, a drift or diffusion that is not callable.
+        InputError: an unknown noise type or calculus, a drift or diffusion that is not callable, a derivative for
+            noise that is not diagonal.
     """
 
     drift: Field
     diffusion: Field = None  # type: ignore[assignment]
     noise_type: str = "diagonal"
     sde_type: str = "ito"
+    derivative: Field | None = None
 
     def __post_init__(self) -> None:
         if self.diffusion is None:
@@ -62,6 +66,13 @@ class SDE:
             _validation.check_callable(name, getattr(self, name), "a function (t, y) -> tensor")
         _validation.check_choice("noise_type", self.noise_type, NOISE_TYPES)
         _validation.check_choice("sde_type", self.sde_type, SDE_TYPES)
+        if self.derivative is not None:
+            _validation.check_callable("derivative", self.derivative, "a function (t, y) -> tensor")
+            if self.noise_type != "diagonal":
+                raise InputError(
+                    f"derivative: got one for {self.noise_type!r} noise, expected one only for 'diagonal' noise. "
+                    "Omit it: solvers that need derivatives compute them."
+                )
         if self.noise_type == "none" and self.diffusion is not zero_diffusion:
             raise InputError("noise_type: got 'none' with a diffusion. Use fewstep.ODE(drift).")
 

@@ -113,11 +113,10 @@ def _in_float32(sde: SDE, y0: Tensor) -> tuple[SDE, Tensor]:
 
 
 def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:
-    """The problem with `wrap(name, field)` as its drift and diffusion; an ODE has no diffusion to wrap."""
-    drift = wrap("drift", sde.drift)
-    return replace(
-        sde, drift=drift, diffusion=sde.diffusion if sde.noise_type == "none" else wrap("diffusion", sde.diffusion)
-    )
+    """The problem with `wrap(name, field)` as its drift, diffusion and derivative; an ODE has only a drift to wrap."""
+    names = ["drift"] + ["diffusion"] * (sde.noise_type != "none") + ["derivative"] * (sde.derivative is not None)
+    wrapped: dict[str, Any] = {name: wrap(name, getattr(sde, name)) for name in names}
+    return replace(sde, **wrapped)
 
 
 def answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
@@ -125,7 +124,7 @@ def answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
 
     A field may write its values to one buffer or to several in turn, as CUDA graphs and other runtimes do.
     """
-    firsts = {"drift": (f, "y"), "diffusion": (g, "the first value")}
+    firsts = {"drift": (f, "y"), "diffusion": (g, "the first value"), "derivative": (g, "the diffusion")}
 
     def own(name: str, field: Field) -> Field:
         first, of = firsts[name]
@@ -301,7 +300,7 @@ def _locate(
     def watched(name: str, field: Field) -> Field:
         def call(t: Tensor, y: Tensor) -> Tensor:
             out = field(t, y)
-            if _wrapped(y) or _wrapped(out):
+            if torch.is_grad_enabled():  # only where a solver differentiates
                 differentiated.append(None)
             elif bool(y.isfinite().all()) and not bool(out.isfinite().all()):
                 size = float(y.abs().max())

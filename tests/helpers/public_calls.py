@@ -96,7 +96,7 @@ ROWS = [
     (fs.levy_area, dict(increment=INCREMENT, method="legendre"),
      dict(increment=OBJECT, method=WORD, seed=SEED, tol=NUMBER, terms=COUNT)),
     # problems, SDE solves
-    (fs.SDE, vars(SDE), dict(drift=FUNCTION, diffusion=FUNCTION, noise_type=WORD, sde_type=WORD)),
+    (fs.SDE, vars(SDE), dict(drift=FUNCTION, diffusion=FUNCTION, noise_type=WORD, sde_type=WORD, derivative=FUNCTION)),
     (fs.SDE.from_torchsde, {}, dict(sde=OBJECT)),
     (fs.SDE.from_module, dict(module=THEIRS), dict(module=OBJECT, noise_type=WORD, sde_type=WORD)),
     (fs.ODE, {}, dict(drift=FUNCTION)),

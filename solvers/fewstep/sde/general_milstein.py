@@ -3,7 +3,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import SDE, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
-from .iterated import along_channels, pairs
+from .iterated import check_differentiable, diffusion_and_bracket, pairs
 
 
 class GeneralMilstein(StochasticSolver):
@@ -16,7 +16,7 @@ class GeneralMilstein(StochasticSolver):
 
     - Strong order: 1.0 for general noise, on a path with its own area (`AreaPath`); 0.5 with an area
       that only has the right law.
-    - Cost per step: 1 drift and 1 + m diffusion evaluations, one forward-mode derivative per channel.
+    - Cost per step: 1 drift and 1 diffusion evaluation, 1 + m derivatives in reverse mode.
       Lévy data: W, A. Calculus: both.
     - `LogODE` has the same order with a second-order drift.
     """
@@ -31,8 +31,10 @@ class GeneralMilstein(StochasticSolver):
         deterministic_order=1.0,
     )
 
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> None:
+        check_differentiable(sde, t0, y0)
+
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         assert increment.A is not None
-        g = sde.diffusion(t0, y)
-        new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
-        return Step(new + along_channels(sde, t0, y, g @ (pairs(increment, sde) + increment.A)))
+        g, bracket = diffusion_and_bracket(sde, t0, y, pairs(increment, sde) + increment.A)
+        return Step(plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W) + bracket)

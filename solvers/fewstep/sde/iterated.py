@@ -1,10 +1,14 @@
 """Iterated integrals of the noise over a step, and the derivatives that they multiply."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .._tracing import transformed
 from ..brownian import Increment
-from ..problem import SDE
+from ..problem import CONSTANT, SDE
 
 
 def iterated(increment: Increment, sde: SDE) -> Tensor:
@@ -22,13 +26,66 @@ def pairs(increment: Increment, sde: SDE) -> Tensor:
     return 0.5 * square
 
 
-def along_channels(sde: SDE, t: Tensor, y: Tensor, directions: Tensor) -> Tensor:
-    """Return sum_j D g_j(y) d_j, one forward-mode derivative per channel, for directions d (*y.shape, m)."""
+def diffusion_and_slope(sde: SDE, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Diagonal noise: g, and the derivative of each entry of g with respect to its own entry of y."""
+    if sde.derivative is not None:
+        return sde.diffusion(t, y), sde.derivative(t, y)
+    # the Jacobian is diagonal: its product with ones, from either side, is the diagonal
+    if _by_torch_func(y):
+        g, pull, *_ = torch.func.vjp(lambda x: sde.diffusion(t, x), y)
+        return g, pull(torch.ones_like(g))[0]
+    keep, x, g = _graph(sde, t, y)
+    if not g.requires_grad:  # a constant, or computed without a graph
+        g, slope, *_ = torch.func.jvp(lambda x: sde.diffusion(t, x), (y,), (torch.ones_like(y),))
+        return g, slope
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(g, x, torch.ones_like(g), create_graph=keep, materialize_grads=True)
+    return g if keep else g.detach(), slope
+
+
+def diffusion_and_bracket(sde: SDE, t: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrix noise: g, and sum_ij D g_j(y) g_i w_ij for weights w (*batch, m, m)."""
+    if not _by_torch_func(y):
+        keep, x, g = _graph(sde, t, y)
+        if g.requires_grad:
+            with torch.enable_grad():
+                # a derivative along d from two in reverse mode: u -> u' Dg is linear, and its transpose is Dg
+                u = torch.zeros_like(g, requires_grad=True)
+                (pulled,) = torch.autograd.grad(g, x, u, create_graph=True, materialize_grads=True)
+                g = g if keep else g.detach()
+                options: dict[str, Any] = {"retain_graph": True, "create_graph": keep, "materialize_grads": True}
+                columns = (g @ weights).unbind(-1)
+                found = [torch.autograd.grad(pulled, u, d.expand_as(y), **options)[0] for d in columns]
+            return g, sum((column[..., j] for j, column in enumerate(found)), torch.zeros_like(y))
+    g = sde.diffusion(t, y)
     total = torch.zeros_like(y)
-    for j in range(directions.shape[-1]):
+    for j, d in enumerate((g @ weights).unbind(-1)):
 
         def column(x: Tensor, j: int = j) -> Tensor:
             return sde.diffusion(t, x)[..., j]
 
-        total = total + torch.func.jvp(column, (y,), (directions[..., j].expand_as(y).contiguous(),))[1]
-    return total
+        total = total + torch.func.jvp(column, (y,), (d.expand_as(y).contiguous(),))[1]
+    return g, total
+
+
+def check_differentiable(sde: SDE, t: Tensor, y: Tensor) -> None:
+    """Call the diffusion in a transform, which refuses functions that write to one buffer, or two, or leave torch."""
+    if sde.derivative is None and sde.noise_type not in CONSTANT and not _by_torch_func(y):
+        for _ in range(2):
+            torch.func.vjp(lambda x: sde.diffusion(t, x), y.detach())
+
+
+def _by_torch_func(y: Tensor) -> bool:
+    """Whether derivatives must be those of torch.func, which cost several times more for small states."""
+    if torch.compiler.is_compiling() or transformed() or torch.is_inference_mode_enabled() or y.is_inference():
+        return True
+    return forward_ad.unpack_dual(y).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _graph(sde: SDE, t: Tensor, y: Tensor) -> tuple[bool, Tensor, Tensor]:
+    """Whether g has a graph that the caller keeps; a tensor equal to y; g with a graph to it."""
+    keep = torch.is_grad_enabled() and (y.requires_grad or sde.diffusion(t, y).requires_grad)
+    with torch.enable_grad():
+        # another tensor than y, which the diffusion may use in other ways
+        x = y.view_as(y) if keep and y.requires_grad else y.detach().requires_grad_()
+        return keep, x, sde.diffusion(t, x)

@@ -1,9 +1,10 @@
+import torch
 from torch import Tensor
 
 from ..brownian import Increment
 from ..problem import SDE
 from ..solver import Card, Step, StochasticSolver
-from .iterated import along_channels
+from .iterated import check_differentiable, diffusion_and_bracket
 
 
 class LogODE(StochasticSolver):
@@ -14,7 +15,7 @@ class LogODE(StochasticSolver):
 
     - Strong order: 1.0 for general noise, on a path with its own area (`AreaPath`); 0.5 with an area
       that only has the right law, which `EulerMaruyama` has for a third of the cost.
-    - Cost per step: 2 drift and 2 + m diffusion evaluations, one forward-mode derivative per channel.
+    - Cost per step: 2 drift and 2 diffusion evaluations, 1 + m derivatives in reverse mode.
       Lévy data: W, A. Calculus: both; the drift of Itô equations is corrected.
     - Source: Castell & Gaines 1996, Eq. (4); brackets as in arXiv 1902.09425.
     """
@@ -30,14 +31,16 @@ class LogODE(StochasticSolver):
         evaluations=2,
     )
 
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> None:
+        check_differentiable(sde, t0, y0)
+
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         h, W, A = increment.h, increment.W.unsqueeze(-1), increment.A
         assert A is not None
-        g = sde.diffusion(t0, y)
         # A is antisymmetric: sum_{i<j} [g_i, g_j] A_ij = sum_j D g_j (sum_i g_i A_ij). Ito's correction
         # of the drift, -h/2 sum_j D g_j g_j, has the same form
-        directions = g @ A - (0.5 * h * g if sde.sde_type == "ito" else 0.0)
-        bracket = along_channels(sde, t0, y, directions)
+        weights = A - 0.5 * h * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) if sde.sde_type == "ito" else A
+        g, bracket = diffusion_and_bracket(sde, t0, y, weights)
         half = y + 0.5 * (sde.drift(t0, y) * h + (g @ W).squeeze(-1))
         middle = t0 + 0.5 * h
         flow = sde.drift(middle, half) * h + (sde.diffusion(middle, half) @ W).squeeze(-1)

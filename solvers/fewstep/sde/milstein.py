@@ -6,7 +6,7 @@ from torch import Tensor
 from ..brownian import Increment
 from ..problem import CONSTANT, SDE, added, diffuse, plus
 from ..solver import Card, Step, StochasticSolver
-from .iterated import along_channels, iterated, pairs
+from .iterated import check_differentiable, diffusion_and_bracket, diffusion_and_slope, iterated, pairs
 
 ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0}
 FACTS: dict[str, Any] = {
@@ -23,8 +23,8 @@ class Milstein(StochasticSolver):
     without the last h in Stratonovich's calculus.
 
     - Strong order: 1.0 for diagonal, scalar, commutative and additive noise.
-    - Cost per step: 1 drift and 1 diffusion evaluation with its forward-mode derivative (scalar noise:
-      2 diffusion evaluations; commutative noise: 1 + m). Lévy data: W. Calculus: both.
+    - Cost per step: 1 drift and 1 diffusion evaluation with its derivative in reverse mode, or `SDE(derivative=...)`
+      (scalar and commutative noise: 1 + m derivatives). Lévy data: W. Calculus: both.
     - `DerivativeFreeMilstein` needs no derivative, `GeneralMilstein` solves general noise given the area.
       For additive noise `EulerMaruyama` is the same step at lower cost.
     - Source: Kloeden & Platen 1992, Eqs. (10.3.1), (10.3.16).
@@ -36,14 +36,17 @@ class Milstein(StochasticSolver):
         **FACTS,
     )
 
+    def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> None:
+        check_differentiable(sde, t0, y0)
+
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
         if sde.noise_type == "diagonal":
-            # the Jacobian is diagonal: one derivative along ones gives g and all of its derivatives
-            both = torch.func.jvp(lambda x: sde.diffusion(t0, x), (y,), (torch.ones_like(y),))
-            noise = both[0] * torch.addcmul(increment.W, both[1], iterated(increment, sde))
+            g, slope = diffusion_and_slope(sde, t0, y)
+            noise = g * torch.addcmul(increment.W, slope, iterated(increment, sde))
             return Step(added(plus(y, increment.h, sde.drift(t0, y)), noise))
-        g = sde.diffusion(t0, y)
-        new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
         if sde.noise_type in CONSTANT:
-            return Step(new)
-        return Step(new + along_channels(sde, t0, y, g @ pairs(increment, sde)))
+            g, bracket = sde.diffusion(t0, y), None
+        else:
+            g, bracket = diffusion_and_bracket(sde, t0, y, pairs(increment, sde))
+        new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
+        return Step(new if bracket is None else new + bracket)
