@@ -100,6 +100,29 @@ def test_steps_are_captured_and_replayed():
     assert all(end.isfinite().all() for end in ends)
 
 
+CAPTURED = {
+    "sample": lambda y: fs.sample(MODEL, fs.UniPC(), noise=y, steps=6),
+    "solve": lambda y: fs.solve(fs.ODE(lambda t, y: torch.sin(y + t)), fs.RK4(), y, GRID).y,
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_a_graph_of_a_whole_run_equals_eager(name):
+    y, later = torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(0)).to(DEVICE).unbind()
+    out = torch.empty_like(y)
+    replay = devices.captured(lambda: out.copy_(CAPTURED[name](y)))
+    for state in (y.clone(), later):
+        y.copy_(state)
+        replay()
+        torch.testing.assert_close(out, CAPTURED[name](state))
+
+
+def test_a_graph_of_noise_of_a_seed_is_refused():
+    y0 = torch.ones(32, 2, device=DEVICE)
+    with pytest.raises(fs.InputError, match="seed"):
+        devices.captured(lambda: fs.solve(SDE, fs.Milstein(), y0, GRID))
+
+
 def test_compiled_solve_equals_eager():
     y0 = torch.linspace(0.1, 1, 64, device=DEVICE).reshape(32, 2)
     path = fs.BrownianPath((32, 2), levy="H", device=DEVICE)

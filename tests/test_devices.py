@@ -21,7 +21,7 @@ from public_names import public
 from torch import nn
 
 import fewstep as fs
-from fewstep import distances
+from fewstep import _tracing, distances
 from fewstep.brownian.levy_area import METHODS
 from fewstep.grid import SIGMA_SPACINGS, TIME_SPACINGS
 from fewstep.integrations import dpm_solver, k_diffusion
@@ -71,6 +71,7 @@ def check_steps(run, n=2, reads=2):
     assert len(many.reads) <= reads, many.reads
     assert Counter(few.reads) == Counter(many.reads)
     assert Counter(few.uploads) == Counter(many.uploads)
+    return many
 
 
 def y0(device):
@@ -94,7 +95,8 @@ SOLVES = [
 @pytest.mark.parametrize(("noise", "solver", "calculus"), SOLVES)
 def test_a_solve_waits_for_no_step(noise, solver, calculus):
     problem = sde(noise, calculus)
-    check_steps(lambda n, device: fs.solve(problem, solver, y0(device), torch.linspace(0, 1, n + 1)).y, n=1)
+    waits = check_steps(lambda n, device: fs.solve(problem, solver, y0(device), torch.linspace(0, 1, n + 1)).y, n=1)
+    assert len(waits.reads + waits.uploads) <= 2, waits.uploads
 
 
 PATHS = {
@@ -133,6 +135,35 @@ def test_a_portable_path_uploads_its_normals_and_reads_nothing():
     torch.testing.assert_close(found, [i.W for i in path.increments([0.0, 0.25, 1.0])])
     assert device.uploads
     assert not device.reads
+
+
+CAPTURED = {
+    "solve": lambda n, device: fs.solve(sde("none"), fs.RK4(), y0(device), torch.linspace(0, 1, n + 1)).y,
+    "sample": lambda n, device: fs.sample(MIXTURE, fs.UniPC(), noise=y0(device), steps=n),
+    "labels": lambda n, device: fs.sample(
+        fs.DiffusionModel(fs.from_epsilon(lambda x, t: x * t.unsqueeze(1).sin(), VP), VP), fs.DDIM(), noise=y0(device),
+        steps=n,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_what_a_cuda_graph_captures_waits_for_nothing(name, monkeypatch):
+    monkeypatch.setattr(_tracing, "_captured", lambda device: device.type == "cuda")
+    _, device = watch(CAPTURED[name], 4)
+    assert not device.reads + device.uploads
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: fs.solve(sde("diagonal"), fs.Milstein(), y0("cuda"), [0.0, 1.0]),
+    lambda: fs.BrownianPath((3, 2), device="cuda").increment(0.0, 1.0),
+    lambda: fs.sample(MIXTURE, fs.DDIM(), shape=(3, 2), steps=4, device="cuda"),
+    lambda: fs.sample(MIXTURE, fs.EulerMaruyama(), noise=y0("cuda"), steps=4),
+])  # fmt: skip
+def test_a_cuda_graph_captures_no_noise_of_a_seed(draw, monkeypatch):
+    monkeypatch.setattr(_tracing, "_captured", lambda device: device.type == "cuda")
+    with FakeDevice(), pytest.raises(fs.InputError, match="seed: got noise of a seed in the capture of a CUDA graph"):
+        draw()
 
 
 def test_parts_of_increments_stay_on_the_device():

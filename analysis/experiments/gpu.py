@@ -349,10 +349,10 @@ def throughput(budget: Budget, job: Job) -> Iterator[Found]:
         for what in ("path W", "path W,H", *SOLVERS) if theirs else ():
             yield row(what, "torchsde", shape, dtype, lambda m=make, w=what: m.torchsde(w))
     # compiling takes long, and a capture that fails may leave the device unusable: last
-    for form in ("compiled", "compiled, CUDA graph", "CUDA graph") if is_cuda(job.device) else ("compiled",):
+    for form in ("compiled", "compiled, CUDA graph") if is_cuda(job.device) else ("compiled",):
         for shape, dtype in kinds:
             make = Programs(shape, DTYPES[dtype], job, budget.steps)
-            for what in (*SOLVERS, *NOISE):
+            for what in SOLVERS:
                 yield row(
                     what, form, shape, dtype, lambda m=make, w=what, f=form: made(m.program(w), f, budget.backend)
                 )

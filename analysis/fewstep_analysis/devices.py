@@ -60,7 +60,7 @@ def sampled(solver: fs.DiffusionSolver, device: str, dtype: torch.dtype, steps: 
     plan = solver.plan(fs.sigma_grid(SCHEDULE, steps), SCHEDULE)
     x = torch.randn(4, 2, 3, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0))
     path = None
-    if plan.on_path.any():
+    if plan.levy:
         ends = float(plan.sigmas[0]) ** -2, max(float(plan.noise.nan_to_num(0).max()), SCHEDULE.sigma_min**-2)
         path = fs.BrownianPath(
             (4, 2, 3), *ends, levy="K", dtype=dtype, device=device, clock="log", portable=portable

@@ -66,7 +66,29 @@ def readable(value: Tensor) -> bool:
         if torch._C._functorch.is_batchedtensor(value):
             return False
         value = torch._C._functorch.get_unwrapped(value)
-    return not (value.is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return not _captured(value.device)
+
+
+def _captured(device: torch.device) -> bool:
+    """Whether work on the device is being captured as a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def placed(numbers: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Constants (R,) on a device, by one copy; by kernels in the capture of a CUDA graph, where no copy is possible."""
+    if numbers.device == device or torch.compiler.is_compiling() or not _captured(device):
+        return numbers.to(device, dtype)
+    return torch.stack([torch.full((), v, dtype=dtype, device=device) for v in numbers.tolist()])
+
+
+def new_generator(device: torch.device | str) -> torch.Generator:
+    """A generator of the device; an `InputError` in the capture of a CUDA graph, whose replays repeat draws."""
+    if _captured(torch.device(device)):
+        raise InputError(
+            "seed: got noise of a seed in the capture of a CUDA graph, expected none: each replay would repeat it. "
+            "Capture a deterministic solver with noise=..., or steps on increments that you draw yourself."
+        )
+    return torch.Generator(device)
 
 
 def holds(condition: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from ._tracing import constants
+from ._tracing import constants, placed
 from ._validation import check_answer
 from .errors import InputError
 from .executor import Pair, State, combine, evaluation_of
@@ -84,7 +84,7 @@ class Converted:
     def _rows(self, levels: Tensor, like: Tensor, prediction: str) -> list[tuple[Any, ...]]:
         """The arguments of `_apply` after x at each level."""
         alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
-        labels = label.to(like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
+        labels = placed(label, like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
         guides: list[Guide | None] = [None] * len(levels)
         if isinstance(self.model, Guided):
             data = (constants(v) for v in self._numbers(levels.double().cpu(), "data")[2:])
@@ -300,7 +300,7 @@ def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str)
     """`(i, x) -> x0 or noise` at the i-th of the levels (R,), for any denoiser: checked, in memory of its own."""
     if isinstance(denoiser, (Converted, PostprocessedDenoiser)):
         return denoiser.on(levels, like, prediction)
-    at = levels.to(like.device, like.dtype).unbind()
+    at = placed(levels, like.device, like.dtype).unbind()
     return _evaluations(lambda i, x: denoiser(x, at[i]), levels, prediction)
 
 

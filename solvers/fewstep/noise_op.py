@@ -11,8 +11,8 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,8 +79,7 @@ def _(
     return [torch.empty(s, dtype=dtype, device=device) for s in shapes]
 
 
-@dataclass(frozen=True)
-class TracedIncrements:
+class TracedIncrements(NamedTuple):
     """A path, or fresh increments, over one grid (`lengths`), drawn by the operator."""
 
     source: int

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._tracing import new_generator
 from .brownian import BrownianPath
 from .brownian.increment import Increment, Path, check_path
 from .brownian.random_normals import key_of, wrapped
@@ -92,13 +93,17 @@ def plan_normals(plan: Plan, x: Tensor, path: PlanIncrements | None, fresh: Call
 def seeded_normals(
     plan: Plan, x: Tensor, seed: int | list[int], path: Path | None = None, *, schedule: Schedule
 ) -> Draw:
-    """The normals of a seed, or of one seed per sample: those of `path`, by default of the seed's own path."""
+    """The normals of a seed, or of one seed per sample: those of `path`, by default of the seed's own path.
+
+    With a portable path, normals off the path are the same on every device too.
+    """
     used = PlanIncrements(plan, x, path) if path is not None else None
     if path is None and plan.on_path.any():
         used = own_path(plan, x, schedule, seed + 1 if isinstance(seed, int) else [s + 1 for s in seed])
     # hashed: torch's CPU generator keeps 32 bits of a seed, and a distant seed may be that of the start
     apart = [key_of(s + CHURN_OFFSET) >> 1 for s in ([seed] if isinstance(seed, int) else seed)]
-    source = generators(apart[0] if isinstance(seed, int) else apart, x.device) if plan.levy else None
+    at = "cpu" if getattr(path, "portable", False) else x.device
+    source = generators(apart[0] if isinstance(seed, int) else apart, at) if plan.levy else None
     return plan_normals(plan, x, used, partial(fresh_normals, x, source))
 
 
@@ -126,8 +131,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 def generators(seed: int | list[int], device: torch.device | str) -> torch.Generator | list[torch.Generator]:
     """One generator, or one per sample."""
     if isinstance(seed, int):
-        return torch.Generator(device).manual_seed(seed)
-    return [torch.Generator(device).manual_seed(s) for s in seed]
+        return new_generator(device).manual_seed(seed)
+    return [new_generator(device).manual_seed(s) for s in seed]
 
 
 def own_path(plan: Plan, x: Tensor, schedule: Schedule, seed: int | list[int]) -> PlanIncrements:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _progress, _validation
-from ._tracing import constants, each_apart, readable
+from ._tracing import constants, each_apart, placed, readable
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
 from .errors import InputError, NonFiniteError
@@ -77,7 +77,8 @@ def solve(
     given = _validation.times_dtype(grid)
     calls: list[None] = []
     problem = stepwise(sde, torch.promote_types(given or y0.dtype, y0.dtype), calls)
-    f, g = _probe(problem, y0, times)
+    placed = _placed(ts if _validation.has_graph(ts) else times, y0)  # one copy for all evaluations
+    f, g = _probe(problem, y0, placed.detach())
     noise_shape = sde.noise_shape(y0, g) if sde.noise_type != "none" else ()
     keeps_graph = torch.is_grad_enabled() and any(v.requires_grad for v in (y0, f, g))
     problem = answering(problem, f, g)
@@ -90,7 +91,7 @@ def solve(
     source: Callable[[], Iterable[Increment]] = partial(_zeros, y0, ts)
     if sde.noise_type != "none":
         source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), not keeps_graph)
-    steps = states(problem, solver, y0, ts, source)
+    steps = states(problem, solver, y0, placed, source)
     if progress and not torch.compiler.is_compiling():
         steps = iter(_progress.progress(steps, "step", total=len(times) - 1))
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
@@ -164,12 +165,16 @@ def states(
     sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
 ) -> Iterator[Tensor]:
     """Yield the state after each step; float64 `times` have a graph only where a gradient flows to them."""
-    # MPS has no float64
-    ts = times.to("cpu" if y.device.type == "mps" else y.device).unbind()
+    ts = _placed(times, y).unbind()
     carry = solver.init(sde, ts[0], y)
     for t0, t1, increment in zip(ts[:-1], ts[1:], source(), strict=True):
         y, carry, _ = solver.step(sde, t0, t1, y, increment, carry)
         yield y
+
+
+def _placed(times: Tensor, y: Tensor) -> Tensor:
+    """The float64 times on y's device; on the CPU for MPS, which has no float64."""
+    return placed(times, torch.device("cpu") if y.device.type == "mps" else y.device, times.dtype)
 
 
 def _noise(

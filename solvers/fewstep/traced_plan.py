@@ -12,6 +12,8 @@ from ._tracing import decode, encode, while_tracing
 from .errors import InputError
 from .plan import PREDICTIONS, WEIGHTS, Combination, Plan, Row
 
+TAKES_OBJECTS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 13)
+
 _plans: list[Plan] = []  # of compiled programs, which have no owner to free them
 _numbers: dict[str, int] = {}  # by content: a program that is compiled again adds no plan
 
@@ -31,6 +33,12 @@ class TracedPlan(NamedTuple):
 
 def traced_plan(make: Callable[..., Plan], *args: Any) -> Any:
     """The constants of the plan `make(*args)`, a `TracedPlan`: it takes the place of the plan in `sample`."""
+    if not TAKES_OBJECTS:
+        raise InputError(
+            f"torch: got {torch.__version__}, expected 2.13 or newer for torch.compile of sample: older ones "
+            "cannot call a function on a solver while they trace. Upgrade torch, or compile the network "
+            "alone; solve compiles with any."
+        )
     number, (kind, sigma, ends, rows, letters) = decode(_text_of(make, *args))
     made = tuple(
         Row(level, interval, Combination(*stage), Combination(*update), *kept)

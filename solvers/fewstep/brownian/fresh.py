@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
+from .._tracing import new_generator
 from ..errors import InputError
 from .bridge import VARIANCES
 from .increment import LEVY_ORDER, Increment, check_dtype
@@ -67,7 +68,7 @@ class FreshIncrements:
     def _generator(self, stream: int) -> torch.Generator:
         # the CPU generator keeps 32 bits of a seed: hash, so that close seeds differ in them, and so that
         # no stream is the one that a user's own y0 was drawn from
-        return torch.Generator(self.device).manual_seed(node_seed(key_of(self.seed), stream))
+        return new_generator(self.device).manual_seed(node_seed(key_of(self.seed), stream))
 
     def _buffers(self) -> list[Tensor]:
         return [torch.empty(self.shape, dtype=torch.float32, device=self.device) for _ in range(LEVY_ORDER[self.levy])]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
+from .._tracing import new_generator
 from ..errors import InputError
 from .increment import LEVY_ORDER, Increment, wedge
 from .random_normals import key_of
@@ -89,7 +90,7 @@ class _Draw:
         self.batch, self.m, self.W = W.shape[:-1], W.shape[-1], W
         if not isinstance(seed, torch.Generator):
             key = key_of(_validation.check_seed(seed))
-            seed = torch.Generator(W.device).manual_seed(key >> 1)
+            seed = new_generator(W.device).manual_seed(key >> 1)
         self.generator = seed
 
     def __call__(self, *event: int) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .._tracing import new_generator
+
 _MASK32 = (1 << 32) - 1
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -40,7 +42,7 @@ class GeneratorNormals:
 
     def begin(self, letters: int) -> Draw:
         # one generator per traversal, not per node: creating it costs 40 microseconds
-        generator = torch.Generator(self.device)
+        source = new_generator(self.device)
 
         def empty(count: int) -> list[Tensor]:
             return list(torch.empty(letters, count, *self.shape, dtype=torch.float32, device=self.device))
@@ -50,9 +52,9 @@ class GeneratorNormals:
         def draw(node: int, count: int) -> list[Tensor]:
             out = single if count == 1 else empty(count)
             for i, fields in enumerate(zip(*out, strict=True)):
-                generator.manual_seed(node_seed(self._key, node + i))
+                source.manual_seed(node_seed(self._key, node + i))
                 for field in fields:
-                    field.normal_(generator=generator)
+                    field.normal_(generator=source)
             return out
 
         return draw

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ... import _validation
 from ..._serialization import write_student
+from ..._tracing import placed
 from ..._validation import check_answer
 from ...brownian import Increment
 from ...brownian.increment import LEVY_ORDER
@@ -133,8 +134,8 @@ class SigSampler(NetworkStudent):
     def evaluator(self, problem: DiffusionModel | None, like: Tensor) -> Evaluate:
         """The network as the executor calls it, for samples like these (batch, *event)."""
         arguments, letters = self.prepare(like), LEVY_ORDER[self.levy]
-        levels = self.plan.sigma.to(like.device, like.dtype).unbind()
-        ends = self.plan.noise[:, 1].rsqrt().to(like.device, like.dtype).unbind()
+        levels = placed(self.plan.sigma, like.device, like.dtype).unbind()
+        ends = placed(self.plan.noise[:, 1].rsqrt(), like.device, like.dtype).unbind()
         names = evaluation_names(self.plan.sigma)
 
         def evaluate(row: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
