@@ -17,13 +17,13 @@ from fewstep_analysis.distillation import Task
 from fewstep_analysis.sampler_work import SOLVERS as NAMED
 from memory import PeakMemory
 
-UNTRAINED, GREEDY, TERMS, GLOBAL, GRID = (
-    "untrained", "greedy, 1 term", "greedy, 3 terms", "global, 3 terms", "grid and weights",
-)  # fmt: skip
-KINDS = (UNTRAINED, GREEDY, TERMS, GLOBAL, GRID)
+UNTRAINED, GREEDY, TERMS, TABLE = "untrained", "greedy, 1 term", "greedy, 3 terms", "fitted table"
+KINDS = (UNTRAINED, GREEDY, TERMS)
+ANY = "fit_table"  # the base of fitted tables, which choose their own
+WAYS: dict[str, Row] = {GREEDY: {}, TERMS: {"terms": 3}}
 STYLES = {
     UNTRAINED: ("0.5", ":"), GREEDY: ("#56B4E9", "--"), TERMS: ("#0072B2", "-."),
-    GLOBAL: ("#009E73", "-"), GRID: ("#D55E00", "-"),
+    TABLE: ("#D55E00", "-"),
 }  # fmt: skip
 BEST = "best untrained"
 SPACINGS = ("logsnr", "karras", "uniform")
@@ -39,17 +39,6 @@ PEER_SHADES = {
     "DEIS": "LogODE",
     "iPNDM": "DerivativeFreeMilstein",
 }
-
-
-def ways(
-    base: str, trained: Sequence[str], iterations: int, descents: int, start: int = 1,
-    batch_size: int | None = None,
-) -> dict[str, Row]:  # fmt: skip
-    """The options of each way of fitting a base; grid and weights start from a fit of `start` terms."""
-    weights = {"refine": "global", "training": fs.TrainingOptions(descents, batch_size)}
-    grid = weights | {"learn_grid": True, "training": fs.TrainingOptions(iterations, batch_size, 0.03)}
-    found: dict[str, Row] = {GREEDY: {}, TERMS: {"terms": 3}, GLOBAL: weights | {"terms": 3}}
-    return found | ({GRID: grid | {"terms": start}} if base in trained else {})
 
 
 @dataclass
@@ -114,7 +103,7 @@ class Bench:
         self.rows.append(row | {"rmse": self.rmse(ends), "seconds": 0.0} | more)
         return ends
 
-    def learned(self, base: str, n: int, kinds: dict[str, Row], spacing: str = "logsnr") -> dict[str, Tensor]:
+    def learned(self, base: str, n: int, kinds: dict[str, Row] = WAYS, spacing: str = "logsnr") -> dict[str, Tensor]:
         """Judge the base and each way of fitting it; returns the final states by kind."""
         plan = self.plan(base, n, spacing)
         if plan is None:
@@ -127,6 +116,13 @@ class Bench:
             facts |= {"fallback": report.fallback} if report.fallback else {}
             ends[kind] = self.keep(base, kind, n, student, **facts)
         return ends
+
+    def table(self, n: int, most: int = 512, **options: Any) -> Tensor:
+        """Judge the fitted table of n evaluations, from at most so many of the states."""
+        start, labels = time.process_time(), None if self.labels is None else self.labels[:most]
+        made, report = fs.fit_table(self.task.problem, nfe=n, noise=self.fitted[:most], labels=labels, **options)
+        facts: Row = {"seconds": round(time.process_time() - start, 2), "fallback": report.fallback}
+        return self.keep(ANY, TABLE, n, made, which=report.start or report.base, **facts)
 
     def peers(self, n: int, spacings: Sequence[str] = SPACINGS, scout: Bench | None = None, kind: str = BEST) -> None:
         """Judge each family's best of its orders and of the spacings.
@@ -155,7 +151,7 @@ def gains(rows: list[Row], counts: Sequence[int], kinds: Sequence[str] = (UNTRAI
     def least(n: int, among: Sequence[str]) -> float:
         return min(r["rmse"] for r in rows if r["budget"] == n and r["kind"] in among)
 
-    return {str(n): least(n, kinds) / least(n, KINDS[1:]) for n in counts}
+    return {str(n): least(n, kinds) / least(n, (GREEDY, TERMS, TABLE)) for n in counts}
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -181,7 +177,9 @@ def bases_table(rows: list[Row], counts: Sequence[int] = (5, 8, 10)) -> str:
     for base in dict.fromkeys(r["base"] for r in rows if r["kind"] == GREEDY):
         cells = [[cell(found, base, kind, n) for n in counts if (base, UNTRAINED, n) in found] for kind in KINDS]
         lines.append([base, *(" / ".join(c) if any(c) else None for c in cells)])
-    return table(["base", *KINDS], lines)
+    cells = [cell(found, ANY, TABLE, n) for n in counts]
+    lines += [[f"{TABLE}, from any base", " / ".join(c or "-" for c in cells)]] if any(cells) else []
+    return table(["base", *KINDS], [[*line, *[None] * (1 + len(KINDS) - len(line))] for line in lines])
 
 
 def draw_errors(axes: Any, rows: list[Row], counts: Sequence[int], widths: dict[str, float]) -> None:
@@ -195,8 +193,10 @@ def draw_errors(axes: Any, rows: list[Row], counts: Sequence[int], widths: dict[
         curve(axes, points(family, BEST), ":", color=colour(shade), marker="s", ms=3, lw=1, label=label)
     for base, width in widths.items():
         for kind, (shade, style) in STYLES.items():
-            if kind != UNTRAINED or base == "DDIM":
+            if kind != TABLE and (kind != UNTRAINED or base == "DDIM"):
                 label = f"{base}, {kind}"
                 curve(axes, points(base, kind), style, color=shade, marker="o", ms=3, lw=width, label=label)
+    shade, style = STYLES[TABLE]
+    curve(axes, points(ANY, TABLE), style, color=shade, marker="o", ms=3, lw=1.8, label=TABLE)
     axes.set_xlabel("network evaluations")
     ticks(axes, counts)

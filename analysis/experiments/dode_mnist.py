@@ -13,11 +13,12 @@ import torch
 import fewstep as fs
 from base import Experiment, Job, Record, Row, canvas, images_figure, packed, progress, table, write
 from dode_bench import (  # fmt: skip
+    ANY,
     BEST,
     GREEDY,
-    GRID,
     PEER_SHADES,
     SPACINGS,
+    TABLE,
     TERMS,
     Bench,
     cell,
@@ -43,7 +44,7 @@ class Budget:
     Attributes:
         fit, test, scout: initial states to fit to, to judge on, and to choose untrained samplers by.
         images: of each Fréchet distance.
-        iterations: of training grid and weights.
+        iterations: of fitted tables.
         reference_steps: of the ODE that is taken as exact.
         counts: network evaluations.
         shown: those of the pictures and Fréchet distances.
@@ -67,7 +68,7 @@ BUDGETS = {
         real=500,
     ),
     "paper": Budget(
-        fit=64, test=128, scout=16, images=500, iterations=120, reference_steps=80, counts=(5, 8, 10),
+        fit=64, test=128, scout=16, images=500, iterations=8, reference_steps=80, counts=(5, 8, 10),
         shown=(5, 8),
     ),
 }  # fmt: skip
@@ -82,7 +83,9 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     for n in progress(budget.counts, "evaluations"):
         untrained(bench, scout, n)
         for base in ("DDIM", "DPMSolverPP(2)", MAIN):
-            bench.learned(base, n, ways(base, n, budget.iterations), SPACING)
+            bench.learned(base, n, ways(base, n), SPACING)
+        if n in budget.shown:
+            bench.table(n, starts=1, iterations=budget.iterations, batch=16)
     data: Row = {
         "samples": budget.fit, "held_out": budget.test, "counts": list(budget.counts), "spacing": SPACING,
         "rows": bench.rows, "reference": f"UniPC(3), {steps} steps", "reference_against_IPNDM(4)": check,
@@ -93,14 +96,10 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
     return {NAME: Record(NAME, data | {"seconds": round(time.process_time() - start)}, seed)}
 
 
-def ways(base: str, n: int, iterations: int) -> dict[str, Row]:
+def ways(base: str, n: int) -> dict[str, Row]:
     """The options of each way of fitting a base at this count; the teacher takes 30 to 40 steps."""
     quick: Row = {"teacher": fs.IPNDM(4), "teacher_substeps": {5: 6, 8: 4}.get(n, 3)}
-    if base != MAIN:
-        return {GREEDY: quick}
-    rate = 0.03 if n == 5 else 0.008  # at 8 and 10 a learning rate of 0.03 gained nothing
-    grid = {"refine": "global", "learn_grid": True, "training": fs.TrainingOptions(iterations, 8, rate)}
-    return {GREEDY: quick, TERMS: quick | {"terms": 3}, GRID: quick | {"terms": 3} | grid}
+    return {GREEDY: quick} | ({TERMS: quick | {"terms": 3}} if base == MAIN else {})
 
 
 def untrained(bench: Bench, scout: Bench, n: int) -> None:
@@ -120,7 +119,7 @@ def shown(bench: Bench, n: int) -> dict[str, Any]:
     return {
         f"{bench.row(family, BEST, n)['which']}, {n} evaluations": bench.made[family, BEST, n],
         f"one number per step, {n}": bench.made[MAIN, GREEDY, n],
-        f"grid and weights, {n}": bench.made[MAIN, GRID, n],
+        f"{TABLE}, {n}": bench.made[ANY, TABLE, n],
     }
 
 
@@ -174,16 +173,16 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     solvers = dict.fromkeys(key[:2] for key in found)
     rows: list[list[Any]] = []
     for base, kind in sorted(solvers, key=lambda s: list(words).index(s[1]) if s[1] in words else 2):
-        which = [found[base, kind, n].get("which") for n in counts]
+        which = [found.get((base, kind, n), {}).get("which") for n in counts]
         cells = [cell(found, base, kind, n) + (f" ({w})" if w else "") for n, w in zip(counts, which)]
         rows.append([f"{base}, {words.get(kind, f'trailing: {kind}')}", *cells])
     for kind, name in ((EVEN, "best untrained on even grids"), (BEST, BEST)):
         rows.append([f"*{name} / best learned*", *(f"{data['gains'][kind][str(n)]:.2f}" for n in counts)])
-    spent = [" / ".join(f"{found[MAIN, kind, n]['seconds']:.0f}" for n in counts) for kind in (GREEDY, GRID)]
+    spent = " / ".join(f"{found[MAIN, GREEDY, n]['seconds']:.0f}" for n in counts)
     used = data["cost"]
     note = (
-        f"One number per step took {spent[0]} CPU seconds to fit, grid and weights {spent[1]}. A three-step "
-        f"fit with {used['start_states']} initial states takes {used['fit_bytes'] / 1e6:.1f} MB of tensors, "
+        f"One number per step took {spent} CPU seconds to fit. A three-step fit with "
+        f"{used['start_states']} initial states takes {used['fit_bytes'] / 1e6:.1f} MB of tensors, "
         f"sampling them in the same batches {used['sampling_bytes'] / 1e6:.1f} MB, most of it activations."
     )
     distances = [[name, f"{value:.3f}"] for name, value in data["frechet"].items() if name != "samples"]

@@ -14,23 +14,24 @@ from torch import Tensor
 
 import fewstep as fs
 from base import F64, Experiment, Job, Record, Row, canvas, images_figure, packed, progress, table, write
-from dode_bench import BEST, GREEDY, GRID, UNTRAINED, Bench, bases_table, draw_errors, gains, peak_bytes, ways
+from dode_bench import BEST, GREEDY, TABLE, UNTRAINED, Bench, bases_table, draw_errors, gains, peak_bytes
 from fewstep.learned.training import held_out
 from fewstep_analysis.distillation import Task, task
 
 PROBLEMS = ("gaussian", "smooth", "digits")
 BASES = ("DDIM", "DPMSolverPP(2)")
 SHOWN = 5  # evaluations of the pictures
+MOST = 10  # of a fitted table
 
 
 @dataclass(frozen=True)
 class Size:
-    """Initial states to fit to and to judge on; iterations of grid and weights, and of kappa alone."""
+    """Initial states to fit to and to judge on; those of fitted tables, and their iterations."""
 
     fit: int
     test: int
-    grid_iterations: int
-    kappa_iterations: int
+    table: int
+    iterations: int
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(dict.fromkeys(PROBLEMS, Size(64, 64, 5, 5)), (3, 5), 50, 64),
+    "smoke": Budget(dict.fromkeys(PROBLEMS, Size(64, 64, 32, 2)), (3, 5), 50, 64),
     "paper": Budget(
-        {"gaussian": Size(1024, 1024, 1000, 400), "smooth": Size(1024, 1024, 2000, 400),
-         "digits": Size(1024, 512, 500, 150)},
+        {"gaussian": Size(1024, 1024, 256, 100), "smooth": Size(1024, 1024, 512, 100),
+         "digits": Size(1024, 512, 256, 100)},
         (3, 5, 8, 10, 20), 400, 16384,
     ),
 }  # fmt: skip
@@ -78,11 +79,12 @@ def measure_problem(name: str, budget: Budget, seed: int) -> Record:
     for n in progress(budget.counts, "evaluations"):
         bench.peers(n)
         for base in BASES:
-            kinds = ways(base, BASES[1:], size.grid_iterations, size.kappa_iterations, 3, batch_size=128)
-            ends = bench.learned(base, n, kinds)
+            ends = bench.learned(base, n)
+        if n <= MOST:
+            ends[TABLE] = bench.table(n, size.table, iterations=size.iterations)
         if n == SHOWN and len(model.event) > 1:
             shown = {f"{base}, {n} evaluations": UNTRAINED, f"one number per step, {n}": GREEDY,
-                     f"grid and weights, {n}": GRID}  # fmt: skip
+                     f"{TABLE}, {n}": TABLE}  # fmt: skip
             images = {label: ends[kind][:14] for label, kind in shown.items()}
             data["pictures"] = packed(images | {"the exact ODE": bench.exact[:14]})
     data |= {"rows": bench.rows, "gains": gains(bench.rows, budget.counts)}

@@ -124,7 +124,7 @@ def fit_table(
         options: further arguments of `fewstep.fit_table`.
     """
     model, given = _given(problem, samples, seed, device)
-    table, report = fs.fit_table(model.problem, nfe=nfe, **given, **options)
+    table, report = fs.fit_table(model.problem, nfe=nfe, seed=seed, **given, **options)
     table.save(out)
     return table, report
 
@@ -135,7 +135,7 @@ def _given(problem: str, samples: int, seed: int, device: str) -> tuple[Task, di
     model = task(problem, device)
     noise, labels = model.noise(samples, seed), model.labels(samples, seed)
     return model, {
-        "noise": noise.to(device), "labels": None if labels is None else labels.to(device), "seed": seed,
+        "noise": noise.to(device), "labels": None if labels is None else labels.to(device),
         "progress": True, "notes": {"problem": problem, "seed": seed},
     }  # fmt: skip
 
@@ -155,8 +155,7 @@ def report_document(student: fs.Plan, report: DODEReport) -> dict[str, Any]:
     """A report as a JSON document."""
     assert student.fit is not None
     assert student.fit.kappa is not None
-    kappa = [[None if k != k else k for k in row] for row in student.fit.kappa.tolist()]
-    return {**vars(report), "notes": student.fit.notes, "kappa": kappa}
+    return {**vars(report), "notes": student.fit.notes, "kappa": student.fit.kappa.tolist()}
 
 
 def table_lines(report: TableReport) -> list[str]:

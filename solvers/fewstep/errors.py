@@ -66,3 +66,19 @@ def named(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **options)
 
     return checked
+
+
+def moved(cure: str, *names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Wrap a function so that options which it had in earlier versions raise an error that names their place."""
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def checked(*args: P.args, **options: P.kwargs) -> R:
+            for name in names:
+                if name in options:
+                    raise InputError(f"{name}: got {describe(options[name])}, expected no such option. {cure}")
+            return function(*args, **options)
+
+        return checked
+
+    return wrap

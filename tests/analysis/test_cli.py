@@ -181,11 +181,6 @@ RESULTS = {
         "teacher: EulerMaruyama",
         ["k.safetensors"],
     ),
-    "refined dode": (
-        "distill dode --problem gaussian --steps 2 --samples 16 --learn-grid --iterations 2 --base dpm_solver_pp:2",
-        "held-out RMSE",
-        ["dode.safetensors"],
-    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The D-ODE experiments: their runs, the cost of a fit, and the gain on digits."""
+"""The D-ODE experiments: their runs and the cost of a fit."""
 
 import time
 
@@ -24,7 +24,7 @@ def test_ring(run):
     found = by_kind(record)
     for base in ("DDIM", "DPMSolverPP(2)"):
         assert found[base, dode_bench.TERMS, 5] < found[base, dode_bench.UNTRAINED, 5]
-    assert ("DDIM", dode_bench.GRID, 5) not in found  # its grid is not trained
+    assert found[dode_bench.ANY, dode_bench.TABLE, 5] < found["DDIM", dode_bench.TERMS, 5]
     assert "CPU seconds" in dode_ring.EXPERIMENT.tables({"dode-ring": record})["dode-ring"]
 
 
@@ -49,7 +49,7 @@ def test_mnist_with_any_network(run, any_network):
     found = by_kind(record)
     for family in dode_bench.PEERS:  # the wider choice is at least as good
         assert found[family, dode_mnist.BEST, 5] <= found[family, dode_mnist.EVEN, 5]
-    assert ("IPNDM(2)", dode_bench.GRID, 5) in found
+    assert (dode_bench.ANY, dode_bench.TABLE, 5) in found
     assert record.data["frechet"]["samples"] == 10
     assert {r["kind"] for r in record.data["guided"]} == {dode_bench.UNTRAINED, dode_bench.TERMS}
 
@@ -86,16 +86,6 @@ def test_peak_memory_counts_tensors_that_exist_together():
             y.mul_(2)
             y.view(10, 100)
     assert 8000 <= memory.peak <= 5 * 4000
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [5, 8, 10])
-def test_best_learned_table_halves_error_of_best_untrained_on_digits(n):
-    bench = dode_bench.Bench.of(task("digits"), 256, 256, 0, steps=200)
-    bench.peers(n)
-    training = fs.TrainingOptions(iterations=300, learning_rate=0.03, batch_size=64)
-    table, _ = bench.fit("DPMSolverPP(2)", n, refine="global", learn_grid=True, terms=3, training=training)
-    assert bench.rmse(bench.sample(table)) < min(r["rmse"] for r in bench.rows) / 2
 
 
 def test_labels_come_in_equal_shares():

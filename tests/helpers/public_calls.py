@@ -174,7 +174,7 @@ ROWS = [
     (fs.TeacherOptions, {}, dict(substeps=COUNT, trajectories=COUNT)),
     (fs.distill_dode, DODE,
      GRID | dict(problem=OBJECT, base=OBJECT, teacher=OBJECT, noise=STATE, labels=LABELS, final=WORD,
-                 terms=COUNT, teacher_substeps=COUNT, batch=COUNT, refine=WORD, training=OBJECT, seed=SEED,
+                 terms=COUNT, teacher_substeps=COUNT, batch=COUNT,
                  notes=MAPPING)),
     (fs.fit_table, TABLE_FIT,
      dict(problem=OBJECT, nfe=COUNT, noise=STATE, labels=LABELS, free=WORD, start=OBJECT, starts=COUNT, teacher=OBJECT,

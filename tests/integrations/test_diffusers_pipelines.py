@@ -52,15 +52,14 @@ def students(problem, event=(1, 8, 8)):
     few = dict(noise=noise, steps=3, teacher_substeps=2, guard=False)
     dode, _ = fs.distill_dode(problem, fs.DDIM(), **few)
     training = fs.TrainingOptions(iterations=2)
-    refined = dict(refine="global", learn_grid=True, training=training)
-    grid, _ = fs.distill_dode(problem, fs.DPMSolverPP(2), **few, **refined)
+    table, _ = fs.fit_table(problem, nfe=3, noise=noise, teacher_steps=6, starts=1, iterations=1, guard=False)
     sig, _ = fs.distill_sigdeg(
         problem, steps=3, teacher_steps=6, event_shape=event, training=training,
         teacher_options=fs.TeacherOptions(trajectories=16),
     )  # fmt: skip
     return {
         "dode": dode,
-        "grid": grid,
+        "table": table,
         "sigdeg": sig,
         "plan": fs.UniPC(2).plan(fs.sigma_grid(problem.schedule, 3)),
     }

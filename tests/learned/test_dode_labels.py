@@ -65,12 +65,9 @@ def test_each_batch_of_the_fit_has_its_own_labels(labelled):
     assert learned.norm() < 0.7 * base.norm()
 
 
-def test_labelled_fits_are_batched_and_refined(labelled):
+def test_labelled_fits_are_batched(labelled):
     full, _ = fitted(terms=2, batch=256)
     torch.testing.assert_close(labelled[0].fit.kappa, full.fit.kappa, rtol=1e-8, atol=1e-11)
-    training = fs.TrainingOptions(iterations=60, batch_size=64)
-    _, better = fitted(terms=2, refine="global", training=training)
-    assert better.student_rmse < labelled[1].student_rmse
 
 
 @pytest.mark.parametrize("file", ["t.safetensors", "t.json"])

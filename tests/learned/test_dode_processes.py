@@ -1,4 +1,4 @@
-"""D-ODE over several processes: one, two and three give the same table, refined and labelled ones too."""
+"""D-ODE over several processes: one, two and three give the same table, with labels."""
 
 import pytest
 import torch
@@ -19,18 +19,7 @@ def family(labels):
     return fs.DiffusionModel(denoiser, EDM)
 
 
-def refined(batch_size, rate=0.01):
-    training = fs.TrainingOptions(iterations=12, batch_size=batch_size, learning_rate=rate)
-    return dict(refine="global", training=training)
-
-
-FITS = {
-    "greedy": {},
-    "three terms, guarded": dict(terms=3, guard=True),
-    "global": refined(20) | dict(terms=2),
-    # one of three processes has no sample of a minibatch
-    "a minibatch of two": refined(2, 0.03) | dict(learn_grid=True),
-}
+FITS = {"greedy": {}, "three terms, guarded": dict(terms=3, guard=True)}
 
 
 def fits():
@@ -65,7 +54,6 @@ def test_processes_return_the_same_table(world, alone, tmp_path):
     torch.multiprocessing.start_processes(worker, (world, *files), nprocs=world, start_method="fork")
     shared = [torch.load(tmp_path / f"fits.{rank}", weights_only=True) for rank in range(world)]
     for name, (columns, rmse, evaluations) in alone.items():
-        assert "refine" not in FITS[name] or rmse < 0.99 * alone["greedy"][1]  # the refinement did something
         for one in shared:
             torch.testing.assert_close(one[name][0], columns, rtol=1e-7, atol=1e-9, equal_nan=True)
             assert abs(one[name][1] - rmse) < 1e-8 * rmse

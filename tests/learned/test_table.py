@@ -203,6 +203,14 @@ def test_a_stochastic_table_follows_the_path_the_nearer_the_more_it_reads(tmp_pa
     untrained = (path_ends(fs.EulerMaruyama(), BUMPS, 1024, sigmas=table.sigmas) - fine).square().mean().sqrt()
     assert distances[0] < untrained
     assert distances[2] < 0.8 * distances[1] < 0.64 * distances[0]
+    laws = report.laws
+    assert list(laws) == ["fitted", "untrained", "deterministic", "teacher"]
+    assert laws["teacher"].variance_ratio == 1
+    # of 512 samples each, one of them has 2 % more in one of two modes
+    assert laws["fitted"].distance < 0.5 * laws["untrained"].distance
+    assert laws["deterministic"].distance < laws["untrained"].distance
+    assert all(abs(laws[name].variance_ratio - 1) < 0.1 for name in ("fitted", "deterministic"))
+    assert "deterministic" in str(report)
     table.save(tmp_path / "table.json")
     assert torch.equal(path_ends(fs.load(tmp_path / "table.json"), BUMPS, 16), path_ends(table, BUMPS, 16))
 
@@ -212,6 +220,9 @@ def test_levels_and_starts_of_a_stochastic_table_are_checked():
     grid = fs.sigma_grid(EDM, 3, "karras", final="sigma_min")
     table, _ = fs.fit_table(BUMPS, **options, sigmas=grid, ahead=False, start=fs.EulerMaruyama())
     assert torch.equal(table.sigmas, grid)
+    _, late = fs.fit_table(BUMPS, **options, sigmas=grid / 2)
+    assert "deterministic" not in late.laws
+    assert "sigmas do not begin" in " ".join(late.remarks)
     with pytest.raises(fs.InputError, match="4, those between 3"):
         fs.fit_table(BUMPS, **options, sigmas=grid[1:])
     with pytest.raises(fs.InputError, match="start"):

@@ -85,11 +85,6 @@ def dode(
     base: Base = "ddim",
     steps: Annotated[int, typer.Option(metavar="N", help="Number of steps.")] = 10,
     terms: Annotated[int, typer.Option(metavar="N", help="Fitted numbers per step; the paper has 1.")] = 1,
-    refine: Annotated[bool, typer.Option("--refine", help="Continue by gradient descent on the final state.")] = False,
-    learn_grid: Annotated[
-        bool, typer.Option("--learn-grid", help="Also train levels and all weights; implies --refine.")
-    ] = False,
-    iterations: Annotated[int, typer.Option(metavar="N", help="Iterations of the descent.")] = 600,
     samples: Annotated[int, States] = 1024,
     teacher_substeps: Annotated[int, typer.Option(metavar="N", help="Steps of the teacher per interval.")] = 10,
     out: Annotated[
@@ -107,17 +102,11 @@ def dode(
                  --steps 8 --terms 3
     """
     with common.working([common.output_file(out)]) as wrote:
-        from fewstep import TrainingOptions
-
         from .. import distillation
 
-        options: dict[str, Any] = {}
-        if refine or learn_grid:
-            training = TrainingOptions(iterations=iterations, learning_rate=0.03 if learn_grid else None)
-            options = {"refine": "global", "training": training, "learn_grid": learn_grid}
         student, report = distillation.distill_dode(
             problem, base, out, steps=steps, samples=samples, seed=seed, device=device, terms=terms,
-            teacher_substeps=teacher_substeps, **options,
+            teacher_substeps=teacher_substeps,
         )  # fmt: skip
     document = distillation.report_document(student, report) | {"wrote": wrote()}
     lines = [str(student), *distillation.report_lines(report), f"wrote {out}"]

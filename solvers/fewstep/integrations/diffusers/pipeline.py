@@ -121,7 +121,7 @@ def distill_dode(
         seed: of the start states.
         shape: of one state, by default that of the network's configuration.
         condition, negative, guidance_scale: see `denoising`; one entry for all samples.
-        options: those of `fewstep.distill_dode`, such as steps, terms or refine.
+        options: those of `fewstep.distill_dode`, such as steps or terms.
     """
     problem = denoising(pipe, condition, negative, guidance_scale)
     model = getattr(pipe, "unet", None) or pipe.transformer

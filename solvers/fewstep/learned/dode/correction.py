@@ -25,7 +25,7 @@ def outcome_weights(plan: Plan) -> Tensor:
 
 
 def corrected(plan: Plan, kappa: Tensor) -> Plan:
-    """The plan with kappa (rows, terms) written into its weights, which keep the graph of kappa.
+    """The plan with kappa (rows, terms) written into its weights.
 
     Terms that look back beyond the first evaluation are ignored.
     """

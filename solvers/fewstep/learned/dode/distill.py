@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _validation
-from ...errors import InputError, named, one_of
+from ...errors import InputError, moved, named
 from ...fingerprint import Fingerprint, Fit
 from ...grid import MOST, Spacing
 from ...plan import Plan
@@ -19,9 +19,7 @@ from ...samplers.dpm import DPMSolverPP
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
 from ..start_states import Work
-from ..training import TrainingOptions
 from .greedy import greedy
-from .refine import refine_plan
 from .teacher import Teacher
 
 
@@ -47,13 +45,16 @@ class DODEReport:
     seconds: float
 
 
+@moved(
+    "To fit levels and weights on the final state, use fewstep.fit_table(...).",
+    "refine", "learn_grid", "training", "seed",
+)  # fmt: skip
 @named
 def distill_dode(
     problem: DiffusionModel | Labelled, base: DiffusionSolver, *, noise: Tensor, labels: Tensor | None = None,
     steps: int | None = None, sigmas: Tensor | None = None, spacing: Spacing = "logsnr", final: str = "x0",
     terms: int = 1, teacher: DiffusionSolver | None = None, teacher_substeps: int = 10, guard: bool = True,
-    batch: int | None = None, refine: str | None = None, learn_grid: bool = False,
-    training: TrainingOptions | None = None, seed: int = 0, progress: bool = False, notes: dict[str, Any] | None = None,
+    batch: int | None = None, progress: bool = False, notes: dict[str, Any] | None = None,
 ) -> tuple[Plan, DODEReport]:  # fmt: skip
     r"""Fit a few numbers per row of a deterministic solver's plan, by least squares and without training.
 
@@ -73,12 +74,6 @@ def distill_dode(
             closer to the teacher there than the base.
         batch: samples per network call; results do not depend on it. By default a quarter of the start states and at
             most 256. Under torch.distributed each process takes its share; all return the same table.
-        refine: `"global"` continues from the greedy table by gradient descent on the error of the final state,
-            through all rows. Its memory is the graph of all evaluations of a minibatch.
-        learn_grid: with refine, train the levels, the levels passed to the network, and all history weights together.
-            Thousands of iterations and a learning rate of 0.03 pay off here.
-        training: of refine; by default 600 iterations, batch_size 512, learning_rate 0.01.
-        seed: of the minibatches of refine.
         progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
         notes: JSON values to keep in the table's notes, for instance `{"guidance": 3.0}`.
 
@@ -90,38 +85,25 @@ def distill_dode(
             several evaluations per step, an unknown word, or notes that JSON cannot hold.
     """
     began = time.perf_counter()
-    _validation.check_flag("learn_grid", learn_grid)
     _validation.check_flag("guard", guard)
-    if refine is not None:
-        _validation.check_choice("refine", refine, ("global",))
-    if training is not None:
-        _validation.check_instance("training", training, TrainingOptions, "fewstep.TrainingOptions(...)")
-    if refine is None and (learn_grid or training is not None):
-        given = [name for name, value in (("learn_grid", learn_grid), ("training", training)) if value]
-        raise one_of("refine" + (f" (with {', '.join(given)})" if given else ""), refine, ("global",))
-    _validation.check_seed(seed)
-    training = TrainingOptions().updated("training", TrainingOptions() if training is None else training)
     _validation.check_int("terms", terms, 1, MOST)
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final}
     work, plan, fine = prepare(problem, labels, noise, base, grid, teacher, teacher_substeps, batch)
     words: dict[str, Any] = {
-        "solver": plan.name, **facts(plan, noise), "terms": terms, "fit": "",
+        "solver": plan.name, **facts(plan, noise), "terms": terms, "fit": "greedy",
         "teacher": f"{fine.plan.name}, {teacher_substeps} steps per interval",
         "versions": {p: metadata.version(p) for p in ("fewstep", "torch")},
     }  # fmt: skip
-    if options := {k: v for k, v in vars(training).items() if v is not None}:
-        words["training"] = options
     words = _validation.check_json("notes", {} if notes is None else notes, words)
     found = greedy(work, plan, fine, terms, guard, progress)
-    if refine:
-        found = refine_plan(work, plan, found, fine, learn_grid, training, seed=seed, progress=progress)
     fallback = why(found.student_rmse, found.base_rmse) if guard else ""
     if fallback:
         kappa, kept = torch.zeros_like(found.kappa), [False] * plan.nfe
-        found = replace(found, plan=plan, kappa=kappa, kept=kept, student_rmse=found.base_rmse, how="none")
+        found = replace(found, plan=plan, kappa=kappa, kept=kept, student_rmse=found.base_rmse)
+        words["fit"] = "none"
     rmses = found.base_rmse, found.student_rmse
     fingerprint = Fingerprint.of_model(work.model, work.x)
-    table = fitted(found.plan, plan.name, found.kappa, fingerprint, words, found.how, *rmses, fallback)
+    table = fitted(found.plan, plan.name, found.kappa, fingerprint, words, *rmses, fallback)
     seconds = time.perf_counter() - began
     return table, DODEReport(found.r2, found.kept, *rmses, fallback, work.evaluations(), seconds)
 
@@ -158,9 +140,9 @@ def why(student: float, base: float) -> str:
 
 
 def fitted(
-    plan: Plan, base: str, kappa: Tensor, fingerprint: Fingerprint, notes: dict[str, Any], how: str,
-    base_rmse: float, student_rmse: float, fallback: str,
+    plan: Plan, base: str, kappa: Tensor, fingerprint: Fingerprint, notes: dict[str, Any], base_rmse: float,
+    student_rmse: float, fallback: str,
 ) -> Plan:  # fmt: skip
     """The plan with what it was fitted to."""
-    notes = notes | {"fit": how, "rmse": student_rmse, "rmse of the base": base_rmse, "fallback": fallback}
+    notes = notes | {"rmse": student_rmse, "rmse of the base": base_rmse, "fallback": fallback}
     return replace(plan, name=f"DODE({base})", fit=Fit(fingerprint, notes, kappa))

@@ -35,7 +35,6 @@ class Candidate:
     kept: list[bool]
     base_rmse: float
     student_rmse: float
-    how: str = "greedy"
 
 
 @dataclass

@@ -57,7 +57,7 @@ def regrid(
     Stages within a step are interpolated one by one, and so is the row that ends at 0.
 
     Args:
-        table: a result of `distill_dode`, not refined with `learn_grid`.
+        table: a result of `distill_dode`.
         problem, labels: the model that the table was fitted to; another one is refused.
         base: the solver that it was fitted from.
         noise: (n, *event) start states, n >= 16, other than those of the fit.
@@ -89,8 +89,8 @@ def regrid(
     fallback = why(student_rmse, base_rmse)
     if fallback:
         made, kappa = plan, torch.zeros_like(kappa)
-    notes, how = fit.notes | facts(plan, noise), f"interpolated from {table.nfe} evaluations"
-    made = fitted(made, plan.name, kappa, fit.fingerprint, notes, how, base_rmse, student_rmse, fallback)
+    notes = fit.notes | facts(plan, noise) | {"fit": f"interpolated from {table.nfe} evaluations"}
+    made = fitted(made, plan.name, kappa, fit.fingerprint, notes, base_rmse, student_rmse, fallback)
     spent = work.evaluations() + (again.evaluations if again else 0)
     rmses = base_rmse, student_rmse, again.student_rmse if again else None
     return made, GridReport(*rmses, fallback, spent, time.perf_counter() - began)
@@ -102,7 +102,7 @@ def _checked(table: Plan, model: Model, base: DiffusionSolver) -> tuple[Fit, Pla
     if fit is None or fit.kappa is None or bool(fit.kappa.isnan().any()):
         raise InputError(
             f"table: got {_validation.describe(table)}, which has no kappa to interpolate; expected a result of "
-            "fewstep.distill_dode without learn_grid. Fit one on the new grid instead."
+            "fewstep.distill_dode. Fit one on the new grid instead."
         )
     plan, _ = resolve(base, model.schedule, sigmas=table.sigmas, repeat=True)
     if f"DODE({plan.name})" != table.name or plan.nfe != table.nfe:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import _validation
@@ -20,14 +21,16 @@ from ...plan import Plan
 from ...problem import DiffusionModel
 from ...solver import DiffusionSolver
 from ..labelled_model import Labelled, Model
+from .coefficients import Coefficients
 from .deterministic import deterministic
 from .objective import LOSSES, Loss, Objective
-from .report import Errors, TableReport
+from .report import Errors, Law, TableReport
 from .search import FREE, Candidate, Search, searched
 from .setting import Setting
 from .starts import Start
 from .stochastic import stochastic
 
+DETERMINISTIC = 256  # start states of the deterministic table that a stochastic one is compared with
 TOLERATED = 1.02  # of the base's median and 90 % quantile: both have sampling error
 
 
@@ -85,7 +88,7 @@ def fit_table(
         loss: of a sample: "squared", "robust" (a logarithm for samples far off), or a function `(student ends, teacher
             ends) -> (batch,)` with a gradient.
         decode: applied to the ends before the loss, for instance the decoder of latents.
-        iterations: the most for each of the last three candidates.
+        iterations: the most of the last candidate, after short fits of all and longer ones of the best three.
         directions: the most output directions per state and iteration through which the Gauss-Newton matrix is seen,
             by default 1 to 4, by the number of start states; the gradient is exact.
         guard: return the best untrained sampler unless the fit is closer to the teacher on the held-out states, in
@@ -139,7 +142,8 @@ def fit_table(
     chosen = list({s.plan.name: s for s in reversed(ranked)}.values())[::-1][:starts]
     bar = progress_bar(chosen, "start", show=progress)
     found = searched(search, list(bar), schedule, names, iterations, lambda name: bar.set_postfix_str(name))
-    return _finished(setting, search, base, held, found, guard, words, began)
+    made, report = _finished(setting, search, base, held, found, guard, words, began)
+    return made, report if levy is None else _with_laws(setting, made, base, report, min(iterations, 20), seed, began)
 
 
 def _names(free: Any, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -192,7 +196,7 @@ def _finished(
     candidates = {c.name: c.run.score for c in found}
     report = TableReport(
         base.name, held, errors, setting.teacher, teacher_rmse, candidates, "" if fallback else best.name,
-        0 if fallback else best.run.iterations, fallback, tuple(remarks),
+        0 if fallback else best.run.iterations, fallback, {}, tuple(remarks),
         pairs.evaluations() + setting.teacher_evaluations, time.perf_counter() - began,
     )  # fmt: skip
     facts = {
@@ -204,3 +208,29 @@ def _finished(
     fingerprint = Fingerprint.of_model(pairs.model, pairs.x)
     name = f"Table({base.plan.name if fallback else best.name})"
     return replace(plan, name=name, fit=Fit(fingerprint, facts | words)), report
+
+
+def _with_laws(
+    setting: Setting, made: Plan, base: Start, report: TableReport, iterations: int, seed: int, began: float
+) -> TableReport:
+    """The report of a stochastic table with the laws of its samples and of those of a deterministic table."""
+    pairs, schedule = setting.pairs, setting.pairs.model.schedule
+    plans, remarks = {"fitted": made, "untrained": base.plan}, list(report.remarks)
+    if math.isclose(made.ends[0], schedule.sigma_max, rel_tol=1e-3):
+        alpha = schedule.alpha(torch.tensor([schedule.sigma_max], dtype=torch.float64)).item()
+        few = slice(0, DETERMINISTIC)
+        labels = None if pairs.model.labels is None else pairs.model.labels[few]
+        plans["deterministic"], its_report = fit_table(
+            pairs.model.problem, nfe=made.nfe, noise=alpha * pairs.x[few], labels=labels, starts=1, seed=seed,
+            iterations=iterations, batch=pairs.batch,
+        )  # fmt: skip
+        remarks += [f"deterministic table: fallback {its_report.fallback}"] if its_report.fallback else []
+    else:
+        remarks.append("no deterministic table to compare with: sigmas do not begin at the schedule's largest level")
+    letters = len(pairs.normals) // made.nfe
+    laws = {n: Law.of(pairs.finals(Coefficients.of(p, letters)), pairs.ends) for n, p in plans.items()}
+    laws["teacher"] = Law.of(pairs.ends, pairs.ends)
+    spent = pairs.evaluations() + setting.teacher_evaluations
+    return replace(
+        report, laws=laws, remarks=tuple(remarks), evaluations=spent, seconds=time.perf_counter() - began
+    )  # fmt: skip

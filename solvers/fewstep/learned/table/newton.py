@@ -12,7 +12,7 @@ from torch import Tensor
 from .families import Family
 
 RIDGE = 1e-12  # of the largest diagonal entry: directions that no residual sees
-SMALL_GAIN = 1e-3  # of the mean loss, over PATIENCE iterations
+SMALL_GAIN = 1e-2  # of the mean loss, over PATIENCE iterations
 PATIENCE = 5
 
 

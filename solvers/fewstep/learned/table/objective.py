@@ -54,6 +54,13 @@ class Pairs:
         """Network evaluations so far per pair."""
         return -(-round(float(sum_over_processes(torch.tensor(float(self.spent[0]))))) // len(self.x))
 
+    def finals(self, c: Coefficients) -> Tensor:
+        """(n, *event) the final states of a table from all pairs."""
+        out = torch.zeros_like(self.ends)
+        for at in self.parts(torch.arange(len(self.x))):
+            out[at.to(out.device)] = self.run(c, at)[1].end
+        return sum_over_processes(out)
+
     def denoiser(self, index: Tensor) -> Denoiser:
         """The model of these samples, counting evaluations."""
         inner = self.model.at(index).denoiser

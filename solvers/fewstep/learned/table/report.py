@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...distances import sliced_w2
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -41,6 +43,25 @@ class Errors:
         return f"rmse {self.rmse:.3g} ± {self.rmse_se:.1g}, median {self.median:.3g}, 90 % {self.q90:.3g}"
 
 
+@dataclass(frozen=True)
+class Law:
+    """The law of samples against the teacher's, whatever their paths.
+
+    Attributes:
+        variance_ratio: of the samples to the teacher's, over all elements.
+        distance: sliced W2 of the samples of one half of the paths and the teacher's of the other half.
+    """
+
+    variance_ratio: float
+    distance: float
+
+    @classmethod
+    def of(cls, ends: Tensor, teacher: Tensor) -> Law:
+        """From paired ends (n, *event)."""
+        ratio = ends.double().var(0).sum() / teacher.double().var(0).sum()
+        return cls(float(ratio), sliced_w2(ends[::2], teacher[1::2], projections=128))
+
+
 def _summary(squares: Tensor) -> Tensor:
     """(m, 3) of squares (m, n)."""
     distance = squares.sqrt()
@@ -61,6 +82,8 @@ class TableReport:
         start: the start of the result, "" where the result is the base.
         iterations: Newton iterations of the result.
         fallback: why the result is the base, else "".
+        laws: of a stochastic table, of the untrained sampler, of a deterministic table of as many evaluations, and of
+            the teacher itself, whose distance is that of two samples of one law; empty for deterministic tables.
         remarks: what else a user should know.
         evaluations: network evaluations per start state, without backward passes.
         seconds: wall time.
@@ -75,6 +98,7 @@ class TableReport:
     start: str = ""
     iterations: int = 0
     fallback: str = ""
+    laws: dict[str, Law] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     evaluations: int = 0
     seconds: float = 0.0
@@ -83,4 +107,6 @@ class TableReport:
         lines = [f"{self.base} (untrained): {self.base_errors}", f"fitted: {self.student_errors}"]
         lines += [f"from {self.start}, {self.iterations} iterations"] if self.start else []
         lines += [f"fallback: {self.fallback}"] if self.fallback else []
+        laws = [f"{name} {law.distance:.3g} ({law.variance_ratio:.3g})" for name, law in self.laws.items()]
+        lines += [f"distance of laws (variance ratio): {', '.join(laws)}"] if laws else []
         return "\n".join([*lines, *self.remarks])

@@ -19,7 +19,7 @@ from .starts import Start, with_levels
 
 FREE = ("weights", "scale", "given")
 SCOUT = 8  # iterations of a short fit
-FINALISTS = 3
+FINALISTS, SEMIFINAL = 3, 12  # short fits that go on, and for how many iterations until one of them is left
 
 
 @dataclass(frozen=True)
@@ -121,5 +121,6 @@ def searched(
     found.sort(key=lambda c: c.run.score if math.isfinite(c.run.score) else math.inf)
     final = min(FINALISTS, len(starts))
     again = [last.begun(c.name, c.family, c.run.numbers, c.run.iterations) for c in found[:final]]
-    best = [last.continued(c, iterations) for c in again]
-    return sorted(best, key=lambda c: c.run.score) + found[final:]
+    again = sorted((last.continued(c, min(SEMIFINAL, iterations)) for c in again), key=lambda c: c.run.score)
+    best = last.continued(again[0], max(0, iterations - SEMIFINAL))
+    return [best, *again[1:], *found[final:]]
