@@ -234,8 +234,8 @@ def _experiment(
     else:
         sde, name, exact = problem, "user's SDE", None
     levels = check_levels(levels, least=3)
-    _validation.check_int("paths", paths, 2)
-    _validation.check_int("block", 1 if block is None else block)
+    paths = _validation.check_int("paths", paths, 2)
+    block = _validation.check_int_or_none("block", block)
     if not isinstance(reference, StochasticSolver):
         _validation.check_choice("reference", reference, REFERENCES)
     seed, device = _validation.check_seed(seed), str(_validation.check_device(device))

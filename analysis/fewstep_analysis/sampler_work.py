@@ -85,8 +85,8 @@ def work_precision(
         _validation.check_choice("spacings", spacing, spacing_names())
     for n in _validation.check_sequence("nfe", nfe, "integers of at least 2"):
         _validation.check_int("nfe", n, 2, MOST)
-    _validation.check_int("samples", samples, 2)
-    _validation.check_seed(seed)
+    samples = _validation.check_int("samples", samples, 2)
+    seed = _validation.check_seed(seed)
     plans: dict[tuple[str, str], dict[int, fs.Plan]] = {}
     for name, solver in chosen:
         for spacing in spacings:

@@ -131,7 +131,7 @@ def mnist(label: int | Tensor | None = None, guidance: float = 1.0, net: UNet2DM
 
 def _check_labels(label: int | Tensor | None, guidance: float) -> Tensor:
     """The labels, () or (batch,)."""
-    _validation.check_float("guidance", guidance, expected="a finite number; 1 is no guidance")
+    guidance = _validation.check_float("guidance", guidance, expected="a finite number; 1 is no guidance")
     if label is None:
         if guidance not in (0, 1):
             raise InputError(f"guidance: got {guidance} without a label, expected 0 or 1; pass label= to use guidance.")

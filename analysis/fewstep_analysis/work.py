@@ -121,8 +121,8 @@ def sde_work_precision(
     solvers = _validation.check_sequence("solvers", solvers, "solvers such as [EulerMaruyama()]")
     levels, seed = check_levels(levels, least=2), _validation.check_seed(seed)
     device = str(_validation.check_device(device))
-    _validation.check_int("paths", paths)
-    _validation.check_int("repeats", repeats, 1, 1000)
+    paths = _validation.check_int("paths", paths)
+    repeats = _validation.check_int("repeats", repeats, 1, 1000)
     for solver in solvers:
         _validation.check_instance("solvers", solver, StochasticSolver, "objects such as EulerMaruyama()")
         check_solves(problem.sde, solver)

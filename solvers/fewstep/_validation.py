@@ -44,6 +44,11 @@ def check_int(argument: str, value: Any, least: float = 1, most: float = COUNT) 
     return number
 
 
+def check_int_or_none(argument: str, value: Any, least: float = 1, most: float = COUNT) -> int | None:
+    """Check an integer in [least, most], or None."""
+    return None if value is None else check_int(argument, value, least, most)
+
+
 def check_float(
     argument: str, value: Any, low: float = -math.inf, high: float = math.inf, expected: str = "a finite number"
 ) -> float:
@@ -147,6 +152,29 @@ def as_numbers(argument: str, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{argument}: got {describe(value)}, expected a 1-D tensor of numbers.") from error
+
+
+def check_reals(argument: str, value: Any) -> Tensor:
+    """A tensor of real numbers as it is; anything else as a float64 tensor."""
+    if not isinstance(value, Tensor):
+        return as_numbers(argument, value)
+    plain = value.layout == torch.strided and not (value.is_meta or value.is_complex() or value.dtype == torch.bool)
+    if not plain or (value.is_floating_point() and value.element_size() == 1):
+        raise InputError(f"{argument}: got {describe(value)}, expected a tensor of real numbers, best of float64.")
+    return value
+
+
+def check_input(x: Any, sigma: Any, argument: str = "sigma") -> Tensor:
+    """Check the input of a denoiser, x (batch, *event) and sigma 0-d or (batch,); returns sigma as a tensor."""
+    check_state("x", x, "a floating-point tensor (batch, *event)", finite=False)
+    level = check_reals(argument, sigma)
+    if level.dim() and (level.dim() > 1 or len(level) not in (1, len(x))):
+        raise InputError(
+            f"{argument}: got shape {tuple(level.shape)} for a batch of {len(x)}, expected a number or (batch,)."
+        )
+    if level.device != x.device and (level.dim() or level.device.type != "cpu"):
+        raise InputError(f"{argument}: got a tensor on {level.device}, expected one on x's {x.device}. Move it.")
+    return level
 
 
 def at_once(value: Any) -> bool:

@@ -197,10 +197,10 @@ def compare(
             too many evaluations; a model whose fine solution is not finite.
     """
     began = time.perf_counter()
-    _validation.check_int("nfe", nfe, 1, MOST)
+    nfe = _validation.check_int("nfe", nfe, 1, MOST)
     if not _validation.check_float("tol", tol) > 0:
         raise InputError(f"tol: got {tol!r}, expected a number above 0.")
-    _validation.check_int("batch", 1 if batch is None else batch, 1, MOST)
+    batch = _validation.check_int_or_none("batch", batch, 1, MOST)
     model = Model.of(problem, labels, _validation.check_state("noise", noise))
     schedule = model.schedule
     chosen = _candidates(schedule, nfe, solvers, spacings, plans)

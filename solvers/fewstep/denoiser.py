@@ -65,6 +65,7 @@ class Converted:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x0 from x (batch, *event); sigma: 0-d or (batch,)."""
+        sigma = _validation.check_input(x, sigma)
         shape = (-1,) + (1,) * (x.dim() - 1) if sigma.dim() else ()
         alpha, label, p, q = self._numbers(sigma.double(), "data")
         alpha, p, q = (v.to(x.dtype).reshape(shape) for v in (alpha, p, q))
@@ -236,6 +237,7 @@ class PostprocessedDenoiser:
     postprocess: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        sigma = _validation.check_input(x, sigma)
         return self.postprocess(check_answer("denoiser", self.denoiser(x, sigma), x))
 
     def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
@@ -257,8 +259,8 @@ def dynamic_thresholding(denoiser: Denoiser, quantile: float = 0.995, most: floa
     For data in [-1, 1] in pixel space under strong guidance (arXiv 2205.11487, Section 2.3).
     """
     _validation.check_callable("denoiser", denoiser, "a function (x, sigma) -> x0")
-    _validation.check_float("quantile", quantile, 0, 1, "a number in [0, 1]")
-    _validation.check_float("most", most, 0, expected="a number of at least 0")
+    quantile = _validation.check_float("quantile", quantile, 0, 1, "a number in [0, 1]")
+    most = _validation.check_float("most", most, 0, expected="a number of at least 0")
     return PostprocessedDenoiser(denoiser, partial(threshold, quantile=quantile, most=most))
 
 
@@ -266,7 +268,10 @@ def threshold(x0: Tensor, quantile: float, most: float) -> Tensor:
     """One estimate (batch, *event) of `dynamic_thresholding`."""
     if not x0.numel():
         return x0
-    s = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(1, max(most, 1.0))
+    size = x0.abs().reshape(len(x0), -1).to(torch.promote_types(x0.dtype, torch.float32))
+    # torch.quantile takes 2^24 numbers at most
+    parts = torch.split(size, max(1, 2**24 // size.shape[1]))
+    s = torch.cat([torch.quantile(part, quantile, dim=1) for part in parts]).to(x0.dtype).clamp(1, max(most, 1.0))
     s = s.reshape(-1, *[1] * (x0.dim() - 1))
     return x0.clamp(-s, s) / s
 

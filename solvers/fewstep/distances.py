@@ -44,8 +44,8 @@ def sliced_w2(a: Tensor, b: Tensor, *, projections: int = 1024, seed: int = 0) -
         projections, seed: number and seed of the directions.
     """
     a, b = _flat(a, b)
-    _validation.check_int("projections", projections, 1, 10**6)
-    _validation.check_seed(seed)
+    projections = _validation.check_int("projections", projections, 1, 10**6)
+    seed = _validation.check_seed(seed)
     projections = projections if a.shape[1] > 1 else 1
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
@@ -82,7 +82,7 @@ def mmd(a: Tensor, b: Tensor, *, bandwidth: float | None = None) -> float:
 def median_distance(x: Tensor, count: int = SUBSET) -> float:
     """The median distance between the first `count` samples: a bandwidth for `mmd`."""
     _validation.check_no_graph("x", _validation.check_state("x", x))
-    _validation.check_int("count", count, 2)
+    count = _validation.check_int("count", count, 2)
     return float(torch.pdist(x[:count].reshape(len(x[:count]), -1).double()).median())
 
 

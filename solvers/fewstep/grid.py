@@ -51,10 +51,10 @@ def sigma_grid(
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
     check_schedule(schedule)
-    _validation.check_int("steps", steps, 1, MOST)
+    steps = _validation.check_int("steps", steps, 1, MOST)
     spacing = check_spacing("spacing", spacing)
     _validation.check_choice("final", final, FINALS)
-    _validation.check_int("offset", offset, 0)
+    offset = _validation.check_int("offset", offset, 0)
     if rho is not None and not _validation.check_float("rho", rho) > 0:
         raise InputError(f"rho: got {rho!r}, expected a number above 0.")
     count = steps if final == "x0" else steps + 1

@@ -40,6 +40,7 @@ class Guided:
                 "scale, interval, parallel, norm: got options that depend on sigma or x0 in a call with (x, t). "
                 "Convert the guided network with from_epsilon or another from_... first."
             )
+        t = _validation.check_input(x, t, "t").expand(len(x))
         scale = self.scale.to(x) if torch.is_tensor(self.scale) else self.scale
         return self.combined(*self.halves(x, t, scale), x, scale, 0.0, 1.0)
 
@@ -153,10 +154,10 @@ def classifier_free_guidance(
             raise InputError(f"scale: got {len(scale)} for {len(condition)} conditions; expected one per sample.")
     elif not callable(scale):
         scale = _validation.check_float("scale", scale)
-    _validation.check_float("rescale", rescale, 0, 1, "a number in [0, 1]")
-    _validation.check_float("parallel", parallel)
+    rescale = _validation.check_float("rescale", rescale, 0, 1, "a number in [0, 1]")
+    parallel = _validation.check_float("parallel", parallel)
     if norm is not None:
-        _validation.check_float("norm", norm, 0, expected="a number of at least 0, or None")
+        norm = _validation.check_float("norm", norm, 0, expected="a number of at least 0, or None")
     return Guided(
         model, condition, unconditional, scale, _check_intervals(interval), float(rescale), float(parallel),
         None if norm is None else float(norm),

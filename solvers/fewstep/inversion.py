@@ -48,7 +48,7 @@ def invert(
     expected = "a deterministic solver such as fewstep.UniPC(2)"
     _validation.check_instance("problem", problem, DiffusionModel, "a fewstep.DiffusionModel")
     _validation.check_instance("solver", solver, DiffusionSolver, expected)
-    _validation.check_int("corrections", corrections, 0)
+    corrections = _validation.check_int("corrections", corrections, 0)
     if is_stochastic(solver):
         raise InputError(f"solver: got {solver!r}, which draws noise; expected {expected}.")
     _validation.check_state("x0", x0)

@@ -74,10 +74,10 @@ def log_likelihood(
     """
     _validation.check_instance("problem", problem, DiffusionModel, "a fewstep.DiffusionModel")
     _validation.check_state("x0", x0, "a finite floating-point tensor (n, *event)")
-    _validation.check_int("steps", steps, 1, MOST)
-    _validation.check_int("probes", probes, 2)
-    _validation.check_seed(seed)
-    _validation.check_int("batch", 1 if batch is None else batch, 1)
+    steps = _validation.check_int("steps", steps, 1, MOST)
+    probes = _validation.check_int("probes", probes, 2)
+    seed = _validation.check_seed(seed)
+    batch = _validation.check_int_or_none("batch", batch, 1)
     levels = sigma_grid(problem.schedule, steps, "logsnr", "sigma_min").flip(0)
     size = x0[0].numel()
     alpha = problem.schedule.alpha(levels[:1]).item()
@@ -110,7 +110,7 @@ def _derivative(problem: DiffusionModel, event: tuple[int, ...], signs: Tensor, 
     x = y[:, : signs.shape[2]].to(signs.dtype)
     with torch.enable_grad():
         at = x.detach().requires_grad_()
-        z = at.reshape(-1, *event)
+        z = at.reshape(len(at), *event)
         D = _validation.check_answer("denoiser", problem.denoiser(z, sigma.to(x)), z).reshape(x.shape)
     if not D.requires_grad:
         raise InputError("problem: got a denoiser without a derivative by x; expected one without no_grad or detach.")

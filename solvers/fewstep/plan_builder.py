@@ -63,7 +63,7 @@ class PlanBuilder:
         self, name: str, sigmas: Tensor, prediction: str = "data", levy: str = "W", *, rising: bool = False
     ) -> None:
         self.name = name
-        _validation.check_flag("rising", rising)
+        rising = _validation.check_flag("rising", rising)
         # the grids of diffusers may repeat their last level
         self.sigmas: Tensor = check_sigmas(sigmas, repeat=True, rising=rising)
         self.prediction: str = _validation.check_choice("prediction", prediction, PREDICTIONS)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any
 
 import torch
@@ -17,6 +20,21 @@ CLOSEST = 1 - 1e-6
 """The nearest to t = 1 of a flow, where sigma is infinite, that integrations start from."""
 
 
+def _of_reals(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method of a schedule that checks its argument and takes numbers and sequences too."""
+    argument = list(inspect.signature(method).parameters)[1]
+
+    @wraps(method)
+    def checked(self: Schedule, *given: Any, **named: Any) -> Tensor:
+        if given:
+            return method(self, _validation.check_reals(argument, given[0]), *given[1:], **named)
+        if argument in named:
+            named[argument] = _validation.check_reals(argument, named[argument])
+        return method(self, **named)
+
+    return checked
+
+
 class Schedule(ABC):
     """A forward process: the map between model time t and sigma = sigma_t / alpha_t, and alpha.
 
@@ -26,6 +44,12 @@ class Schedule(ABC):
     """
 
     labels: int | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("sigma", "time", "label", "alpha"):
+            if inspect.isfunction(vars(cls).get(name)):
+                setattr(cls, name, _of_reals(vars(cls)[name]))
 
     @property
     @abstractmethod
@@ -47,6 +71,7 @@ class Schedule(ABC):
         """The time that the network receives: `time`, unless the process has another clock for networks."""
         return self.time(sigma)
 
+    @_of_reals
     def alpha(self, sigma: Tensor) -> Tensor:
         """alpha_t where the process is variance preserving (the default): (1 + sigma^2)^(-1/2)."""
         return (1 + sigma.square()).rsqrt()
@@ -293,7 +318,7 @@ class DiscreteVP(Schedule):
         zero_snr: bool = False,
     ) -> DiscreteVP:  # fmt: skip
         """A table of diffusers: "linear", "scaled_linear" or "squaredcos_cap_v2"."""
-        _validation.check_int("steps", steps, 2, 10**6)
+        steps = _validation.check_int("steps", steps, 2, 10**6)
         for argument, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
             _validation.check_float(argument, beta, 0, 1, "a number in [0, 1]")
         _validation.check_choice("name", name, ("linear", "scaled_linear", "squaredcos_cap_v2"))
@@ -327,7 +352,7 @@ class DiscreteVP(Schedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         table = self.log_sigmas.to(t.device)
-        low = t.detach().floor().clamp(0, len(table) - 2).long()
+        low = t.detach().nan_to_num(0).floor().clamp(0, len(table) - 2).long()
         return torch.exp(torch.lerp(table[low], table[low + 1], (t - low).to(table.dtype)))
 
     def time(self, sigma: Tensor) -> Tensor:

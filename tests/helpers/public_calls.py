@@ -13,7 +13,7 @@ import fewstep_analysis as analysis
 from fewstep import compat, distances
 from fewstep.integrations import dpm_solver, k_diffusion
 from fewstep.integrations import torchsde as theirs
-from fewstep.integrations.diffusers import FewStepScheduler
+from fewstep.integrations.diffusers import FewStepScheduler, pipeline
 from fewstep.learned.sfddm.process import StudentProcess, subsequence
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.testing import check_solver
@@ -285,6 +285,42 @@ def built(method, **arguments):
 SCHEDULER = FewStepScheduler(num_train_timesteps=20, solver=fs.DDIM())
 SCHEDULER.set_timesteps(4)
 ONE_ORDER = analysis.strong_order(fs.EulerMaruyama(), **ORDERS)
+SCHEDULES = [
+    fs.VPLinear(), fs.VPScaledLinear(), fs.SubVP(), fs.VPCosine(), fs.VPSigmoid(), fs.VE(), fs.EDM(),
+    fs.FlowMatching(shift=3.0), k_diffusion.ScaledFlow(), TABLE, PROCESS, dpm_solver.DPMSolverSchedule(VPSchedule()),
+]  # fmt: skip
+
+
+def any_network(x, t, *condition):
+    """A network of states of any shape."""
+    return x / (2 + t.reshape(-1, *[1] * (x.dim() - 1)))
+
+
+GUIDED = fs.classifier_free_guidance(any_network, Y, Y)
+EPSILON = fs.from_epsilon(any_network, fs.VPLinear())
+STEERED = fs.classifier_free_guidance(any_network, Y, Y, interval=(0.1, 9.0), rescale=0.5, parallel=0.0, norm=2.0)
+DENOISERS = [
+    EPSILON, fs.from_epsilon(any_network, TABLE, rounding="nearest"), fs.from_v(any_network, fs.VPCosine()),
+    fs.from_score(any_network, fs.SubVP()), fs.from_sample(any_network, fs.VE()), fs.from_edm(any_network),
+    fs.from_edm(any_network, class_labels=Y), fs.from_flow(any_network, fs.FlowMatching()),
+    fs.from_epsilon(any_network, fs.VPLinear(), dtype=torch.bfloat16), fs.clip(EPSILON), fs.clip(any_network),
+    fs.dynamic_thresholding(EPSILON), fs.from_epsilon(GUIDED, fs.VPLinear()), fs.from_v(STEERED, fs.VPLinear()),
+    k_diffusion.as_denoiser(any_network, sigma_min=0.1, sigma_max=10.0).denoiser,
+    k_diffusion.as_wrapper(fs.DiffusionModel(EPSILON, fs.VPLinear())),
+    dpm_solver.from_model_fn(any_network, VPSchedule()).denoiser,
+]  # fmt: skip
+
+
+class Network(torch.nn.Module):
+    """A network with the interface of diffusers' ones."""
+
+    config = types.SimpleNamespace(sample_size=2, in_channels=1)
+
+    def forward(self, sample, timestep, return_dict=True):
+        return (any_network(sample, timestep),)
+
+
+PIPE = types.SimpleNamespace(unet=Network(), scheduler=SCHEDULER)
 LABELS_OF_TWO = torch.tensor([3, 4])
 
 # valid calls of what has no row above: (function, good arguments, other arguments to vary)
@@ -315,4 +351,13 @@ CALLS = [
     (analysis.weak_orders, ORDERS | dict(solvers=[fs.EulerMaruyama()])),
     (problems.by_name, dict(name="sine")), (diffusion_problems.by_name, dict(name="ring")),
     (teachers.save, dict(network=NET, path="net")),
+    # what they return
+    *((getattr(schedule, method), {argument: torch.tensor([0.5, 0.1], dtype=torch.float64)})
+      for schedule in SCHEDULES
+      for method, argument in (("sigma", "t"), ("time", "sigma"), ("label", "sigma"), ("alpha", "sigma"))),
+    *((denoiser, dict(x=Y, sigma=torch.tensor(1.0))) for denoiser in DENOISERS),
+    (pipeline.denoising(PIPE).denoiser, dict(x=torch.ones(2, 1, 2, 2), sigma=torch.tensor(1.0))),
+    (pipeline.denoising, dict(pipe=PIPE)),
+    (pipeline.distill_dode, dict(pipe=PIPE, base=fs.DDIM(), samples=16, steps=2, teacher_substeps=2)),
+    (GUIDED, dict(x=Y, t=torch.tensor([1.0, 2.0]))),
 ]  # fmt: skip

@@ -44,9 +44,9 @@ class AreaPath:
         self, path: BrownianPath, cells: int, method: str = "legendre", terms: int | None = None, seed: int = 0
     ) -> None:
         _validation.check_instance("path", path, BrownianPath, "a BrownianPath, preferably with levy='H'")
-        _validation.check_int("cells", cells, 1, MOST_CELLS)
+        cells = _validation.check_int("cells", cells, 1, MOST_CELLS)
         _validation.check_choice("method", method, METHODS)
-        _validation.check_int("terms", 1 if terms is None else terms, 1, MOST_TERMS)
+        terms = _validation.check_int_or_none("terms", terms, 1, MOST_TERMS)
         if not path.shape:
             raise InputError("path: got shape (), expected (..., m) with channels last, as of BrownianPath((m,)).")
         self.path: BrownianPath = path

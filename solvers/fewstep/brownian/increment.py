@@ -127,7 +127,7 @@ class Increment:
         """Invert `coordinates`, for one to three tensors; raises InputError for another number."""
         if not 1 <= len(xi) <= 3:
             raise InputError(f"xi: got {len(xi)} coordinates, expected 1 (W), 2 (W, H) or 3 (W, H, K).")
-        _validation.check_float("h", h, 2.0**-1000, expected="a positive length")
+        h = _validation.check_float("h", h, 2.0**-1000, expected="a positive length")
         for x in xi:
             _validation.check_instance("xi", x, Tensor, "tensors")
         return cls(h, *(math.sqrt(h / c) * x for c, x in zip((1, 12, 720), xi)))

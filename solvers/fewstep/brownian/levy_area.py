@@ -177,7 +177,7 @@ def _check(inc: Increment, method: str, tol: float | None, terms: int | None) ->
     if tol is not None and not _validation.check_float("tol", tol) > 0:
         raise InputError(f"tol: got {tol!r}, expected a positive error.")
     if terms is not None:
-        _validation.check_int("terms", terms, 1, MOST_TERMS)
+        terms = _validation.check_int("terms", terms, 1, MOST_TERMS)
     limit = {"wiktorsson": "W", "mrongowius_roessler": "H"}.get(method, "K")
     if LEVY_ORDER[inc.levy] > LEVY_ORDER[limit]:
         cure = "Use 'legendre', or Increment(h, W)."

@@ -54,6 +54,7 @@ class Wrapped:
     rows: int = 1
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        sigma = _validation.check_input(x, sigma)
         rows = self.rows if len(x) == 1 else len(x)
         at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
         # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
@@ -267,7 +268,7 @@ def as_denoiser(
     _check_model("wrapper", wrapper, extra_args)
     _validation.check_dtype(dtype)
     if flow is not None:
-        _validation.check_flag("flow", flow)
+        flow = _validation.check_flag("flow", flow)
     wrapped = Wrapped(wrapper, dict(extra_args or {}), dtype)
     if _flow_of(wrapper) if flow is None else flow:
         given = {"t_min": sigma_min, "t_max": sigma_max}
@@ -294,9 +295,9 @@ class Wrapper:
         self.sigma_max: float = problem.schedule.sigma_max
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        levels = sigma.reshape(-1).to(x)
-        if bool((levels == levels[0]).all()):
-            return self.problem.denoiser(x, levels[0])
+        levels = _validation.check_input(x, sigma).reshape(-1).to(x)
+        if not len(levels) or bool((levels == levels[0]).all()):
+            return self.problem.denoiser(x, levels[0] if len(levels) else levels)
         return torch.cat([self.problem.denoiser(x[j : j + 1], s) for j, s in enumerate(levels)])
 
 

@@ -77,10 +77,10 @@ def fit_grid(
     """
     model = Model.of(problem, labels, noise)
     _validation.check_choice("final", final, FINALS)
-    _validation.check_int("steps", steps, 1, MOST_NODES - 1)
-    _validation.check_int("nodes", nodes, steps + 1, MOST_NODES)
-    _validation.check_int("sweeps", sweeps, 0)
-    _validation.check_int("batch", 1 if batch is None else batch, 1, MOST)
+    steps = _validation.check_int("steps", steps, 1, MOST_NODES - 1)
+    nodes = _validation.check_int("nodes", nodes, steps + 1, MOST_NODES)
+    sweeps = _validation.check_int("sweeps", sweeps, 0)
+    batch = _validation.check_int_or_none("batch", batch, 1, MOST)
     solver = DPMSolverPP(2) if solver is None else solver
     _validation.check_instance("solver", solver, DiffusionSolver, "a diffusion solver such as fewstep.UniPC(2)")
     levels = sigma_grid(model.schedule, nodes - 1, "logsnr", "sigma_min")

@@ -27,9 +27,9 @@ class Model:
     @classmethod
     def of(cls, problem: DiffusionModel | Labelled, labels: Tensor | None, noise: Tensor) -> Model:
         """A checked model; InputError for noise that is not (n, *event), or labels that do not belong to the model."""
-        if not torch.is_tensor(noise) or not noise.is_floating_point() or noise.dim() < 2:
+        if not torch.is_tensor(noise) or not noise.is_floating_point() or noise.dim() < 2 or 0 in noise.shape[1:]:
             given = _validation.describe(noise)
-            raise InputError(f"noise: got {given}, expected a floating-point tensor (n, *event).")
+            raise InputError(f"noise: got {given}, expected a floating-point tensor (n, *event), no event size 0.")
         expected = "expected fewstep.DiffusionModel, or a function labels -> DiffusionModel with labels=(n, ...)."
         if isinstance(problem, DiffusionModel):
             if labels is not None:

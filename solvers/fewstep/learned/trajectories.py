@@ -184,7 +184,7 @@ def make_trajectories(
     sigmas = checked_levels(sigmas)
     _validation.check_choice("levy", levy, LEVY_ORDER)
     count = _validation.check_int("count", count)
-    _validation.check_int("substeps", substeps, 1, MOST)
+    substeps = _validation.check_int("substeps", substeps, 1, MOST)
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
     _validation.check_instance("teacher", teacher, (DiffusionSolver, type(None)), "a solver such as fs.EulerMaruyama()")
     event_shape = _validation.check_shape(event_shape, "event_shape")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import EDM, DiffusionModel, DiffusionSolver, DPMSolverPP, InputError
-from ..._validation import check_instance
+from ..._validation import check_float, check_instance, check_int, check_seed, check_shape
 from ...denoiser import Converted, PostprocessedDenoiser
 from ...learned.dode.distill import DODEReport
 from ...learned.dode.distill import distill_dode as fit_dode
@@ -32,7 +32,8 @@ def _guided(
 
     def call(X: Tensor, t: Tensor, condition: Condition) -> Tensor:
         given = {k: _for_batch(k, v, len(X)) for k, v in condition.items()}
-        given |= {state: X.to(next(net.parameters()).dtype), "timestep": t / unit if unit > 1 else t}
+        weight = next(net.parameters(), X)
+        given |= {state: X.to(weight.dtype), "timestep": t / unit if unit > 1 else t}
         try:
             out = net(**given, return_dict=False)[0]
         except TypeError as error:
@@ -40,7 +41,7 @@ def _guided(
                 f"condition: got {sorted(condition) or 'nothing'}, which the network rejects: {error}. Pass its "
                 "arguments by name, as in condition={'encoder_hidden_states': embeddings}."
             ) from error
-        return out[:, : X.shape[1]].to(X.dtype)  # type: ignore[no-any-return]
+        return (out if X.dim() < 2 else out[:, : X.shape[1]]).to(X.dtype)  # type: ignore[no-any-return]
 
     def guided(X: Tensor, t: Tensor) -> Tensor:
         if negative is None or guidance == 1:
@@ -81,12 +82,13 @@ def denoising(
     """
     model = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     scheduler = getattr(pipe, "scheduler", None)
-    if model is None or scheduler is None:
+    if not isinstance(model, torch.nn.Module) or not isinstance(getattr(scheduler, "config", None), Mapping):
         raise InputError(
             f"pipe: got {type(pipe).__name__}, expected a pipeline with unet or transformer and scheduler."
         )
     for name, given in (("condition", condition), ("negative", negative)):
         check_instance(name, given, (Mapping, type(None)), "arguments by name, {'encoder_hidden_states': embeddings}")
+    guidance_scale = check_float("guidance_scale", guidance_scale)
     if guidance_scale != 1 and negative is None:
         raise InputError(f"negative: got None with guidance_scale={guidance_scale}, expected the unguided condition.")
     config = _config(scheduler)
@@ -125,9 +127,12 @@ def distill_dode(
     """
     problem = denoising(pipe, condition, negative, guidance_scale)
     model = getattr(pipe, "unet", None) or pipe.transformer
-    at = next(model.parameters())
-    noise = torch.randn((samples, *(shape or _event(model))), generator=torch.Generator().manual_seed(seed))
-    noise = noise.to(at.device) * (problem.schedule.sigma_max if isinstance(problem.schedule, EDM) else 1.0)
+    event = _event(model) if shape is None else shape
+    states = check_shape((check_int("samples", samples), *check_shape(event)))
+    noise = torch.randn(states, generator=torch.Generator().manual_seed(check_seed(seed)))
+    noise = noise.to(next(model.parameters(), noise).device) * (
+        problem.schedule.sigma_max if isinstance(problem.schedule, EDM) else 1.0
+    )
     student, report = fit_dode(problem, base, noise=noise, **{"batch": 16, **options})
     return FewStepScheduler.from_config(_config(pipe.scheduler), solver=student), report
 

@@ -107,7 +107,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if trained_betas is not None:
             betas = _validation.check_numbers("trained_betas", trained_betas)
             self.register_to_config(trained_betas=betas.tolist())
-        _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
+        num_train_timesteps = _validation.check_int("num_train_timesteps", num_train_timesteps, 2, MOST_LABELS)
         self.num_inference_steps: int | None = None
         self.order: int = configuration.order_of(self.solver, exact)
         self._forward: tuple[Any, Process] | None = None
@@ -131,7 +131,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler from the configuration of any scheduler of diffusers; keywords override it."""
         more: dict[str, Any] = {}
-        _validation.check_flag("return_unused_kwargs", return_unused_kwargs)
+        return_unused_kwargs = _validation.check_flag("return_unused_kwargs", return_unused_kwargs)
         _validation.check_instance("config", config, Mapping, "the config of a scheduler of diffusers")
         for key in config:
             _validation.check_instance("config", key, str, "names as keys")

@@ -85,8 +85,8 @@ def distill_dode(
             several evaluations per step, an unknown word, or notes that JSON cannot hold.
     """
     began = time.perf_counter()
-    _validation.check_flag("guard", guard)
-    _validation.check_int("terms", terms, 1, MOST)
+    guard = _validation.check_flag("guard", guard)
+    terms = _validation.check_int("terms", terms, 1, MOST)
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "spacing": spacing, "final": final}
     work, plan, fine = prepare(problem, labels, noise, base, grid, teacher, teacher_substeps, batch)
     words: dict[str, Any] = {
@@ -117,7 +117,7 @@ def prepare(
     for name, solver in (("base", base), ("teacher", teacher)):
         _validation.check_instance(name, solver, DiffusionSolver, "a diffusion solver such as fewstep.DDIM()")
     _validation.check_int("teacher_substeps", substeps, 1, MOST)
-    _validation.check_int("batch", 1 if batch is None else batch, 1, MOST)
+    batch = _validation.check_int_or_none("batch", batch, 1, MOST)
     model = Model.of(problem, labels, noise)
     plan, _ = resolve(base, model.schedule, **grid)
     if plan.levy:

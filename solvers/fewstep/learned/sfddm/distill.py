@@ -86,7 +86,7 @@ def distill_sfddm(
         _validation.check_choice(name, word, known)
     published = target == "published"
     seed, device = _validation.check_seed(seed), _validation.check_device(device)
-    _validation.check_float("hidden", hidden, 0, expected="a weight of at least 0")
+    hidden = _validation.check_float("hidden", hidden, 0, expected="a weight of at least 0")
     made = TEACHER.updated("teacher_options", teacher_options)
     if published and made.substeps is not None:
         raise InputError(f"substeps: got {made.substeps} for the published target, which has none; drop it.")

@@ -25,7 +25,7 @@ def subsequence(teacher: DiscreteVP, steps: int, spacing: str = "trailing") -> T
     """
     _validation.check_instance("teacher", teacher, DiscreteVP, "a DiscreteVP, the teacher's levels as a table")
     T = len(teacher.log_sigmas)
-    _validation.check_int("steps", steps, 1, T)
+    steps = _validation.check_int("steps", steps, 1, T)
     _validation.check_choice("spacing", spacing, SPACINGS)
     k = torch.arange(steps, dtype=torch.float64)
     if spacing == "uniform":

@@ -89,7 +89,7 @@ def distill_sigdeg(
         raise InputError("problem: got an SDE, expected fewstep.DiffusionModel; use distill_sigdeg_step.")
     _validation.check_choice("levy", "H" if levy is None else levy, LEVY_ORDER)
     _validation.check_choice("head", "direct" if head is None else head, HEADS)
-    _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
+    forcing = _validation.check_float("forcing", forcing, 0, 1, "a share from 0 to 1")
     if network is not None and head is not None:
         raise InputError(f"head: got {head!r} in addition to network=, which has its own; drop one.")
     made = TEACHER.updated("teacher_options", teacher_options)
@@ -133,7 +133,7 @@ def distill_sigdeg(
 
 def _coarse_grid(problem: Any, labels: Any, steps: int | None, spacing: Spacing, sigmas: Tensor | None) -> Tensor:
     if steps is not None:
-        _validation.check_int("steps", steps, 1, MOST)
+        steps = _validation.check_int("steps", steps, 1, MOST)
     if sigmas is not None:
         grid = checked_levels(sigmas)
         if steps not in (None, len(grid) - 1):

@@ -83,7 +83,7 @@ def distill_sigdeg_step(
     made = TEACHER.updated("teacher_options", teacher_options)
     training = replace(TRAINING, iterations=300 if network is None else 1500).updated("training", training)
     teacher, substeps, count = _checked(sde, y0, t0, t1, steps, made)
-    _validation.check_seed(seed)
+    seed = _validation.check_seed(seed)
     watch, place, generator = Stopwatch(), make_folder(folder), torch.Generator().manual_seed(seed)
     start = y0.reshape(-1, y0.shape[-1])
     start = start[torch.randint(len(start), (count,), generator=generator)]
@@ -117,7 +117,7 @@ def _checked(sde: Any, y0: Any, t0: Any, t1: Any, steps: Any, made: Any) -> tupl
             f"sde: got {sde.noise_type!r} {sde.sde_type!r}, expected 'diagonal' 'ito' noise: the learned step has the "
             "iterated integrals of one channel per component."
         )
-    _validation.check_int("steps", steps, 1, MOST)
+    steps = _validation.check_int("steps", steps, 1, MOST)
     _validation.check_state("y0", y0, "a finite floating-point tensor (*batch, d)")
     if not y0.numel():
         raise InputError(f"y0: got {_validation.describe(y0)}, expected at least one state.")

@@ -107,7 +107,7 @@ def fit_table(
             evaluations, a teacher that draws noise, a loss that is not one number per sample.
     """
     began = time.perf_counter()
-    _validation.check_int("nfe", nfe, 1, MOST)
+    nfe = _validation.check_int("nfe", nfe, 1, MOST)
     least = {"starts": (starts, 1), "iterations": (iterations, 0)}
     if directions is not None:
         least["directions"] = (directions, 1)
@@ -117,7 +117,7 @@ def fit_table(
         _validation.check_int(name, value, low, MOST)
     if levy is None and sigmas is not None:
         raise InputError("sigmas: got levels without levy; a deterministic table fits its own. Omit them.")
-    _validation.check_seed(seed)
+    seed = _validation.check_seed(seed)
     names = _names(free, FREE if levy is None else (*FREE, "noise"))
     if not callable(loss) or isinstance(loss, type):
         _validation.check_choice("loss", loss, LOSSES)
@@ -126,7 +126,7 @@ def fit_table(
     words = _validation.check_json("notes", {} if notes is None else notes, {})
     model = Model.of(problem, labels, noise)
     batch = min(1024, max(16, (1 << 15) // max(1, noise[0].numel()))) if batch is None else batch
-    _validation.check_int("batch", batch, 1, MOST)
+    batch = _validation.check_int("batch", batch, 1, MOST)
     if levy is None:
         setting = deterministic(model, noise, nfe, start, teacher, teacher_steps, batch)
     else:
