@@ -56,8 +56,8 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     """RMSE at 5, 8 and 10 evaluations, and what the longest fits cost."""
     rows = records[NAME].data["rows"]
     spent = [r["seconds"] for r in rows if r["kind"] == TABLE]
-    note = f"Fitted tables took {min(spent):.0f} to {max(spent):.0f} CPU seconds."
-    return {NAME: f"{bases_table(rows)}\n\n{note}"}
+    note = f"\n\nFitted tables took {min(spent):.0f} to {max(spent):.0f} CPU seconds." if spent else ""
+    return {NAME: bases_table(rows) + note}
 
 
 def draw(records: dict[str, Record], folder: Path) -> None:
