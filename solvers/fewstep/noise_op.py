@@ -11,8 +11,8 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,11 @@ def _registered(content: Hashable, start: Start) -> int:
         return _numbers[content]
 
 
-@torch.library.custom_op("fewstep::noise", mutates_args=())
+# generators are seeded on the host, which a CUDA graph would not repeat
+TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
+@torch.library.custom_op("fewstep::noise", mutates_args=(), **TAGS)
 def noise(
     source: int, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype, device: torch.device, index: int,
     count: int, letters: int, area: bool,
@@ -79,7 +83,8 @@ def _(
     return [torch.empty(s, dtype=dtype, device=device) for s in shapes]
 
 
-class TracedIncrements(NamedTuple):
+@dataclass  # frozen ones cannot be made in a trace before torch 2.13
+class TracedIncrements:
     """A path, or fresh increments, over one grid (`lengths`), drawn by the operator."""
 
     source: int

@@ -34,11 +34,7 @@ class TracedPlan(NamedTuple):
 def traced_plan(make: Callable[..., Plan], *args: Any) -> Any:
     """The constants of the plan `make(*args)`, a `TracedPlan`: it takes the place of the plan in `sample`."""
     if not TAKES_OBJECTS:
-        raise InputError(
-            f"torch: got {torch.__version__}, expected 2.13 or newer for torch.compile of sample: older ones "
-            "cannot call a function on a solver while they trace. Upgrade torch, or compile the network "
-            "alone; solve compiles with any."
-        )
+        _refuse()
     number, (kind, sigma, ends, rows, letters) = decode(_text_of(make, *args))
     made = tuple(
         Row(level, interval, Combination(*stage), Combination(*update), *kept)
@@ -56,6 +52,14 @@ def same(plan: Plan) -> Plan:
 def plan_numbered(number: int) -> Plan:
     """The plan with this number."""
     return _plans[number]
+
+
+@while_tracing  # torch.compile passes on the message of an error that such a function raises
+def _refuse() -> str:
+    raise InputError(
+        f"torch: got {torch.__version__}, expected 2.13 or newer for torch.compile of sample: older ones cannot call a "
+        "function on a solver while they trace. Upgrade torch, or compile the network alone; solve compiles with any."
+    )
 
 
 @while_tracing
