@@ -128,7 +128,7 @@ def test_compiled_solve_equals_eager():
     path = fs.BrownianPath((32, 2), levy="H", device=DEVICE)
 
     def run(y):
-        return fs.solve(SDE, fs.SRID2(), y, GRID, path=path).y
+        return fs.solve(SDE, fs.Milstein(), y, GRID[:4], path=path).y
 
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(run)(y0), run(y0), rtol=1e-4, atol=1e-5)
