@@ -25,7 +25,7 @@ import xml.etree.ElementTree as xml
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -548,8 +548,14 @@ def described(record: Record | None, show: Callable[[Row], str]) -> str:
 
 
 def tests_table(data: Row) -> str:
-    rows = [[r["test"], r["outcome"], f"{r['seconds']:.1f}", r["message"]] for r in data["rows"]]
-    return table(["test", "outcome", "seconds", "message"], rows)
+    """By test function: its cases, and the messages of those that did not pass."""
+    rows = []
+    for name, some in groupby(data["rows"], key=lambda r: r["test"].partition("[")[0]):
+        cases = list(some)
+        passed, seconds = sum(r["outcome"] == "passed" for r in cases), sum(r["seconds"] for r in cases)
+        others = "; ".join(f"{r['test'].partition('[')[2]} {r['message']}" for r in cases if r["outcome"] != "passed")
+        rows.append([f"`{name}`", len(cases), passed, f"{seconds:.1f}", others or None])
+    return table(["test", "cases", "passed", "seconds", "not passed"], rows)
 
 
 def agreement_table(data: Row) -> str:
