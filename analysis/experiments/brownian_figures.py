@@ -89,8 +89,8 @@ def conditioned(seed: int) -> Row:
         path = BrownianPath((200,), seed=seed, levy="K", dtype=F64)
         draw_root = path._root
 
-        def root(draw: Any, remember: bool, known: int = known, draw_root: Any = draw_root) -> Any:
-            cell = draw_root(draw, remember)
+        def root(draw: Any, known: int = known, draw_root: Any = draw_root) -> Any:
+            cell = draw_root(draw)
             for v, c in zip(cell.values[:known], (0.9, 0.28, -0.035)):
                 v.fill_(c)
             return cell

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import random
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from itertools import pairwise
@@ -206,6 +207,17 @@ def test_knots_make_any_grid_cheap_and_float32_grids_find_them():
     first, calls = calls, 0
     path.increment(0.3, 0.7)
     assert calls == 0 < first
+
+
+def test_a_long_grid_that_costs_many_cuts_is_advised_to_be_knots():
+    grid = torch.linspace(0, 1, 101, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"grid: each of its 101 times .* knots=grid"):
+        BrownianPath((2,)).increments(grid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BrownianPath((2,), knots=grid.tolist()).increments(grid)
+        BrownianPath((2,)).increments(torch.linspace(0, 1, 1025))
+        BrownianPath((2,)).increments(grid[::20])
 
 
 def test_knots_at_dyadic_times_change_nothing():

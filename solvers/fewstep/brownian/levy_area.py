@@ -27,6 +27,7 @@ from .random_normals import key_of
 _WEAK = ("davie", "foster")
 _FOURIER = ("fourier", "milstein", "wiktorsson", "mrongowius_roessler")
 MOST_TERMS = 1 << 20  # each is a field of normals
+FEW_TERMS = 8  # of Legendre's series, summed one by one; more are one product of matrices
 METHODS = (*_WEAK, *_FOURIER, "legendre")
 
 
@@ -112,9 +113,14 @@ def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
     if len(zeta) == 1 or method == "legendre":
         zeta += [draw(draw.m) for _ in range(max(terms + 1, 2) - len(zeta))]
     area = torch.zeros_like(inc.W.unsqueeze(-1) * inc.W.unsqueeze(-2))
-    for n in range(1, len(zeta)):
-        area = area + wedge(zeta[n - 1], zeta[n]) / math.sqrt(4 * n * n - 1)
     q = len(zeta) - 1
+    if q <= FEW_TERMS:
+        for n in range(1, q + 1):
+            area = area + wedge(zeta[n - 1], zeta[n]) / math.sqrt(4 * n * n - 1)
+    else:
+        stacked, k = torch.stack(zeta, -1), torch.arange(1, q + 1, dtype=inc.W.dtype, device=inc.W.device)
+        half = (stacked[..., :-1] / (4 * k * k - 1).sqrt()) @ stacked[..., 1:].mT
+        area = half - half.mT
     rest, link = 1 / (2 * q + 1), 1 / (4 * (q + 1) ** 2 - 1)
     if method == "davie":
         area = area + math.sqrt(rest) * draw.pairs()

@@ -1,7 +1,9 @@
 """A Brownian path that can be queried over any interval, in any order, at any resolution."""
 
+import functools
 import math
 import threading
+import warnings
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,8 +18,9 @@ from ..errors import InputError
 from .bridge import VARIANCES, split
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
-from .time_scale import Clock, make_knots, rounding
+from .time_scale import DEPTH, Clock, make_knots, rounding
 
+ADVISED = 64  # times of a grid: more that are no cuts of the path are slow enough to say so
 _CHUNK = 1 << 15  # normals drawn in one call where many intervals follow: amortises the call, fits the cache
 
 
@@ -100,10 +103,10 @@ class BrownianPath:
         Raises:
             InputError: times outside the path, or not ta < tb.
         """
-        times = [_validation.check_float("ta", ta), _validation.check_float("tb", tb)]
-        both, eps = torch.tensor([times, [rounding(ta), rounding(tb)]], dtype=torch.float64, device="cpu")
-        ends = self._ends(both, eps)
-        return next(_Walk(self, ends, remember=True))
+        times = _validation.check_float("ta", ta), _validation.check_float("tb", tb)
+        low, high = self._clock.pair(*times, (rounding(ta), rounding(tb)))
+        _check_apart(times, (low, high))
+        return Increment(self._clock.length(low, high), *self._query(low, high))
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         """Return the n - 1 increments over the intervals of `grid`, (n,) increasing times, in one pass.
@@ -113,7 +116,12 @@ class BrownianPath:
         Raises:
             InputError: at once, for a grid that is too short, not increasing, or outside the path.
         """
-        return _Walk(self, self._ends(_validation.check_times("grid", grid), rounding(grid)), remember=False)
+        ends = self._ends(_validation.check_times("grid", grid), rounding(grid))
+        if len(ends) > ADVISED and self._clock.deep(ends[1]) and self._clock.deep(ends[len(ends) // 3]):
+            cuts = DEPTH - len(ends).bit_length()
+            cure = "Make the path with knots=grid, which makes it another path, or take 2^k equal steps."
+            warnings.warn(f"grid: each of its {len(ends)} times costs {cuts} cuts of the path. {cure}", stacklevel=2)
+        return _Walk(self, ends)
 
     def positions(self, times: Tensor) -> Sequence[int]:
         """Return the positions of float64 CPU `times` (n,) in the tree; raises InputError for one outside the path."""
@@ -124,15 +132,9 @@ class BrownianPath:
         found = map(self._clock.time, self._clock.positions(times, rounding))
         return torch.tensor(list(found), dtype=torch.float64, device="cpu")
 
-    def _ends(self, times: Tensor, rounding: float | Tensor) -> Sequence[int]:
+    def _ends(self, times: Tensor, rounding: float) -> Sequence[int]:
         ends = self._clock.positions(times, rounding)
-        for i, (a, b) in enumerate(pairwise(ends)):
-            if a >= b:
-                raise InputError(
-                    f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected increasing times further "
-                    "apart than the path's resolution, 2^-48 of its span. A path runs forward in time, and one over a "
-                    "shorter span resolves shorter steps."
-                )
+        _check_apart(times, ends)
         return ends
 
     def nearby(self, times: Tensor) -> Iterator[Increment]:
@@ -141,37 +143,73 @@ class BrownianPath:
         A time moves by at most 2^-20 of the clock's span, and takes less than half the cuts of an exact one. Times that
         would move to one node stay exact.
         """
-        return _Walk(self, self._clock.nodes(times), remember=False)
+        return _Walk(self, self._clock.nodes(times))
 
-    def _root(self, draw: Draw, remember: bool) -> _Cell:
-        values = self._recall(0)[0] if remember else None
-        if values is None:
-            span = self._clock.length(0, self._clock.end)
-            values = [z[0].clone() for z in draw(0, 1)]
-            for z, variance in zip(values, VARIANCES):
-                z.mul_(math.sqrt(span * variance))
-            if remember:
-                self._keep({0: values})
+    def _query(self, start: int, end: int) -> list[Tensor]:
+        """[W, H, K] over an interval, by cuts of the smallest kept intervals that contain its ends."""
+        clock, draw, kept = self._clock, self._begin(), self._cache
+        used: dict[int, list[Tensor]] = {}
+        values = kept.get(0)
+        used[0] = values = self._root(draw).values if values is None else values
+        todo, pieces = [_Cell(1, 0, clock.end, values)], list[_Cell]()
+        while todo:
+            cell = todo.pop()
+            node, low, high, values = cell
+            if start <= low and high <= end:
+                pieces.append(cell)
+                continue
+            cut, number = clock.cut(low, high), 2 * node
+            left, right = kept.get(number), kept.get(number + 1)
+            if (left is None and start < cut) or (right is None and cut < end):
+                left, right = self._cut(cell, cut, draw)
+            if cut < end:
+                assert right is not None
+                used[number + 1] = right
+                todo.append(_Cell(number + 1, cut, high, right))
+            if start < cut:
+                assert left is not None
+                used[number] = left
+                todo.append(_Cell(number, low, cut, left))
+        self._keep(used)
+        return self._joined(pieces)
+
+    def _joined(self, pieces: list[_Cell]) -> list[Tensor]:
+        """[W, H, K] of adjacent cells together, in memory of their own."""
+        if len(pieces) == 1:
+            return [v.clone() for v in pieces[0].values]
+        if self.levy == "W":
+            total = pieces[0].values[0] + pieces[1].values[0]
+            for piece in pieces[2:]:
+                total.add_(piece.values[0])
+            return [total]
+        parts = (Increment(self._clock.length(c.low, c.high), *c.values) for c in pieces)
+        joined = functools.reduce(Increment.join, parts)
+        return [v for v in (joined.W, joined.H, joined.K) if v is not None]
+
+    def _root(self, draw: Draw) -> _Cell:
+        span = self._clock.length(0, self._clock.end)
+        values = [z[0].clone() for z in draw(0, 1)]
+        for z, variance in zip(values, VARIANCES):
+            z.mul_(math.sqrt(span * variance))
         return _Cell(1, 0, self._clock.end, values)
 
-    def _parts(self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw, remember: bool) -> list[_Cell]:
+    def _cut(self, cell: _Cell, cut: int, draw: Draw, consume: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """The values of the two parts of a cell, which they may overwrite."""
+        x, y = self._clock.shares(cell.low, cut, cell.high)
+        root = math.sqrt(self._clock.length(cell.low, cell.high))
+        return split(cell.values, [field[0] for field in draw(cell.node, 1)], x, y, root, consume)
+
+    def _parts(self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw) -> list[_Cell]:
         """Cut a cell once, or several times in one call where it is small and many ends lie inside."""
         # in a geometric clock the lengths of cells are not equal, and a device would wait for them
-        several = not remember and (not self._clock.log or self.device.type == "cpu")
+        several = not self._clock.log or self.device.type == "cpu"
         room = min(_CHUNK // self._numel, inside + 1)
         cuts = room.bit_length() - 1
         if cuts > 1 and several and self._clock.within(cell.low, cell.high):
             cuts = min(cuts, (cell.high - cell.low).bit_length() - 1)
             return self._cut_often(cell, ends, cuts, draw)
-        left, right = self._recall(2 * cell.node, 2 * cell.node + 1) if remember else (None, None)
         cut = self._clock.cut(cell.low, cell.high)
-        if left is None or right is None:
-            x, y = self._clock.shares(cell.low, cut, cell.high)
-            root = math.sqrt(self._clock.length(cell.low, cell.high))
-            z = [field[0] for field in draw(cell.node, 1)]
-            left, right = split(cell.values, z, x, y, root, consume=not remember)
-            if remember:
-                self._keep({2 * cell.node: left, 2 * cell.node + 1: right})
+        left, right = self._cut(cell, cut, draw, consume=True)
         return [_Cell(2 * cell.node, cell.low, cut, left), _Cell(2 * cell.node + 1, cut, cell.high, right)]
 
     def _cut_often(self, cell: _Cell, ends: Sequence[int], cuts: int, draw: Draw) -> list[_Cell]:
@@ -209,16 +247,12 @@ class BrownianPath:
             return draw
         return lambda node, count: [z.to(self.device, self.dtype) for z in draw(node, count)]
 
-    def _recall(self, *nodes: int) -> list[list[Tensor] | None]:
+    def _keep(self, used: dict[int, list[Tensor]]) -> None:
+        """Keep the last of the intervals that a query used; the root is used by every query."""
         with self._lock:
-            for node in nodes:
-                if node in self._cache:
-                    self._cache.move_to_end(node)
-            return [self._cache.get(node) for node in nodes]
-
-    def _keep(self, found: dict[int, list[Tensor]]) -> None:
-        with self._lock:
-            self._cache.update(found)
+            for node, values in reversed(used.items()):
+                self._cache[node] = values
+                self._cache.move_to_end(node)
             while len(self._cache) > self.cache:
                 self._cache.popitem(last=False)
 
@@ -244,36 +278,34 @@ class _Walk(Iterator[Increment]):
     An object rather than a generator: a run in which it takes part can be copied or pickled.
     """
 
-    def __init__(self, path: BrownianPath, ends: Sequence[int], remember: bool) -> None:
-        self.path, self.ends, self.remember = path, ends, remember
+    def __init__(self, path: BrownianPath, ends: Sequence[int]) -> None:
+        self.path, self.ends = path, ends
         self.done = 0
         self.stack: list[_Cell] | None = None  # nothing is drawn before the first increment
         self.draw = path._begin()
 
     def __next__(self) -> Increment:
-        path, ends, done, remember = self.path, self.ends, self.done, self.remember
+        path, ends, done = self.path, self.ends, self.done
         if done >= len(ends) - 1:
             raise StopIteration
         if self.stack is None:
-            self.stack = [path._root(self.draw, remember)]
-        joined: Increment | None = None
+            self.stack = [path._root(self.draw)]
+        start, end, pieces = ends[0], ends[done + 1], list[_Cell]()
         while True:
             cell = self.stack.pop()
             inside = _inside(ends, cell.low, cell.high)
             if inside > 0:
-                self.stack.extend(reversed(path._parts(cell, ends, inside, self.draw, remember)))
+                self.stack.extend(reversed(path._parts(cell, ends, inside, self.draw)))
                 continue
-            if cell.high <= ends[0]:
+            if cell.high <= start:
                 continue
-            piece = Increment(path._clock.length(cell.low, cell.high), *cell.values)
-            joined = piece if joined is None else joined.join(piece)
-            if cell.high == ends[done + 1]:
+            pieces.append(cell)
+            if cell.high == end:
                 break
         self.done += 1
-        values = [v for v in (joined.W, joined.H, joined.K) if v is not None]
-        if remember and joined is piece:
-            values = [v.clone() for v in values]  # the original stays in the cache
-        return Increment(path._clock.length(ends[done], ends[done + 1]), *values)
+        # nothing else holds the values of a single cell
+        values = cell.values if len(pieces) == 1 else path._joined(pieces)
+        return Increment(path._clock.length(ends[done], end), *values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "draw"}
@@ -281,6 +313,16 @@ class _Walk(Iterator[Increment]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.draw = self.path._begin()
+
+
+def _check_apart(times: Sequence[float] | Tensor, ends: Sequence[int]) -> None:
+    for i, (a, b) in enumerate(pairwise(ends)):
+        if a >= b:
+            raise InputError(
+                f"grid: got {float(times[i])!r}, then {float(times[i + 1])!r}, expected increasing times further "
+                "apart than the path's resolution, 2^-48 of its span. A path runs forward in time, and one over a "
+                "shorter span resolves shorter steps."
+            )
 
 
 def _inside(ends: Sequence[int], low: int, high: int) -> int:

@@ -51,7 +51,8 @@ class GeneratorNormals:
 
         def draw(node: int, count: int) -> list[Tensor]:
             out = single if count == 1 else empty(count)
-            for i, fields in enumerate(zip(*out, strict=True)):
+            columns = (out,) if count == 1 else zip(*(field.unbind() for field in out), strict=True)
+            for i, fields in enumerate(columns):
                 source.manual_seed(node_seed(self._key, node + i))
                 for field in fields:
                     field.normal_(generator=source)

@@ -55,6 +55,10 @@ class Clock:
         """Whether no knot lies strictly between two positions, so every cut halves the clock's interval."""
         return (high - 1) >> self.bits == low >> self.bits
 
+    def deep(self, position: int) -> bool:
+        """Whether a position takes more cuts between two knots than those of 2^24 equal steps."""
+        return bool(position & ((1 << max(0, self.bits - 24)) - 1))
+
     def time(self, position: int) -> float:
         """The time of a position."""
         i, rest = position >> self.bits, position & ((1 << self.bits) - 1)
@@ -100,6 +104,13 @@ class Clock:
             parts = (v[i : i + 4096].tolist() for v in (times, slack, width))
             out.extend(map(self._position, *parts))
         return out
+
+    def pair(self, ta: float, tb: float, rounding: tuple[float, float]) -> tuple[int, int]:
+        """The `positions` of two times, given their relative rounding."""
+        gap = (tb - ta) / 4
+        slacks = abs(ta) * rounding[0], abs(tb) * rounding[1]
+        first, last = (self._position(t, slack, min(slack, gap)) for t, slack in zip((ta, tb), slacks))
+        return first, last
 
     def nodes(self, times: Tensor) -> list[int]:
         """Positions of at most `FEW` cuts nearest to increasing float64 `times`; exact ones where two would be one."""
