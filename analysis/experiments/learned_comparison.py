@@ -207,7 +207,7 @@ def along(budget: Budget, name: str, nfe: int) -> list[Row]:
     for which, solver in STOCHASTIC.items():
         steps = nfe // solver.card.evaluations
         grids = [sigmas] if steps == nfe else []
-        grids += [fs.sigma_grid(schedule, steps, s, "sigma_min") for s in SPACINGS] if steps else []
+        grids += [fs.sigma_grid(schedule, steps, s, "sigma_min") for s in SPACINGS[:2]] if steps else []
         ends = [judge.ends(solver, sigmas=g) for g in grids]
         if ends:  # on its best grid, in its favour
             made[which] = min(ends, key=lambda e: float((e - judge.fine).square().mean()))

@@ -25,7 +25,7 @@ from fewstep.schedule import Schedule
 ADAMS = ((1.0, 0.0, 0.0), (1.5, -0.5, 0.0), (23 / 12, -16 / 12, 5 / 12))  # iPNDM(3), the newest evaluation first
 RATE, BATCH, LOOK = 0.02, 64, 20  # of Adam; iterations between looks at the held-out states
 SMALLEST = 0.05  # gap of levels at the start, in log sigma
-SPACINGS = ("logsnr", "karras")
+SPACINGS = ("logsnr", "karras", "trailing")  # the best at the start is taken
 
 Table = tuple[Tensor, Tensor]
 """Weights (R + 1, 1 + R) and the logarithms of the levels that the network is given (R,)."""
@@ -137,10 +137,11 @@ def middles(schedule: Schedule, nfe: int, spacing: str, parallel: int) -> Method
             eps = [
                 (z - made.evaluated(z, (level + scale[i, k]).clamp(low, high))) / level.exp() for z, level, k in points
             ]
-            x = x + (s[i + 1] - s[i]) * sum((1 + weight[i, k]) * e for k, e in enumerate(eps)) / parallel
+            used = 1 + weight[i] / s[i].clamp(min=1)  # so that a number moves the state by as much at every level
+            x = x + (s[i + 1] - s[i]) * sum(w * e for w, e in zip(used, eps)) / parallel
         return made.table(x)
 
-    apart = torch.linspace(-1, 1, parallel, dtype=torch.float64) if parallel > 1 else torch.zeros(1).double()
+    apart = torch.linspace(-0.3, 0.3, parallel, dtype=torch.float64) if parallel > 1 else torch.zeros(1).double()
     start = torch.cat([apart.repeat(steps), torch.zeros(2 * steps * parallel, dtype=torch.float64)])
     return Method(start, table, (torch.ones(len(start)),))
 
