@@ -83,7 +83,9 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, with a suffix where files are modified; FEWSTEP_COMMIT for a copy without git."""
+    """FEWSTEP_COMMIT, for a copy of the checkout; else its commit, with a suffix where files are modified."""
+    if named := os.environ.get("FEWSTEP_COMMIT"):
+        return named
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
@@ -94,4 +96,4 @@ def _commit() -> str | None:
         git("ls-files", "--error-unmatch", str(here))  # fails for an installed copy
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("FEWSTEP_COMMIT")
+        return None
