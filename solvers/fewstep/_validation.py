@@ -245,6 +245,13 @@ def check_answer(
         of: the name of `like` in the message.
         hint: a last sentence of the message.
     """
+    if (
+        type(value) is Tensor
+        and value.dtype == like.dtype
+        and value.shape == like.shape
+        and value.device == like.device
+    ):
+        return value
     if not isinstance(value, Tensor):
         cure = "Return one tensor."
     elif value.shape != like.shape:

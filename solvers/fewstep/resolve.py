@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+from functools import lru_cache
+from types import NoneType
 from typing import Any, Protocol
 
 import torch
@@ -107,7 +110,33 @@ def made_plan(
         assert schedule is not None
         assert steps is not None
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
-    return solver.plan(check_sigmas(sigmas, repeat, rising=not is_stochastic(solver)), schedule)
+    levels = check_sigmas(sigmas, repeat, rising=not is_stochastic(solver))
+    options = _options(solver, schedule)
+    return (
+        solver.plan(levels, schedule)
+        if options is None
+        else _kept(type(solver), options, tuple(levels.tolist()), schedule)
+    )
+
+
+def _options(solver: DiffusionSolver, schedule: Schedule | None) -> tuple[tuple[str, Any], ...] | None:
+    """What makes a solver of this library again, if its plans follow from that alone, numbers and words."""
+    ours = all(type(v).__module__.partition(".")[0] == __package__ for v in (solver, *filter(None, [schedule])))
+    frozen = schedule is None or is_dataclass(schedule)
+    if not ours or not frozen or solver.warns:
+        return None
+    options = solver.options()
+    plain = all(isinstance(v, (int, float, str, NoneType)) for v in options.values())
+    return tuple(options.items()) if plain else None
+
+
+@lru_cache(maxsize=64)
+def _kept(
+    kind: type[DiffusionSolver], options: tuple[tuple[str, Any], ...], levels: tuple[float, ...],
+    schedule: Schedule | None,
+) -> Plan:  # fmt: skip
+    """A plan, which is immutable, for later runs on the same levels."""
+    return kind(**dict(options)).plan(torch.tensor(levels, dtype=torch.float64), schedule)
 
 
 def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:

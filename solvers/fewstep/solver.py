@@ -148,6 +148,8 @@ class DiffusionSolver(Solver):
 
     repeats_levels: bool = False
     """Whether its grids may contain the last level twice, as those of diffusers do."""
+    warns: bool = False
+    """Whether its plans may warn of their grid: each is then made anew."""
 
     @abstractmethod
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:

@@ -61,6 +61,8 @@ class Increment:
 
     def __post_init__(self) -> None:
         h = self.h  # a tensor h is not read back from its device
+        if type(h) is float and 0 < abs(h) < math.inf and type(self.W) is Tensor and self.H is self.K is self.A is None:
+            return
         number = isinstance(h, (int, float)) and not isinstance(h, bool) and 0 < abs(h) < math.inf
         if not (number or isinstance(h, Tensor)):
             raise InputError(f"h: got {_validation.describe(h)}, expected a length (negative to step back).")

@@ -35,6 +35,8 @@ class SEEDS(DiffusionSolver):
         order: 1, 2 (r = 1/2) or 3 (r = 1/3, 2/3).
     """
 
+    warns = True
+
     def __init__(self, order: int = 3) -> None:
         self.order: int = _validation.check_int("order", order, 1, 3)
         self.card: Card = Card(
