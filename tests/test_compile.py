@@ -27,6 +27,7 @@ def denoise(x, sigma):
 
 
 MODEL = fs.DiffusionModel(denoise, SCHEDULE)
+DDIM, EULER, RK4, ODE = fs.DDIM(), fs.EulerMaruyama(), fs.RK4(), fs.ODE(lambda t, y: t - y)
 
 
 def problem_of(solver):
@@ -131,6 +132,104 @@ def test_compiled_program_refuses_other_times_than_its_own():
     compiled(torch.linspace(0, 1, 3))
     with pytest.raises(RuntimeError, match="grid: got other numbers"):
         compiled(torch.linspace(0, 2, 3))
+
+
+MADE_INSIDE = {
+    "path": lambda y: y + fs.BrownianPath((3, 2), seed=4, knots=[0.3]).increment(0.0, 0.5).W,
+    "fresh path": lambda y: y + fs.FreshIncrements((3, 2), seed=4).increment(0.0, 0.5).W,
+    "schedule": lambda y: y * fs.VPLinear(t_max=0.9).sigma(0.5).float(),
+    "table": lambda y: y * fs.DiscreteVP(torch.linspace(0.9, 0.1, 5)).sigma(2).float(),
+}
+
+
+@pytest.mark.parametrize("name", MADE_INSIDE)
+def test_fullgraph_refuses_what_is_made_in_the_compiled_function(name):
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"(path|schedule): got one made in the compiled function"):
+        torch.compile(MADE_INSIDE[name], fullgraph=True, backend="eager")(Y0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo")
+@pytest.mark.parametrize("name", MADE_INSIDE)
+def test_what_is_made_in_a_compiled_function_breaks_the_graph(name):
+    make = MADE_INSIDE[name]
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(make, backend="eager")(Y0), make(Y0))
+
+
+class OwnPath:
+    """A path of a class that the library does not know."""
+
+    levy, area, t0, t1 = "W", False, 0.0, 1.0
+    shape, dtype, device = (3, 2), torch.float32, torch.device("cpu")
+
+    def __init__(self, seed):
+        self.increments = fs.BrownianPath(self.shape, seed=seed).increments
+
+    def increment(self, ta, tb):
+        return next(self.increments([ta, tb]))
+
+
+PATHS = {
+    "arguments": [fs.BrownianPath((3, 2), seed=s, knots=k) for s, k in ((1, None), (2, None), (2, [0.3]), (2, [0.4]))],
+    "areas": [fs.AreaPath(fs.BrownianPath((3, 2), seed=s, levy="H"), 4) for s in (1, 2)],
+    "own class": [OwnPath(1), OwnPath(2)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("held", [False, True], ids=["argument", "attribute"])
+def test_compiled_solve_follows_the_path_that_it_is_given(kind, held):
+    """As an argument, and as an attribute that is set anew between calls."""
+    problem, holder, grid = problem_of(EULER), type("Holder", (), {})(), torch.linspace(0, 1, 4)
+
+    def run(y, path):
+        return fs.solve(problem, EULER, y, grid, path=holder.path if held else path).y
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    for path in [*PATHS[kind], PATHS[kind][0]]:
+        holder.path = path
+        assert torch.equal(compiled(Y0, None if held else path), run(Y0, path))
+
+
+NUMBERS = {
+    "steps": lambda x, n: fs.sample(MODEL, DDIM, noise=x, steps=n),
+    "noisy steps": lambda x, n: fs.sample(MODEL, EULER, noise=x, steps=n),
+    "grid": lambda x, n: fs.sample(MODEL, DDIM, noise=x, sigmas=fs.sigma_grid(SCHEDULE, n, "karras")),
+    "times": lambda x, n: fs.solve(ODE, RK4, x, torch.linspace(0, 1, n + 1)).y,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NUMBERS)
+def test_compiled_function_of_the_number_of_steps(name):
+    run = NUMBERS[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="eager")
+    for steps in (3, 4, 5):
+        assert torch.equal(compiled(X, steps), run(X, steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DDIM", "UniPC", "EulerMaruyama", "Milstein"])
+def test_30_steps_by_inductor_equal_eager_to_rounding(name):
+    """Inductor fuses operations; the largest difference seen is 1e-5, of states of size 20."""
+    run, argument = (sampled(name, 30)[0], X) if name in ("DDIM", "UniPC") else (solved(name, 30)[0], Y0)
+    torch._dynamo.reset()
+    found = torch.compile(run, fullgraph=True, backend="inductor")(argument)
+    torch.testing.assert_close(found, run(argument), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_inductor_takes_a_grid_that_is_computed_in_the_program():
+    """Its linspace rounds in another way; the program keeps the eager numbers."""
+    run = lambda y: fs.solve(ODE, RK4, y, torch.linspace(0, 1, 31)).y  # noqa: E731
+    torch._dynamo.reset()
+    found = torch.compile(run, fullgraph=True, backend="inductor")(Y0)
+    torch.testing.assert_close(found, run(Y0), rtol=1e-6, atol=1e-6)
 
 
 def marked(names, fast):

@@ -7,6 +7,7 @@ torch.compile calls with real arguments. They must return a string or a number: 
 that it cannot evaluate on other results. Hence `encode` and `decode`.
 """
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -23,7 +24,28 @@ T = TypeVar("T")
 def while_tracing(function: F) -> F:
     """A function that torch.compile calls while it traces; what it returns, a string or a number, is a constant."""
     marked: F = torch.compiler.assume_constant_result(function)  # type: ignore[no-untyped-call]
-    return marked
+
+    def call(*args: Any) -> Any:
+        return marked(*[_specialized(arg) for arg in args])
+
+    return call  # type: ignore[return-value]
+
+
+def _specialized(value: Any) -> Any:
+    """The value with its numbers as constants of the program, where torch.compile has made them its arguments."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return operator.index(value)
+    if isinstance(value, float):
+        return float.fromhex(value.hex())
+    return tuple([_specialized(v) for v in value]) if type(value) is tuple else value
+
+
+def made_outside(what: str) -> None:
+    """Break the graph where torch.compile traces: what follows keeps locks, generators or files."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg=f"{what}: got one made in the compiled function, expected one made before it.")
 
 
 def transformed() -> bool:
@@ -101,12 +123,16 @@ def constants(value: Tensor) -> Any:
     return decode(_listed(value)) if torch.compiler.is_compiling() else unwrapped("grid", value).tolist()
 
 
-def constant(argument: str, numbers: Tensor) -> Tensor:
-    """A user's numbers as a constant of a traced program, which then raises an error for other numbers."""
+def constant(argument: str, numbers: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A user's numbers as a constant of a traced program, which then raises an error for other numbers.
+
+    A compiler may compute them with another rounding of their `dtype`, as Inductor does for linspace.
+    """
     if not torch.compiler.is_compiling():
         return numbers
     known = torch.tensor(constants(numbers), dtype=numbers.dtype)
-    same = ((numbers == known) | (numbers.isnan() & known.isnan())).all()
+    near = 4 * torch.finfo(dtype).eps * known.abs().amax() if dtype.is_floating_point and known.numel() else 0.0
+    same = ((numbers == known) | ((numbers - known).abs() <= near) | (numbers.isnan() & known.isnan())).all()
     torch._assert_async(same, f"{argument}: got other numbers than the program was compiled for. Compile it again.")
     return known
 

@@ -182,12 +182,16 @@ def at_once(value: Any) -> bool:
     return not torch.is_tensor(value) or value.device.type == "cpu"
 
 
-def check_numbers(argument: str, value: Any) -> Tensor:
-    """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU; refuse a graph."""
+def check_numbers(argument: str, value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Convert a tensor or a sequence of real numbers, of any shape, to float64 on the CPU; refuse a graph.
+
+    Args:
+        dtype: of the user's numbers where they were converted before.
+    """
     found = as_numbers(argument, value)
     check_no_graph(argument, found)
     numbers = found.detach().cpu()
-    return constant(argument, numbers) if torch.is_tensor(value) else numbers
+    return constant(argument, numbers, dtype or value.dtype) if torch.is_tensor(value) else numbers
 
 
 def has_graph(value: Tensor) -> bool:
@@ -213,13 +217,14 @@ def times_dtype(value: Any) -> torch.dtype | None:
     return dtype if dtype is not None and dtype.is_floating_point else None
 
 
-def check_times(argument: str, value: Any, decreasing: bool = False) -> Tensor:
+def check_times(argument: str, value: Any, decreasing: bool = False, dtype: torch.dtype | None = None) -> Tensor:
     """Convert a tensor or a sequence of at least two strictly increasing times to float64 (n,) on the CPU.
 
     Args:
         decreasing: accept strictly decreasing times too.
+        dtype: as in `check_numbers`.
     """
-    times = check_numbers(argument, value)
+    times = check_numbers(argument, value, dtype)
     if times.dim() != 1 or len(times) < 2:
         expected = "(n,) with at least two times, for instance torch.linspace(0, 1, 65)"
         raise InputError(f"{argument}: got shape {tuple(times.shape)}, expected {expected}.")

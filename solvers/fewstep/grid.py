@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._tracing import decode, encode, while_tracing
 from .errors import InputError
 from .schedule import FlowMatching, Schedule, check_schedule
 
@@ -50,6 +51,9 @@ def sigma_grid(
         timesteps: (steps,) decreasing model times of the evaluations; overrides spacing.
         offset: added to the labels of `"leading"` (diffusers' steps_offset).
     """
+    if torch.compiler.is_dynamo_compiling():  # not in `_levels_text`
+        levels = decode(_levels_text(schedule, steps, spacing, final, rho, timesteps, offset))
+        return torch.tensor(levels, dtype=torch.float64)
     check_schedule(schedule)
     steps = _validation.check_int("steps", steps, 1, MOST)
     spacing = check_spacing("spacing", spacing)
@@ -76,6 +80,12 @@ def sigma_grid(
         nodes, ends = _between(schedule, count, spacing, rho, first, last), last[:0]
         nodes[0] = first[0]
     return torch.cat([nodes, first.new_zeros(1) if final == "x0" else ends])
+
+
+@while_tracing
+def _levels_text(*args: Any) -> str:
+    *first, timesteps, offset = args
+    return encode(sigma_grid(*first, timesteps=timesteps, offset=offset).tolist())
 
 
 def _between(schedule: Schedule, count: int, spacing: str, rho: float | None, first: Tensor, last: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _validation
+from ._tracing import made_outside
 from .errors import InputError, one_of
 
 CLOSEST = 1 - 1e-6
@@ -93,6 +94,7 @@ class TimedSchedule(Schedule):
     t_max: float
 
     def __post_init__(self) -> None:
+        made_outside("schedule")
         given = {f.name: _validation.check_float(f.name, getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
         for name in given:
             if not isinstance(getattr(self, name), (int, float)):
@@ -298,6 +300,7 @@ class DiscreteVP(Schedule):
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
+        made_outside("schedule")
         abar = _check_table(alphas_cumprod)
         if not abar[-1] > 0:
             raise InputError(

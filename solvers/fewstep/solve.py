@@ -72,9 +72,9 @@ def solve(
     dtype = y0.dtype
     sde, y0 = _in_float32(sde, y0)
     ts = _validation.as_numbers("grid", grid)
-    times = _check_grid(ts, sde)
-    kept = _kept(save, len(times))
     given = _validation.times_dtype(grid)
+    times = _check_grid(ts, sde, given)
+    kept = _kept(save, len(times))
     calls: list[None] = []
     problem = stepwise(sde, torch.promote_types(given or y0.dtype, y0.dtype), calls)
     placed = _placed(ts if _validation.has_graph(ts) else times, y0)  # one copy for all evaluations
@@ -243,17 +243,17 @@ def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     _validation.check_state("y0", y0, expected, _validation.at_once(y0))
 
 
-def _check_grid(times: Tensor, sde: SDE) -> Tensor:
+def _check_grid(times: Tensor, sde: SDE, dtype: torch.dtype | None) -> Tensor:
     """The grid as float64 times on the CPU; an ODE's may be decreasing and have a graph."""
     times = times.cpu()
     if sde.noise_type == "none":
-        return _validation.check_times("grid", times.detach(), decreasing=True)
+        return _validation.check_times("grid", times.detach(), decreasing=True, dtype=dtype)
     if times.dim() == 1 and len(times) > 1 and constants((times.diff() < 0).all()):
         raise InputError(
             "grid: got decreasing times for an SDE, expected increasing ones: an SDE in reverse time has another "
             "drift, which depends on the law of y. Solve that SDE in the variable -t, or an ODE, which runs both ways."
         )
-    return _validation.check_times("grid", times)
+    return _validation.check_times("grid", times, dtype=dtype)
 
 
 def _probe(sde: SDE, y0: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,16 @@ def test_aot_eager_equals_eager(name, unrolled):
     check(Case(name), "aot_eager", unrolled, graphs=1 if unrolled else 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["UniPC", "EulerMaruyama"])
+def test_inductor_equals_eager_to_rounding(name):
+    case = Case(name)
+    want = case.run()
+    torch._dynamo.reset()
+    found = case.run(step=torch.compile(case.scheduler.step, fullgraph=True, backend="inductor"))
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
 OPTIONS = {
     "one path per sample": dict(name="ShARK", noise="path"),
     "one path, churn of its own": dict(name=fs.EDMEuler(churn=10.0), noise="path"),

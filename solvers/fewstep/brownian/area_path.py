@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
+from .._tracing import made_outside
 from ..errors import InputError
 from .increment import Increment, letters_for
 from .levy_area import METHODS, MOST_TERMS, levy_area
@@ -43,6 +44,7 @@ class AreaPath:
     def __init__(
         self, path: BrownianPath, cells: int, method: str = "legendre", terms: int | None = None, seed: int = 0
     ) -> None:
+        made_outside("path")
         _validation.check_instance("path", path, BrownianPath, "a BrownianPath, preferably with levy='H'")
         cells = _validation.check_int("cells", cells, 1, MOST_CELLS)
         _validation.check_choice("method", method, METHODS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
-from .._tracing import new_generator
+from .._tracing import made_outside, new_generator
 from ..errors import InputError
 from .bridge import VARIANCES
 from .increment import LEVY_ORDER, Increment, check_dtype
@@ -39,6 +39,7 @@ class FreshIncrements:
         self, shape: Sequence[int], levy: str = "W", seed: int = 0, dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu", reuse: bool = False, area: bool = False,
     ) -> None:  # fmt: skip
+        made_outside("path")
         self.shape: tuple[int, ...] = _validation.check_shape(shape)
         self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
         self.dtype: torch.dtype = check_dtype(dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
+from .._tracing import made_outside
 from ..errors import InputError
 from .bridge import VARIANCES, split
 from .increment import LEVY_ORDER, Increment, check_dtype
@@ -75,6 +76,7 @@ class BrownianPath:
         seeds: Sequence[int] | None = None, clock: str = "linear",
         knots: Tensor | Sequence[float] | None = None, portable: bool = False, cache: int = 256,
     ) -> None:  # fmt: skip
+        made_outside("path")
         _validation.check_choice("clock", clock, ("linear", "log"))
         self.shape: tuple[int, ...] = _validation.check_shape(shape)
         self.levy: str = _validation.check_choice("levy", levy, LEVY_ORDER)
