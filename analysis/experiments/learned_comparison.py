@@ -264,11 +264,12 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
         for one, other in CLAIMS:
             both = [c for c in cells.values() if one in c and other in c]
             wins = sum(c[one]["rmse"] < c[other]["rmse"] for c in both)
-            held.append([one, other, f"{wins} of {len(both)}"])
+            held += [[one, other, f"{wins} of {len(both)}"]] if both else []
         out["learned-claims"] = table(["method", "nearer than", "in cells"], held)
     if PATHS in records:
         lines = [
-            [r["problem"], r["evaluations"], r["method"], f"{r['rmse']:.3g}", f"{r['median']:.2g}",
+            [r["problem"], r["evaluations"], r["method"] + (" (guard: untrained)" if r.get("fallback") else ""),
+             f"{r['rmse']:.3g}", f"{r['median']:.2g}",
              f"{r['law']:.2g}", f"{r['variance_ratio']:.2f}", f"{r['seconds']:.0f}" if r["seconds"] else None]
             for r in sorted(records[PATHS].data["rows"], key=lambda r: (r["problem"], r["evaluations"], -r["rmse"]))
         ]  # fmt: skip
@@ -279,10 +280,10 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
 
 def _cells(rows: list[Row]) -> dict[tuple[str, int], dict[str, Row]]:
     """Rows by (problem, evaluations) and method; the median over seeds."""
-    out: dict[tuple[str, int], dict[str, Row]] = {}
+    found: dict[tuple[str, int], dict[str, list[Row]]] = {}
     for row in sorted(rows, key=lambda r: r["rmse"]):
-        out.setdefault((row["problem"], row["evaluations"]), {}).setdefault(row["method"], []).append(row)  # type: ignore[arg-type]
-    return {cell: {m: r[len(r) // 2] for m, r in by.items()} for cell, by in out.items()}  # type: ignore[call-overload]
+        found.setdefault((row["problem"], row["evaluations"]), {}).setdefault(row["method"], []).append(row)
+    return {cell: {m: r[len(r) // 2] for m, r in by.items()} for cell, by in found.items()}
 
 
 def _seconds(found: list[Row | None]) -> str | None:
@@ -298,7 +299,7 @@ def _is_first(cell: dict[str, Row]) -> bool:
 
 def draw(records: dict[str, Record], folder: Path) -> None:
     """RMSE against evaluations, one panel per problem."""
-    if NAME not in records:
+    if NAME not in records or not records[NAME].data["rows"]:
         return
     cells = _cells(records[NAME].data["rows"])
     names, counts = list(dict.fromkeys(p for p, _ in cells)), sorted({n for _, n in cells})
