@@ -14,7 +14,8 @@ STOCHASTIC = [
     fs.DPMSolverSDE(2, eta=0.5), fs.SASolver(**EVERY), fs.SASolver(2, 0, **EVERY), fs.EDMEuler(churn=4),
     fs.EDMHeun(churn=4), fs.Ancestral(fs.DPMSolver(2), 0.5), fs.DPMSolverSDE(2, multistep=False),
     fs.DPMSolverSDE(3, multistep=False), fs.DPMSolverSDE(2, 0.5, "heun", False, 1.0), fs.SASolver(**EVERY, pece=True),
-    fs.Restart(intervals=((0.1, 0.5, 3, 2), (0.8, 3.0, 3, 1))), fs.Restart(fs.DEIS(3)),
+    fs.Restart(intervals=((0.1, 0.5, 3, 2), (0.8, 3.0, 3, 1))), fs.Restart(fs.DEIS(3)), fs.Ancestral(fs.DPMSolver(2)),
+    fs.Ancestral(fs.DPMSolver(3)), fs.Ancestral(fs.EDMHeun()),
 ]  # fmt: skip
 DETERMINISTIC = [
     fs.DDIM(), fs.EDMHeun(), fs.DPMSolver(2), fs.DPMSolver(3), fs.DPMSolverPP(2), fs.DPMSolverPP(3),

@@ -29,6 +29,21 @@ def recursion(solver, steps):
     return float(_variance(plan, plan.sigmas[:1], lambda x, s: V0 / (V0 + s * s) * x))
 
 
+NOISE_STEPS = [
+    fs.Ancestral(fs.DPMSolver(2)), fs.Ancestral(fs.DPMSolver(3)), fs.PNDM("plms"), fs.PNDM(), fs.DEIS(3), fs.IPNDM(4),
+    fs.UniPC(3, prediction="noise"), fs.GradientEstimation(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", NOISE_STEPS, ids=describe)
+def test_the_first_step_of_a_flow_does_not_multiply_changes_of_the_estimate(solver):
+    """By algebra: the variance of samples after 5 steps in x / (1 - t), the first from sigma = 1e6."""
+    levels = FLOW.sigma(torch.linspace(1, 0, 6, dtype=torch.float64).clamp(max=FLOW.t_max))
+    plan = solver.plan(levels, FLOW)
+    variance = float(_variance(plan, plan.sigmas[:1], lambda x, s: V0 / (V0 + s * s) * x))
+    assert 0.5 * V0 < variance < 1.5 * V0
+
+
 @pytest.mark.parametrize(
     ("counts", "batch"), [((10,), 16), pytest.param((5, 10, 30), 128, marks=pytest.mark.slow)], ids=["few", "many"]
 )

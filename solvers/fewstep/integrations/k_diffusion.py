@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import EDM, DiffusionModel, FlowMatching, InputError, Plan, Schedule, UniPC, _validation, from_sample
+from .. import (
+    EDM,
+    DiffusionModel,
+    DiscreteVP,
+    FlowMatching,
+    InputError,
+    Plan,
+    Schedule,
+    UniPC,
+    _validation,
+    from_sample,
+)
 from .._progress import progress
 from ..executor import Draw, Pair, Steered, data_of, evaluation_of, run
 from ..grid import check_sigmas, short
@@ -112,7 +123,7 @@ class Sampler:
         if grid.dim() == 1 and len(grid) < 2:  # no step, as of ComfyUI's SplitSigmas at the last one
             return x
         flow = self._flow(model, grid)
-        plan, source = self._resolve(grid, flow)
+        plan, source = self._resolve(model, grid, flow)
         extra = dict(extra_args or {})
         state = at_least_float32(x)
         if flow and plan.prediction == "noise" and x.device.type != "mps":
@@ -170,7 +181,7 @@ class Sampler:
             raise InputError(f"schedule: got {self.schedule!r} for a flow model, expected FlowMatching() or None.")
         return _process(model) if flow else None
 
-    def _resolve(self, grid: Tensor, flow: FlowMatching | None) -> tuple[Plan, Plan | Student]:
+    def _resolve(self, model: Any, grid: Tensor, flow: FlowMatching | None) -> tuple[Plan, Plan | Student]:
         own = carried_plan(self.solver)
         if own is None:
             if flow:
@@ -179,7 +190,7 @@ class Sampler:
                     expected = "levels of a flow model, at most 1, and one of them at most above 1 - 1e-6"
                     raise InputError(f"sigmas: got {short(grid)}; expected {expected}.")
                 grid = flow.sigma(grid.clamp(max=CLOSEST))
-            return resolve(self.solver, self._schedule(flow), sigmas=grid)
+            return resolve(self.solver, self._schedule(flow) or _table_of(model), sigmas=grid)
         levels = (flow or FLOW).label(own.sigmas) if flow or self.flow else own.sigmas
         if not _same(grid, levels):
             raise InputError(
@@ -234,7 +245,8 @@ def sampler(
             sampler of k-diffusion or ComfyUI (`SAMPLERS` lists them) or of a solver, with options in brackets:
             "dpmpp_2m_sde(eta=0.5)".
         schedule: for solvers that need one, and for students the one they were fitted to. By default EDM between the
-            model's `sigma_min` and `sigma_max`, else between the ends of the grid; FlowMatching for flow models.
+            model's `sigma_min` and `sigma_max`, else between the ends of the grid; FlowMatching for flow models. A
+            solver that counts in model time gets the model's table `sigmas`, one level for each label.
         flow: whether the model is a flow model. None reads it from the model: ComfyUI's `model_sampling` (CONST),
             Forge's `predictor` ("const"), or a range of sigma above 1.
         cfg_pp: take the steps of CFG++ (see `fewstep.sample`), as names that end in "_cfg_pp" do. The model must be
@@ -321,7 +333,8 @@ def register(
         comfy: the package, by default imported.
         schedule, flow, cfg_pp: as for `sampler`.
         discard_penultimate: whether ComfyUI makes its grids with one step more and drops the level before the last. By
-            default for the solvers of its own samplers of that kind: `uni_pc`, `uni_pc_bh2` and `dpm_2`.
+            default for the solvers of its own samplers of that kind: `uni_pc`, `uni_pc_bh2`, `dpm_2` and
+            `dpm_2_ancestral`.
 
     Returns:
         the sampler that was added.
@@ -356,9 +369,8 @@ def register(
         if name not in names:
             names.append(name)
     if discard_penultimate is None:
-        discard_penultimate = isinstance(function.solver, UniPC) or (
-            isinstance(function.solver, DPMSolver) and not function.solver.multistep
-        )
+        of = getattr(function.solver, "solver", function.solver)  # Ancestral's
+        discard_penultimate = isinstance(of, UniPC) or (isinstance(of, DPMSolver) and not of.multistep)
     discarding: set[str] = getattr(samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", set())
     (discarding.add if discard_penultimate else discarding.discard)(name)
     return function
@@ -464,6 +476,19 @@ def _flow_of(model: Any) -> bool | None:
         high = _ends_of(at)[1]
         if high is not None and high > 1:
             return False
+        at = getattr(at, "inner_model", None)
+    return None
+
+
+def _table_of(model: Any) -> DiscreteVP | None:
+    """The levels at a model's labels, for solvers that count in its time; None for flows and other models."""
+    at = model
+    for _ in range(4):
+        table = getattr(getattr(at, "model_sampling", at), "sigmas", None)
+        if torch.is_tensor(table) and table.dim() == 1 and len(table) > 1:
+            squares = table.detach().double().cpu().square()
+            rises = bool(squares[0] > 0) and bool((squares.diff() > 0).all())
+            return DiscreteVP(1 / (1 + squares)) if rises and not _flow_of(model) else None
         at = getattr(at, "inner_model", None)
     return None
 

@@ -9,7 +9,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver, needs_schedule
-from .exponential import weighted_sum
+from .exponential import STEEP, weighted_sum
 from .ipndm import EVEN
 
 
@@ -45,13 +45,14 @@ class PNDM(DiffusionSolver):
         for i, (s, t) in enumerate(pairwise(builder.sigmas)):
             e1 = builder.evaluate(builder.x, s)
             past = [e1, *past[:3]]
-            if i < 3 and self.warm_up == "runge_kutta" and t > 0 and schedule is not None:
+            steep = bool(s > STEEP * t)  # to 0 above all: a step of order 1
+            if i < 3 and self.warm_up == "runge_kutta" and not steep and schedule is not None:
                 x, m = builder.x, schedule.sigma((schedule.time(s) + schedule.time(t)) / 2)
                 e2 = builder.evaluate(x + (m - s) * e1, m)
                 e3 = builder.evaluate(x + (m - s) * e2, m)
                 e4 = builder.evaluate(x + (t - s) * e3, t)
                 direction = (e1 + 2 * e2 + 2 * e3 + e4) / 6  # Eq. (13)
-            elif i == 0 and t > 0:
+            elif i == 0 and not steep:
                 direction = (e1 + builder.evaluate(builder.x + (t - s) * e1, t)) / 2
             else:
                 direction = weighted_sum(EVEN[len(past) - 1], past)

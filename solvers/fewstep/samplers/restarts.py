@@ -16,6 +16,8 @@ from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
 from .dpm import DPMSolverPP
 from .edm import EDMHeun
+from .exponential import STEEP
+from .ipndm import IPNDM
 
 MIDPOINT = DPMSolverPP(2, multistep=False)
 HEUN = EDMHeun()
@@ -63,7 +65,10 @@ class Ancestral(_WithNoise):
         for s, t in pairwise(grid.tolist()):
             v = self.eta * t / s * math.sqrt(max(s * s - t * t, 0.0))
             down = math.sqrt(max(t * t - v * v, 0.0))
-            step = self.solver.plan(grid.new_tensor([s, down]), schedule)
+            levels = grid.new_tensor([s, down])
+            step = self.solver.plan(levels, schedule)
+            if step.prediction == "noise" and s > STEEP * t > 0:  # the first step of a flow
+                step = IPNDM(1).plan(levels)
             parts.append((step, (s**-2, t**-2) if v else None, v))
         return joined(f"Ancestral({type(self.solver).__name__}, eta={self.eta:g})", grid, parts)
 

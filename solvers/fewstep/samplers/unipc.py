@@ -12,7 +12,7 @@ from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import ExponentialStep, History, OrderAt, order_before_zero
+from .exponential import STEEP, ExponentialStep, History, OrderAt, order_before_zero
 
 
 class UniPC(DiffusionSolver):
@@ -74,6 +74,8 @@ class UniPC(DiffusionSolver):
             frozen = ExponentialStep(s, t, self.prediction)
             step = partial(self._through, x, past[:p], frozen)
             predicted = step() if self.predictor else frozen(x, F)
+            if self.prediction == "noise" and s > STEEP * t:
+                step = None
         else:
             builder.advance(predicted)
         return builder.finish()
