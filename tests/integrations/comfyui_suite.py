@@ -208,7 +208,8 @@ class Nodes:
             model = model_of(self.comfy, kind)
             yield f"FewStepSigmas {kind}", self.sigmas(kind, model)
             (sampler,) = self.made("FewStepSolver", solver="dpmpp_2m", options="", s_noise=1.0, cfg_pp=False)
-            (sigmas,) = self.made("FewStepSigmas", model=model, spacing="trailing", steps=6, denoise=1.0)
+            spacing = "trailing" if kind == "FLOW" else "logsnr"
+            (sigmas,) = self.made("FewStepSigmas", model=model, spacing=spacing, steps=6, denoise=1.0)
             theirs = self.end_of(model, self.comfy.samplers.sampler_object("dpmpp_2m"), sigmas)
             self.same(self.end_of(model, sampler, sigmas), theirs)
             yield f"FewStepSolver {kind}", "dpmpp_2m equal to ComfyUI's"
@@ -253,7 +254,7 @@ class Nodes:
             assert torch.isfinite(self.end_of(guided, sampler, sigmas)).all()
             hook.remove()
             counts.append(sum(rows) // SHAPE[0])
-        assert counts[1] < counts[0] == counts[2] == counts[3]
+        assert counts[1] < counts[0] == counts[2] == counts[3], counts
         return f"{counts[0]} network evaluations, {counts[1]} with guidance in the first half only"
 
 
