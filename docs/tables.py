@@ -175,8 +175,8 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     made = {
         "cards": solver_table.markdown(solver_table.rows()), "references": references(),
-        "demo": demo_with_pictures(), "comfyui": comfyui(), "api-sde": solver_names(True), "api-diffusion": solver_names(False),
-        "api-border": conversions(), "schedules": schedules(),
+        "demo": demo_with_pictures(), "comfyui": comfyui(), "api-sde": solver_names(True),
+        "api-diffusion": solver_names(False), "api-border": conversions(), "schedules": schedules(),
         "api-schedules": documented("autoclass", public(is_schedule)), "records": records(),
         "experiments": summaries(), **of_experiments(),
         **{f"cli-{path.replace(' ', '-')}": f"```text\n{text}\n```" for path, _, text in helps()},

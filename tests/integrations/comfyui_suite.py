@@ -140,10 +140,10 @@ def run_of(comfy, model, name, denoise, masked, steps=STEPS, shape=SHAPE, cfg=1.
         sampler.extra_options = {"noise_sampler": Noise(noise, flow) if tree else sequence}
     seen = []
     end = comfy.samplers.sample(
-        model, noise, *conditions(), 0.6 if "cfg_pp" in name else cfg, CPU, sampler, grid, {}, latent, mask,
+        model, noise, *conditions(), 0.6 if "cfg_pp" in name else cfg, CPU, sampler, grid.clone(), {}, latent, mask,
         lambda i, D, x, total: seen.append((i, total)), True, 3,
     )  # fmt: skip
-    return end, grid, seen
+    return end, grid, seen  # ComfyUI's uni_pc writes to the levels that it is given
 
 
 def compared(comfy):

@@ -185,7 +185,7 @@ def test_every_sampler_of_the_library_is_in_the_list_and_runs(comfy, pack):
     functions = [getattr(comfy.k_diffusion.sampling, f"sample_{n}") for n in comfy.samplers.SAMPLER_NAMES if "few" in n]
     assert {type(f.solver) for f in functions} >= kinds
     model = lambda x, sigma, seed: x / (1 + sigma[:, None] ** 2)  # noqa: E731
-    model.model_sampling = LEVELS["table"]
+    model.model_sampling, model.sigmas = LEVELS["table"], torch.tensor([14.0, 5.0, 0.0])  # levels of a run
     x, sigmas = 14.0 * torch.ones(2, 3), torch.tensor([14.0, 5.0, 2.0, 0.7, 0.2, 0.0])
     for function in functions:
         if not function.cfg_pp:

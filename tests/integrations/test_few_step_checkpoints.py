@@ -57,6 +57,27 @@ def test_configurations_of_distilled_networks_equal_diffusers(name, steps):
         )
 
 
+@pytest.mark.parametrize("strength", [None, 0.5])
+@pytest.mark.parametrize("original", [None, 100, 20])
+@pytest.mark.parametrize("name", ["LCM", "TCD"])
+def test_set_timesteps_takes_the_steps_of_the_distillation(name, original, strength):
+    """As LatentConsistencyModelPipeline and its image-to-image form pass them."""
+    stock, _, solver = CASES[name]
+    ours = FewStepScheduler.from_config(stock.config, solver=solver)
+    given = dict(original_inference_steps=original) | ({} if strength is None else dict(strength=strength))
+    for steps in (4, 2):
+        stock.set_timesteps(steps, **given)
+        ours.set_timesteps(steps, **given)
+        assert ours.timesteps.tolist() == stock.timesteps.tolist()
+
+
+def test_other_configurations_have_no_distillation():
+    ours = FewStepScheduler.from_config(df.DDIMScheduler().config)
+    for given in (dict(original_inference_steps=50), dict(strength=0.5)):
+        with pytest.raises(fs.InputError, match=f"^{next(iter(given))}: DPM.* takes none"):
+            ours.set_timesteps(4, **given)
+
+
 def test_labels_of_an_lcm_configuration():
     scheduler = FewStepScheduler.from_config(df.LCMScheduler().config)
     scheduler.set_timesteps(4)

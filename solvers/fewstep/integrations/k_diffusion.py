@@ -487,8 +487,9 @@ def _table_of(model: Any) -> DiscreteVP | None:
         table = getattr(getattr(at, "model_sampling", at), "sigmas", None)
         if torch.is_tensor(table) and table.dim() == 1 and len(table) > 1:
             squares = table.detach().double().cpu().square()
-            rises = bool(squares[0] > 0) and bool((squares.diff() > 0).all())
-            return DiscreteVP(1 / (1 + squares)) if rises and not _flow_of(model) else None
+            # ComfyUI's inpainting wrapper has the levels of the run by this name
+            if bool(squares[0] > 0) and bool((squares.diff() > 0).all()):
+                return None if _flow_of(model) else DiscreteVP(1 / (1 + squares))
         at = getattr(at, "inner_model", None)
     return None
 

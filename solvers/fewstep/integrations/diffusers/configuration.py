@@ -140,20 +140,22 @@ Levels = tuple[float, ...] | None
 
 def prepare(
     config: Mapping[str, Any], solver: Any, steps: int | None, timesteps: Levels = None, sigmas: Levels = None,
-    mu: float | None = None,
+    mu: float | None = None, original: int | None = None, strength: float | None = None,
 ) -> Setup:  # fmt: skip
     """The levels, the plan and the labels of a run; see `FewStepScheduler.set_timesteps`.
 
     Without steps and lists they are those of the constructor of diffusers' scheduler, all levels of training.
     """
-    asked = (config, solver, steps, timesteps, sigmas, mu)
+    asked = (config, solver, steps, timesteps, sigmas, mu, original, strength)
     reference = reference_of(config, solver)
     process = process_of(config, reference, solver)
     used, plan = solver, carried_plan(solver)
     if plan is not None:
         grid = own_grid(plan, process, steps)
     else:
-        grid = _grid(config, process, reference, steps, timesteps, sigmas, mu)
+        given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+        given |= {"original_inference_steps": original, "strength": strength}
+        grid = _grid(config, process, reference, steps, {k: v for k, v in given.items() if v is not None})
         if not config["exact"]:
             own_levels = timesteps is None and sigmas is None
             used = conform(solver, reference.config, process, grid, own_levels)
@@ -176,18 +178,15 @@ def own_spacing(spacing: Any) -> bool:
 
 
 def _grid(
-    config: Mapping[str, Any], process: Process, reference: Any, steps: int | None, timesteps: Levels, sigmas: Levels,
-    mu: float | None,
-) -> Grid:  # fmt: skip
+    config: Mapping[str, Any], process: Process, reference: Any, steps: int | None, given: Mapping[str, Any]
+) -> Grid:
     """The levels that the arguments of `set_timesteps` ask for."""
     spacing = config.get("timestep_spacing")
-    if timesteps is not None or sigmas is not None:
-        return grid_of(process, reference, steps, timesteps, sigmas, mu)
-    if steps is None:
+    if steps is None and not given:
         return constructed_grid(process, reference)
-    if own_spacing(spacing):
+    if own_spacing(spacing) and steps is not None and not given.keys() - {"mu"}:
         return named_grid(process, reference, steps, str(spacing))
-    return grid_of(process, reference, steps, mu=mu)
+    return grid_of(process, reference, steps, **given)
 
 
 def solver_of(solver: Any) -> Any:

@@ -229,10 +229,10 @@ def reference_of(config: Mapping[str, Any], solver: Any) -> Any:
 
 def grid_of(
     process: Process, reference: Any, steps: int | None, timesteps: Sequence[float] | None = None,
-    sigmas: Sequence[float] | None = None, mu: float | None = None,
+    sigmas: Sequence[float] | None = None, **more: float,
 ) -> Grid:  # fmt: skip
     """The levels of a run, from a number of steps or from the user's list; `reference` makes them where it can."""
-    given = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+    given = {"timesteps": timesteps, "sigmas": sigmas, **more}
     asked = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
     takes, name = signature(reference.set_timesteps).parameters.keys(), type(reference).__name__
     if timesteps is not None:

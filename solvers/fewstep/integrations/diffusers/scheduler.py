@@ -182,7 +182,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None, mu: float | None = None, **unknown: Any,
+        sigmas: Sequence[float] | None = None, mu: float | None = None, original_inference_steps: int | None = None,
+        strength: float | None = None, **unknown: Any,
     ) -> None:  # fmt: skip
         """Make the grid and the plan of a run.
 
@@ -192,6 +193,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             timesteps: (n,) labels of the levels, decreasing, instead of a number of steps.
             sigmas: (n + 1,) the levels themselves, decreasing, the last may be 0; (n,) for flows, as in diffusers.
             mu: the shift of flows that depend on the resolution.
+            original_inference_steps, strength: of LCM and TCD configurations: the steps of the distillation, in place
+                of the configuration's, and the part of them that image to image takes.
 
         Raises:
             InputError: levels that the schedule does not have, or an option that diffusers' scheduler of this
@@ -206,7 +209,12 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             num_inference_steps = _validation.check_int("num_inference_steps", num_inference_steps)
         elif lists == (None, None) and not carried_plan(self.solver):
             raise InputError("num_inference_steps: got None, expected an integer of at least 1.")
-        asked = (self.config, self.solver, num_inference_steps, *lists, mu)
+        if original_inference_steps is not None:
+            _validation.check_int("original_inference_steps", original_inference_steps, 1)
+        if strength is not None:
+            strength = _validation.check_float("strength", strength, 0, 1, "a number in [0, 1]")
+        distilled = original_inference_steps, strength
+        asked = (self.config, self.solver, num_inference_steps, *lists, mu, *distilled)
         if self._setup is None or self._setup.asked != asked:
             self._prepare(*asked)
             self._start(0, 0.0)  # a compiled step cannot make it
