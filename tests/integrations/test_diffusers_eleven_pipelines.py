@@ -248,14 +248,11 @@ def test_pipeline_runs_with_solvers_that_diffusers_lacks(name):
     pipe, given = PIPELINES[name]()
     config = pipe.scheduler.config
     scheduler = FewStepScheduler.from_config(config, solver=fs.DPMSolverPP(2))
-    scheduler.set_timesteps(6, **({"mu": 1.0} if name == "Flux" else {}))
+    scheduler.set_timesteps(6, **({"mu": 1.0} if config.get("use_dynamic_shifting") else {}))
     table = fs.DDIM().plan(scheduler._setup.grid.sigmas)
     solvers = [fs.ShARK(), fs.SEEDS(2), fs.SASolver(2, 2), table]
     for solver in solvers:
         spacing = {} if name in FLOWS else {"use_karras_sigmas": True}
-        partial = isinstance(solver, fs.Plan) and name in FLOWS
-        if partial:
-            continue  # pipelines of flows pass sigmas of their own
         pipe.scheduler = FewStepScheduler.from_config(config, solver=solver, **spacing)
         if name == "LTXCondition":  # its tokens have levels of their own
             with pytest.raises(fs.InputError, match="per_token_timesteps"):
