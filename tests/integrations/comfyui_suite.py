@@ -47,6 +47,7 @@ REASONS = {  # pattern of the sampler's name and the kind: why the numbers are o
     "(euler|dpm_2|dpmpp_2s)_ancestral FLOW": "ComfyUI's ancestral steps on flows go to another level below",
     r"\w+_cfg_pp FLOW": "ComfyUI leaves out the factor 1 - sigma of flows",
     "ddpm FLOW": "ComfyUI takes the levels of a flow for those of x0 + sigma n",
+    r"ddim \w+ .*mask": "ComfyUI's ddim draws other noise for what the mask keeps",
     ".* FLOW": "the first level of a flow is 0.9999 in ComfyUI and 1 - 1e-6 here",
 }
 
