@@ -21,7 +21,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT / "analysis" / "experiments"))  # experiments are scripts, not a package
 
-import benchmarks  # noqa: E402
+import speed_rows  # noqa: E402
 from base import NAMES, load, table  # noqa: E402
 
 RECORDS = ROOT / "analysis" / "records"
@@ -147,8 +147,8 @@ def demo_with_pictures() -> str:
 
 
 def peers() -> str:
-    """The ratios to peers, by what was measured."""
-    return benchmarks.summary(record("benchmarks"))
+    """The ratios to peers at all sizes, by what was measured."""
+    return speed_rows.summary(record("speed-rows"))
 
 
 def comfyui() -> str:

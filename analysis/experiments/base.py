@@ -41,9 +41,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS, FIGURES = ROOT / "analysis" / "records", ROOT / "docs" / "figures"
 NAMES = (
     "headline-orders", "strong-order", "work-precision", "brownian-figures", "brownian-speed",
-    "sampler-overhead", "benchmarks", "compared", "fitted-grids", "dode-ring", "dode-problems", "dode-mnist",
-    "fitted-tables", "learned-comparison", "sfddm-digits", "sfddm-mnist", "sigdeg-order", "sigdeg-mixture",
-    "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "gpu",
+    "sampler-overhead", "speed-rows", "benchmarks", "compared", "fitted-grids", "dode-ring", "dode-problems",
+    "dode-mnist", "fitted-tables", "learned-comparison", "sfddm-digits", "sfddm-mnist", "sigdeg-order",
+    "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "gpu",
 )  # fmt: skip
 Records = Mapping[str, Record]
 Row = dict[str, Any]

@@ -1,7 +1,8 @@
 """Every ratio to a peer that the pages publish: torchsde, diffusers, diffrax, k-diffusion, where installed.
 
-Runs `brownian_speed`, `sampler_overhead` and `work_precision`, reads their records, and then times the two
-drop-in interfaces next to what they replace. A ratio is the peer's time (or error) over this library's, for
+Runs `speed_rows`, `brownian_speed`, `sampler_overhead` and `work_precision`, reads their records, and then times the
+two drop-in interfaces next to what they replace. Ratios to torchsde's paths and `sdeint` are those of `speed_rows`, at
+every size. A ratio is the peer's time (or error) over this library's, for
 the same work in the same run: above 1 this library is faster (or closer to the exact solution).
 """
 
@@ -22,6 +23,7 @@ import brownian_speed
 import fewstep as fs
 import peers_k_diffusion
 import sampler_overhead
+import speed_rows
 import work_precision
 from base import Experiment, Job, Record, Row, single_threaded, table
 from fewstep.integrations import k_diffusion as ours_k
@@ -29,7 +31,7 @@ from fewstep.integrations.torchsde import sdeint
 from sampler_overhead import keep_memory, medians
 
 NAME = "benchmarks"
-PARTS = (brownian_speed, sampler_overhead, work_precision)
+PARTS = (speed_rows, brownian_speed, sampler_overhead, work_precision)
 PEERS = ("torchsde", "diffrax", "jax", "diffusers", "k-diffusion")
 # what the noise of a step costs: ours, and the peer's series of the same work
 NOISE = {
@@ -202,7 +204,7 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     head = ["what", "peer", "fewstep", "peer's", "unit", "ratio"]
     rows = [
         [r["what"], r["peer"], f"{r['ours']:.3g}", f"{r['theirs']:.3g}", r["unit"], f"{r['ratio']:.2f}"]
-        for r in record.data["rows"]
+        for r in published(record)
     ]
     versions = ", ".join(f"{k} {v or 'not installed'}" for k, v in record.data["peers"].items())
     made = record.made
@@ -211,10 +213,15 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
     return {NAME: f"{summary(record)}\n\n{table(head, rows)}\n\n{note}"}
 
 
+def published(record: Record) -> list[Row]:
+    """The rows without those of one size whose ratio depends on it, which `speed_rows` measures at every size."""
+    return [r for r in record.data["rows"] if r["group"] not in ("noise", "drop-in") or r["peer"] == "diffrax"]
+
+
 def summary(record: Record) -> str:
     """The geometric mean of the ratios, by group and peer."""
     groups: dict[tuple[str, str], list[float]] = {}
-    for r in record.data["rows"]:
+    for r in published(record):
         groups.setdefault((r["group"], r["peer"].split()[0]), []).append(r["ratio"])
     rows = []
     for (group, peer), ratios in groups.items():
@@ -230,7 +237,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
 
 
 NEEDS = "the peers for their rows (diffusers; diffrax; k-diffusion with torchdiffeq)"
-EXPERIMENT = Experiment(NAME, __doc__, 15, BUDGETS, measure, tables, draw, needs=NEEDS)
+EXPERIMENT = Experiment(NAME, __doc__, 25, BUDGETS, measure, tables, draw, needs=NEEDS)
 
 if __name__ == "__main__":
     EXPERIMENT.main()

@@ -90,8 +90,8 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
                 ratios = [b / a for a, b in zip(found["ours"], found["theirs"], strict=True)]
                 low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
                 us = {name: 1e6 * statistics.median(v) for name, v in found.items()}
-                rows.append({"group": kind, "what": what, "size": size, "peer": peer, "ratio": ratio, "low": low,
-                             "high": high, "ours_us": us["ours"], "theirs_us": us["theirs"]})  # fmt: skip
+                cost = {"ratio": ratio, "low": low, "high": high, "ours_us": us["ours"], "theirs_us": us["theirs"]}
+                rows.append({"group": kind, "what": what, "size": size, "peer": peer, "cost": cost})
     return {NAME: Record(NAME, {"rows": rows, "rounds": budget.rounds}, job.seed)}
 
 
@@ -290,11 +290,11 @@ def scheduler(shape: Shape, dtype: torch.dtype) -> Rows:
 def tables(records: Any) -> dict[str, str]:
     """The rows below 1, then every row, and the summary by group."""
     record = records[NAME]
-    rows = sorted(record.data["rows"], key=lambda r: r["ratio"])
+    rows = sorted(record.data["rows"], key=lambda r: r["cost"]["ratio"])
     made = record.made
     note = f"*torch {made['versions']['torch']}, Python {made['versions']['python']}; {made['device']}, one thread; "
     note += f"{record.data['rounds']} rounds.*"
-    worst = [r for r in rows if r["ratio"] < 1 and r["peer"] not in OWN]
+    worst = [r for r in rows if r["cost"]["ratio"] < 1 and r["peer"] not in OWN]
     return {
         "speed-worst": listed(worst) if worst else "No row is below 1.",
         "speed-rows": f"{listed(rows)}\n\n{note}",
@@ -306,10 +306,11 @@ OWN = ("bare loop", "one seed", "fourier", "40 randn per step")  # limits and go
 
 def listed(rows: list[Row]) -> str:
     """The rows as a table."""
-    return table(
-        ["what", "size", "peer", "ratio", "quartiles"],
-        [[r["what"], r["size"], r["peer"], f"{r['ratio']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}"] for r in rows],
-    )
+    found = [
+        [*(r[k] for k in ("what", "size", "peer")), *(r["cost"][k] for k in ("ratio", "low", "high"))] for r in rows
+    ]
+    cells = [[*words, f"{ratio:.2f}", f"{low:.2f} to {high:.2f}"] for *words, ratio, low, high in found]
+    return table(["what", "size", "peer", "ratio", "quartiles"], cells)
 
 
 def summary(record: Record) -> str:
@@ -317,7 +318,7 @@ def summary(record: Record) -> str:
     groups: dict[tuple[str, str], list[float]] = {}
     for r in record.data["rows"]:
         if r["peer"] not in OWN:
-            groups.setdefault((r["group"], r["peer"].split(",")[0]), []).append(r["ratio"])
+            groups.setdefault((r["group"], r["peer"].split(",")[0]), []).append(r["cost"]["ratio"])
     rows = [
         [group, peer, len(v), f"{min(v):.2f}", f"{statistics.median(v):.2f}", f"{max(v):.2f}"]
         for (group, peer), v in groups.items()

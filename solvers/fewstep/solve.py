@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from . import _progress, _validation
-from ._tracing import constants, each_apart, placed, readable
+from ._tracing import constants, each_apart, placed, readable, transformed
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
+from .compiled import canonical, compiled_states, program
 from .errors import InputError, NonFiniteError
 from .noise_op import traced_fresh, traced_path
 from .problem import CONSTANT, SDE, Field
@@ -43,7 +44,7 @@ class Solution:
 
 def solve(
     sde: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor | Sequence[float], *, path: Path | None = None,
-    seed: int = 0, save: str | Sequence[int] = "last", progress: bool = False,
+    seed: int = 0, save: str | Sequence[int] = "last", progress: bool = False, compile: bool = False,
 ) -> Solution:  # fmt: skip
     """Solve an SDE or an ODE on a fixed grid.
 
@@ -62,6 +63,10 @@ def solve(
         save: `"last"` keeps the final state, `"all"` keeps the state at each time, `[0, 32, 64]` keeps the
             states at these indices of the grid.
         progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
+        compile: compile the steps by torch.compile, eight per program, for drift and diffusion that it can trace. The
+            noise is drawn outside and is the same; results agree to rounding. The first solve of a problem (these very
+            functions), solver, shape and dtype compiles, which takes seconds; later ones with any path, seed and grid
+            of at least nine steps use the program.
 
     Raises:
         InputError: invalid input, before the first step.
@@ -69,8 +74,9 @@ def solve(
             drift, diffusion, derivative and path was not finite first.
     """
     _check(sde, solver, y0)
-    dtype = y0.dtype
-    sde, y0 = _in_float32(sde, y0)
+    compile = _validation.check_flag("compile", compile) and not (torch.compiler.is_compiling() or transformed())
+    dtype, asked = y0.dtype, sde
+    sde, y0 = _in_float32(sde, dtype), y0.to(torch.promote_types(dtype, torch.float32))
     ts = _validation.as_numbers("grid", grid)
     given = _validation.times_dtype(grid)
     times = _check_grid(ts, sde, given)
@@ -90,8 +96,15 @@ def solve(
     y0 = y0.contiguous()  # forward-mode AD needs memory of its own, which an expanded state does not have
     source: Callable[[], Iterable[Increment]] = partial(_zeros, y0, ts)
     if sde.noise_type != "none":
-        source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), not keeps_graph)
-    steps = states(problem, solver, y0, placed, source)
+        reuse = not keeps_graph and not compile
+        source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), reuse)
+    if compile:
+        compiled = program(
+            _traceable, asked, torch.promote_types(given or y0.dtype, y0.dtype), dtype, canonical(solver)
+        )
+        steps = compiled_states(compiled, problem, solver, y0, placed, source(), calls)
+    else:
+        steps = states(problem, solver, y0, placed, source)
     if progress and not torch.compiler.is_compiling():
         steps = iter(_progress.progress(steps, "step", total=len(times) - 1))
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
@@ -105,12 +118,16 @@ def solve(
     return Solution(y.to(dtype), nfe, times, torch.stack(ys).to(dtype) if ys else None)
 
 
-def _in_float32(sde: SDE, y0: Tensor) -> tuple[SDE, Tensor]:
-    """A problem in half precision with a float32 state, which small increments are not lost in."""
-    dtype = y0.dtype
+def _in_float32(sde: SDE, dtype: torch.dtype) -> SDE:
+    """A problem of this dtype; in half precision with a float32 state, which small increments are not lost in."""
     if dtype not in (torch.float16, torch.bfloat16):
-        return sde, y0
-    return _wrapped_fields(sde, lambda name, field: lambda t, y: field(t, y.to(dtype))), y0.float()
+        return sde
+    return _wrapped_fields(sde, lambda name, field: lambda t, y: field(t, y.to(dtype)).to(y.dtype))
+
+
+def _traceable(sde: SDE, times: torch.dtype, state: torch.dtype) -> SDE:
+    """The problem as compiled steps call it, without checks and counts."""
+    return stepwise(_in_float32(sde, state), times)
 
 
 def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:

@@ -10,6 +10,7 @@ import brownian_figures
 import brownian_speed
 import peers_k_diffusion
 import sampler_overhead
+import speed_rows
 import work_precision
 from base import RECORDS
 from fewstep_analysis import Record
@@ -54,6 +55,23 @@ def test_samplers_of_k_diffusion_do_the_same_work():
     """The function asserts equal results before it times them."""
     expected = len(benchmarks.K_SAMPLERS) if peers_k_diffusion.installed() else 0
     assert len(benchmarks.drop_in_k(1, 0)) == expected
+
+
+def test_page_leads_with_every_row_in_which_another_package_is_faster():
+    made, rows = speed_rows.tables({"speed-rows": record("speed-rows")}), record("speed-rows").data["rows"]
+    below = [r for r in rows if r["cost"]["ratio"] < 1 and r["peer"] not in speed_rows.OWN]
+    assert made["speed-worst"].count("\n") == len(below) + 1
+    assert made["speed-rows"].count("\n| ") == len(rows) + 1
+    sizes = {r["size"] for r in rows}
+    assert {"(64, 1)", "(500, 2)", "(4096, 16)", "(65536, 4)"} <= sizes
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of other packages
+def test_speed_at_every_size(run):
+    rows = run(speed_rows)["speed-rows"].data["rows"]
+    assert {"solve", "sdeint", "gradient", "overhead", "noise", "sampling"} <= {r["group"] for r in rows}
+    assert all(r["cost"]["low"] <= r["cost"]["ratio"] <= r["cost"]["high"] for r in rows)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ ROWS = [
     (fs.ODE, {}, dict(drift=FUNCTION)),
     (fs.DiffusionModel, vars(MODEL), dict(denoiser=FUNCTION, schedule=SCHEDULE)),
     (fs.solve, SOLVE,
-     dict(sde=OBJECT, solver=OBJECT, y0=STATE, grid=INCREASING, seed=SEED, save=WORD, path=SOURCE)),
+     dict(sde=OBJECT, solver=OBJECT, y0=STATE, grid=INCREASING, seed=SEED, save=WORD, path=SOURCE, compile=FLAG)),
     (fs.solvers, {}, dict(noise_type=WORD)),
     (check_solver, {}, dict(solver=OBJECT)),
     (theirs.sdeint, dict(sde=THEIRS, y0=Y, ts=TIMES), dict(sde=OBJECT, method=OBJECT, y0=STATE, ts=INCREASING,

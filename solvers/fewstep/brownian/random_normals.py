@@ -3,7 +3,7 @@
 There are two sources. With one seed for the batch, a torch.Generator is seeded for every node: a
 seeding costs a microsecond, and the draws run at torch's speed. With one seed per sample,
 SplitMix64's finaliser runs over a counter (Steele, Lea & Flood, OOPSLA 2014) and Box-Muller turns
-each 64-bit word into two float32 normals, at 1.3 times the cost on one CPU core.
+each 64-bit word into two float32 normals, at twice the cost or more on one CPU core (six times for rows of four).
 """
 
 import math

@@ -1,0 +1,88 @@
+"""Steps of `solve` as programs of torch.compile, several steps per program; their noise is drawn outside."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from types import FunctionType, NoneType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .brownian import Increment
+from .problem import SDE
+from .solver import StochasticSolver
+
+PER_PROGRAM = 8  # steps of one program
+
+Fields = list[dict[str, Tensor]]
+Advance = Callable[[Tensor, Any, Tensor, Tensor, Fields], tuple[list[Tensor], Any]]
+
+
+def compiled_states(
+    advance: Advance, sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Iterable[Increment],
+    calls: list[None],
+) -> Iterator[Tensor]:  # fmt: skip
+    """Yield the state after each step: by `advance`, but the first one and those that fill no program by the solver.
+
+    `sde` extends `calls` by each call of its drift, and the steps of programs extend it by as many.
+    """
+    ts, increments, place = times.unbind(), iter(source), 0
+    carry = solver.init(sde, ts[0], y)
+    before, each = len(calls), 0
+    while place < len(ts) - 1:
+        full = place > 0 and len(ts) - 1 - place >= PER_PROGRAM
+        chunk = list(itertools.islice(increments, PER_PROGRAM if full else 1))
+        first, place = place, place + len(chunk)
+        if full:
+            lengths = _stacked([i.h for i in chunk], times)
+            fields = [{k: v for k in "WHKA" if (v := getattr(i, k)) is not None} for i in chunk]
+            states, carry = advance(y, carry, times[first : place + 1], lengths, fields)
+            y = states[-1]
+            calls += [None] * (each * len(chunk))
+            yield from states
+        else:
+            y, carry, _ = solver.step(sde, ts[first], ts[place], y, chunk[0], carry)
+            each = each or len(calls) - before
+            yield y
+
+
+def _stacked(lengths: list[Any], times: Tensor) -> Tensor:
+    if any(torch.is_tensor(h) for h in lengths):
+        return torch.stack(lengths)
+    return torch.tensor(lengths, dtype=torch.float64, device=times.device)
+
+
+def canonical(solver: StochasticSolver) -> StochasticSolver:
+    """One object for all solvers of a class of this library with equal options; another solver itself."""
+    if type(solver).__module__.partition(".")[0] != __package__:
+        return solver
+    options = tuple(solver.options().items())
+    plain = all(isinstance(v, (int, float, str, NoneType)) for _, v in options)
+    return _made(type(solver), options) if plain else solver
+
+
+@lru_cache(maxsize=64)
+def _made(kind: type[StochasticSolver], options: tuple[tuple[str, Any], ...]) -> StochasticSolver:
+    return kind(**dict(options))
+
+
+@lru_cache(maxsize=32)
+def program(
+    problem: Callable[[SDE, torch.dtype, torch.dtype], SDE], sde: SDE, times: torch.dtype, state: torch.dtype,
+    solver: StochasticSolver,
+) -> Advance:  # fmt: skip
+    """The compiled steps of a solver on `problem(sde, times, state)`, kept for later solves."""
+    own = problem(sde, times, state)
+
+    def advance(y: Tensor, carry: Any, times: Tensor, lengths: Tensor, fields: Fields) -> tuple[list[Tensor], Any]:
+        states, ts, hs = [], times.unbind(), cast(tuple[Any, ...], lengths.unbind())
+        for i, values in enumerate(fields):
+            y, carry, _ = solver.step(own, ts[i], ts[i + 1], y, Increment(hs[i], **values), carry)
+            states.append(y)
+        return states, carry
+
+    # torch.compile keeps programs by code object, at most 8 for each: a code object of its own for each problem
+    code = advance.__code__.replace(co_name=f"advance_{type(solver).__name__}")
+    fresh = FunctionType(code, advance.__globals__, code.co_name, None, advance.__closure__)
+    return torch.compile(fresh, dynamic=False)

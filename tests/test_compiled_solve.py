@@ -1,0 +1,90 @@
+"""`solve(compile=True)`: the numbers of an eager solve, to rounding, from programs that later solves use again."""
+
+import functools
+
+import pytest
+import torch
+
+import fewstep as fs
+from fewstep import compiled
+
+DRIFT = lambda t, y: t.sin() - y  # noqa: E731
+SDES = {
+    "diagonal": fs.SDE(DRIFT, lambda t, y: 0.3 * y.sin() + 0.1 * t),
+    "additive": fs.SDE(DRIFT, lambda t, y: torch.full_like(y, 0.3), "additive"),
+    "general": fs.SDE(
+        DRIFT, lambda t, y: torch.stack([0.3 * y.sin(), 0.2 * y.flip(-1)], -1), "general", "stratonovich"
+    ),
+}
+Y0, GRID = torch.linspace(0.5, 1.5, 6).reshape(3, 2), torch.linspace(0, 1, 12)  # 11 steps: 1, a program of 8, 2
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The number of compiled programs; without inductor, whose compilers take longer than all these tests."""
+    torch._dynamo.reset()
+    compiled.program.cache_clear()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled.torch, "compile", functools.partial(torch.compile, backend=backend))
+    return graphs
+
+
+def both(sde, solver, y0=Y0, **options):
+    found, want = (fs.solve(sde, solver, y0, GRID, compile=c, **options) for c in (True, False))
+    assert found.nfe == want.nfe
+    return found, want
+
+
+@pytest.mark.parametrize(
+    ("noise", "solver"),
+    [
+        ("diagonal", fs.EulerMaruyama()), ("additive", fs.ShARK()), ("diagonal", fs.Milstein()),
+        pytest.param("general", fs.LogODE(), marks=SLOW), pytest.param("diagonal", fs.SRID2(), marks=SLOW),
+    ],
+)  # fmt: skip
+def test_compiled_solves_equal_eager_ones(noise, solver, compilations):
+    options = {"save": "all", "seed": 3}
+    found, want = both(SDES[noise], solver, **options)
+    torch.testing.assert_close(found.ys, want.ys, rtol=1e-5, atol=1e-6)
+    assert len(compilations) == 1
+    # the same solver made again, another seed and grid, a path: no compilation
+    again = type(solver)(**solver.options())
+    later = fs.solve(SDES[noise], again, Y0, torch.linspace(0, 2, 21), seed=4, compile=True)
+    torch.testing.assert_close(later.y, fs.solve(SDES[noise], solver, Y0, torch.linspace(0, 2, 21), seed=4).y)
+    assert len(compilations) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch, while it traces a state with a graph
+def test_compiled_odes_gradients_and_half_precision(compilations):
+    ode = fs.ODE(DRIFT)
+    found, want = both(ode, fs.RK4())
+    torch.testing.assert_close(found.y, want.y)
+    grads = []
+    for compile in (True, False):
+        y0 = Y0.clone().requires_grad_()
+        fs.solve(SDES["diagonal"], fs.EulerMaruyama(), y0, GRID, compile=compile).y.sum().backward()
+        grads.append(y0.grad)
+    torch.testing.assert_close(*grads)
+    found, want = both(SDES["diagonal"], fs.EulerMaruyama(), Y0.bfloat16())
+    assert found.y.dtype == torch.bfloat16
+    torch.testing.assert_close(found.y, want.y)
+
+
+def test_nan_in_a_compiled_solve_names_its_step(compilations):
+    broken = fs.SDE(lambda t, y: torch.where(t > 0.5, torch.nan, -y), SDES["diagonal"].diffusion)
+    with pytest.raises(fs.NonFiniteError, match="at step 6"):
+        fs.solve(broken, fs.EulerMaruyama(), Y0, GRID, compile=True)
+    with pytest.raises(fs.InputError, match="compile: got 7"):
+        fs.solve(broken, fs.EulerMaruyama(), Y0, GRID, compile=7)
+
+
+@pytest.mark.slow
+def test_inductor_gives_eager_numbers():
+    found, want = both(SDES["diagonal"], fs.Milstein())
+    torch.testing.assert_close(found.y, want.y, rtol=1e-5, atol=1e-6)
