@@ -96,7 +96,7 @@ def check_device(value: Any, argument: str = "device") -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["not available"])[0]
-        expected = f"an available device such as 'cpu' ({reason})"
+        expected = f"an available device such as 'cpu' ({reason:.200})"
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.") from error
     return found
 

@@ -15,7 +15,7 @@ from fewstep.integrations import dpm_solver, k_diffusion
 from fewstep.integrations import torchsde as theirs
 from fewstep.integrations.diffusers import FewStepScheduler, pipeline
 from fewstep.learned.sfddm.process import StudentProcess, subsequence
-from fewstep.learned.sigdeg.networks import DenoisingMLP
+from fewstep.learned.sigdeg.networks import Coefficients, DenoisingMLP
 from fewstep.testing import check_solver
 from fewstep_analysis import datasets, diffusion_problems, problems, teachers
 
@@ -65,7 +65,10 @@ TABLE_FIT = dict(problem=MODEL, nfe=2, noise=NOISE, start=fs.DDIM(), starts=1, i
 COMPARED = dict(problem=MODEL, nfe=2, noise=NOISE[:4], solvers=[fs.DDIM()], spacings=["karras"])
 GRID = dict(steps=STEPS, sigmas=DECREASING, spacing=WORD)
 SIGDEG = dict(problem=MODEL, event_shape=(3,), steps=2, teacher_steps=4, teacher_options=FEW, training=SHORT)
-STEP = dict(sde=SDE, steps=2, y0=Y, teacher_options=replace(FEW, substeps=2), training=SHORT)
+NARROW = Coefficients(3, 5, width=4)  # the least squares of the default network take ten seconds
+STEP = dict(
+    sde=SDE, steps=2, y0=Y, teacher_options=replace(FEW, substeps=2), training=SHORT, network=NARROW
+)  # fmt: skip
 SFDDM = dict(teacher=NET, schedule=TABLE, steps=3, data=NOISE[:32], training=SHORT)
 MADE = dict(problem=MODEL, sigmas=SIGMAS, count=8, event_shape=(3,), substeps=2)
 NETWORK = dict(model=NET, schedule=TABLE)

@@ -156,6 +156,20 @@ def test_report_counts_the_evaluations_made(base):
     assert report.evaluations == math.ceil(made / 64)
 
 
+def test_report_of_another_grid_counts_the_evaluations_made():
+    """With a refit: its own, and the distances that are measured before it."""
+    calls, table = [], fs.distill_dode(LINEAR, fs.DDIM(), noise=start(64), steps=4, batch=64)[0]
+
+    def counted(x, s):
+        calls.append(len(x))
+        return LINEAR.denoiser(x, s)
+
+    model = fs.DiffusionModel(counted, EDM)
+    _, report = fs.regrid(table, model, fs.DDIM(), noise=start(64), steps=5, refit=True, batch=64)
+    made = sum(n for n in calls if n > 1) / 64
+    assert made <= report.evaluations < made + 2  # each part is rounded up
+
+
 def test_aligned_targets_gain_and_those_of_the_authors_code_do_not():
     x = start(512, seed=7)
     exact = x * torch.sqrt((VARIANCE + EDM.sigma_min**2) / (VARIANCE + EDM.sigma_max**2))

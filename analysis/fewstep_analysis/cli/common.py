@@ -104,13 +104,15 @@ def figure_files(out: Path) -> list[Path]:
     from fewstep._figures import SUFFIXES
 
     if out.suffix not in SUFFIXES:
-        raise InputError(f"out: got {out}, expected a file that ends in {', '.join(SUFFIXES)}.")
+        raise InputError(f"out: got {out!s:.80}, expected a file that ends in {', '.join(SUFFIXES)}.")
     return [output_file(out), output_file(out.with_suffix(".json"))]
 
 
 def output_file(out: Path) -> Path:
     """A file, checked to be writable before the long work begins."""
-    if out.is_dir():
+    from fewstep._validation import check_file
+
+    if check_file(out, "out").is_dir():
         raise InputError(f"out: {out} is a folder, expected a file. Use for instance {out / 'NAME'}.")
     output_folder(out.parent)
     return out
@@ -118,6 +120,9 @@ def output_file(out: Path) -> Path:
 
 def output_folder(out: Path) -> Path:
     """A folder that exists or can be made, checked to be writable."""
+    from fewstep._validation import check_file
+
+    check_file(out, "out")
     existing = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise InputError(f"out: {existing} is a file, expected a folder. Choose another --out.")

@@ -21,7 +21,8 @@ class ERSDE(DiffusionSolver):
         v^2 = t^2 - s^2\,\frac{\phi(t)^2}{\phi(s)^2}, \quad \phi(\sigma) = \sigma\,(e^{\sigma^{0.3}} + 10)
 
     with D a polynomial in sigma through earlier evaluations and z the normal of the path in 1/sigma^2. phi is the
-    recommended function of the paper: its noise is between the ODE (phi = sigma) and the reverse SDE (sigma^2).
+    function that the paper recommends. Below sigma = 98 it adds less noise than phi = sigma^2, which gives the reverse
+    SDE; phi = sigma gives the probability-flow ODE, without noise.
 
     One evaluation per step. Order `order` of the drift, lower in the first steps and before a last level of 0. Released
     codes take a backward difference for the first derivative of order 3, which leaves order 2.
