@@ -29,7 +29,7 @@ VALUES = [
     "9" * 5000, "2147483648000", "-9223372036854775809", "1_0", "0x10", "\u0663", "True", "None", "a" * 300, "a" * 5000,
     "é", "\udcff", "a\0b", "a\nb", "%s", "{x}", "[red]x[/red]", "--", "-", "-x", "--seed", "cpu", "cpu:7", "cuda",
     "cuda:99", "meta", "mps", "x.svg", "x.txt", "x.json", "x.safetensors", ".", "..", "/", "~", "/dev/null",
-    "/proc/x.svg", "/nonexistent/x.svg", "/dev/null/x.svg", "*", "ddim", "unipc:3", "unipc:99", "unipc:x", "unipc-2",
+    "/proc/x.svg", "new/x.svg", "/dev/null/x.svg", "*", "ddim", "unipc:3", "unipc:99", "unipc:x", "unipc-2",
     "DDIM(", "DDIM()", "ddim:eta=x", "milstein", "milstein:3", "euler_maruyama", "object", "__init__", "os.system",
     "sine", "ring", "digits?", "karras", "ays-sdxl", "float16", "float64", "W", "K", "A", "square", "levels", "exact",
 ]  # fmt: skip
