@@ -113,3 +113,15 @@ def test_one_step_without_a_way_names_what_the_user_gave(case):
     with pytest.raises(fs.InputError, match=rf"num_inference_steps: got 1; the levels of .*{case}"):
         FewStepScheduler(solver=fs.EDMEuler(), **EDGES[case]).set_timesteps(1)
     FewStepScheduler(solver=fs.EDMEuler(), **EDGES[case]).set_timesteps(2)
+
+
+def test_one_step_of_a_flow_runs_or_names_the_option():
+    """With shift_terminal the only level becomes the last, in diffusers by a division of 0 by 0."""
+    ours = FewStepScheduler.from_config(df.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1).config)
+    with pytest.raises(fs.InputError, match="num_inference_steps: got 1; the levels.*shift_terminal"):
+        ours.set_timesteps(1)
+    flow = dict(use_flow_sigmas=True, prediction_type="flow_prediction", final_sigmas_type="sigma_min")
+    stock = df.DPMSolverMultistepScheduler(**flow)
+    for scheduler in (stock, FewStepScheduler.from_config(stock.config)):
+        scheduler.set_timesteps(1)
+        assert scheduler.step(torch.ones(1, 3), scheduler.timesteps[0], torch.ones(1, 3)).prev_sample.isfinite().all()
