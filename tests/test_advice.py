@@ -45,6 +45,20 @@ def path(levy="W", shape=(4, 2), **kw):
 # (a call that is refused, words of its advice, the call after following it)
 ADVICE = {
     "class": (lambda: solve(solver=fs.Milstein), "Call a class first", lambda: solve(solver=fs.Milstein())),
+    "sampler's class": (lambda: sample(solver=fs.DDIM), r"an instance, DDIM\(\)", lambda: sample(solver=fs.DDIM())),
+    "spacing of a plan": (
+        lambda: sample(solver=PLAN, shape=(4, 2), spacing="karras"), "Omit the grid",
+        lambda: sample(solver=PLAN, shape=(4, 2)),
+    ),
+    "0-d": (lambda: solve(y0=torch.tensor(1.0)), r"reshape\(1\)", lambda: solve(y0=torch.tensor(1.0).reshape(1))),
+    "whole": (lambda: solve(y0=Y.long()), r"to\(torch.float32\)", lambda: solve(y0=Y.long().to(torch.float32))),
+    "close times": (
+        lambda: solve(grid=1.7e9 + GRID), "pass them in float64", lambda: solve(grid=1.7e9 + GRID.double()),
+    ),
+    "converted, then guided": (
+        lambda: fs.classifier_free_guidance(fs.from_epsilon(lambda x, t, c=0: x, VP), Y, Y, 2.0), "convert it then",
+        lambda: fs.from_epsilon(fs.classifier_free_guidance(lambda x, t, c: x, Y, Y, 2.0), VP),
+    ),
     "module": (lambda: fs.SDE(THEIRS), "SDE.from_module", lambda: solve(fs.SDE.from_module(THEIRS))),
     "module to solve": (lambda: solve(THEIRS), "SDE.from_module", lambda: solve(fs.SDE.from_module(THEIRS))),
     "drift alone": (lambda: fs.SDE(f), r"fewstep.ODE\(drift\)", lambda: solve(fs.ODE(f))),

@@ -398,3 +398,12 @@ def test_growth_is_reported_with_a_solver_and_a_step_that_are_stable(noise, calc
 def test_growth_of_a_solution_is_not_called_stiffness():
     with pytest.warns(UserWarning, match=r"grew by more than 1e\+10. If the solution does not grow like this"):
         fs.solve(fs.ODE(lambda t, y: 30 * y), fs.RK4(), Y0, torch.linspace(0, 1, 65))
+
+
+def test_times_of_a_list_that_are_equal_in_the_states_dtype_are_warned_of():
+    """At unix seconds float32 has steps of 128 s; drift and diffusion receive a list's times in y0's dtype."""
+    problem, times = fs.ODE(lambda t, y: torch.cos(t).expand_as(y).to(y.dtype)), [1.7e9 + k for k in range(4)]
+    with pytest.warns(UserWarning, match="torch.float64"):
+        fs.solve(problem, fs.RK4(), torch.zeros(1), times)
+    fs.solve(problem, fs.RK4(), torch.zeros(1), torch.tensor(times, dtype=torch.float64))  # a warning is an error here
+    fs.solve(problem, fs.RK4(), torch.zeros(1, dtype=torch.float64), times)

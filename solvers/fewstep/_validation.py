@@ -73,7 +73,11 @@ def check_flag(argument: str, value: Any) -> bool:
 
 def check_seed(value: Any, argument: str = "seed") -> int:
     """Check a seed: an integer in the range of torch's generators."""
-    return check_int(argument, value, -(2**63), 2**64 - 1)
+    try:
+        return check_int(argument, value, -(2**63), 2**64 - 1)
+    except InputError as error:
+        expected = "expected an integer from -2^63 to 2^64 - 1; a vmap shares one"
+        raise InputError(f"{argument}: got {describe(value)}, {expected}.") from error
 
 
 def check_seeds(value: Any, count: int | None = None, argument: str = "seeds") -> list[int]:
@@ -128,6 +132,8 @@ def check_state(
     real = dense and value.is_floating_point() and value.element_size() > 1  # float8 has no arithmetic
     if not isinstance(value, Tensor) or not real or value.dim() == 0:
         cure = "" if torch.is_tensor(value) else " Use torch.as_tensor(..., dtype=torch.float32)."
+        if dense:
+            cure = " Add the axis of the batch: value.reshape(1)." if real else " Convert it: value.to(torch.float32)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
     if finite and not holds(value.isfinite().all()):
         count = int((~value.isfinite()).sum())
@@ -231,8 +237,10 @@ def check_times(argument: str, value: Any, decreasing: bool = False, dtype: torc
     steps = times.diff()
     backward = bool(constants((steps < 0).all()))
     if not constants(times.isfinite().all() & (steps > 0).all()) and not (decreasing and backward):
-        some = ", ".join(f"{t:.4g}" for t in constants(times[:6])) + ", ..." * (len(times) > 6)
+        some = ", ".join(f"{t:.10g}" for t in constants(times[:6])) + ", ..." * (len(times) > 6)
         cure = "A Brownian motion runs forward in time" if backward else "Sort them and drop repeated ones"
+        if (dtype or times_dtype(value)) not in (None, torch.float64) and constants((steps >= 0).all()):
+            cure = "Times that are close are equal in low precision: pass them in float64"
         raise InputError(f"{argument}: got [{some}], expected finite, strictly increasing times. {cure}.")
     return times
 

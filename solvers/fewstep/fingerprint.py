@@ -70,14 +70,14 @@ class Fingerprint:
             if not same_words(getattr(self, what), getattr(other, what)):
                 raise InputError(
                     f"{what}: got {getattr(other, what)}, but {name} was fitted to {getattr(self, what)}. Fit another "
-                    "one for this problem, for instance with fewstep.distill_dode."
+                    "one for this problem, for instance with fewstep.fit_table."
                 )
         difference = self.miss(other)
         if not difference <= TOLERANCE:
             what = "weights, guidance, prediction type" + (" or labels" if self.labelled else "")
             raise InputError(
                 f"problem: its model answers differently from the one {name} was fitted to (by {100 * difference:.0f} "
-                f"%: other {what}). Fit another one for this model, for instance with fewstep.distill_dode."
+                f"%: other {what}). Fit another one for this model, for instance with fewstep.fit_table."
             )
 
     def miss(self, other: Fingerprint) -> float:

@@ -144,6 +144,11 @@ def classifier_free_guidance(
             function; an empty interval; when called as (x, t): options that depend on sigma or x0.
     """
     _validation.check_callable("model", model, "a network called as model(x, t, condition)")
+    if all(hasattr(model, name) for name in ("schedule", "kind", "rounding")):  # a converted network
+        raise InputError(
+            f"model: got {_validation.describe(model)}, expected a network called as model(x, t, condition). Wrap the "
+            "network first and convert it then: from_epsilon(classifier_free_guidance(network, ...), schedule)."
+        )
     for name, given in (("condition", condition), ("unconditional", unconditional)):
         if not torch.is_tensor(given) or given.shape != condition.shape or given.dim() == 0:
             raise InputError(

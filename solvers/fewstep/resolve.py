@@ -45,6 +45,8 @@ def carried_plan(solver: AnySolver) -> Plan | None:
         return None
     plan = solver if isinstance(solver, Plan) else getattr(solver, "plan", None)
     if not isinstance(plan, Plan):
+        if isinstance(solver, type) and issubclass(solver, DiffusionSolver):
+            raise InputError(f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}().")
         raise InputError(
             f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, a Plan or a "
             "student. Of the SDE solvers EulerMaruyama, SEA, ShARK, SRA1 and SOSRA are diffusion solvers too."
@@ -74,10 +76,11 @@ def resolve(
     """
     plan = carried_plan(solver)
     if plan is not None:
-        if steps is not None or sigmas is not None or timesteps is not None:
+        chosen = [k for k, v, default in (("spacing", spacing, "logsnr"), ("final", final, "x0")) if v != default]
+        if steps is not None or sigmas is not None or timesteps is not None or chosen:
             raise InputError(
-                f"steps/sigmas: got a grid for {plan.name!r}, which carries its own grid of {plan.nfe} evaluations. "
-                "Omit the grid, or make a plan for the other grid."
+                f"{chosen[0] if chosen else 'steps/sigmas'}: got a grid for {plan.name!r}, which carries its own grid "
+                f"of {plan.nfe} evaluations. Omit the grid, or make a plan for the other grid."
             )
         if torch.compiler.is_compiling():
             plan = traced_plan(same, plan)

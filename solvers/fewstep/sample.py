@@ -43,7 +43,7 @@ def sample(
             its own grid and takes neither steps nor sigmas nor timesteps. A deterministic solver with `noise`, the
             state at the first level, also takes increasing levels above 0 (inversion).
         timesteps: (n,) the model times of the evaluations, decreasing; overrides steps and spacing.
-        spacing, final: see `fewstep.sigma_grid`.
+        spacing, final: of the grid of `steps`, see `fewstep.sigma_grid`; not with a plan or a student.
         seed: fixes the initial state and the Brownian path. One seed is one path: samples at different
             step counts, and of every stochastic solver, are coupled and have one limit.
         seeds: one per sample (shape[0]), instead of seed. A sample then depends on its own seed, not on the

@@ -82,7 +82,10 @@ def solve(
     times = _check_grid(ts, sde, given)
     kept = _kept(save, len(times))
     calls: list[None] = []
-    problem = stepwise(sde, torch.promote_types(given or y0.dtype, y0.dtype), calls)
+    receives = torch.promote_types(given or y0.dtype, y0.dtype)
+    if given is None and not torch.compiler.is_compiling():
+        _warn_of_equal_times(times, receives)
+    problem = stepwise(sde, receives, calls)
     placed = _placed(ts if _validation.has_graph(ts) else times, y0)  # one copy for all evaluations
     f, g = _probe(problem, y0, placed.detach())
     noise_shape = sde.noise_shape(y0, g) if sde.noise_type != "none" else ()
@@ -99,13 +102,11 @@ def solve(
         reuse = not keeps_graph and not compile
         source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), reuse)
     if compile:
-        compiled = program(
-            _traceable, asked, torch.promote_types(given or y0.dtype, y0.dtype), dtype, canonical(solver)
-        )
+        compiled = program(_traceable, asked, receives, dtype, canonical(solver))
         steps = compiled_states(compiled, problem, solver, y0, placed, source(), calls)
     else:
         steps = states(problem, solver, y0, placed, source)
-    if progress and not torch.compiler.is_compiling():
+    if _validation.check_flag("progress", progress) and not torch.compiler.is_compiling():
         steps = iter(_progress.progress(steps, "step", total=len(times) - 1))
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
         y, ys = y0, [y0] if 0 in kept else []
@@ -271,6 +272,15 @@ def _check_grid(times: Tensor, sde: SDE, dtype: torch.dtype | None) -> Tensor:
             "drift, which depends on the law of y. Solve that SDE in the variable -t, or an ODE, which runs both ways."
         )
     return _validation.check_times("grid", times, dtype=dtype)
+
+
+def _warn_of_equal_times(times: Tensor, dtype: torch.dtype) -> None:
+    """Warn where drift and diffusion receive one time for several of the grid."""
+    if bool(constants((times.to(dtype).diff() == 0).any())):
+        warnings.warn(
+            f"Drift and diffusion receive t in {dtype}, y0's dtype, in which some times of the grid are equal. Pass "
+            "the times as a float64 tensor: torch.tensor(times, dtype=torch.float64).", stacklevel=3,
+        )  # fmt: skip
 
 
 def _probe(sde: SDE, y0: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

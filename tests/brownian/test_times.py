@@ -93,6 +93,7 @@ class OU(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("t0", "dt"), [(1e5, 2.0**-8), (1e6, 2.0**-4), (1.7e9, 2.0**-6)])
+@pytest.mark.filterwarnings("ignore:Drift and diffusion receive t in torch.float32")
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.filterwarnings("ignore:EulerMaruyama. y grew")  # steps of 8 are unstable, and equal all the same
 def test_sdeint_far_from_zero_equals_sdeint_at_zero(t0, dt, dtype):

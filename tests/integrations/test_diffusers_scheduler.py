@@ -581,7 +581,7 @@ def test_restarted_runs_and_other_shapes():
     s.step(NOISE, t[0], NOISE)
     with pytest.raises(InputError, match="as before in this run"):
         s.step(NOISE[:2], t[1], NOISE[:2])
-    for wrong in (NOISE[:, :1], NOISE.double(), None, (NOISE,)):
+    for wrong in (NOISE[:, :1], torch.cat([NOISE, NOISE[:, :1]], 1), NOISE.double(), None, (NOISE,)):
         with pytest.raises(InputError, match="model_output: got .* at entry 1 of timesteps"):
             s.step(wrong, t[1], NOISE)
     s = FewStepScheduler.from_config(df.DDIMScheduler().config, solver=fs.DDIM())

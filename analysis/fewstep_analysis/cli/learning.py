@@ -46,10 +46,12 @@ def fit_table(
         str | None, name_option("Read W, H or K of a Brownian path; follows a fine SDE solver on it.", LETTERS)
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Initial states; default 512, with --levy 2048.")
+        int | None, typer.Option(metavar="N", min=16, help="Initial states; default 512, with --levy 2048.")
     ] = None,
     starts: Annotated[int, typer.Option(metavar="N", help="Untrained samplers that are tried as a start.")] = 5,
-    iterations: Annotated[int, typer.Option(metavar="N", help="The most Newton iterations.")] = 100,
+    iterations: Annotated[
+        int, typer.Option(metavar="N", help="Newton iterations of the best start, after short fits of all.")
+    ] = 100,
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File of the table; with suffix .json it is readable text.")
     ] = Path("table.safetensors"),

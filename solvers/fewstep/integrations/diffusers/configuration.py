@@ -220,7 +220,7 @@ def _built(name: Any = None, **options: Any) -> DiffusionSolver:
         # making a plan finds options that a constructor has accepted
         solver.plan(torch.tensor([2.0, 1.5, 1.0, 0.6]).double(), DiscreteVP.named("linear", 10))
     except REFUSALS as error:
-        raise InputError(f"solver: {name} refuses {options}: {error}") from error
+        raise InputError(f"solver: {name} refuses {options or 'its options'}: {error}") from error
     return solver
 
 

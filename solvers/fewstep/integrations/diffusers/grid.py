@@ -246,7 +246,9 @@ def grid_of(
     try:
         reference.set_timesteps(steps, **asked)
     except REFUSALS as error:
-        raise InputError(f"set_timesteps: {name} refuses {steps} steps with {asked}: {error}") from error
+        raise InputError(
+            f"set_timesteps: {name} refuses {steps} steps{f' with {asked}' if asked else ''}: {error}"
+        ) from error
     made = constructed_grid(process, reference)
     if not bool(made.sigmas.isfinite().all()) or made.sigmas[0] == made.sigmas[-1]:
         what = made.sigmas if made.listed is None else made.listed

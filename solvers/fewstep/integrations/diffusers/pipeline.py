@@ -41,7 +41,8 @@ def _guided(
                 f"condition: got {sorted(condition) or 'nothing'}, which the network rejects: {error}. Pass its "
                 "arguments by name, as in condition={'encoder_hidden_states': embeddings}."
             ) from error
-        return (out if X.dim() < 2 else out[:, : X.shape[1]]).to(X.dtype)  # type: ignore[no-any-return]
+        halved = X.dim() > 1 and out.shape[1] == 2 * X.shape[1]  # a network with a learned variance
+        return (out[:, : X.shape[1]] if halved else out).to(X.dtype)  # type: ignore[no-any-return]
 
     def guided(X: Tensor, t: Tensor) -> Tensor:
         if negative is None or guidance == 1:

@@ -422,7 +422,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             check_next(entry.label, timestep)
         x = entry.read(sample)
         many = torch.is_tensor(model_output) and min(x.dim(), model_output.dim()) > 1
-        output = model_output[:, : x.shape[1]] if many else model_output
+        # the second half of a network with a learned variance is left out
+        output = model_output[:, : x.shape[1]] if many and model_output.shape[1] == 2 * x.shape[1] else model_output
         where = lambda: f" at entry {run.first + run.row} of timesteps"  # noqa: E731
         output = _validation.check_answer("model_output", output, x, where, of="sample")
         if per_token_timesteps is not None:
