@@ -51,7 +51,7 @@ ADVICE = {
         lambda: sample(solver=PLAN, shape=(4, 2)),
     ),
     "0-d": (lambda: solve(y0=torch.tensor(1.0)), r"reshape\(1\)", lambda: solve(y0=torch.tensor(1.0).reshape(1))),
-    "whole": (lambda: solve(y0=Y.long()), r"to\(torch.float32\)", lambda: solve(y0=Y.long().to(torch.float32))),
+    "integers": (lambda: solve(y0=Y.long()), r"to\(torch.float32\)", lambda: solve(y0=Y.long().to(torch.float32))),
     "close times": (
         lambda: solve(grid=1.7e9 + GRID), "pass them in float64", lambda: solve(grid=1.7e9 + GRID.double()),
     ),
