@@ -118,6 +118,10 @@ def test_teacher_on_phi_has_zero_published_loss_and_is_the_same_sampler(teacher)
     b = fs.sample(fs.DiffusionModel(teacher, TABLE), student, shape=(64, 2), seed=3)
     assert torch.equal(a, b)
     assert report.student_rmse == report.parent_rmse
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    run = lambda solver, **grid: fs.sample(fs.DiffusionModel(teacher, TABLE), solver, noise=noise, **grid)  # noqa: E731
+    gap = run(fs.DDIM(), sigmas=grid) - run(fs.DPMSolverPP(2), steps=40)
+    assert report.parent_rmse == pytest.approx(float(gap.square().mean().sqrt()), rel=1e-5)
 
 
 SLOW = pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 
 import fewstep as fs
 from fewstep.learned.table.coefficients import Coefficients
+from fewstep.learned.table.families import Free
 from fewstep.learned.table.unrolled import pulled_back, rollout
 
 F64 = torch.float64
@@ -276,3 +277,15 @@ def test_the_typical_sample_of_many_narrow_modes_is_not_harmed():
     assert report.fallback == ""
     assert math.sqrt(each.mean()) < 0.15
     assert each.sqrt().median() < 0.028
+
+
+def test_numbers_beyond_the_bounds_of_the_levels_are_moved_to_them():
+    """The table does not change, and a second call changes nothing."""
+    base = Coefficients.of(fs.UniPC().plan(fs.sigma_grid(EDM, 4)))
+    free = Free.of(base, ["weights", "given"], (math.log(0.05), math.log(30.0)))
+    numbers = torch.linspace(-3, 3, free.directions.shape[1], dtype=F64)
+    inside = free.clamped(numbers)
+    levels = (base.flat + free.directions @ inside)[-base.rows :]
+    torch.testing.assert_close(levels, levels.clamp(*free.bounds))
+    torch.testing.assert_close(free.table(inside).flat, free.table(numbers).flat)
+    assert not torch.equal(inside, numbers)
