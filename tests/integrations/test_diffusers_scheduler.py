@@ -376,6 +376,13 @@ def test_misspelt_option_is_rejected(word, tmp_path):
     FewStepScheduler(**again.config)  # as pipelines that copy do
 
 
+def test_a_misspelt_spacing_is_refused_with_all_spacings():
+    with pytest.raises(
+        InputError, match="timestep_spacing: got 'trailling', expected one of .*'karras'.* mean 'trailing'"
+    ):
+        FewStepScheduler.from_config(vp()[0].config, timestep_spacing="trailling")
+
+
 def test_edits_between_steps_are_carried_over():
     """Inpainting writes over the sample, in place or not; the change reaches the end for every solver."""
     theirs, _ = vp()

@@ -262,6 +262,8 @@ def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver:
             warn(f"{idle} the solver is {solver!r}; set it there.", stacklevel=4)
         elif option == "timestep_spacing" and own_spacing(value):
             continue
+        elif option == "timestep_spacing" and value not in (None, *DIFFUSERS_SPACINGS):
+            raise one_of(option, value, {*DIFFUSERS_SPACINGS, *spacing_names()})
         elif value is not None and value is not False and option not in theirs._get_init_keys(theirs):
             warn(f"{idle} {name}, which corresponds to the solver, has no such option.", stacklevel=4)
 
