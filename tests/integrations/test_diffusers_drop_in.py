@@ -129,6 +129,24 @@ def test_timesteps_of_tokens_equal_diffusers():
         x = x + 0.1 * i
 
 
+@pytest.mark.parametrize("solver", [fs.DPMSolverPP(2), fs.SEEDS(2), fs.ShARK()], ids=repr)
+def test_tokens_below_the_level_wait_for_it(solver):
+    """Tokens at the level of the run step as without levels of their own; a token below is unchanged until then."""
+    waiting, plain = (FewStepScheduler.from_config(df.FlowMatchEulerDiscreteScheduler().config, solver=solver) for _ in "ab")  # fmt: skip  # noqa: E501
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
+    y, start, own = x.clone(), x.clone(), torch.full((2, 6), 1000.0)
+    own[:, 3:] = 600.0
+    for s in (waiting, plain):
+        s.set_timesteps(6)
+    for i, t in enumerate(waiting.timesteps):
+        each = torch.minimum(t, own)
+        generators = [torch.Generator().manual_seed(i) for _ in "ab"]
+        x = waiting.step(0.3 * x, t, x, per_token_timesteps=each, generator=generators[0]).prev_sample
+        y = plain.step(-0.3 * y, t, y, generator=generators[1]).prev_sample
+        close(y[:, :3], x[:, :3], 1e-6)
+        assert torch.equal(x[:, 3:], start[:, 3:]) == bool(t > 600)
+
+
 def test_network_of_a_distilled_configuration_takes_other_solvers():
     for cls in (df.LCMScheduler, df.TCDScheduler):
         FewStepScheduler.from_config(cls(**SD).config, solver=fs.DDIM()).set_timesteps(4)

@@ -400,8 +400,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             generator: one, or a list with one per sample, for stochastic solvers.
             variance_noise: unit normals (batch, *event) instead of drawn ones.
             s_churn, s_tmin, s_tmax, s_noise: of `EDMEuler`, as in diffusers: churn after the network's evaluation.
-            per_token_timesteps: (batch, tokens) the labels of a flow's tokens, for `EDMEuler`. As in diffusers each
-                token steps to the next lower level and the output has the opposite sign.
+            per_token_timesteps: (batch, tokens) the labels of a flow's tokens; the output then has the opposite sign,
+                as in diffusers. With `EDMEuler` each token steps to the next lower level, as there; with other solvers
+                a token below the level of `timestep` stays as it is until the run gets there.
 
         Returns:
             `prev_sample` and `pred_original_sample`, or both as a tuple.
@@ -421,15 +422,17 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if tracing:
             check_next(entry.label, timestep)
         x = entry.read(sample)
-        many = torch.is_tensor(model_output) and min(x.dim(), model_output.dim()) > 1
-        # the second half of a network with a learned variance is left out
-        output = model_output[:, : x.shape[1]] if many and model_output.shape[1] == 2 * x.shape[1] else model_output
-        where = lambda: f" at entry {run.first + run.row} of timesteps"  # noqa: E731
-        output = _validation.check_answer("model_output", output, x, where, of="sample")
+        output = _checked(model_output, x, run)
+        held: Tensor | None = None
         if per_token_timesteps is not None:
-            found = self._step_tokens(at_least_float32(sample), output, per_token_timesteps)
-            self._run = run._replace(row=run.row + 1)
-            return DDIMSchedulerOutput(*found) if return_dict else found
+            at = self._levels_of_tokens(sample, per_token_timesteps)
+            if isinstance(self._ready().used, EDMEuler):
+                found = self._step_tokens(at_least_float32(sample), output, at)
+                self._run = run._replace(row=run.row + 1)
+                return DDIMSchedulerOutput(*found) if return_dict else found
+            level = float(self._ready().sigmas()[run.first + run.row])
+            # the row's conversion then gives the estimate of x0 from the token's own level
+            output, held = output * (at / -level), at < level - 1e-5
         if run.state is None:
             run = self._with_sources(run, x, generator)
         if s_churn and tracing:
@@ -450,6 +453,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         after = run.entry(run.row + 1, sample.device)
         state = after.begin(state, draw, EARLY)
         new, x0 = after.write(after.stage(state), sample.dtype), x0.to(sample.dtype, copy=True)
+        if held is not None:
+            new = torch.where(held, sample, new)
         self._run = run._replace(row=run.row + 1, state=state)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
@@ -462,7 +467,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ("eta", eta, isinstance(used, configuration.TAKES_ETA), "fewstep.DDIM() or fewstep.TCD()"),
             ("use_clipped_model_output", clipped, ddim, "fewstep.DDIM()"),
             ("s_churn", churn, euler and not flow, "fewstep.EDMEuler() without churn of its own, and no flow"),
-            ("per_token_timesteps", tokens is not None, euler and flow, "fewstep.EDMEuler() and a flow"),
+            ("per_token_timesteps", tokens is not None, flow, "a flow"),
         ):
             if value and not able:
                 raise InputError(f"{name}: got {value}, which {self.solver!r} does not have here. It needs {cure}.")
@@ -482,17 +487,20 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         update = Combination(end / sigma, ((1 - end / sigma, 0),), ())
         return x, entry._replace(row=row._replace(sigma=sigma, update=update), numbers=numbers * 2)
 
-    def _step_tokens(self, sample: Tensor, output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Diffusers' step of a flow whose tokens are at levels of their own, and the estimate of x0."""
+    def _levels_of_tokens(self, sample: Tensor, timesteps: Tensor) -> Tensor:
+        """(batch, tokens, 1): the levels of a flow's tokens, between 0 and 1."""
         if timesteps.shape != sample.shape[:2] or sample.dim() != 3:
             raise InputError(
                 f"per_token_timesteps: got shape {tuple(timesteps.shape)}, expected (batch, tokens) of the sample "
                 f"{tuple(sample.shape)}."
             )
-        at = timesteps.to(sample) / self._process.count
-        levels = self._ready().sigmas().to(sample)[:, None, None]
+        return timesteps.to(sample)[..., None] / self._process.count
+
+    def _step_tokens(self, sample: Tensor, output: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Diffusers' step of a flow whose tokens are at levels of their own, and the estimate of x0."""
+        levels = self._ready().sigmas().to(sample)[:, None, None, None]
         lower = torch.where(levels < at - 1e-6, levels, 0).amax(0)
-        return sample + (at - lower)[..., None] * output, sample + at[..., None] * output
+        return sample + (at - lower) * output, sample + at * output
 
     def _with_sources(self, run: Run, x: Tensor, generator: Any) -> Run:
         """The run with what depends on the samples: its Brownian path and its student's network."""
@@ -614,3 +622,11 @@ def refuse_unknown(where: str, unknown: Mapping[str, Any], method: Callable[...,
     if unknown:
         known = [k for k in signature(method).parameters if k not in ("self", "unknown")]
         raise one_of(f"option of {where}", min(unknown), known)
+
+
+def _checked(model_output: Any, x: Tensor, run: Run) -> Tensor:
+    """The network's output, without the second half of one that has a learned variance."""
+    many = torch.is_tensor(model_output) and min(x.dim(), model_output.dim()) > 1
+    output = model_output[:, : x.shape[1]] if many and model_output.shape[1] == 2 * x.shape[1] else model_output
+    where = lambda: f" at entry {run.first + run.row} of timesteps"  # noqa: E731
+    return _validation.check_answer("model_output", output, x, where, of="sample")
