@@ -368,6 +368,12 @@ def test_seeds_warns_on_grids_where_it_is_unstable(schedule, order):
         assert 0.9 < fs.sample(problem, fs.SEEDS(order), steps=25, **kw).std() < 1.2
 
 
+def test_the_warning_of_seeds_names_the_line_that_made_the_plan():
+    with pytest.warns(UserWarning, match="SEEDS is unstable") as caught:
+        fs.SEEDS().plan(torch.tensor([40.0, 1.0, 0.1]).double())
+    assert [w.filename for w in caught] == [__file__]
+
+
 def test_thresholding_accepts_empty_batches():
     model = fs.dynamic_thresholding(lambda x, s: x)
     for shape in ((0, 3), (2, 0)):

@@ -88,7 +88,8 @@ def _changed(solver: Solver, words: list[str], text: str, argument: str) -> Solv
     try:
         return kind(*values, **own | options)
     except TypeError as error:
-        expected = ", ".join(f"{n}={p.default!r}" for n, p in parameters.items()) or "no options"
+        listed = (n if p.default is p.empty else f"{n}={p.default!r}" for n, p in parameters.items())
+        expected = ", ".join(listed) or "no options"
         raise InputError(f"{argument}: got {text!r}; {kind.__name__} takes {expected}.") from error
 
 

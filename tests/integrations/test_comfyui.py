@@ -205,6 +205,13 @@ def test_solver_node_makes_the_described_solver(pack):
         made(pack, "FewStepSolver", solver="dpmpp_2m", options="eta=1", s_noise=1.0, cfg_pp=False)
 
 
+def test_solver_node_and_drop_down_make_the_same_solver_of_each_name(comfy, pack):
+    for name in pack.NODE_CLASS_MAPPINGS["FewStepSolver"].INPUT_TYPES()["required"]["solver"][0]:
+        (node,) = made(pack, "FewStepSolver", solver=name, options="", s_noise=1.0, cfg_pp=False)
+        listed = getattr(comfy.k_diffusion.sampling, f"sample_fewstep_{name}")
+        assert repr(listed.solver) == repr(node.sampler_function.solver), name
+
+
 @pytest.mark.parametrize("kind", LEVELS)
 def test_sigmas_node_gives_levels_of_the_model(pack, kind):
     model = Patcher(LEVELS[kind])

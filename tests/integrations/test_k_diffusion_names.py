@@ -8,6 +8,7 @@ from k_diffusion_cases import karras, model, start
 
 import fewstep as fs
 from fewstep import compat
+from fewstep.catalog import with_options
 from fewstep.integrations import k_diffusion as kd
 from fewstep.testing import _variance
 
@@ -41,6 +42,7 @@ def test_names_take_options_in_brackets():
         "dpmpp_2m_sde(eta=0.5)": fs.DPMSolverSDE(2, 0.5), "dpmpp_2m_sde_heun(order=3)": fs.DPMSolverSDE(3, 1.0, "heun"),
         "sample_ipndm_v(2)": fs.IPNDM(2, True), "UniPC(order=3, variant=bh1)": fs.UniPC(3, "bh1"),
         "Euler (churn=4)": fs.EDMEuler(4.0), "dpm_2_ancestral(eta=0.5)": fs.Ancestral(fs.DPMSolver(2), 0.5),
+        "dpmpp_3m_sde_gpu(eta=0.5)": compat.OfficialDPM(fs.DPMSolverSDE(3, 0.5, "heun")),
     }  # fmt: skip
     for text, solver in named.items():
         assert repr(kd.sampler(text).solver) == repr(solver)
@@ -49,6 +51,21 @@ def test_names_take_options_in_brackets():
     for text in ("euler(eta=1)", "dpmpp_2m(order=9)", "unipc(s_noise=1)"):
         with pytest.raises(fs.InputError, match=r"^(solver|order): got"):
             kd.sampler(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["dpmpp_2m(order=3", "dpmpp_2m)", "dpmpp_2m(order=3) trailing", "dpmpp_2m(order=3)(order=1)", "UniPC(3"]
+)
+def test_brackets_of_options_are_closed_once_at_the_end(text):
+    with pytest.raises(fs.InputError, match=r"^solver: got .*, expected a name, or a name with options in brackets"):
+        kd.sampler(text)
+
+
+def test_errors_list_the_options_that_a_solver_takes():
+    with pytest.raises(fs.InputError, match="DPMSolverSDE takes order=2, eta=1.0"):
+        kd.sampler("dpmpp_3m_sde(gamma=1)")
+    with pytest.raises(fs.InputError, match=r"OfficialDPM takes solver\.$"):
+        with_options(kd.SAMPLERS["dpmpp_3m_sde"], "gamma=1")
 
 
 def test_s_noise_scales_all_noise():

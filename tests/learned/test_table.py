@@ -216,6 +216,36 @@ def test_a_stochastic_table_follows_the_path_the_nearer_the_more_it_reads(tmp_pa
     assert torch.equal(path_ends(fs.load(tmp_path / "table.json"), BUMPS, 16), path_ends(table, BUMPS, 16))
 
 
+@pytest.mark.parametrize("count", [64, 512])
+def test_evaluations_of_a_stochastic_fit_include_those_of_the_deterministic_table(count):
+    calls = []
+    problem = fs.DiffusionModel(lambda x, s: calls.append(len(x)) or BUMPS.denoiser(x, s), EDM)
+    options = dict(nfe=2, levy="W", teacher_steps=20, starts=1, iterations=1)
+    _, report = fs.fit_table(problem, noise=start(count), **options)
+    assert report.evaluations == pytest.approx(sum(calls) / count, abs=1)
+
+
+def test_the_deterministic_table_of_a_stochastic_fit_has_its_options_and_its_failure_is_a_remark():
+    seen = []
+
+    def loss(ends, expected):
+        seen.append(len(ends))
+        return (ends - expected).abs().flatten(1).mean(1)
+
+    options = dict(nfe=2, noise=start(64), levy="W", starts=1, iterations=0, loss=loss)
+    fs.fit_table(BUMPS, **options, teacher_steps=20, sigmas=fs.sigma_grid(EDM, 2, final="sigma_min") / 2)
+    alone = len(seen)
+    fs.fit_table(BUMPS, **options, teacher_steps=20)
+    assert len(seen) - alone > alone  # those of the stochastic table again, and some of the deterministic one
+
+    level = fs.sigma_grid(EDM, 18)[1]  # of the deterministic teacher only
+    fragile = fs.DiffusionModel(lambda x, s: bumps(x, s).where((s / level - 1).abs().amax() > 1e-6, math.nan), EDM)
+    table, report = fs.fit_table(fragile, **options, teacher_steps=18)
+    assert table.levy == "W"
+    assert "deterministic" not in report.laws
+    assert "no deterministic table to compare with: problem: " in " ".join(report.remarks)
+
+
 def test_levels_and_starts_of_a_stochastic_table_are_checked():
     options = dict(nfe=3, noise=start(32), levy="W", teacher_steps=9, starts=1, iterations=1)
     grid = fs.sigma_grid(EDM, 3, "karras", final="sigma_min")

@@ -1,5 +1,7 @@
 """The samplers of k-diffusion, ComfyUI and Forge by their names there."""
 
+import re
+
 from .. import (
     DDIM,
     DDPM,
@@ -73,13 +75,20 @@ def named(text: str) -> tuple[Solver, str]:
     The text is a name of `SAMPLERS` with or without `sample_`, `_gpu` and `_cfg_pp`, or that of a solver; options
     follow in brackets.
     """
-    name, bracket, options = text.strip().partition("(")
+    if not (found := re.fullmatch(r"([^()]*)(?:\(([^()]*)\))?", text.strip())):
+        raise InputError(
+            f"solver: got {text!r}, expected a name, or a name with options in brackets: dpmpp_2m(order=3)."
+        )
+    name, options = found[1], found[2]
     lower = name.strip().lower().removeprefix("sample_").removesuffix("_gpu")
     plain = lower.removesuffix("_cfg_pp")
     history = CFG_PP.get(plain, "guided") if plain != lower else ""
     if plain in SAMPLERS:
-        return with_options(SAMPLERS[plain], options.strip().removesuffix(")"), "solver"), history
+        solver = SAMPLERS[plain]
+        if isinstance(solver, OfficialDPM):  # the options are those of the solver in it
+            return OfficialDPM(with_options(solver.solver, options or "", "solver")), history
+        return with_options(solver, options or "", "solver"), history
     try:
-        return solver_named(plain + bracket + options), history
+        return solver_named(plain if options is None else f"{plain}({options})"), history
     except InputError as error:
-        raise (error if bracket else one_of("solver", text, SAMPLERS)) from error
+        raise (error if options is not None else one_of("solver", text, SAMPLERS)) from error

@@ -55,7 +55,7 @@ class SEEDS(DiffusionSolver):
                 f"SEEDS is unstable on this grid: its longest step is {longest:.2g} in log sigma, and above {LONGEST} "
                 "the samples spread beyond the data. Take more steps (at least 12 to 15 on the default grids), or "
                 "DPMSolverSDE().",
-                stacklevel=2,
+                stacklevel=3,  # past the check of the schedule that wraps every `plan`
             )
         for s, t in pairwise(builder.sigmas.tolist()):
             if s > STEEP * t:  # to 0 above all; DDIM(eta=1), exact where the estimate of x0 does not change

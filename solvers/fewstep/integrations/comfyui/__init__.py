@@ -31,7 +31,7 @@ def solvers() -> dict[str, DiffusionSolver]:
     """Every sampler of this library: by the names of ComfyUI and webui, the others by their own."""
     known = {*map(repr, SAMPLERS.values()), "PNDM()"}  # which needs a schedule; it is there as "plms"
     own = {spelling(n): s for n, s in fs.solvers().items() if isinstance(s, DiffusionSolver) and repr(s) not in known}
-    return {**SAMPLERS, **own}
+    return {**own, **SAMPLERS}
 
 
 def schedule_of(model: Any) -> fs.Schedule:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import _validation
 from ..._progress import progress as progress_bar
-from ...errors import InputError, named
+from ...errors import InputError, NonFiniteError, named
 from ...fingerprint import Fingerprint, Fit
 from ...grid import MOST
 from ...plan import Plan
@@ -143,7 +143,10 @@ def fit_table(
     bar = progress_bar(chosen, "start", show=progress)
     found = searched(search, list(bar), schedule, names, iterations, lambda name: bar.set_postfix_str(name))
     made, report = _finished(setting, search, base, held, found, guard, words, began)
-    return made, report if levy is None else _with_laws(setting, made, base, report, min(iterations, 20), seed, began)
+    if levy is None:
+        return made, report
+    options = dict(loss=loss, decode=decode, teacher_steps=teacher_steps, iterations=min(iterations, 20), seed=seed)
+    return made, _with_laws(setting, made, base, report, options, began)
 
 
 def _names(free: Any, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -211,26 +214,31 @@ def _finished(
 
 
 def _with_laws(
-    setting: Setting, made: Plan, base: Start, report: TableReport, iterations: int, seed: int, began: float
+    setting: Setting, made: Plan, base: Start, report: TableReport, options: dict[str, Any], began: float
 ) -> TableReport:
     """The report of a stochastic table with the laws of its samples and of those of a deterministic table."""
-    pairs, schedule = setting.pairs, setting.pairs.model.schedule
+    pairs, schedule, spent = setting.pairs, setting.pairs.model.schedule, 0
     plans, remarks = {"fitted": made, "untrained": base.plan}, list(report.remarks)
     if math.isclose(made.ends[0], schedule.sigma_max, rel_tol=1e-3):
         alpha = schedule.alpha(torch.tensor([schedule.sigma_max], dtype=torch.float64)).item()
         few = slice(0, DETERMINISTIC)
         labels = None if pairs.model.labels is None else pairs.model.labels[few]
-        plans["deterministic"], its_report = fit_table(
-            pairs.model.problem, nfe=made.nfe, noise=alpha * pairs.x[few], labels=labels, starts=1, seed=seed,
-            iterations=iterations, batch=pairs.batch,
-        )  # fmt: skip
-        remarks += [f"deterministic table: fallback {its_report.fallback}"] if its_report.fallback else []
+        noise = alpha * pairs.x[few]
+        try:
+            plans["deterministic"], its_report = fit_table(
+                pairs.model.problem, nfe=made.nfe, noise=noise, labels=labels, starts=1, batch=pairs.batch, **options
+            )
+        except (InputError, NonFiniteError) as error:  # the stochastic table is done and stays
+            remarks.append(f"no deterministic table to compare with: {error}")
+        else:
+            remarks += [f"deterministic table: fallback {its_report.fallback}"] if its_report.fallback else []
+            spent = -(-its_report.evaluations * len(noise) // len(pairs.x))
     else:
         remarks.append("no deterministic table to compare with: sigmas do not begin at the schedule's largest level")
     letters = len(pairs.normals) // made.nfe
     laws = {n: Law.of(pairs.finals(Coefficients.of(p, letters)), pairs.ends) for n, p in plans.items()}
     laws["teacher"] = Law.of(pairs.ends, pairs.ends)
-    spent = pairs.evaluations() + setting.teacher_evaluations
+    spent += pairs.evaluations() + setting.teacher_evaluations
     return replace(
         report, laws=laws, remarks=tuple(remarks), evaluations=spent, seconds=time.perf_counter() - began
     )  # fmt: skip

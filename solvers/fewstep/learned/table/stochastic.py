@@ -48,10 +48,11 @@ def stochastic(
 ) -> Setting:  # fmt: skip
     """The setting of a table that reads the signature of a path: one trajectory of the teacher for each start state."""
     _validation.check_choice("levy", levy, LEVY_ORDER)
-    schedule = model.schedule
+    schedule, spent = model.schedule, [0]
     if sigmas is None:
         work = Work.of(model, noise, schedule.sigma_max, batch)
         grid = coarse_levels(schedule.sigma_min, schedule.sigma_max, _variance(work), nfe)
+        spent = work.spent
     else:
         grid = checked_levels(sigmas)
         if len(grid) != nfe + 1:
@@ -65,7 +66,7 @@ def stochastic(
     made = data.pick(torch.arange(len(data))).to(noise.device)
     knots, xi = made.knots.to(noise.dtype), made.xi.to(noise.dtype)
     normals = xi.transpose(1, 2).flatten(0, 1)  # by interval, then by letter
-    pairs = Pairs(model, knots[0], knots[-1], normals, *held_out(len(data)), batch)
+    pairs = Pairs(model, knots[0], knots[-1], normals, *held_out(len(data)), batch, spent)
     name = f"{EulerMaruyama() if teacher is None else teacher}, {data.evaluations} evaluations"
     return Setting(pairs, pool, name, sigmas=grid, teacher_evaluations=data.evaluations)
 
