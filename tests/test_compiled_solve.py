@@ -1,6 +1,9 @@
 """`solve(compile=True)`: the numbers of an eager solve, to rounding, from programs that later solves use again."""
 
 import functools
+import gc
+import weakref
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ SLOW = pytest.mark.slow
 def compilations(monkeypatch):
     """The number of compiled programs; without inductor, whose compilers take longer than all these tests."""
     torch._dynamo.reset()
-    compiled.program.cache_clear()
+    compiled._program.cache_clear()
     graphs = []
 
     def backend(graph, inputs):
@@ -82,6 +85,62 @@ def test_nan_in_a_compiled_solve_names_its_step(compilations):
         fs.solve(broken, fs.EulerMaruyama(), Y0, GRID, compile=True)
     with pytest.raises(fs.InputError, match="compile: got 7"):
         fs.solve(broken, fs.EulerMaruyama(), Y0, GRID, compile=7)
+
+
+def test_memory_written_again_gives_eager_numbers(compilations):
+    path = fs.brownian.FreshIncrements((3, 2), "W", 3, reuse=True)
+    found, want = both(SDES["diagonal"], fs.EulerMaruyama(), path=path)
+    torch.testing.assert_close(found.y, want.y)
+    buffer = torch.empty(3, 2)
+    found, want = both(fs.ODE(lambda t, y: buffer.copy_(-y * (1 + t))), fs.RK4())
+    torch.testing.assert_close(found.y, want.y)
+
+
+@pytest.mark.parametrize("change", [lambda f: f.sum(0, keepdim=True), lambda f: f.double()])
+def test_a_value_that_changes_later_is_refused(change, compilations):
+    changing = fs.SDE(lambda t, y: -y if t < 0.5 else change(-y), SDES["diagonal"].diffusion)
+    with pytest.raises(fs.InputError, match="drift: got"):
+        fs.solve(changing, fs.EulerMaruyama(), Y0, GRID, compile=True)
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+    net: torch.nn.Module = field(compare=False)
+
+    def drift(self, t, y):
+        return self.net(y)
+
+    __call__ = drift
+
+
+@dataclass
+class Unhashable:
+    rate: float
+
+    def __call__(self, t, y):
+        return -self.rate * y
+
+
+@torch.no_grad()
+def test_programs_belong_to_objects_not_to_equal_ones(compilations):
+    nets = [torch.nn.Linear(2, 2) for _ in range(2)]
+    drifts = [f for net in nets for f in (Named("a", net), Named("a", net).drift)]
+    for drift in [*drifts, Unhashable(1.0), Unhashable(2.0)]:
+        found, want = both(fs.SDE(drift, SDES["diagonal"].diffusion), fs.EulerMaruyama())
+        torch.testing.assert_close(found.y, want.y)
+
+
+@torch.no_grad()
+def test_methods_use_one_program_which_keeps_no_network_alive(compilations):
+    owner = Named("a", torch.nn.Linear(2, 2))
+    for _ in range(2):
+        fs.solve(fs.SDE(owner.drift, SDES["diagonal"].diffusion), fs.EulerMaruyama(), Y0, GRID, compile=True)
+    assert len(compilations) == 1
+    left = [weakref.ref(owner), weakref.ref(owner.net), weakref.ref(owner.net.weight)]
+    del owner
+    gc.collect()
+    assert [r() for r in left] == [None] * 3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from types import FunctionType, NoneType
 from typing import Any, cast
@@ -16,16 +17,17 @@ from .solver import StochasticSolver
 PER_PROGRAM = 8  # steps of one program
 
 Fields = list[dict[str, Tensor]]
-Advance = Callable[[Tensor, Any, Tensor, Tensor, Fields], tuple[list[Tensor], Any]]
+Advance = Callable[[SDE, Tensor, Any, Tensor, Tensor, Fields], tuple[list[Tensor], Any]]
 
 
 def compiled_states(
-    advance: Advance, sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Iterable[Increment],
-    calls: list[None],
+    advance: Advance, traced: SDE, sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor,
+    source: Iterable[Increment], calls: list[None],
 ) -> Iterator[Tensor]:  # fmt: skip
-    """Yield the state after each step: by `advance`, but the first one and those that fill no program by the solver.
+    """Yield the state after each step: by `advance` on `traced`, but by the solver on `sde` where it fills no program.
 
-    `sde` extends `calls` by each call of its drift, and the steps of programs extend it by as many.
+    The first step fills none. `sde` extends `calls` by each call of its drift, and the steps of programs extend it by
+    as many.
     """
     ts, increments, place = times.unbind(), iter(source), 0
     carry = solver.init(sde, ts[0], y)
@@ -37,7 +39,7 @@ def compiled_states(
         if full:
             lengths = _stacked([i.h for i in chunk], times)
             fields = [{k: v for k in "WHKA" if (v := getattr(i, k)) is not None} for i in chunk]
-            states, carry = advance(y, carry, times[first : place + 1], lengths, fields)
+            states, carry = advance(traced, y, carry, times[first : place + 1], lengths, fields)
             y = states[-1]
             calls += [None] * (each * len(chunk))
             yield from states
@@ -45,6 +47,12 @@ def compiled_states(
             y, carry, _ = solver.step(sde, ts[first], ts[place], y, chunk[0], carry)
             each = each or len(calls) - before
             yield y
+
+
+def copied(increments: Iterable[Increment]) -> Iterator[Increment]:
+    """The increments of a path that may write each to the memory of the one before."""
+    for i in increments:
+        yield replace(i, **{k: v.clone() for k in "WHKA" if (v := getattr(i, k)) is not None})
 
 
 def _stacked(lengths: list[Any], times: Tensor) -> Tensor:
@@ -67,18 +75,24 @@ def _made(kind: type[StochasticSolver], options: tuple[tuple[str, Any], ...]) ->
     return kind(**dict(options))
 
 
-@lru_cache(maxsize=32)
-def program(
-    problem: Callable[[SDE, torch.dtype, torch.dtype], SDE], sde: SDE, times: torch.dtype, state: torch.dtype,
-    solver: StochasticSolver,
-) -> Advance:  # fmt: skip
-    """The compiled steps of a solver on `problem(sde, times, state)`, kept for later solves."""
-    own = problem(sde, times, state)
+def program(sde: SDE, solver: StochasticSolver, *dtypes: torch.dtype) -> Advance:
+    """The compiled steps of a solver, kept for later solves of a problem of these very functions."""
+    functions = (sde.drift, sde.diffusion, sde.derivative)
+    # the two objects that a bound method, new in each access, is made of
+    key = tuple((id(getattr(f, "__self__", f)), id(getattr(f, "__func__", f))) for f in functions)
+    return _program((*key, sde.noise_type, sde.sde_type, *dtypes), solver)
 
-    def advance(y: Tensor, carry: Any, times: Tensor, lengths: Tensor, fields: Fields) -> tuple[list[Tensor], Any]:
+
+@lru_cache(maxsize=32)
+def _program(key: tuple[Any, ...], solver: StochasticSolver) -> Advance:
+    # The problem is an argument: the program keeps no network alive, and torch's guards compile it again for functions
+    # that have the addresses of others, since deleted.
+    def advance(
+        sde: SDE, y: Tensor, carry: Any, times: Tensor, lengths: Tensor, fields: Fields
+    ) -> tuple[list[Tensor], Any]:
         states, ts, hs = [], times.unbind(), cast(tuple[Any, ...], lengths.unbind())
         for i, values in enumerate(fields):
-            y, carry, _ = solver.step(own, ts[i], ts[i + 1], y, Increment(hs[i], **values), carry)
+            y, carry, _ = solver.step(sde, ts[i], ts[i + 1], y, Increment(hs[i], **values), carry)
             states.append(y)
         return states, carry
 

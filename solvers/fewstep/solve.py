@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from . import _progress, _validation
 from ._tracing import constants, each_apart, placed, readable, transformed
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
-from .compiled import canonical, compiled_states, program
+from .compiled import canonical, compiled_states, copied, program
 from .errors import InputError, NonFiniteError
 from .noise_op import traced_fresh, traced_path
 from .problem import CONSTANT, SDE, Field
@@ -102,8 +102,10 @@ def solve(
         reuse = not keeps_graph and not compile
         source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), reuse)
     if compile:
-        compiled = program(_traceable, asked, receives, dtype, canonical(solver))
-        steps = compiled_states(compiled, problem, solver, y0, placed, source(), calls)
+        compiled = program(asked, canonical(solver), receives, dtype)
+        traced = answering(stepwise(_in_float32(asked, dtype), receives), _Like.of(f), _Like.of(g))  # without counts
+        increments = source() if path is None else copied(source())
+        steps = compiled_states(compiled, traced, problem, solver, y0, placed, increments, calls)
     else:
         steps = states(problem, solver, y0, placed, source)
     if _validation.check_flag("progress", progress) and not torch.compiler.is_compiling():
@@ -126,11 +128,6 @@ def _in_float32(sde: SDE, dtype: torch.dtype) -> SDE:
     return _wrapped_fields(sde, lambda name, field: lambda t, y: field(t, y.to(dtype)).to(y.dtype))
 
 
-def _traceable(sde: SDE, times: torch.dtype, state: torch.dtype) -> SDE:
-    """The problem as compiled steps call it, without checks and counts."""
-    return stepwise(_in_float32(sde, state), times)
-
-
 def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:
     """The problem with `wrap(name, field)` as its drift, diffusion and derivative; an ODE has only a drift to wrap."""
     names = ["drift"] + ["diffusion"] * (sde.noise_type != "none") + ["derivative"] * (sde.derivative is not None)
@@ -138,7 +135,19 @@ def _wrapped_fields(sde: SDE, wrap: Callable[[str, Field], Field]) -> SDE:
     return replace(sde, **wrapped)
 
 
-def answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
+class _Like(NamedTuple):
+    """What a value is compared with: all that a compiled program needs of a first value."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor) -> "_Like":
+        return cls(x.shape, x.dtype, x.device)
+
+
+def answering(sde: SDE, f: Tensor | _Like, g: Tensor | _Like) -> SDE:
     """The problem whose values are checked against the first ones, f and g, and have memory of their own.
 
     A field may write its values to one buffer or to several in turn, as CUDA graphs and other runtimes do.
@@ -160,7 +169,7 @@ def answering(sde: SDE, f: Tensor, g: Tensor) -> SDE:
                     f"{_derivative_free(sde)}() needs no derivative."
                 ) from error
             where = lambda: f" at t = {float(t):.6g}"  # noqa: E731
-            return _copied(_validation.check_answer(name, out, first, where, of))
+            return _copied(_validation.check_answer(name, out, cast(Tensor, first), where, of))
 
         return call
 
