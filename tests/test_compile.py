@@ -134,6 +134,18 @@ def test_compiled_program_refuses_other_times_than_its_own():
         compiled(torch.linspace(0, 2, 3))
 
 
+@pytest.mark.parametrize(("first", "second"), [
+    (torch.tensor([80.0, 10.0, 1.0, 2e-3]), torch.tensor([80.0, 10.0, 1.0, 2.001e-3])),
+    (torch.tensor([80.0, 10.0, 1.0, 0.5]).bfloat16(), torch.tensor([80.0, 9.0, 3.0, 2.0]).bfloat16()),
+])  # fmt: skip
+def test_a_compiled_sample_refuses_other_levels_of_any_size(first, second):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda levels: fs.sample(MODEL, DDIM, noise=Y0, sigmas=levels), backend="eager")
+    compiled(first)
+    with pytest.raises(RuntimeError, match="sigmas: got other numbers"):
+        compiled(second)
+
+
 MADE_INSIDE = {
     "path": lambda y: y + fs.BrownianPath((3, 2), seed=4, knots=[0.3]).increment(0.0, 0.5).W,
     "fresh path": lambda y: y + fs.FreshIncrements((3, 2), seed=4).increment(0.0, 0.5).W,

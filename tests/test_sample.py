@@ -413,3 +413,16 @@ def test_samples_of_a_seed_converge_to_one_limit_in_every_spacing(spacing):
     fine = draw(1, 200, "logsnr")
     assert (draw(1, 100, spacing) - fine).square().mean().sqrt() < 0.1
     assert (draw(2, 100, spacing) - fine).square().mean().sqrt() > 0.5
+
+
+def test_plans_that_sample_keeps_belong_to_no_caller_and_to_no_mode():
+    """A plan kept from inference mode serves a later gradient, and no table of a user shares its memory."""
+    model, x = fs.DiffusionModel(lambda x, s: x * w / (1 + s * s), fs.EDM()), torch.ones(16, 3, dtype=torch.float64)
+    w = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        first = fs.sample(model, fs.UniPC(2), noise=x, steps=5)
+    fs.sample(model, fs.UniPC(2), noise=x, steps=5).sum().backward()
+    assert w.grad.isfinite()
+    table, _ = fs.distill_dode(fs.DiffusionModel(lambda x, s: 0 * x, fs.EDM()), fs.UniPC(2), steps=5, noise=x)
+    table.sigma.mul_(0.5)
+    torch.testing.assert_close(fs.sample(model, fs.UniPC(2), noise=x, steps=5).detach(), first.clone())

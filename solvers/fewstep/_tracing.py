@@ -128,12 +128,13 @@ def constants(value: Tensor) -> Any:
 def constant(argument: str, numbers: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """A user's numbers as a constant of a traced program, which then raises an error for other numbers.
 
-    A compiler may compute them with another rounding of their `dtype`, as Inductor does for linspace.
+    A compiler may compute them with another rounding, as Inductor does for linspace.
     """
     if not torch.compiler.is_compiling():
         return numbers
     known = torch.tensor(constants(numbers), dtype=numbers.dtype)
-    near = 4 * torch.finfo(dtype).eps * known.abs().amax() if dtype.is_floating_point and known.numel() else 0.0
+    eps = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) if dtype.is_floating_point else 0.0
+    near = (4 * eps * known.abs()).nan_to_num(0.0, 0.0)
     same = ((numbers == known) | ((numbers - known).abs() <= near) | (numbers.isnan() & known.isnan())).all()
     torch._assert_async(same, f"{argument}: got other numbers than the program was compiled for. Compile it again.")
     return known

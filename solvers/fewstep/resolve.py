@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from functools import lru_cache
 from types import NoneType
 from typing import Any, Protocol
@@ -63,6 +62,7 @@ def is_stochastic(solver: AnySolver) -> bool:
 def resolve(
     solver: AnySolver, schedule: Schedule | None, *, steps: int | None = None, sigmas: Any = None,
     timesteps: Any = None, spacing: Spacing = "logsnr", final: str = "x0", repeat: bool = False,
+    keep: bool = False,
 ) -> tuple[Plan, Plan | Student]:  # fmt: skip
     """The plan of a solver on a grid, or the one that a `Plan` or a student carries, and what evaluates it.
 
@@ -70,6 +70,7 @@ def resolve(
         schedule: the forward process; None where only `sigmas` are known.
         steps, sigmas, timesteps, spacing, final: the grid, as in `fewstep.sample`.
         repeat: accept `sigmas` whose last level appears twice.
+        keep: one plan for all runs of equal solvers on the same levels; for callers that never pass it on.
 
     Raises:
         InputError: a solver without a plan, no grid, or a grid for something that carries a plan.
@@ -99,14 +100,14 @@ def resolve(
     tracing = torch.compiler.is_compiling()
     if tracing or transformed():
         named |= {k: unwrapped(k, _validation.check_numbers(k, v)) for k, v in named.items() if torch.is_tensor(v)}
-    args = solver, schedule, steps, final, repeat, *named.values()
+    args = solver, schedule, steps, final, repeat, keep, *named.values()
     plan = traced_plan(made_plan, *args) if tracing else apart(made_plan, *args)
     return plan, plan
 
 
 def made_plan(
-    solver: DiffusionSolver, schedule: Schedule | None, steps: int | None, final: str, repeat: bool, sigmas: Any,
-    timesteps: Any, spacing: Spacing,
+    solver: DiffusionSolver, schedule: Schedule | None, steps: int | None, final: str, repeat: bool, keep: bool,
+    sigmas: Any, timesteps: Any, spacing: Spacing,
 ) -> Plan:  # fmt: skip
     """The plan of a solver on a grid, see `resolve`."""
     if sigmas is None:
@@ -114,19 +115,16 @@ def made_plan(
         assert steps is not None
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
     levels = check_sigmas(sigmas, repeat, rising=not is_stochastic(solver))
-    options = _options(solver, schedule)
-    return (
-        solver.plan(levels, schedule)
-        if options is None
-        else _kept(type(solver), options, tuple(levels.tolist()), schedule)
-    )
+    options = _options(solver, schedule) if keep else None
+    if options is None:
+        return solver.plan(levels, schedule)
+    return _kept(type(solver), options, tuple(levels.tolist()), schedule)
 
 
 def _options(solver: DiffusionSolver, schedule: Schedule | None) -> tuple[tuple[str, Any], ...] | None:
     """What makes a solver of this library again, if its plans follow from that alone, numbers and words."""
     ours = all(type(v).__module__.partition(".")[0] == __package__ for v in (solver, *filter(None, [schedule])))
-    frozen = schedule is None or is_dataclass(schedule)
-    if not ours or not frozen or solver.warns:
+    if not ours or solver.warns or type(schedule).__hash__ is None:
         return None
     options = solver.options()
     plain = all(isinstance(v, (int, float, str, NoneType)) for v in options.values())
@@ -139,7 +137,8 @@ def _kept(
     schedule: Schedule | None,
 ) -> Plan:  # fmt: skip
     """A plan, which is immutable, for later runs on the same levels."""
-    return kind(**dict(options)).plan(torch.tensor(levels, dtype=torch.float64), schedule)
+    with torch.inference_mode(False):  # a later run may keep it for a backward pass
+        return kind(**dict(options)).plan(torch.tensor(levels, dtype=torch.float64), schedule)
 
 
 def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:

@@ -69,7 +69,7 @@ def sample(
     expected = "fewstep.DiffusionModel(from_epsilon(network, schedule), schedule), or denoising(pipe) for diffusers"
     _validation.check_instance("problem", problem, DiffusionModel, expected + "; call a function of labels with them")
     grid: dict[str, Any] = {"steps": steps, "sigmas": sigmas, "timesteps": timesteps}
-    plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, **grid)
+    plan, source = resolve(solver, problem.schedule, spacing=spacing, final=final, keep=True, **grid)
     own = _validation.check_seed(seed) if seeds is None else _validation.check_seeds(seeds)
     x = _start(problem, plan, shape, own, noise, dtype, device)
     if not isinstance(own, int):

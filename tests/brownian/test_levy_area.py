@@ -287,3 +287,10 @@ def test_bad_input_is_rejected():
         AreaPath(BrownianPath((2,)), cells=0)
     with pytest.raises(InputError, match="channels"):
         AreaPath(BrownianPath(()), cells=4)
+
+
+def test_area_of_many_terms_keeps_its_precision_under_autocast():
+    increment = BrownianPath((5, 3), levy="K").increment(0.0, 0.5)
+    expected = levy_area(increment, "legendre", 1, terms=20)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(levy_area(increment, "legendre", 1, terms=20), expected)

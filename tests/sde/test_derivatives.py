@@ -127,3 +127,50 @@ def test_a_step_without_gradients_returns_a_state_without_a_graph():
     assert not fs.Milstein().step(DIAGONAL, t0, t1, Y0, inc, None).y.requires_grad
     scalar = fs.SDE(drift, lambda t, y: y.sin().unsqueeze(-1), "scalar")
     assert not fs.Milstein().step(scalar, t0, t1, Y0, fs.Increment(0.3, inc.W[:, :1]), None).y.requires_grad
+
+
+class Sine(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * ctx.saved_tensors[0].cos()
+
+
+def test_diffusion_without_a_second_derivative_keeps_its_bracket():
+    y0, grid = torch.full((2, 2), 0.4, dtype=torch.float64), torch.linspace(0, 1, 5)
+    ends = []
+    for f in (torch.sin, Sine.apply):
+        sde = fs.SDE(lambda t, y: -y, lambda t, y, f=f: torch.diag_embed(f(y)), "commutative")
+        ends.append(fs.solve(sde, fs.Milstein(), y0, grid, seed=1).y)
+    euler = fs.solve(fs.SDE(lambda t, y: -y, lambda t, y: torch.diag_embed(y.sin()), "general"), fs.EulerMaruyama(), y0, grid, seed=1).y  # fmt: skip  # noqa: E501
+    assert not torch.allclose(ends[0], euler)
+    torch.testing.assert_close(*ends)
+
+
+def test_forward_mode_derivative_by_a_parameter_is_that_of_differences():
+    y0, grid = torch.full((2, 2), 0.4, dtype=torch.float64), torch.linspace(0, 1, 5)
+
+    def end(p):
+        return fs.solve(fs.SDE(lambda t, y: -y, lambda t, y: p * y), fs.Milstein(), y0, grid, seed=1).y
+
+    p = torch.tensor(0.3, dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        tangent = torch.autograd.forward_ad.unpack_dual(
+            end(torch.autograd.forward_ad.make_dual(p, torch.ones_like(p)))
+        ).tangent
+    torch.testing.assert_close(tangent, (end(p + 1e-6) - end(p - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-8)

@@ -119,7 +119,8 @@ def _legendre(inc: Increment, method: str, draw: _Draw, terms: int) -> Tensor:
             area = area + wedge(zeta[n - 1], zeta[n]) / math.sqrt(4 * n * n - 1)
     else:
         stacked, k = torch.stack(zeta, -1), torch.arange(1, q + 1, dtype=inc.W.dtype, device=inc.W.device)
-        half = (stacked[..., :-1] / (4 * k * k - 1).sqrt()) @ stacked[..., 1:].mT
+        with torch.autocast(inc.W.device.type, enabled=False):
+            half = (stacked[..., :-1] / (4 * k * k - 1).sqrt()) @ stacked[..., 1:].mT
         area = half - half.mT
     rest, link = 1 / (2 * q + 1), 1 / (4 * (q + 1) ** 2 - 1)
     if method == "davie":

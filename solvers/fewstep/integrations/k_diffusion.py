@@ -190,7 +190,7 @@ class Sampler:
                     expected = "levels of a flow model, at most 1, and one of them at most above 1 - 1e-6"
                     raise InputError(f"sigmas: got {short(grid)}; expected {expected}.")
                 grid = flow.sigma(grid.clamp(max=CLOSEST))
-            return resolve(self.solver, self._schedule(flow) or _table_of(model), sigmas=grid)
+            return resolve(self.solver, self._schedule(flow) or _table_of(model), sigmas=grid, keep=True)
         levels = (flow or FLOW).label(own.sigmas) if flow or self.flow else own.sigmas
         if not _same(grid, levels):
             raise InputError(

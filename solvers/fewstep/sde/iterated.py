@@ -51,12 +51,16 @@ def diffusion_and_bracket(sde: SDE, t: Tensor, y: Tensor, weights: Tensor) -> tu
             with torch.enable_grad():
                 # a derivative along d from two in reverse mode: u -> u' Dg is linear, and its transpose is Dg
                 u = torch.zeros_like(g, requires_grad=True)
-                (pulled,) = torch.autograd.grad(g, x, u, create_graph=True, materialize_grads=True)
+                (pulled,) = torch.autograd.grad(g, x, u, create_graph=True, allow_unused=True)
                 g = g if keep else g.detach()
-                options: dict[str, Any] = {"retain_graph": True, "create_graph": keep, "materialize_grads": True}
-                columns = (g @ weights).unbind(-1)
+                if pulled is None:  # g does not depend on y
+                    return g, torch.zeros_like(y)
+                options: dict[str, Any] = {"retain_graph": True, "create_graph": keep, "allow_unused": True}
+                columns = (g @ weights).unbind(-1) if pulled.requires_grad else ()
                 found = [torch.autograd.grad(pulled, u, d.expand_as(y), **options)[0] for d in columns]
-            return g, sum((column[..., j] for j, column in enumerate(found)), torch.zeros_like(y))
+            if found and all(column is not None for column in found):
+                return g, sum((column[..., j] for j, column in enumerate(found)), torch.zeros_like(y))
+            # a function of the user's has no second derivative
     g = sde.diffusion(t, y)
     total = torch.zeros_like(y)
     for j, d in enumerate((g @ weights).unbind(-1)):
@@ -77,9 +81,10 @@ def check_differentiable(sde: SDE, t: Tensor, y: Tensor) -> None:
 
 def _by_torch_func(y: Tensor) -> bool:
     """Whether derivatives must be those of torch.func, which cost several times more for small states."""
-    if torch.compiler.is_compiling() or transformed() or torch.is_inference_mode_enabled() or y.is_inference():
-        return True
-    return forward_ad.unpack_dual(y).tangent is not None  # type: ignore[no-untyped-call]
+    dual = forward_ad._current_level >= 0  # what the diffusion reads may have a tangent, too
+    return (
+        torch.compiler.is_compiling() or transformed() or torch.is_inference_mode_enabled() or y.is_inference() or dual
+    )
 
 
 def _graph(sde: SDE, t: Tensor, y: Tensor) -> tuple[bool, Tensor, Tensor]:

@@ -126,7 +126,7 @@ class Setup(NamedTuple):
         return self._plan_of(DDIM(eta or self.used.eta), levels)
 
     def _plan_of(self, solver: Any, sigmas: Tensor) -> Plan:
-        return resolve(solver, self.process.schedule, sigmas=sigmas, repeat=True)[0]
+        return resolve(solver, self.process.schedule, sigmas=sigmas, repeat=True, keep=True)[0]
 
 
 def free_of_history(row: Row) -> bool:
@@ -159,7 +159,7 @@ def prepare(
         if not config["exact"]:
             own_levels = timesteps is None and sigmas is None
             used = conform(solver, reference.config, process, grid, own_levels)
-        plan, _ = resolve(used, process.schedule, sigmas=grid.sigmas, repeat=True)
+        plan, _ = resolve(used, process.schedule, sigmas=grid.sigmas, repeat=True, keep=True)
         check_flow(process, used, plan)
     plan = replace(plan, sigma=grid.snapped(plan.sigma))
     labels = grid.label_of(process, plan.sigma, config["exact"])
