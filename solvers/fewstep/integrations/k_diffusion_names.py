@@ -1,6 +1,7 @@
 """The samplers of k-diffusion, ComfyUI and Forge by their names there."""
 
 import re
+from typing import Any
 
 from .. import (
     DDIM,
@@ -86,7 +87,8 @@ def named(text: str) -> tuple[Solver, str]:
     if plain in SAMPLERS:
         solver = SAMPLERS[plain]
         if isinstance(solver, OfficialDPM):  # the options are those of the solver in it
-            return OfficialDPM(with_options(solver.solver, options or "", "solver")), history
+            inner: Any = with_options(solver.solver, options or "", "solver")
+            return OfficialDPM(inner), history
         return with_options(solver, options or "", "solver"), history
     try:
         return solver_named(plain if options is None else f"{plain}({options})"), history
