@@ -14,6 +14,7 @@ import torch
 import fewstep as fs
 from fewstep import integrations
 from fewstep.grid import published
+from fewstep.integrations.k_diffusion import sampler
 
 FOLDER = Path(integrations.__file__).parent / "comfyui"
 
@@ -210,6 +211,14 @@ def test_solver_node_and_drop_down_make_the_same_solver_of_each_name(comfy, pack
         (node,) = made(pack, "FewStepSolver", solver=name, options="", s_noise=1.0, cfg_pp=False)
         listed = getattr(comfy.k_diffusion.sampling, f"sample_fewstep_{name}")
         assert repr(listed.solver) == repr(node.sampler_function.solver), name
+
+
+def test_samplers_and_nodes_make_the_same_schedule_of_a_table(pack):
+    model, sigmas = lambda x, sigma: x / (1 + sigma[:, None] ** 2), torch.tensor([14.0, 5.0, 2.0, 0.7, 0.2, 0.0])
+    model.model_sampling = LEVELS["table"]
+    schedule = sys.modules["fewstep.integrations.comfyui"].schedule_of(Patcher(LEVELS["table"]))
+    x = 14.0 * torch.ones(2, 3)
+    assert torch.equal(sampler("plms")(model, x, sigmas), sampler("plms", schedule=schedule)(model, x, sigmas))
 
 
 @pytest.mark.parametrize("kind", LEVELS)

@@ -480,16 +480,25 @@ def _flow_of(model: Any) -> bool | None:
     return None
 
 
+def table_schedule(table: Any) -> DiscreteVP | None:
+    """The schedule of a model's table of rising levels; None for other values of its attribute `sigmas`."""
+    if torch.is_tensor(table) and table.dim() == 1 and len(table) > 1:
+        squares = table.detach().double().cpu().square()
+        if bool(squares[0] > 0) and bool((squares.diff() > 0).all()):
+            return DiscreteVP(1 / (1 + squares))
+    return None
+
+
 def _table_of(model: Any) -> DiscreteVP | None:
-    """The levels at a model's labels, for solvers that count in its time; None for flows and other models."""
+    """The levels at a model's labels, for solvers that count in its time; None for flows and other models.
+
+    ComfyUI's ranges of sigma have a table too: even in log sigma, as their time is.
+    """
     at = model
     for _ in range(4):
-        table = getattr(getattr(at, "model_sampling", at), "sigmas", None)
-        if torch.is_tensor(table) and table.dim() == 1 and len(table) > 1:
-            squares = table.detach().double().cpu().square()
-            # ComfyUI's inpainting wrapper has the levels of the run by this name
-            if bool(squares[0] > 0) and bool((squares.diff() > 0).all()):
-                return None if _flow_of(model) else DiscreteVP(1 / (1 + squares))
+        # ComfyUI's inpainting wrapper has the levels of the run, which fall, by this name
+        if found := table_schedule(getattr(getattr(at, "model_sampling", at), "sigmas", None)):
+            return None if _flow_of(model) else found
         at = getattr(at, "inner_model", None)
     return None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import fewstep as fs
 from fewstep.catalog import spelling
 from fewstep.grid import spacing_names
-from fewstep.integrations.k_diffusion import SAMPLERS, Sampler, register, sampler
+from fewstep.integrations.k_diffusion import SAMPLERS, Sampler, register, sampler, table_schedule
 from fewstep.integrations.k_diffusion_names import CFG_PP
 from fewstep.solver import DiffusionSolver
 
@@ -43,10 +43,8 @@ def schedule_of(model: Any) -> fs.Schedule:
         flow = fs.FlowMatching(float(torch.tensor(shift).exp()) if "ModelSamplingFlux" in kinds else shift)
         low = sampling.sigma_min.double()
         return replace(flow, t_min=float(flow.time(low / (1 - low))))
-    table = sampling.sigmas.double().cpu()
-    if "ModelSamplingDiscrete" in kinds and bool((table.diff() > 0).all()):
-        return fs.DiscreteVP(1 / (1 + table.square()))
-    return fs.EDM(float(sampling.sigma_min), float(sampling.sigma_max))
+    table = table_schedule(sampling.sigmas) if "ModelSamplingDiscrete" in kinds else None
+    return table or fs.EDM(float(sampling.sigma_min), float(sampling.sigma_max))
 
 
 def comfy_sampler(function: Sampler) -> Any:
