@@ -4,18 +4,21 @@ import pytest
 import torch
 
 import fewstep as fs
-from fewstep.resolve import made_plan
+from fewstep.resolve import resolve
 
 SIGMAS = torch.tensor([10.0, 3.0, 1.0, 0.0], dtype=torch.float64)
 
 
-def plan(solver, sigmas=SIGMAS, schedule=None):
-    return made_plan(solver, schedule, None, "x0", False, sigmas, None, "logsnr")
+def plan(solver, sigmas=SIGMAS, schedule=None, keep=True):
+    return resolve(solver, schedule, sigmas=sigmas, keep=keep)[0]
 
 
 def test_equal_solvers_on_equal_levels_share_a_plan():
     assert plan(fs.DPMSolverPP(2)) is plan(fs.DPMSolverPP(2), SIGMAS.tolist())
     assert plan(fs.DEIS(2), schedule=fs.VPLinear()) is plan(fs.DEIS(2), schedule=fs.VPLinear())
+    table = fs.DiscreteVP.named("linear")
+    assert plan(fs.DEIS(2), schedule=table) is plan(fs.DEIS(2), schedule=table)
+    assert plan(fs.DPMSolverPP(2), keep=False) is not plan(fs.DPMSolverPP(2), keep=False)
 
 
 @pytest.mark.parametrize(
