@@ -554,7 +554,7 @@ def tests_table(data: Row) -> str:
         cases = list(some)
         passed, seconds = sum(r["outcome"] == "passed" for r in cases), sum(r["seconds"] for r in cases)
         others = "; ".join(f"{r['test'].partition('[')[2]} {r['message']}" for r in cases if r["outcome"] != "passed")
-        rows.append([f"`{name}`", len(cases), passed, f"{seconds:.1f}", others or None])
+        rows.append([f"`{name.rpartition('.')[2]}`", len(cases), passed, f"{seconds:.1f}", others or None])
     return table(["test", "cases", "passed", "seconds", "not passed"], rows)
 
 
