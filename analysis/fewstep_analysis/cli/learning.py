@@ -46,7 +46,7 @@ def fit_table(
         str | None, name_option("Read W, H or K of a Brownian path; follows a fine SDE solver on it.", LETTERS)
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(metavar="N", help="Initial states, at least 16; default 512, with --levy 2048.")
+        int | None, typer.Option(metavar="N", min=1, help="At least 16 initial states; default 512, with --levy 2048.")
     ] = None,
     starts: Annotated[int, typer.Option(metavar="N", help="Untrained samplers that are tried as a start.")] = 5,
     iterations: Annotated[
