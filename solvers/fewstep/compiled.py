@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from types import FunctionType, NoneType
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .brownian import Increment
 from .problem import SDE
-from .solver import StochasticSolver
+from .solver import StochasticSolver, plain_options
 
 PER_PROGRAM = 8  # steps of one program
 
@@ -63,11 +63,8 @@ def _stacked(lengths: list[Any], times: Tensor) -> Tensor:
 
 def canonical(solver: StochasticSolver) -> StochasticSolver:
     """One object for all solvers of a class of this library with equal options; another solver itself."""
-    if type(solver).__module__.partition(".")[0] != __package__:
-        return solver
-    options = tuple(solver.options().items())
-    plain = all(isinstance(v, (int, float, str, NoneType)) for _, v in options)
-    return _made(type(solver), options) if plain else solver
+    options = plain_options(solver)
+    return solver if options is None else _made(type(solver), options)
 
 
 @lru_cache(maxsize=64)

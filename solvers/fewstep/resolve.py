@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from types import NoneType
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from .grid import Spacing, check_sigmas, sigma_grid
 from .plan import Plan
 from .problem import DiffusionModel
 from .schedule import Schedule
-from .solver import DiffusionSolver, Solver
+from .solver import DiffusionSolver, Solver, plain_options
 from .traced_plan import TracedPlan, plan_numbered, same, traced_plan
 
 
@@ -123,12 +122,10 @@ def made_plan(
 
 def _options(solver: DiffusionSolver, schedule: Schedule | None) -> tuple[tuple[str, Any], ...] | None:
     """What makes a solver of this library again, if its plans follow from that alone, numbers and words."""
-    ours = all(type(v).__module__.partition(".")[0] == __package__ for v in (solver, *filter(None, [schedule])))
+    ours = schedule is None or type(schedule).__module__.partition(".")[0] == __package__
     if not ours or solver.warns or type(schedule).__hash__ is None:
         return None
-    options = solver.options()
-    plain = all(isinstance(v, (int, float, str, NoneType)) for v in options.values())
-    return tuple(options.items()) if plain else None
+    return plain_options(solver)
 
 
 @lru_cache(maxsize=64)

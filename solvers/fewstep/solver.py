@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import Parameter, signature
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 from torch import Tensor
@@ -181,3 +182,11 @@ def needs_schedule(solver: str, why: str, cure: str) -> InputError:
         f"schedule: got None; expected the schedule, because {solver} {why}. Call plan(sigmas, schedule), "
         f"or sample(), which passes it; {cure}."
     )
+
+
+def plain_options(solver: Solver) -> tuple[tuple[str, Any], ...] | None:
+    """The options that make a solver of this library again, where they are numbers and words; else None."""
+    if type(solver).__module__.partition(".")[0] != __package__:
+        return None
+    options = tuple(solver.options().items())
+    return options if all(isinstance(v, (int, float, str, NoneType)) for _, v in options) else None
