@@ -3,8 +3,9 @@
 A solve or a sample reads at most two values from the device, and none per step: reads and uploads are those of half as
 many steps. A training reads per checkpoint and held-out evaluation, not per iteration, except that the table of D-ODE,
 whose parameters live on the CPU, gets its gradient back; it uploads its minibatches, which are drawn on the CPU.
-Values agree with those of the CPU, because the fake device draws the same normals. The last tests fail for a public
-function that no test has called on the device, unless `EXCUSED` states why it need not be.
+Values agree with those of the CPU, because the fake device draws the same normals, and with those on record
+(`recorded_numbers.py`). The last tests fail for a public function that no test has called on the device, unless
+`EXCUSED` states why it need not be.
 """
 
 import inspect
@@ -18,6 +19,7 @@ import torch
 from fake_device import CUDA, FakeDevice, Held, MixUp, bare
 from mixture_cases import GRID, MIXTURE, shifted
 from public_names import public
+from recorded_numbers import check_number
 from torch import nn
 
 import fewstep as fs
@@ -54,8 +56,9 @@ def host(value):
 
 
 def watch(run, n):
-    """The result of `run(n, "cuda")`, equal to that on the CPU, and how often the host waited."""
+    """The result of `run(n, "cuda")`, equal to that on the CPU and on record, and how often the host waited."""
     expected = host(run(n, "cpu"))
+    check_number(expected)
     with FakeDevice() as device:
         result = run(n, "cuda")
     torch.testing.assert_close(host(result), expected, rtol=1e-4, atol=1e-5)
