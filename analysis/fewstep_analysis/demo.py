@@ -19,6 +19,7 @@ from .records import Record, provenance
 from .work import median_seconds
 
 STEPS, TEACHER_STEPS, SAMPLES, SHOWN = 5, 300, 1000, 16
+NUMBERS = 256 * 256  # of most tensors: a minibatch of 256 in layers of 256
 QUICK_SHARE, LEVELS = 10, range(3, 9)  # the divisor of a quick demo's training; refinements of the orders
 Row = dict[str, Any]
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,16 @@ TASKS: dict[str, Callable[[str], Task]] = {
 }
 
 
+@lru_cache(maxsize=1)
 def task(name: str, device: str = "cpu") -> Task:
     """The model of that name."""
     return TASKS[_validation.check_choice("problem", name, TASKS)](device)
+
+
+def numbers(name: str, samples: int) -> int:
+    """The numbers of the largest tensors of a network, which of a U-Net are many times those of its samples."""
+    model = task(name, "cpu")
+    return samples * math.prod(model.event) * (teachers.MNIST_CONFIG["channels"][0] if model.classes else 1)
 
 
 def distill_dode(

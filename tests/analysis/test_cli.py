@@ -250,6 +250,9 @@ def test_tables_are_drawn_on_a_terminal(monkeypatch):
     assert "│ Milstein │ 1" in common.table(["solver", "order"], rows)
 
 
+REMARKS = "1 thread, as tensors of 65,536 numbers are small; --threads N changes it\na remark\n"
+
+
 @pytest.fixture
 def demo(monkeypatch):
     """Replaces the work of `fewstep demo`."""
@@ -269,7 +272,7 @@ def demo(monkeypatch):
 def test_output_during_the_work_goes_to_stderr(cli, demo):
     demo(lambda out: None)
     code, out, err = cli("demo --json")
-    assert (code, json.loads(out), err) == (0, {"kind": "demo", "wrote": []}, "a remark\n")
+    assert (code, json.loads(out), err) == (0, {"kind": "demo", "wrote": []}, REMARKS)
 
 
 @pytest.mark.parametrize("file", [None, "student"])
@@ -283,7 +286,7 @@ def test_ctrl_c_reports_the_files_written(file, cli, demo):
     demo(act)
     code, out, err = cli("demo --out o")
     stopped = f"written so far: {Path('o') / file}" if file else "nothing was written"
-    assert (code, out, err) == (130, "", f"a remark\nfewstep: stopped; {stopped}\n")
+    assert (code, out, err) == (130, "", f"{REMARKS}fewstep: stopped; {stopped}\n")
 
 
 def test_non_finite_results_exit_with_code_1(cli, demo):
@@ -291,7 +294,38 @@ def test_non_finite_results_exit_with_code_1(cli, demo):
         raise fs.NonFiniteError("inf at step 3.", step=3, paths=1)
 
     demo(act)
-    assert cli("demo") == (1, "", "a remark\nfewstep: inf at step 3.\n")
+    assert cli("demo") == (1, "", f"{REMARKS}fewstep: inf at step 3.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "threads", "why"),
+    [
+        ("", 1, "as tensors of 65,536 numbers are small"),
+        (" --threads 3", 3, "as asked"),
+        (" --threads 1", 1, "as asked"),
+    ],
+)
+def test_the_command_line_chooses_threads_and_prints_them(words, threads, why, cli, demo, monkeypatch):
+    used = [2]  # of torch before
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    demo(lambda out: None)
+    assert f"{threads} thread{'s' * (threads > 1)}, {why}; --threads" in cli("demo" + words)[2]
+    assert used[-1] == threads
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "threads"),
+    [("ring", 512, 1), ("digits", 512, 1), ("digits", 10**5, 2), ("mnist", 16, 1), ("mnist", 512, 2)],
+)
+def test_threads_follow_the_size_of_the_work(name, samples, threads, monkeypatch):
+    used = [2]
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    if name == "mnist":
+        pytest.importorskip("diffusers")
+    common.use_threads(None, distillation.numbers(name, samples))
+    assert used[-1] == threads
 
 
 TORCHRUN = """

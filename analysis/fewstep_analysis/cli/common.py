@@ -16,6 +16,8 @@ from fewstep.errors import InputError
 
 from .completion import DEVICES, complete
 
+SMALL = 2**19  # numbers of a tensor on which one thread works as fast as several
+
 
 def _seed(value: int) -> int:
     if not 0 <= value <= 2**62:
@@ -31,6 +33,10 @@ def name_option(text: str, *words: Sequence[str] | Callable[[], Iterable[str]], 
 Seed = Annotated[int, typer.Option(metavar="N", callback=_seed, help="Seed of all random numbers.")]
 Device = Annotated[str, name_option("cpu, cuda, or cuda:1.", DEVICES)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, max=1024, help="Threads on the CPU. Default: 1 for small tensors, else torch's."),
+]
 FigureOption: OptionInfo = typer.Option(
     metavar="FILE", help="Figure (.svg, .png or .pdf); a record with suffix .json is added."
 )
@@ -68,6 +74,22 @@ def working(places: Sequence[Path] = ()) -> Iterator[Callable[[], list[str]]]:
     if is_first():
         typer.echo(("\n" if sys.stderr.isatty() else "") + f"fewstep: stopped; {stopped}", err=True)
     raise typer.Exit(130)  # the exit code of SIGINT
+
+
+def use_threads(threads: int | None, numbers: int) -> None:
+    """Set torch's threads, and print them: those asked for, else one where tensors have few numbers.
+
+    Threads that share small tensors mostly wait for each other, on a busy machine for many times the work.
+    """
+    import torch
+
+    why = "as asked" if threads else "torch's choice"
+    if threads is None and numbers <= SMALL:
+        threads, why = 1, f"as tensors of {numbers:,} numbers are small"
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    if is_first():
+        print(f"{threads} thread{'s' * (threads > 1)}, {why}; --threads N changes it", file=sys.stderr)
 
 
 def _stamps(places: Sequence[Path]) -> dict[Path, tuple[int, int]]:

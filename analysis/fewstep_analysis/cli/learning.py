@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import common
-from .common import Device, Json, Seed, name_option
+from .common import Device, Json, Seed, Threads, name_option
 from .completion import LETTERS, models, samplers
 
 
@@ -17,6 +17,7 @@ def demo(
     seed: Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training: a first look.")] = False,
     device: Device = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Distil a 300-step sampler of handwritten digits to 5 steps, and measure it.
@@ -28,8 +29,9 @@ def demo(
     Example: fewstep demo --quick --out look
     """
     with common.working([common.output_folder(out)]) as wrote:
-        from ..demo import lines, run
+        from ..demo import NUMBERS, lines, run
 
+        common.use_threads(threads, NUMBERS)
         record = run(out, seed=seed, quick=quick, device=device)
         text = lines(record, out)
     common.tell(as_json, record.body() | {"wrote": wrote()}, text)
@@ -57,6 +59,7 @@ def fit_table(
     ] = Path("table.safetensors"),
     seed: Seed = 0,
     device: Device = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Fit every number of a sampler of a few evaluations to a fine one.
@@ -71,6 +74,7 @@ def fit_table(
         from .. import distillation
 
         count = (512 if levy is None else 2048) if samples is None else samples
+        common.use_threads(threads, distillation.numbers(problem, count))
         table, report = distillation.fit_table(
             problem, out, nfe=nfe, samples=count, seed=seed, device=device, levy=levy, starts=starts,
             iterations=iterations,
@@ -94,6 +98,7 @@ def dode(
     ] = Path("dode.safetensors"),
     seed: Seed = 0,
     device: Device = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Fit a few numbers per step of a diffusion sampler to a fine one, in seconds.
@@ -106,6 +111,7 @@ def dode(
     with common.working([common.output_file(out)]) as wrote:
         from .. import distillation
 
+        common.use_threads(threads, distillation.numbers(problem, samples))
         student, report = distillation.distill_dode(
             problem, base, out, steps=steps, samples=samples, seed=seed, device=device, terms=terms,
             teacher_substeps=teacher_substeps,

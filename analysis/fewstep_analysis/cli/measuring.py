@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from . import common
-from .common import Device, Figure, Json, Seed, name_option
+from .common import Device, Figure, Json, Seed, Threads, name_option
 from .completion import (
     DTYPES,
     REFERENCES,
@@ -69,6 +69,7 @@ def convergence(
     out: Figure = Path("order.svg"),
     seed: Seed = 0,
     device: Device = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure strong (or weak) orders, draw them, and save the record. Also runs under torchrun.
@@ -89,6 +90,7 @@ def convergence(
         from ..convergence import strong_orders, weak_orders
         from ..parallel import processes
 
+        common.use_threads(threads, paths)
         sde, chosen = problems.by_name(problem), _solvers(solver)
         options: dict[str, Any] = {
             "reference": reference if reference in REFERENCES else solver_named(reference, "reference"),
@@ -149,6 +151,7 @@ def work_precision(
     out: Figure = Path("work.svg"),
     seed: Seed = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="SDEs: cpu, cuda, or cuda:1.")] = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Error against evaluations and seconds: SDE solvers with torchsde's, or diffusion samplers.
@@ -164,6 +167,7 @@ def work_precision(
         from ..problems import by_name
 
         check_device(device)
+        common.use_threads(threads, paths)
         if work.is_sde(problem):
             record = work.sde_work_precision(
                 by_name(problem), _solvers(solver) if solver else None,
@@ -199,6 +203,7 @@ def compare(
     out: Figure = Path("compare.svg"),
     seed: Seed = 0,
     device: Device = "cpu",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure samplers on spacings against a fine solution of one model; prints the best ten.
@@ -214,9 +219,10 @@ def compare(
         from fewstep import compare as measured
         from fewstep._validation import check_device
 
-        from ..distillation import task
+        from ..distillation import numbers, task
         from ..records import Record, provenance
 
+        common.use_threads(threads, numbers(problem, samples))
         on = check_device(device)
         model = task(problem, device)
         noise, labels = model.noise(samples, seed).to(on), model.labels(samples, seed)
