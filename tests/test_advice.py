@@ -9,7 +9,8 @@ import fewstep as fs
 from fewstep import distances
 from fewstep.brownian.levy_area import levy_area
 from fewstep.integrations import k_diffusion as kd
-from fewstep.integrations.torchsde import BrownianView
+from fewstep.integrations.torchsde import BrownianView, sdeint
+from fewstep.learned.sfddm.process import StudentProcess
 
 F64, HALF = torch.float64, torch.bfloat16
 Y, X = torch.full((4, 2), 0.4), torch.ones(4, 2)
@@ -173,6 +174,17 @@ ADVICE = {
     "middle of a step": (
         lambda: fs.EDMHeun().plan(SIGMAS).tail(1), "a solver of one evaluation per step", lambda: PLAN.tail(1)
     ),
+    "name of a sampler": (
+        lambda: sample(solver="dpm_solver_pp(3)"), r"Write fewstep.DPMSolverPP\(order=3\)",
+        lambda: sample(solver=fs.DPMSolverPP(order=3)),
+    ),
+    "name of a solver": (
+        lambda: solve(solver="srid2"), r"Write fewstep.SRID2\(\)\.", lambda: solve(solver=fs.SRID2())
+    ),
+    "misspelt option": (
+        lambda: sample(shape=(4, 2), step=4), "Did you mean 'steps'", lambda: sample(shape=(4, 2), steps=4)
+    ),
+    "misspelt option of solve": (lambda: solve(seeds=1), "Did you mean 'seed'", lambda: solve(seed=1)),
     "empty t0": (
         lambda: path(clock="log"), "first time above 0", lambda: path(clock="log", t0=0.01)
     ),
@@ -185,3 +197,43 @@ def test_following_the_advice_of_an_error_makes_the_call_succeed(case):
     with pytest.raises(fs.InputError, match=advice):
         wrong()
     cured()
+
+
+BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
+DEEP = fs.BrownianPath((4, 2), 0.0, 1.3)
+WORDS = "float64|grew|cuts|unstable|unexpected|betas|x0 is left"
+WARNINGS = {
+    "equal times": lambda: fs.solve(fs.ODE(f), fs.RK4(), Y, [1.7e9, 1.7e9 + 1]),
+    "growth": lambda: fs.solve(fs.ODE(lambda t, y: 60 * y), fs.RK4(), Y, GRID),
+    "grid": lambda: list(DEEP.increments(torch.linspace(0, 1, 101))),
+    "grid of a solve": lambda: fs.solve(GBM, fs.EulerMaruyama(), Y, torch.linspace(0, 1, 101), path=DEEP),
+    "plan": lambda: fs.SEEDS().plan(SIGMAS),
+    "sample": lambda: fs.sample(MODEL, fs.SEEDS(), shape=(4, 2), steps=4),
+    "sampler": lambda: kd.sampler(fs.SEEDS())(WRAPPED, X, SIGMAS),
+    "sdeint": lambda: sdeint(THEIRS, Y, [0.0, 1.0], dt=0.5, rtoll=1),
+    "table": lambda: fs.DiscreteVP(1 - BETAS),
+    "levels": lambda: StudentProcess(fs.DiscreteVP.named(), torch.arange(0, 500, 100)),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", WARNINGS)
+def test_warnings_name_the_users_line(case):
+    call = WARNINGS[case]
+    with pytest.warns(UserWarning, match=WORDS) as caught:
+        call()
+    assert [(w.filename, w.lineno) for w in caught] == [(__file__, call.__code__.co_firstlineno)]
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_tables_of_one_minus_beta_are_warned_of(name):
+    """Of each of diffusers' tables; the tables themselves and parts of them are accepted, and betas refused."""
+    good = 1 / (1 + torch.exp(2 * fs.DiscreteVP.named(name).log_sigmas))
+    betas = 1 - good / torch.cat([torch.ones(1), good[:-1]])
+    betas = betas[: int((betas.diff() > 0).long().cumprod(0).sum()) + 1]  # the last ones may be clipped to one number
+    with pytest.warns(UserWarning, match=r"If it is 1 - betas, pass torch.cumprod\(1 - betas, 0\)"):
+        fs.DiscreteVP(1 - betas)
+    with pytest.raises(fs.InputError, match=r"torch.cumprod\(1 - betas, 0\)"):
+        fs.DiscreteVP(betas)
+    for table in (good, good[:300], good[::7], fs.zero_terminal_snr(good)):
+        fs.DiscreteVP(table)  # a warning is an error here

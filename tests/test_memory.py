@@ -119,6 +119,30 @@ def test_k_diffusion_networks_may_reuse_their_memory(name):
         assert torch.equal(k_diffusion(EVERY[name], make()), want)
 
 
+def in_place(x, *_):
+    return x.mul_(0.3)
+
+
+CHANGED = {
+    "sample": lambda: fs.sample(fs.DiffusionModel(in_place, EDM), fs.DDIM(), noise=NOISE.clone(), steps=3),
+    "network": lambda: fs.sample(
+        fs.DiffusionModel(fs.from_epsilon(in_place, EDM), EDM), fs.ShARK(), shape=(4, 3), steps=3
+    ),
+    "k-diffusion": lambda: sampler(fs.UniPC())(in_place, 10 * NOISE, fs.sigma_grid(EDM, 3)),
+    "invert": lambda: fs.invert(fs.DiffusionModel(in_place, EDM), fs.DDIM(), NOISE.clone(), steps=3),
+    "drift": lambda: fs.solve(fs.ODE(lambda t, y: in_place(y)), fs.RK4(), NOISE.clone(), GRID),
+    "diffusion": lambda: fs.solve(
+        fs.SDE(lambda t, y: -y, lambda t, y: in_place(y)), fs.SRID2(), NOISE.clone(), GRID
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CHANGED)
+def test_functions_that_change_their_argument_in_place_are_refused(call):
+    with pytest.raises(fs.InputError, match=r"changes [xy] in place.*Call it with [xy]\.clone\(\)"):
+        CHANGED[call]()
+
+
 def model(hold):
     return fs.DiffusionModel(lambda x, s: hold(torch.tanh(x).detach()), EDM)
 

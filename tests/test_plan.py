@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import fewstep as fs
 from fewstep._serialization import write
 from fewstep.executor import run
+from fewstep.plan import COLUMNS, LEARNED
 
 DATA = Path(__file__).parent / "data"  # files that version 0.1 wrote
 
@@ -260,5 +261,19 @@ def test_tails_begin_at_the_level_of_their_step(solver):
     per_step = plan.nfe // 4
     for step in range(1, 4):
         assert torch.equal(plan.tail(per_step * step).sigmas, sigmas[step:])
-    learned = replace(plan, sigmas=sigmas.clone().requires_grad_())
-    assert learned.tail(per_step).sigmas.requires_grad
+    learned = replace(plan, update_x=plan.update_x.clone().requires_grad_())
+    assert learned.tail(per_step).update_x.requires_grad
+
+
+def test_gradients_to_columns_flow_or_are_refused():
+    """Levels, noise intervals and weights of normals are read as Python numbers."""
+    problem = fs.DiffusionModel(lambda x, s: 0.3 * x, fs.EDM())
+    plan = fs.EDMHeun(churn=10).plan(fs.sigma_grid(fs.EDM(), 3))
+    for key in COLUMNS:
+        column = getattr(plan, key).clone().requires_grad_()
+        if key in LEARNED:
+            fs.sample(problem, replace(plan, **{key: column}), shape=(2, 3)).sum().backward()
+            assert column.grad.abs().sum() > 0
+        else:
+            with pytest.raises(fs.InputError, match=f"plan.{key}: got a tensor that requires grad"):
+                replace(plan, **{key: column})

@@ -185,7 +185,8 @@ VP = fs.VPLinear()
 WRONG = {
     "mean": lambda x: x.mean(-1, keepdim=True), "float64": lambda x: x.double(), "number": lambda x: 0.0,
     "rows": lambda x: x[:2], "None": lambda x: None, "tuple": lambda x: (x,), "integers": lambda x: x.long(),
-    "axis": lambda x: x[None],
+    "axis": lambda x: x[None], "sparse": lambda x: x.to_sparse(), "float8": lambda x: x.to(torch.float8_e4m3fn),
+    "nested": lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
 }  # fmt: skip
 CONVERSIONS = {
     "denoiser": lambda f: lambda x, s: f(x), "epsilon": lambda f: fs.from_epsilon(lambda x, t: f(x), VP),
@@ -251,6 +252,33 @@ def test_networks_that_reuse_their_memory_give_the_numbers_of_fresh_memory(name)
             made.append(torch.stack([x, *seen]))
         assert torch.equal(made[0], made[1])
         assert torch.equal(made[0], made[2])
+
+
+class Learned(fs.EDM):
+    """A schedule whose label depends on a parameter."""
+
+    def label(self, sigma):
+        return sigma * torch.ones((), dtype=sigma.dtype, requires_grad=True)
+
+
+def guided(scale):
+    return fs.classifier_free_guidance(lambda x, t, c: 0.3 * x, torch.zeros(2, 1), torch.zeros(2, 1), scale)
+
+
+@pytest.mark.parametrize("argument", ["scale", "schedule", "x0"])
+def test_gradients_that_would_be_lost_are_refused(argument):
+    """Scales and labels of a run are constants, and a likelihood has no graph; without gradients all are accepted."""
+    weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    network = guided(lambda s: weight * s) if argument == "scale" else lambda x, t: 0.3 * x
+    problem = fs.DiffusionModel(fs.from_epsilon(network, Learned() if argument == "schedule" else EDM), EDM)
+    x = torch.ones(2, 3, requires_grad=True)
+    call = {"x0": lambda: fs.log_likelihood(problem, x, steps=2).value}.get(
+        argument, lambda: fs.sample(problem, fs.UniPC(), shape=(2, 3), steps=3)
+    )
+    with pytest.raises(fs.InputError, match=f"{argument}: got a tensor that requires grad"):
+        call()
+    with torch.no_grad():
+        assert call().isfinite().all()
 
 
 def test_the_samples_are_not_the_callers_noise():
@@ -366,12 +394,6 @@ def test_seeds_warns_on_grids_where_it_is_unstable(schedule, order):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert 0.9 < fs.sample(problem, fs.SEEDS(order), steps=25, **kw).std() < 1.2
-
-
-def test_the_warning_of_seeds_names_the_line_that_made_the_plan():
-    with pytest.warns(UserWarning, match="SEEDS is unstable") as caught:
-        fs.SEEDS().plan(torch.tensor([40.0, 1.0, 0.1]).double())
-    assert [w.filename for w in caught] == [__file__]
 
 
 def test_thresholding_accepts_empty_batches():

@@ -330,6 +330,7 @@ def test_fresh_areas_are_independent_of_a_start_drawn_from_the_same_seed():
 
 LATER = {
     "None": lambda v: None, "tuple": lambda v: (v,), "float64": lambda v: v.double(), "shape": lambda v: v[..., :1],
+    "sparse": lambda v: v.to_sparse(), "float8": lambda v: v.to(torch.float8_e5m2),
 }  # fmt: skip
 
 
@@ -358,6 +359,7 @@ ROOT = lambda t, y: y.clamp(min=0).sqrt()  # noqa: E731
 PARTS = {
     "drift": (fs.SDE(lambda t, y: y / (y - y), GBM.diffusion), fs.EulerMaruyama(), "The drift is not finite"),
     "diffusion": (fs.SDE(GBM.drift, lambda t, y: y / (y - y)), fs.EulerMaruyama(), "The diffusion is not finite"),
+    "differentiated": (fs.SDE(GBM.drift, lambda t, y: y / (y - y)), fs.Milstein(), "The diffusion is not finite"),
     "derivative": (fs.SDE(lambda t, y: 0 * y, ROOT), fs.Milstein(), r"derivative of the diffusion .*DerivativeFree"),
     "columns": (
         fs.SDE(lambda t, y: 0 * y, lambda t, y: torch.diag_embed(ROOT(t, y)), "general"), fs.LogODE(),

@@ -260,26 +260,43 @@ def check_answer(
     """
     if (
         type(value) is Tensor
+        and value.layout == torch.strided
+        and not value.is_nested
         and value.dtype == like.dtype
         and value.shape == like.shape
         and value.device == like.device
     ):
         return value
-    if not isinstance(value, Tensor):
-        cure = "Return one tensor."
+    if not isinstance(value, Tensor) or value.is_nested or value.layout != torch.strided:
+        cure = "Return one dense tensor." if isinstance(value, Tensor) else "Return one tensor."
     elif value.shape != like.shape:
         cure = f"Return one value for each component of {of}."
     elif value.device != like.device:
         cure = f"Move its parameters and constants to {of}'s device."
     else:
         most = torch.promote_types(like.dtype, torch.float32)
-        if value.is_floating_point() and torch.promote_types(value.dtype, most) == most:
+        real = value.is_floating_point() and value.element_size() > 1  # float8 has no arithmetic
+        if real and torch.promote_types(value.dtype, most) == most:
             return value if value.dtype == like.dtype else value.to(like.dtype)
         cure = f"Convert its constants and parameters, or {of}."
     at = f" on {value.device}" if isinstance(value, Tensor) and value.device != like.device else ""
     expected = f"{like.dtype} of shape {tuple(like.shape)}" + (at and f" on {like.device}")
     place = where if isinstance(where, str) else where()
     raise InputError(f"{name}: got {describe(value)}{at}{place}, expected {of}'s {expected}. {cure} {hint}".rstrip())
+
+
+def changes(x: Tensor) -> int:
+    """How often x was changed in place; 0 where torch does not count."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def check_unchanged(name: str, x: Tensor, before: int, of: str = "x") -> None:
+    """Refuse a caller's function that has changed its argument in place: the solver needs it afterwards."""
+    if changes(x) != before:
+        raise InputError(
+            f"{name}: got a function that changes {of} in place, expected one that leaves {of} as it is. Call it with "
+            f"{of}.clone()."
+        )
 
 
 def check_shape(value: Any, argument: str = "shape") -> tuple[int, ...]:

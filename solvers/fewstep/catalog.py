@@ -56,6 +56,13 @@ def solver_named(text: str, argument: str = "solver") -> Solver:
     raise one_of(argument, text, map(spelling, known))
 
 
+def written(solver: Any) -> str:
+    """What to write for the name of a solver where its object is expected, for messages; else nothing."""
+    with suppress(InputError):
+        return f" Write fewstep.{solver_named(solver)!r}."
+    return ""
+
+
 def with_options(solver: Solver, text: str, argument: str = "options") -> Solver:
     """A solver with some of its options changed, written as in `solver_named`: `"order=3, eta=0.5"`."""
     return _changed(solver, text.split(","), text, argument)

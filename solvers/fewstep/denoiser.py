@@ -84,7 +84,10 @@ class Converted:
 
     def _rows(self, levels: Tensor, like: Tensor, prediction: str) -> list[tuple[Any, ...]]:
         """The arguments of `_apply` after x at each level."""
-        alpha, label, p, q = self._numbers(levels.double().cpu(), prediction)
+        numbers = self._numbers(levels.double().cpu(), prediction)
+        for number in numbers:
+            _validation.check_no_graph("schedule", number)
+        alpha, label, p, q = numbers
         labels = placed(label, like.device, like.dtype).unsqueeze(1).expand(-1, len(like)).unbind()
         guides: list[Guide | None] = [None] * len(levels)
         if isinstance(self.model, Guided):

@@ -1,6 +1,8 @@
 """The exceptions: invalid input and non-finite results."""
 
 import difflib
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
 from inspect import signature
@@ -8,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+BETWEEN = ("fewstep", "fewstep_analysis", "torch", "torchsde", "diffusers", "k_diffusion", "contextlib", "functools")
 
 
 class InputError(ValueError):
@@ -28,12 +31,24 @@ class NonFiniteError(ArithmeticError):
         self.paths = paths
 
 
+def warn(message: str) -> None:
+    """Warn at the user's line: the innermost call from outside of this library and of those between it and users."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in BETWEEN:
+        frame = frame.f_back
+    module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, module, registry)
+
+
 def describe(value: Any) -> str:
     """A short description of an argument: a tensor by dtype and shape, a class or function by its name."""
     import torch  # here, so that the command line starts without it
 
     if torch.is_tensor(value):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
+        if value.is_nested:
+            return f"a nested tensor of {value.dtype}"
+        layout = "" if value.layout == torch.strided else f" in the layout {value.layout}"
+        return f"{value.dtype} of shape {tuple(value.shape)}{layout}"
     if isinstance(value, type) or callable(value):
         name = str(getattr(value, "__name__", ""))
         return name if name and isinstance(value, type) else f"{type(value).__name__} {name}".strip()

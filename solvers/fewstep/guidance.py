@@ -54,7 +54,9 @@ class Guided:
         if isinstance(self.scale, (float, Tensor)):
             out = [self.scale if isinstance(self.scale, float) else self.scale.to(like)] * len(levels)
         else:
-            out = list(constants(_scale_at(self.scale, levels.double().cpu())))
+            found = _scale_at(self.scale, levels.double().cpu())
+            _validation.check_no_graph("scale", found)
+            out = list(constants(found))
         if self.intervals:
             inside = [any(low <= s <= high for low, high in self.intervals) for s in constants(levels)]
             out = [w if guided else None for w, guided in zip(out, inside, strict=True)]

@@ -62,8 +62,9 @@ def log_likelihood(
         batch: samples per network call; by default all at once. Results do not depend on it.
 
     Returns:
-        the densities with their standard errors. The prior, N(0, sigma_max^2) of x0 + sigma n, from which `sample`
-        starts, is not the law of the process there: densities differ by about |mean of x0| / sigma_max nats.
+        the densities with their standard errors, without a graph: no gradient flows to x0 or the model. The prior,
+        N(0, sigma_max^2) of x0 + sigma n, from which `sample` starts, is not the law of the process there: densities
+        differ by about |mean of x0| / sigma_max nats.
 
     Raises:
         InputError: data that are not finite, numbers out of range, a denoiser without a derivative by x.
@@ -74,6 +75,7 @@ def log_likelihood(
     """
     _validation.check_instance("problem", problem, DiffusionModel, "a fewstep.DiffusionModel")
     _validation.check_state("x0", x0, "a finite floating-point tensor (n, *event)")
+    _validation.check_no_graph("x0", x0)
     steps = _validation.check_int("steps", steps, 1, MOST)
     probes = _validation.check_int("probes", probes, 2)
     seed = _validation.check_seed(seed)

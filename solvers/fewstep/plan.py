@@ -34,6 +34,7 @@ PREDICTIONS = ("data", "noise")
 SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 TOLERANCE = 1e-9  # of the ends of noise intervals
 WEIGHTS = ("stage_x", "stage_eval", "stage_noise", "update_x", "update_eval", "update_noise")
+LEARNED = ("stage_x", "stage_eval", "update_x", "update_eval")  # gradients flow to them
 COLUMNS = ("sigmas", "sigma", *WEIGHTS, "noise")
 VERSION_0_1 = dict(zip("cdmabn", WEIGHTS, strict=True))  # names of the weights in files of version 0.1
 
@@ -111,6 +112,8 @@ class Plan:
             dense = torch.is_tensor(column) and column.layout == torch.strided and not column.is_meta
             if not dense or not column.is_floating_point() or column.dim() == 0:
                 raise InputError(f"plan.{key}: got {_validation.describe(column)}, expected a floating-point tensor.")
+            if key not in LEARNED:
+                _validation.check_no_graph(f"plan.{key}", column)
         _validation.check_instance("plan.name", self.name, str, "a string")
         _validation.check_instance("plan.fit", self.fit, (Fit, type(None)), "a Fit or None")
         rows, intervals = len(self.sigma), tuple(self.stage_noise.shape[-2:])
@@ -119,7 +122,7 @@ class Plan:
             if (given := tuple(getattr(self, key).shape)) != shape:
                 raise InputError(f"plan.{key}: got shape {given}, expected {shape}: one row for each level in `sigma`.")
         _validation.check_choice("plan.prediction", self.prediction, PREDICTIONS)
-        grid = check_sigmas(self.sigmas.detach(), repeat=True, rising=True)  # a learned grid has a graph
+        grid = check_sigmas(self.sigmas, repeat=True, rising=True)
         if grid[-1] > grid[0] and not bool(self.noise.isnan().all()):
             raise InputError("plan.sigmas: got increasing levels with noise, expected decreasing ones.")
         if len(intervals) != 2 or not 1 <= intervals[1] <= len("WHK") or not rows:

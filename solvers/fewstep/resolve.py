@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from . import _validation
 from ._tracing import apart, transformed, unwrapped, while_tracing
 from ._validation import check_answer
+from .catalog import written
 from .denoiser import evaluation_names, on_levels, pairs_on_levels
 from .errors import InputError
 from .executor import Evaluate, Normals, Steered
@@ -20,6 +22,8 @@ from .problem import DiffusionModel
 from .schedule import Schedule
 from .solver import DiffusionSolver, Solver, plain_options
 from .traced_plan import TracedPlan, plan_numbered, same, traced_plan
+
+T = TypeVar("T")
 
 
 class Student(Protocol):
@@ -48,6 +52,7 @@ def carried_plan(solver: AnySolver) -> Plan | None:
         raise InputError(
             f"solver: got {_validation.describe(solver)}, which has no plan; expected a diffusion solver, a Plan or a "
             "student. Of the SDE solvers EulerMaruyama, SEA, ShARK, SRA1 and SOSRA are diffusion solvers too."
+            + written(solver)
         )
     return plan
 
@@ -150,13 +155,25 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
         if source.fit is not None:
             source.fit.check(problem, like, source.name)
         predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
-        return lambda i, x, normals: predict(i, x)
+        return _leaving_input("model", lambda i, x, normals: predict(i, x))
     inner, names = source.evaluator(problem, like), evaluation_names(source.plan.sigma)
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:
         return check_answer("student", inner(i, x, normals), x, names[i]).clone()
 
-    return evaluate
+    return _leaving_input("student", evaluate)
+
+
+def _leaving_input(name: str, evaluate: Callable[..., T]) -> Callable[..., T]:
+    """The function, with an `InputError` where it changes its input, which may be the state."""
+
+    def checked(i: int, x: Tensor, normals: tuple[Normals, ...]) -> T:
+        before = _validation.changes(x)
+        out = evaluate(i, x, normals)
+        _validation.check_unchanged(name, x, before)
+        return out
+
+    return checked
 
 
 def steered_evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Steered:
@@ -168,7 +185,7 @@ def steered_evaluator_of(problem: DiffusionModel, source: Plan | Student, like: 
     else:
         _check_steers_number(source.number)
     predict = pairs_on_levels(problem.denoiser, source.sigma, like, source.prediction)
-    return lambda i, x, normals: predict(i, x)
+    return _leaving_input("model", lambda i, x, normals: predict(i, x))
 
 
 def check_steers(plan: Plan) -> None:

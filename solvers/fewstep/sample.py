@@ -11,7 +11,7 @@ from . import _validation
 from ._tracing import apart, holds, while_tracing
 from .brownian.increment import Path
 from .denoiser import evaluation_names
-from .errors import InputError, NonFiniteError
+from .errors import InputError, NonFiniteError, named
 from .executor import Draw, Normals, Pair, Steered, run
 from .grid import Spacing
 from .noise_op import traced_normals, traced_start
@@ -22,6 +22,7 @@ from .resolve import AnySolver, evaluator_of, resolve, steered_evaluator_of
 from .schedule import Schedule
 
 
+@named
 def sample(
     problem: DiffusionModel, solver: AnySolver, *, shape: tuple[int, ...] | None = None, steps: int | None = None,
     sigmas: Tensor | None = None, timesteps: Tensor | None = None, spacing: Spacing = "logsnr", final: str = "x0",
@@ -130,26 +131,27 @@ def _locate(plan: Plan, x: Tensor, evaluate: Steered, draw: Draw) -> NonFiniteEr
 
     def checked(i: int, at: Tensor, normals: tuple[Normals, ...]) -> Tensor | Pair:
         cure = "Its earlier steps overflow: take more steps or another solver, and check the noise or path."
-        _check_finite(at, i, f"{plan.name} produced a non-finite input of the model{names[i]}", cure)
+        check_finite(at, i, f"{plan.name} produced a non-finite input of the model{names[i]}", cure)
         out = evaluate(i, at, normals)
         cure = (
             f"The input is finite, at most {float(at.abs().max()):.3g} in size: check the model there. float16 "
             "overflows at 65504; bfloat16 does not."
         )
         found = out if torch.is_tensor(out) else out.guided + out.unconditional
-        _check_finite(found, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
+        check_finite(found, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
         return out
 
     try:
         end = run(plan, x, checked, draw)
-        _check_finite(end, plan.nfe - 1, f"{plan.name} produced a non-finite final state", "Check the noise or path.")
+        check_finite(end, plan.nfe - 1, f"{plan.name} produced a non-finite final state", "Check the noise or path.")
     except NonFiniteError as error:
         return error
     message = f"{plan.name} produced non-finite samples, but not when repeated: model or noise change between calls."
     return NonFiniteError(message, step=plan.nfe - 1, paths=0)
 
 
-def _check_finite(x: Tensor, step: int, what: str, cure: str) -> None:
+def check_finite(x: Tensor, step: int, what: str, cure: str) -> None:
+    """Raise a `NonFiniteError` for samples that are not finite."""
     paths = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
     if paths:
         raise NonFiniteError(f"{what} for {paths} of {len(x)} samples. {cure}", step=step, paths=paths)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _validation
 from ._tracing import made_outside
-from .errors import InputError, one_of
+from .errors import InputError, one_of, warn
 
 CLOSEST = 1 - 1e-6
 """The nearest to t = 1 of a flow, where sigma is infinite, that integrations start from."""
@@ -388,5 +388,11 @@ def _check_table(alphas_cumprod: Tensor) -> Tensor:
         raise InputError(
             f"alphas_cumprod: got a tensor of shape {tuple(abar.shape)}; expected (N,) strictly decreasing "
             "in [0, 1), N > 1. Pass torch.cumprod(1 - betas, 0)."
+        )
+    first, second = 1 - abar[0], 1 - abar[1] / abar[0]
+    if len(abar) >= 100 and first < 0.1 and second < 0.5 * first:
+        warn(
+            f"alphas_cumprod: it falls by {first:.3g} at label 0 and by {second:.3g} at label 1, as 1 - betas does. If "
+            "it is 1 - betas, pass torch.cumprod(1 - betas, 0)."
         )
     return abar

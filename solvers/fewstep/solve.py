@@ -1,7 +1,6 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +13,9 @@ from . import _progress, _validation
 from ._tracing import constants, each_apart, placed, readable, transformed
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
+from .catalog import written
 from .compiled import canonical, compiled_states, copied, program
-from .errors import InputError, NonFiniteError
+from .errors import InputError, NonFiniteError, named, warn
 from .noise_op import traced_fresh, traced_path
 from .problem import CONSTANT, SDE, Field
 from .solver import StochasticSolver
@@ -42,6 +42,7 @@ class Solution:
     ys: Tensor | None = None
 
 
+@named
 def solve(
     sde: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor | Sequence[float], *, path: Path | None = None,
     seed: int = 0, save: str | Sequence[int] = "last", progress: bool = False, compile: bool = False,
@@ -158,6 +159,7 @@ def answering(sde: SDE, f: Tensor | _Like, g: Tensor | _Like) -> SDE:
         first, of = firsts[name]
 
         def call(t: Tensor, y: Tensor) -> Tensor:
+            before = _validation.changes(y)
             try:
                 out = field(t, y)
             except RuntimeError as error:
@@ -168,6 +170,7 @@ def answering(sde: SDE, f: Tensor | _Like, g: Tensor | _Like) -> SDE:
                     "expected one whose value is a new tensor, computed by torch's operations from t and y. "
                     f"{_derivative_free(sde)}() needs no derivative."
                 ) from error
+            _validation.check_unchanged(name, y, before, "y")
             where = lambda: f" at t = {float(t):.6g}"  # noqa: E731
             return _copied(_validation.check_answer(name, out, cast(Tensor, first), where, of))
 
@@ -264,6 +267,8 @@ def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     cure = "fewstep.SDE or ODE. Wrap a module or a torchsde object with SDE.from_module; diffusion models go to sample"
     _validation.check_instance("sde", sde, SDE, cure)
     cure = "an object such as EulerMaruyama(). Call a class first; diffusion solvers go to fewstep.sample"
+    if isinstance(solver, str):
+        cure += "." + written(solver).rstrip(".")
     _validation.check_instance("solver", solver, StochasticSolver, cure)
     check_solves(sde, solver)
     expected = "a finite floating-point tensor (*batch, *event)"
@@ -286,10 +291,10 @@ def _check_grid(times: Tensor, sde: SDE, dtype: torch.dtype | None) -> Tensor:
 def _warn_of_equal_times(times: Tensor, dtype: torch.dtype) -> None:
     """Warn where drift and diffusion receive one time for several of the grid."""
     if bool(constants((times.to(dtype).diff() == 0).any())):
-        warnings.warn(
+        warn(
             f"Drift and diffusion receive t in {dtype}, y0's dtype, in which some times of the grid are equal. Pass "
-            "the times as a float64 tensor: torch.tensor(times, dtype=torch.float64).", stacklevel=3,
-        )  # fmt: skip
+            "the times as a float64 tensor: torch.tensor(times, dtype=torch.float64)."
+        )
 
 
 def _probe(sde: SDE, y0: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -327,7 +332,7 @@ def _check_end(
         raise _locate(sde, solver, y0, times, source)
     if grew:
         cure = _shorter(sde, y0, y, times)
-        warnings.warn(f"{type(solver).__name__}: y grew by more than {GROWTH:g}. {cure}", stacklevel=3)
+        warn(f"{type(solver).__name__}: y grew by more than {GROWTH:g}. {cure}")
 
 
 def _locate(
@@ -402,12 +407,17 @@ def _derivatives(sde: SDE, t: Tensor, y: Tensor) -> list[str]:
     """What to say about derivatives at y that are not finite."""
     free = _derivative_free(sde)
     fields = {"diffusion": sde.diffusion, "drift": sde.drift}
-    slopes = {n: torch.func.jvp(lambda x, f=f: f(t, x), (y,), (torch.ones_like(y),))[1] for n, f in fields.items()}
-    return [
-        f"The derivative of the {name} is not finite, as that of a square root at 0: smaller steps do not help. "
-        f"{free}() needs no derivative."
-        for name, slope in slopes.items() if not bool(slope.isfinite().all())
-    ]  # fmt: skip
+    out = []
+    for name, field in fields.items():
+        value, slope, *_ = torch.func.jvp(partial(field, t), (y,), (torch.ones_like(y),))
+        if not bool(value.isfinite().all()):
+            out.append(f"The {name} is not finite, for finite y. Check the {name} there.")
+        elif not bool(slope.isfinite().all()):
+            out.append(
+                f"The derivative of the {name} is not finite, as that of a square root at 0: smaller steps do not "
+                f"help. {free}() needs no derivative."
+            )
+    return out
 
 
 def _derivative_free(sde: SDE) -> str:

@@ -173,6 +173,19 @@ def test_gradients_flow_to_x_alone_and_are_refused_for_levels(solver):
         kd.sampler(solver)(net, x, sigmas.clone().requires_grad_())
 
 
+@pytest.mark.parametrize("solver", [fs.UniPC(3), fs.ShARK()], ids=name)
+def test_results_that_are_not_finite_name_the_evaluation(solver):
+    levels = torch.tensor([8.0, 4.0, 2.0, 0.0])
+    first = torch.arange(len(start()))[:, None] == 0
+    net = lambda x, s, **more: torch.where(first & (s[0] < 5), math.nan, 0.3 * x)  # noqa: E731
+    with pytest.raises(fs.NonFiniteError, match=r"output of the model at evaluation 1 .* for 1 of ") as error:
+        kd.sampler(solver)(net, start(sigma=8.0), levels)
+    assert error.value.step == 1
+    huge, overflows = torch.full((1, 3), 3e38), torch.tensor([8.0, 4.0, 0.5])
+    with pytest.raises(fs.NonFiniteError, match="final state"):
+        kd.sampler(fs.DPMSolverPP(2))(lambda x, s: huge * (1 if s > 5 else -1), huge / 1e9, overflows)
+
+
 def test_progress_counts_steps(monkeypatch):
     x, bars, progress = start(), [], kd.progress
     monkeypatch.setattr(kd, "progress", lambda *args, **options: bars.append(progress(*args, **options)) or bars[-1])

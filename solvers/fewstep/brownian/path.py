@@ -3,7 +3,6 @@
 import functools
 import math
 import threading
-import warnings
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .. import _validation
 from .._tracing import made_outside
-from ..errors import InputError
+from ..errors import InputError, warn
 from .bridge import VARIANCES, split
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
@@ -122,7 +121,7 @@ class BrownianPath:
         if len(ends) > ADVISED and self._clock.deep(ends[1]) and self._clock.deep(ends[len(ends) // 3]):
             cuts = DEPTH - len(ends).bit_length()
             cure = "Make the path with knots=grid, which makes it another path, or take 2^k equal steps."
-            warnings.warn(f"grid: each of its {len(ends)} times costs {cuts} cuts of the path. {cure}", stacklevel=2)
+            warn(f"grid: each of its {len(ends)} times costs {cuts} cuts of the path. {cure}")
         return _Walk(self, ends)
 
     def positions(self, times: Tensor) -> Sequence[int]:

@@ -23,11 +23,14 @@ from .. import (
     from_sample,
 )
 from .._progress import progress
+from .._tracing import holds
+from ..denoiser import evaluation_names
 from ..executor import Draw, Pair, Steered, data_of, evaluation_of, run
 from ..grid import check_sigmas, short
 from ..plan_noise import at_least_float32
 from ..problem import Denoiser
 from ..resolve import AnySolver, Student, carried_plan, check_steers, evaluator_of, is_stochastic, resolve
+from ..sample import check_finite
 from ..samplers.dpm import DPMSolver
 from ..schedule import CLOSEST, check_schedule
 from .k_diffusion_names import SAMPLERS as SAMPLERS
@@ -115,7 +118,7 @@ class Sampler:
                 f"{name}: got {value!r}; expected only seed and noise_sampler. Options of a method belong to "
                 "the solver, for instance sampler(fewstep.DDIM(eta=1.0))."
             )
-        check_state(x)
+        check_state(x, _validation.at_once(x))
         _check_model("model", model, extra_args)
         if callback is not None:
             _validation.check_callable("callback", callback, "a function of a dict")
@@ -257,6 +260,7 @@ def sampler(
         InputError: a solver without a plan; when called: options of methods, unsuitable grids, a noise sampler that
             lacks what a plan needs, models that return another shape; a stochastic solver on levels of at most 1 with
             a model that does not say whether it is a flow model.
+        NonFiniteError: when called, a result that is not finite; its message names the evaluation.
     """
     return Sampler(solver, schedule, flow, cfg_pp, s_noise)
 
@@ -418,14 +422,17 @@ def _run(
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
     starts, levels = _starts(plan), plan.sigma.tolist()
+    finite: list[Tensor] = []  # read once, at the end
     disable = disable is not None and _validation.check_flag("disable", disable)
     with progress(range(len(starts)), "step", show=not disable) as bar:
 
         def watched(row: int, at: Tensor, normals: Any) -> Tensor | Pair:
             out = evaluate(row, at, normals)
+            used = out.guided if isinstance(out, Pair) else out
+            finite.append(used.isfinite().all())
             if callback is not None and row in starts:
                 i, level = starts[row], levels[row]
-                D = data_of(plan.prediction, at, level, out.guided if isinstance(out, Pair) else out)
+                D = data_of(plan.prediction, at, level, used)
                 own = plan.sigmas.new_tensor(level)
                 shown = at * flow.alpha(own).item() if flow else at
                 hat = float(flow.label(own)) if flow else level
@@ -434,7 +441,14 @@ def _run(
             bar.update(row + 1 == plan.nfe or row + 1 in starts)
             return out
 
-        return run(plan, x, watched, draw)
+        end = run(plan, x, watched, draw)
+    if not holds(x.isfinite().all() & end.isfinite().all()):
+        check_state(x)
+        bad = [row for row, good in enumerate(finite) if not good]
+        part = f"output of the model{evaluation_names(plan.sigma)[bad[0]]}" if bad else "final state"
+        cure = "Check the model and the noise. float16 overflows at 65504; bfloat16 does not."
+        check_finite(end, bad[0] if bad else plan.nfe - 1, f"{plan.name} got a non-finite {part}", cure)
+    return end
 
 
 def _starts(plan: Plan) -> dict[int, int]:

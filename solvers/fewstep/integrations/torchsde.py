@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..brownian.area_path import path_for
 from ..brownian.increment import check_device_of
 from ..brownian.time_scale import EXACT, rounding
 from ..catalog import solver_named, solvers, spelling
-from ..errors import InputError, one_of
+from ..errors import InputError, one_of, warn
 from ..problem import SDE
 from ..solve import solve
 from ..solver import StochasticSolver
@@ -178,7 +177,7 @@ def sdeint(
         InputError: an unknown method, an unsupported argument, and whatever `fewstep.solve` rejects.
     """
     if unused_kwargs:
-        warnings.warn(f"sdeint: unexpected arguments {unused_kwargs} are ignored.", stacklevel=2)
+        warn(f"sdeint: unexpected arguments {unused_kwargs} are ignored.")
     for name, value in (("options", options), ("names", names)):
         _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
     others = tuple(name for name in options or () if name != "grad_free")

@@ -1,12 +1,12 @@
 """SEEDS: exponential Runge-Kutta for the reverse SDE in noise prediction."""
 
 import math
-import warnings
 from itertools import pairwise
 
 from torch import Tensor
 
 from .. import _validation
+from ..errors import warn
 from ..plan import Plan
 from ..plan_builder import LinearExpr, PlanBuilder
 from ..schedule import Schedule
@@ -51,11 +51,10 @@ class SEEDS(DiffusionSolver):
         builder = PlanBuilder(f"SEEDS({self.order})", sigmas)
         longest = max((math.log(s / t) for s, t in pairwise(builder.sigmas.tolist()) if s <= STEEP * t), default=0.0)
         if longest > LONGEST:
-            warnings.warn(
+            warn(
                 f"SEEDS is unstable on this grid: its longest step is {longest:.2g} in log sigma, and above {LONGEST} "
                 "the samples spread beyond the data. Take more steps (at least 12 to 15 on the default grids), or "
-                "DPMSolverSDE().",
-                stacklevel=3,  # past the check of the schedule that wraps every `plan`
+                "DPMSolverSDE()."
             )
         for s, t in pairwise(builder.sigmas.tolist()):
             if s > STEEP * t:  # to 0 above all; DDIM(eta=1), exact where the estimate of x0 does not change

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from warnings import warn
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from ...compat import (
     OfficialDPM,
 )  # fmt: skip
 from ...denoiser import threshold
-from ...errors import InputError, one_of
+from ...errors import InputError, one_of, warn
 from ...fingerprint import same_words
 from ...grid import spacing_names
 from ...plan import Row
@@ -259,13 +258,13 @@ def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver:
             raise one_of("option", option, known)
         idle = f"{option}={value!r} has no effect:"
         if option in OVERRULED:
-            warn(f"{idle} the solver is {solver!r}; set it there.", stacklevel=4)
+            warn(f"{idle} the solver is {solver!r}; set it there.")
         elif option == "timestep_spacing" and own_spacing(value):
             continue
         elif option == "timestep_spacing" and value not in (None, *DIFFUSERS_SPACINGS):
             raise one_of(option, value, {*DIFFUSERS_SPACINGS, *spacing_names()})
         elif value is not None and value is not False and option not in theirs._get_init_keys(theirs):
-            warn(f"{idle} {name}, which corresponds to the solver, has no such option.", stacklevel=4)
+            warn(f"{idle} {name}, which corresponds to the solver, has no such option.")
 
 
 def distilled_solver(config: Mapping[str, Any]) -> DiffusionSolver | None:

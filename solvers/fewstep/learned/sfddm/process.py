@@ -1,12 +1,10 @@
 """The forward process of a single-fold student: the teacher's at a subsequence of its levels."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from ... import _validation
-from ...errors import InputError
+from ...errors import InputError, warn
 from ...schedule import DiscreteVP
 
 SPACINGS = ("trailing", "uniform", "logsnr")
@@ -71,7 +69,7 @@ class StudentProcess(DiscreteVP):
         if signal > SIGNAL and int(phi[-1]) < T - 1:  # at the last label the teacher has the same error
             message = f"phi ends at label {int(phi[-1])} of {T}, where {signal:.1%} of x0 is left: samples started from"
             message += ' pure noise lack it. End at the last label, as spacing="trailing" does.'
-            warnings.warn(message, stacklevel=2)
+            warn(message)
 
     @property
     def abar(self) -> Tensor:
