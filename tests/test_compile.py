@@ -185,6 +185,7 @@ class OwnPath:
 
 PATHS = {
     "arguments": [fs.BrownianPath((3, 2), seed=s, knots=k) for s, k in ((1, None), (2, None), (2, [0.3]), (2, [0.4]))],
+    "generators": [fs.BrownianPath((3, 2), seeds=[1, 2, 3], generator=g) for g in ("torch", "counter")],
     "areas": [fs.AreaPath(fs.BrownianPath((3, 2), seed=s, levy="H"), 4) for s in (1, 2)],
     "own class": [OwnPath(1), OwnPath(2)],
 }

@@ -105,6 +105,8 @@ def test_a_solve_waits_for_no_step(noise, solver, calculus):
 PATHS = {
     "torch": lambda device: fs.BrownianPath((3, 2), levy="H", device=device),
     "seeds": lambda device: fs.BrownianPath((3, 2), levy="H", seeds=[1, 2, 3], device=device),
+    "counter": lambda device: fs.BrownianPath((3, 2), levy="H", generator="counter", device=device),
+    "counters": lambda device: fs.BrownianPath((3, 2), levy="H", seeds=[1, 2, 3], generator="counter", device=device),
     "K": lambda device: fs.BrownianPath((3, 2), levy="K", dtype=torch.float32, device=device),
     "areas": lambda device: fs.AreaPath(fs.BrownianPath((3, 2), levy="H", device=device), 8),
     "drawn areas": lambda device: fs.AreaPath(fs.BrownianPath((3, 2), levy="H", device=device), 8, "foster"),

@@ -117,7 +117,7 @@ def traced_path(path: Path, times: Tensor, like: Tensor, shape: tuple[int, ...])
     if type(path) is BrownianPath:
         seeds = _signed(path.seed) if path.seeds is None else _signed(*path.seeds)
         clock = path._clock
-        text = _tree(times, clock.knots, clock.log, path.levy, path.seeds is None, path.portable)
+        text = _tree(times, clock.knots, clock.log, path.levy, path.seeds is None, path.portable, path.generator)
     else:
         area = getattr(path, "area", False)
         text = _object(path, times)
@@ -173,8 +173,11 @@ def _fresh(times: Tensor, levy: str, area: bool) -> str:
 
 
 @while_tracing
-def _tree(times: Tensor, knots: tuple[float, ...], log: bool, levy: str, one_seed: bool, portable: bool) -> str:
-    clock: dict[str, Any] = {"clock": "log" if log else "linear", "knots": knots, "portable": portable}
+def _tree(
+    times: Tensor, knots: tuple[float, ...], log: bool, levy: str, one_seed: bool, portable: bool, generator: str
+) -> str:
+    clock: dict[str, Any] = {"clock": "log" if log else "linear", "knots": knots}
+    clock |= {"portable": portable, "generator": generator}
 
     def start(seeds: tuple[int, ...], like: Tensor) -> Draws:
         many: dict[str, Any] = {"seed": seeds[0]} if one_seed else {"seeds": seeds}
@@ -184,7 +187,7 @@ def _tree(times: Tensor, knots: tuple[float, ...], log: bool, levy: str, one_see
         return _fields(path.increments(times))
 
     same = BrownianPath((1,), knots[0], knots[-1], **clock)
-    content = ("tree", times.dtype, *times.tolist(), knots, log, levy, one_seed, portable)
+    content = ("tree", times.dtype, *times.tolist(), knots, log, levy, one_seed, portable, generator)
     return encode((_registered(content, start), [i.h for i in same.increments(times)]))
 
 

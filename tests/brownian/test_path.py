@@ -20,10 +20,13 @@ from peak_memory import numbers_of
 import fewstep as fs
 from fewstep import InputError
 from fewstep.brownian import BrownianPath, Increment
+from fewstep.brownian.counter import CounterNormals, philox
 from fewstep.brownian.random_normals import GeneratorNormals, HashedNormals, mix, mix_, node_seed
 
 VARIANCES = {"W": (1.0,), "H": (1.0, 1 / 12), "K": (1.0, 1 / 12, 1 / 720)}
 levies = st.sampled_from("WHK")
+generators = st.sampled_from(["torch", "counter"])
+BOTH = pytest.mark.parametrize("generator", ["torch", "counter"])
 
 
 def letters(inc: Increment) -> list[torch.Tensor]:
@@ -95,16 +98,17 @@ def test_every_partition_has_exactly_the_law_of_brownian_motion(levy, clock, gap
     st.lists(st.floats(0.0, 3.0, width=32), min_size=2, max_size=5, unique=True),
     st.integers(0, 2**63),
     st.booleans(),
+    generators,
     st.randoms(use_true_random=False),
 )
-def test_values_do_not_depend_on_the_order_of_queries(levy, dtype, times, seed, per_sample, rng):
+def test_values_do_not_depend_on_the_order_of_queries(levy, dtype, times, seed, per_sample, generator, rng):
     times = sorted(times)
     if min(b - a for a, b in pairwise(times)) < 1e-5:
         return
     seeds = [seed, 1, -7] if per_sample else None
 
     def fresh(cache=128):
-        return BrownianPath((3, 2), 0.0, 3.0, seed, levy, dtype, seeds=seeds, cache=cache)
+        return BrownianPath((3, 2), 0.0, 3.0, seed, levy, dtype, seeds=seeds, cache=cache, generator=generator)
 
     walked = list(fresh().increments(times))
     pairs = list(pairwise(times))
@@ -121,11 +125,11 @@ def test_values_do_not_depend_on_the_order_of_queries(levy, dtype, times, seed, 
 
 
 @settings(deadline=None, max_examples=15)
-@given(levies, st.integers(1, 9), st.sampled_from([(1,), (5,), (7, 3), ()]), st.booleans())
-def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, shape, per_sample):
+@given(levies, st.integers(1, 9), st.sampled_from([(1,), (5,), (7, 3), ()]), st.booleans(), generators)
+def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, shape, per_sample, generator):
     """Small batches are cut many times in one call; single queries must agree to the bit."""
     seeds = list(range(shape[0])) if per_sample and shape else None
-    path = BrownianPath(shape, -1.0, 1.0, seed=4, levy=levy, seeds=seeds)
+    path = BrownianPath(shape, -1.0, 1.0, seed=4, levy=levy, seeds=seeds, generator=generator)
     grid = torch.linspace(-1, 1, 2**log2n + 1)
     for i, inc in enumerate(path.increments(grid)):
         if i % 7 == 0:
@@ -133,18 +137,20 @@ def test_many_cuts_in_one_call_give_the_same_bits_as_single_cuts(levy, log2n, sh
             assert inc.h == float(grid[i + 1] - grid[i])
 
 
+@BOTH
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
-def test_refinement_preserves_coarse_increments(levy):
-    path = BrownianPath((16, 3), 0.0, 1.0, seed=2, levy=levy, dtype=torch.float64)
+def test_refinement_preserves_coarse_increments(levy, generator):
+    path = BrownianPath((16, 3), 0.0, 1.0, seed=2, levy=levy, dtype=torch.float64, generator=generator)
     full = path.increment(0.0, 1.0)
     for n in (2, 3, 10, 64):
         parts = list(path.increments(torch.linspace(0, 1, n + 1, dtype=torch.float64)))
         assert close(reduce(Increment.join, parts), full, 1e-11)
 
 
+@BOTH
 @pytest.mark.parametrize("levy", ["W", "H", "K"])
-def test_float32_and_float64_give_one_path(levy):
-    options = {"t0": 0.0, "t1": 1.0, "seed": 9, "levy": levy}
+def test_float32_and_float64_give_one_path(levy, generator):
+    options = {"t0": 0.0, "t1": 1.0, "seed": 9, "levy": levy, "generator": generator}
     single = BrownianPath((50, 2), dtype=torch.float32, **options)
     double = BrownianPath((50, 2), dtype=torch.float64, **options)
     grid = torch.linspace(0, 1, 129)
@@ -226,34 +232,46 @@ def test_knots_at_dyadic_times_change_nothing():
     assert same(plain.increment(0.125, 0.75), knotted.increment(0.125, 0.75))
 
 
-def test_per_sample_seeds_do_not_depend_on_the_batch():
+@BOTH
+def test_per_sample_seeds_do_not_depend_on_the_batch(generator):
     """The numbers of a sample depend only on its seed, not on the batch's size or order."""
     grid = torch.tensor([0.0, 0.25, 0.4375, 0.7, 1.0])
     seeds = [5, 17, 3, 2**40, -1]
     for row in ((3, 2), (), (7,)):
-        batch = BrownianPath((5, *row), levy="K", seeds=seeds)
-        alone = BrownianPath((1, *row), levy="K", seeds=[3])
-        turned = BrownianPath((5, *row), levy="K", seeds=seeds[::-1])
+        options = {"levy": "K", "generator": generator}
+        batch = BrownianPath((5, *row), seeds=seeds, **options)
+        alone = BrownianPath((1, *row), seeds=[3], **options)
+        turned = BrownianPath((5, *row), seeds=seeds[::-1], **options)
         for a, b, c in zip(*(p.increments(grid) for p in (batch, alone, turned)), strict=True):
             for x, y, z in zip(letters(a), letters(b), letters(c), strict=True):
                 assert torch.equal(x[2], y[0])
                 assert torch.equal(x, z.flip(0))
-    twice = BrownianPath((2, 4), seeds=[8, 8]).increment(0.0, 0.3).W
+    twice = BrownianPath((2, 4), seeds=[8, 8], generator=generator).increment(0.0, 0.3).W
     assert torch.equal(twice[0], twice[1])
 
 
-@pytest.mark.parametrize("seeds", [None, list(range(200))])
-def test_normals_are_independent_and_normal(seeds, has_mean):
+SOURCES = {
+    "torch": (GeneratorNormals, 3), "seeds": (HashedNormals, list(range(200))),
+    "counter": (CounterNormals, [3], False), "counter, seeds": (CounterNormals, list(range(200)), True),
+}  # fmt: skip
+
+
+def source_of(name, shape):
+    kind, *args = SOURCES[name]
+    return kind(shape, *args, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("shape", [(200, 51), (200, 1)])
+@pytest.mark.parametrize("name", SOURCES)
+def test_normals_are_independent_and_normal(name, shape, has_mean):
     """Moments to the sixth; products of adjacent entries along nodes, letters, seeds and columns."""
-    shape, device = (200, 51), torch.device("cpu")
-    source = GeneratorNormals(shape, 3, device) if seeds is None else HashedNormals(shape, seeds, device)
-    draw = source.begin(2)
+    draw = source_of(name, shape).begin(2 if shape[1] > 1 else 1)
     fields = [[z.clone()[0].double() for z in draw(node, 1)] for node in range(1, 9)]
     z = torch.stack([torch.stack(f) for f in fields])  # (nodes, levels, rows, width)
     assert bool(z.isfinite().all())
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
         has_mean(z**power, moment)
-    for axis in range(4):
+    for axis in (axis for axis in range(4) if z.shape[axis] > 1):
         has_mean(z.narrow(axis, 0, z.shape[axis] - 1) * z.narrow(axis, 1, z.shape[axis] - 1), 0.0)
         squares = z * z - 1
         has_mean(
@@ -261,6 +279,57 @@ def test_normals_are_independent_and_normal(seeds, has_mean):
             0.0,
         )
     has_mean((z.abs() > 3.0).double(), math.erfc(3 / math.sqrt(2)))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_normals_have_the_distribution_of_kolmogorov(name):
+    """The largest distance of the empirical distribution has level 1e-9: P(D > d) < 2 exp(-2 n d^2)."""
+    draw = source_of(name, (200, 50)).begin(1)
+    z = torch.cat([draw(node, 1)[0].clone().flatten() for node in (1, 2, 3, 2**40)]).double().sort().values
+    n = len(z)
+    distance = (torch.special.ndtr(z) - torch.arange(n, dtype=torch.float64) / n).abs().max() + 1 / n
+    assert distance < math.sqrt(math.log(2e9) / 2 / n)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ((0, 0, 0, 0), (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)  # fmt: skip
+def test_philox_gives_the_published_vectors(counter, key, words):
+    """kat_vectors of Random123 1.14, philox4x32 with ten rounds."""
+    found = philox([torch.tensor([c]) for c in counter], key)
+    assert " ".join(f"{int(w) & 0xFFFFFFFF:08x}" for w in found) == words
+
+
+def test_the_sources_of_a_seed_are_other_paths():
+    options = [{}, {"generator": "counter"}, {"seeds": [0] * 3}, {"seeds": [0] * 3, "generator": "counter"}]
+    paths = [BrownianPath((3, 8), **o) for o in options]
+    found = [path.increment(0.0, 0.5).W for path in paths]
+    assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+    assert ["generator='counter'" in repr(path) for path in paths] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("shape", [(4096, 3), (7,), ()])
+def test_the_numbers_of_counters_fix_the_path(shape):
+    """A hand-made copy from Philox and Box-Muller, at a node above 2^32."""
+    node, size = 2**41 + 5, max(1, math.prod(shape))
+    (z,) = CounterNormals(shape, [3], False, torch.device("cpu")).begin(1)(node, 1)
+    per = max(1, 4 // size)
+    blocks, key = -(-per * size // 4), mix(3 + 0x9E3779B97F4A7C15)
+    block, group = torch.arange(blocks), torch.full((blocks,), node // per)
+    low = 2**32 - 1
+    words = philox((block, 0 * block, group & low, group >> 32), (key & low, key >> 32))
+    k = torch.stack(words).to(torch.int32).double()
+    radius, angle = (-2 * (k[::2].abs() / 2**31 + 2.0**-33).log()).sqrt(), k[1::2] * math.pi / 2**31
+    want = torch.stack([radius * angle.cos(), radius * angle.sin()], 1).flatten()[node % per * size :][:size]
+    torch.testing.assert_close(z.flatten().double(), want, rtol=1e-5, atol=1e-5)
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -276,8 +345,9 @@ def test_node_seeds_differ_in_the_32_bits_that_torch_keeps():
     assert torch.equal(torch.randn(4, generator=a), torch.randn(4, generator=b))  # the reason
 
 
-def test_pickled_and_shared_paths_give_the_same_numbers():
-    path = BrownianPath((8, 3), 0.0, 1.0, seed=6, levy="H")
+@BOTH
+def test_pickled_and_shared_paths_give_the_same_numbers(generator):
+    path = BrownianPath((8, 3), 0.0, 1.0, seed=6, levy="H", generator=generator)
     path.increment(0.1, 0.2)
     copy = pickle.loads(pickle.dumps(path))
     asks = [(i / 50, (i + 1 + i % 5) / 55 + i / 500 + 0.02) for i in range(12)]
@@ -339,7 +409,8 @@ def test_portable_path_on_cpu_is_the_cpu_path():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_portable_is_the_cpu_path_and_seeds_agree_to_rounding():
     grid = torch.linspace(0, 1, 9)
-    for options in ({"portable": True}, {"seeds": [1, 2, 3]}):
+    counters = {"generator": "counter"}
+    for options in ({"portable": True}, {"seeds": [1, 2, 3]}, counters, {"seeds": [1, 2, 3], **counters}):
         cpu = BrownianPath((3, 2), levy="K", **options)
         gpu = BrownianPath((3, 2), levy="K", device="cuda", **options)
         for a, b in zip(cpu.increments(grid), gpu.increments(grid), strict=True):
@@ -347,10 +418,12 @@ def test_cuda_portable_is_the_cpu_path_and_seeds_agree_to_rounding():
             assert close(a, b.to(device="cpu"), 1e-5)
 
 
-def test_empty_and_scalar_shapes_are_supported():
-    assert BrownianPath((0, 3), levy="K").increment(0.0, 0.3).K.shape == (0, 3)
-    assert BrownianPath(()).increment(0.0, 0.3).W.shape == ()
-    assert len(list(BrownianPath((0, 3)).increments(torch.linspace(0, 1, 5)))) == 4
+@BOTH
+def test_empty_and_scalar_shapes_are_supported(generator):
+    assert BrownianPath((0, 3), levy="K", generator=generator).increment(0.0, 0.3).K.shape == (0, 3)
+    assert len(list(BrownianPath((0, 3), generator=generator).increments(torch.linspace(0, 1, 5)))) == 4
+    assert BrownianPath((), generator=generator).increment(0.0, 0.3).W.shape == ()
+    assert BrownianPath((3, 0), seeds=[1, 2, 3], generator=generator).increment(0.0, 0.3).W.shape == (3, 0)
 
 
 def test_times_rounded_to_float32_are_found_exactly():
@@ -374,6 +447,7 @@ def test_times_rounded_to_float32_are_found_exactly():
         ({"knots": [0.0, 2.0]}, "knots"),
         ({"shape": (-1,)}, "shape"),
         ({"shape": 3}, "shape"),
+        *(({"generator": g}, "generator: got") for g in ("philox", "Counter", None, 3, ["counter"])),
     ],
 )
 def test_bad_arguments_are_rejected(arguments, word):

@@ -83,7 +83,7 @@ ROWS = [
     # Brownian motion
     (fs.BrownianPath, dict(shape=(2, 3)), dict(shape=SHAPE, t0=NUMBER, t1=NUMBER, seed=SEED, levy=WORD,
                                                clock=WORD, dtype=DTYPE, device=DEVICE, knots=INCREASING,
-                                               cache=NUMBER, seeds=LABELS)),
+                                               cache=NUMBER, seeds=LABELS, generator=WORD)),
     (PATH.increment, dict(ta=0.1, tb=0.5), dict(ta=NUMBER, tb=NUMBER)),
     (PATH.increments, {}, dict(grid=INCREASING)),
     (fs.AreaPath, dict(path=PATH, cells=4),

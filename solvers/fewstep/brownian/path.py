@@ -16,6 +16,7 @@ from .. import _validation
 from .._tracing import made_outside
 from ..errors import InputError, warn
 from .bridge import VARIANCES, split
+from .counter import CounterNormals
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
 from .time_scale import DEPTH, Clock, make_knots, rounding
@@ -51,8 +52,8 @@ class BrownianPath:
             normals of its own: choose the most that any of your solvers needs.
         dtype: float32 or float64, by default torch's. Both give one path up to rounding, since the
             normals are float32 in either case.
-        device: where the normals are drawn, by that device's generator. Another kind of device gives
-            another path, unless the path is `portable` or has `seeds`.
+        device: where the normals are drawn. Another kind of device gives another path, unless the path
+            is `portable`, has `seeds` or generator="counter".
         seeds: one integer per entry of shape[0], instead of seed. The numbers of an entry depend on
             neither the size nor the order of the batch, and agree on all devices to rounding.
         clock: `"linear"`, or `"log"` (t0 > 0) to halve intervals in log time, for full relative
@@ -61,6 +62,9 @@ class BrownianPath:
             other than t0 + (t1 - t0) k / 2^n is cheap if its times are knots; otherwise each of its
             times costs up to 48 cuts. Knots are part of the identity of the path.
         portable: draw the normals on the CPU and move them: the same bits on every device, but slower.
+        generator: `"torch"` draws by the device's generator. `"counter"` draws another path, by Philox 4x32-10 in
+            tensor operations: its numbers agree on all devices, compiled or not, to the rounding of log and cos,
+            and `seeds` cost little more than one seed. It takes longer, most of all for single intervals.
         cache: number of intervals kept between calls of `increment`; a query at arbitrary times touches 256.
 
     Raises:
@@ -74,6 +78,7 @@ class BrownianPath:
         dtype: torch.dtype | None = None, device: torch.device | str = "cpu", *,
         seeds: Sequence[int] | None = None, clock: str = "linear",
         knots: Tensor | Sequence[float] | None = None, portable: bool = False, cache: int = 256,
+        generator: str = "torch",
     ) -> None:  # fmt: skip
         made_outside("path")
         _validation.check_choice("clock", clock, ("linear", "log"))
@@ -90,9 +95,13 @@ class BrownianPath:
             self.seeds = _validation.check_seeds(seeds, sum(self.shape[:1]))
         self.portable: bool = _validation.check_flag("portable", portable)
         self.cache: int = _validation.check_int("cache", cache, 0)
+        self.generator: str = _validation.check_choice("generator", generator, ("torch", "counter"))
         source = torch.device("cpu") if portable else self.device
-        if self.seeds is None:
-            self._normals: Normals = GeneratorNormals(self.shape, seed, source)
+        if generator == "counter":
+            keys, each = ([self.seed], False) if self.seeds is None else (self.seeds, True)
+            self._normals: Normals = CounterNormals(self.shape, keys, each, source)
+        elif self.seeds is None:
+            self._normals = GeneratorNormals(self.shape, seed, source)
         else:
             self._normals = HashedNormals(self.shape, self.seeds, source)
         self._numel = max(1, math.prod(self.shape))
@@ -269,7 +278,7 @@ class BrownianPath:
         seed = f"seed={self.seed}" if self.seeds is None else f"seeds=[{len(self.seeds)} integers]"
         return (
             f"BrownianPath(shape={self.shape}, t0={self.t0:g}, t1={self.t1:g}, {seed}, "
-            f"levy={self.levy!r}, dtype={self.dtype}, device={str(self.device)!r})"
+            f"levy={self.levy!r}, dtype={self.dtype}, device={str(self.device)!r}, generator={self.generator!r})"
         )
 
 

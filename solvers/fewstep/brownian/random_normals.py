@@ -1,12 +1,14 @@
 """Normals as a function of (seed, node), independent of the order in which they are drawn.
 
-There are two sources. With one seed for the batch, a torch.Generator is seeded for every node: a
+There are two sources here, and one in `counter.py`. With one seed for the batch, a torch.Generator is seeded for
+every node: a
 seeding costs a microsecond, and the draws run at torch's speed. With one seed per sample,
 SplitMix64's finaliser runs over a counter (Steele, Lea & Flood, OOPSLA 2014) and Box-Muller turns
 each 64-bit word into two float32 normals, at twice the cost or more on one CPU core (six times for rows of four).
 """
 
 import math
+from array import array
 from collections.abc import Callable
 from typing import Protocol
 
@@ -69,7 +71,7 @@ class HashedNormals:
         self.device: torch.device = device
         self.width: int = math.prod(shape[1:])
         self.half: int = (self.width + 1) // 2
-        self._keys = torch.tensor([_signed(key_of(s)) for s in seeds], dtype=torch.int64, device=device)
+        self._keys = keys_of(seeds).to(device)
         self._counter = torch.arange(self.half, dtype=torch.int64, device=device).mul_(_signed(_GOLDEN))
 
     def begin(self, letters: int) -> Draw:
@@ -87,11 +89,16 @@ class HashedNormals:
         """Apply Box-Muller to the 32-bit halves of bits (..., half), row by row."""
         unit = bits.view(torch.int32).to(torch.float32)
         radius, angle = unit[..., : self.half].contiguous(), unit[..., self.half :].contiguous()
-        # |k| / 2^31 + 2^-33 keeps all bits near 0, where the tails come from, and is never 0
-        radius.abs_().mul_(2.0**-31).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
-        angle.mul_(math.pi * 2.0**-31)
-        pairs = torch.cat([torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)], -1)
+        pairs = torch.cat(box_muller(radius, angle), -1)
         return pairs[..., : self.width]
+
+
+def box_muller(radius: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Two normals from two float32 tensors of uniform int32 values k, which are overwritten."""
+    # |k| / 2^31 + 2^-33 keeps all bits near 0, where the tails come from, and is never 0
+    radius.abs_().mul_(2.0**-31).add_(2.0**-33).log_().mul_(-2.0).sqrt_()
+    angle.mul_(math.pi * 2.0**-31)
+    return torch.cos(angle).mul_(radius), angle.sin_().mul_(radius)
 
 
 def node_seed(key: int, node: int) -> int:
@@ -110,6 +117,13 @@ def node_seed(key: int, node: int) -> int:
 def key_of(seed: int) -> int:
     """The 64-bit key of a seed; seeds that agree modulo 2^64 have one key."""
     return mix(seed + _GOLDEN)
+
+
+def keys_of(seeds: list[int]) -> Tensor:
+    """The keys of many seeds, int64 read as unsigned, on the CPU."""
+    # hashing Python integers one by one takes longer than a draw
+    words = array("Q", [seed & _MASK64 for seed in seeds])
+    return mix_(torch.frombuffer(words, dtype=torch.int64) + _signed(_GOLDEN))
 
 
 def wrapped(seed: int) -> int:
