@@ -135,10 +135,16 @@ def check_state(
         if dense:
             cure = " Add the axis of the batch: value.reshape(1)." if real else " Convert it: value.to(torch.float32)."
         raise InputError(f"{argument}: got {describe(value)}, expected {expected}.{cure}")
-    if finite and not holds(value.isfinite().all()):
+    if finite and not all_finite(value):
         count = int((~value.isfinite()).sum())
         raise InputError(f"{argument}: got {count} values that are not finite, expected {expected}.")
     return value
+
+
+def all_finite(*values: Tensor) -> bool:
+    """Whether all numbers are finite; True where they cannot be read. Where their sum is, one pass is enough."""
+    total = torch.stack([value.detach().sum() for value in values]).sum()
+    return holds(total.isfinite()) or holds(torch.stack([value.isfinite().all() for value in values]).all())
 
 
 def as_numbers(argument: str, value: Any) -> Tensor:

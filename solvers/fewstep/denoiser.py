@@ -4,6 +4,7 @@ With x in variance-exploding coordinates (x_t = alpha x, sigma = sigma_t / alpha
 x0 = p x + q output. `coefficients` is the table of (p, q) and `to_x0` applies it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,9 +17,9 @@ from . import _validation
 from ._tracing import constants, placed
 from ._validation import check_answer
 from .errors import InputError
-from .executor import Pair, State, combine, evaluation_of
+from .executor import Evaluate, Pair, evaluation_of, weighted
 from .guidance import Guide, Guided
-from .plan import Combination, Weight
+from .plan import Weight
 from .problem import Denoiser
 from .schedule import Schedule, check_schedule
 
@@ -47,12 +48,20 @@ def coefficients(
 
 def to_x0(x: Tensor, output: Tensor, p: Weight, q: Weight) -> Tensor:
     """p x + q output in memory of its own, with (p, q) of `coefficients` as floats or as tensors that broadcast."""
-    x0 = combine(Combination(p, ((q, 0),), ()), State(x, (output,)))
+    x0 = weighted([(q, output)] if isinstance(p, float) and p == 0 else [(p, x), (q, output)])
     return x0.clone() if x0 is output else x0  # networks may write each output to the same memory
 
 
+class Prepared(ABC):
+    """A denoiser that prepares the levels of a run before it."""
+
+    @abstractmethod
+    def on(self, levels: Tensor, like: Tensor, prediction: str, own: bool = True) -> Evaluate:
+        """`(i, x, normals) -> x0 or noise` at the i-th of the levels (R,), see `on_levels`."""
+
+
 @dataclass(frozen=True)
-class Converted:
+class Converted(Prepared):
     """A network as a denoiser. Made by `from_epsilon`, `from_v`, and so on."""
 
     model: Model  # (x_t, t) -> output, t of shape (batch,)
@@ -72,10 +81,13 @@ class Converted:
         guide = (self.model.scale_at(sigma.double(), x), p, q) if isinstance(self.model, Guided) else None
         return self._apply(x, alpha, label.to(x.dtype).expand(len(x)), p, q, guide=guide)[0]
 
-    def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-        """The same for levels (R,) known beforehand, `(i, x) -> x0` or the noise: no step reads back from a device."""
+    def on(self, levels: Tensor, like: Tensor, prediction: str, own: bool = True) -> Evaluate:
         rows = self._rows(levels, like, prediction)
-        return lambda i, x: self._apply(x, *rows[i])[0]
+
+        def evaluate(i: int, x: Tensor, normals: Any = ()) -> Tensor:
+            return self._apply(x, *rows[i])[0]
+
+        return evaluate
 
     def x0s(self, levels: Tensor, like: Tensor) -> Callable[[int, Tensor], tuple[Tensor, Tensor | None]]:
         """The guided and the unconditional x0 of a guided network, the second None outside its intervals."""
@@ -93,7 +105,8 @@ class Converted:
         if isinstance(self.model, Guided):
             data = (constants(v) for v in self._numbers(levels.double().cpu(), "data")[2:])
             guides = list(zip(self.model.scales(levels, like), *data, strict=True))
-        return list(zip(constants(alpha), labels, constants(p), constants(q), evaluation_names(levels), guides))
+        where = [partial(_place, i, s) for i, s in enumerate(constants(levels))]
+        return list(zip(constants(alpha), labels, constants(p), constants(q), where, guides))
 
     def _numbers(self, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.schedule is None:
@@ -106,7 +119,7 @@ class Converted:
         return alpha, label, *coefficients(self.kind, sigma, alpha, prediction)
 
     def _apply(
-        self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight, where: str = "",
+        self, x: Tensor, alpha: Weight, label: Tensor, p: Weight, q: Weight, where: str | Callable[[], str] = "",
         guide: Guide | None = None, *, both: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """p x + q output, and of a guided network the same of the unconditional output, if evaluated."""
@@ -233,7 +246,7 @@ def _half(model: Any) -> torch.dtype | None:
 
 
 @dataclass(frozen=True)
-class PostprocessedDenoiser:
+class PostprocessedDenoiser(Prepared):
     """A denoiser with post-processing of x0, such as clipping or thresholding."""
 
     denoiser: Denoiser
@@ -243,9 +256,9 @@ class PostprocessedDenoiser:
         sigma = _validation.check_input(x, sigma)
         return self.postprocess(check_answer("denoiser", self.denoiser(x, sigma), x))
 
-    def on(self, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-        inner = on_levels(self.denoiser, levels, like, "data")
-        return _evaluations(lambda i, x: self.postprocess(inner(i, x)), levels, prediction)
+    def on(self, levels: Tensor, like: Tensor, prediction: str, own: bool = True) -> Evaluate:
+        inner = on_levels(self.denoiser, levels, like, "data", own=False)
+        return evaluations(lambda i, x: self.postprocess(inner(i, x, ())), levels, prediction, own)
 
 
 def clip(denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> PostprocessedDenoiser:
@@ -304,30 +317,37 @@ def pairs_on_levels(
     return evaluate
 
 
-def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str) -> Callable[[int, Tensor], Tensor]:
-    """`(i, x) -> x0 or noise` at the i-th of the levels (R,), for any denoiser: checked, in memory of its own."""
-    if isinstance(denoiser, (Converted, PostprocessedDenoiser)):
-        return denoiser.on(levels, like, prediction)
+def on_levels(denoiser: Denoiser, levels: Tensor, like: Tensor, prediction: str, own: bool = True) -> Evaluate:
+    """`(i, x, normals) -> x0 or noise` at the i-th of the levels (R,), for any denoiser, checked.
+
+    With `own` an evaluation has memory of its own, without it that of the model's output.
+    """
+    if isinstance(denoiser, Prepared):
+        return denoiser.on(levels, like, prediction, own)
     at = placed(levels, like.device, like.dtype).unbind()
-    return _evaluations(lambda i, x: denoiser(x, at[i]), levels, prediction)
+    return evaluations(lambda i, x: denoiser(x, at[i]), levels, prediction, own)
 
 
-def _evaluations(
-    x0: Callable[[int, Tensor], Tensor], levels: Tensor, prediction: str
-) -> Callable[[int, Tensor], Tensor]:
-    """The checked x0, or the noise (x - x0) / sigma, in memory that no later call of the model writes to."""
-    sigmas, names = constants(levels), evaluation_names(levels)
+def evaluations(x0: Callable[[int, Tensor], Tensor], levels: Tensor, prediction: str, own: bool) -> Evaluate:
+    """The checked x0, or the noise (x - x0) / sigma, with `own` in memory that no later call of the model writes to."""
+    sigmas = constants(levels)
 
-    def evaluate(i: int, x: Tensor) -> Tensor:
-        D = check_answer("denoiser", x0(i, x), x, names[i])
-        return D.clone() if prediction == "data" else evaluation_of("noise", x, sigmas[i], D)
+    def evaluate(i: int, x: Tensor, normals: Any = ()) -> Tensor:
+        D = check_answer("denoiser", x0(i, x), x, lambda: _place(i, sigmas[i]))
+        if prediction != "data":
+            return evaluation_of("noise", x, sigmas[i], D)
+        return D.clone() if own else D
 
     return evaluate
 
 
 def evaluation_names(levels: Tensor) -> list[str]:
     """The evaluations at levels (R,), for messages."""
-    return [f" at evaluation {i} (sigma = {s:.4g})" for i, s in enumerate(constants(levels))]
+    return [_place(i, s) for i, s in enumerate(constants(levels))]
+
+
+def _place(i: int, sigma: float) -> str:
+    return f" at evaluation {i} (sigma = {sigma:.4g})"
 
 
 def check_prediction(denoiser: Denoiser, schedule: Schedule, like: Tensor, seed: int = 0) -> None:

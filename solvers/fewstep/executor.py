@@ -45,7 +45,8 @@ def begin(row: Row, state: State, draw: Draw) -> State:
     """The state with the normals of the interval that the row opens, if it opens one."""
     if row.interval is None:
         return state
-    return state._replace(normals=(draw(*row.interval), *state.normals[: row.normals_kept - 1]))
+    normals = (draw(*row.interval), *state.normals[: row.normals_kept - 1])
+    return State(state.x, state.evaluations, normals)
 
 
 def stage(row: Row, state: State) -> Tensor:
@@ -55,8 +56,10 @@ def stage(row: Row, state: State) -> Tensor:
 
 def update(row: Row, state: State, evaluation: Tensor) -> State:
     """The state after the row, given the evaluation at its stage."""
-    state = state._replace(evaluations=(evaluation, *state.evaluations[: row.evaluations_kept - 1]))
-    return state._replace(x=combine(row.update, state))
+    x, past, normals = state
+    past = (evaluation, *past[: row.evaluations_kept - 1])
+    x = combine(row.update, State(x, past, normals))
+    return State(x.clone() if x is evaluation else x, past, normals)
 
 
 def steered(row: Row, state: State, pair: Pair, prediction: str) -> State:
@@ -118,6 +121,11 @@ def evaluation_of(prediction: str, at: Tensor, sigma: Weight, D: Tensor) -> Tens
     return D if prediction == "data" else (at - D).div_(sigma)
 
 
+def keeps(plan: Plan) -> bool:
+    """Whether a run needs an evaluation after the next one is made."""
+    return plan.rows[0].evaluations_kept > 1
+
+
 def run(
     plan: Plan, x: Tensor, evaluate: Evaluate | Steered, draw: Draw,
     callback: Callable[[int, Tensor, Tensor], object] | None = None,
@@ -139,20 +147,26 @@ def run(
 
 def combine(terms: Combination, state: State) -> Tensor:
     """The linear combination, in fresh memory unless it is one of its terms with weight 1."""
-    scale = terms.scale
-    parts = [(w, state.evaluations[j]) for w, j in terms.evaluations]
-    parts += [(w, state.normals[j][k]) for w, j, k in terms.normals]
+    scale, evaluations, normals = terms
+    parts = [(w, state.evaluations[j]) for w, j in evaluations]
+    if normals:
+        parts += [(w, state.normals[j][k]) for w, j, k in normals]
     # the state may be as large as sigma_max: with weight 0 it must not leave rounding
     if not (isinstance(scale, float) and scale == 0 and parts):
-        parts = [(scale, state.x), *parts]
-    (weight, first), *rest = parts
+        parts.insert(0, (scale, state.x))
+    return weighted(parts)
+
+
+def weighted(parts: list[tuple[Weight, Tensor]]) -> Tensor:
+    """The sum of weight * term, in fresh memory unless it is one term with weight 1."""
+    (weight, out), *rest = parts
     if isinstance(weight, float) and weight == 1:
         if not rest:
-            return first
+            return out
         (weight, second), *rest = rest
-        out = plus(first, weight, second)
+        out = plus(out, weight, second)
     else:
-        out = first * weight
+        out = out * weight
     for weight, term in rest:
         # in place where nothing needs the sum so far
         out = added(out, term, weight) if isinstance(weight, float) else plus(out, weight, term)

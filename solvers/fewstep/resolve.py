@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import NoneType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -114,15 +115,19 @@ def made_plan(
     sigmas: Any, timesteps: Any, spacing: Spacing,
 ) -> Plan:  # fmt: skip
     """The plan of a solver on a grid, see `resolve`."""
+    options = _options(solver, schedule) if keep else None
+    if options is not None and type(steps) in (int, NoneType) and isinstance(final, str) and isinstance(spacing, str):
+        numbers = {"sigmas": sigmas, "timesteps": timesteps}
+        read = [None if v is None else _validation.check_numbers(k, v) for k, v in numbers.items()]
+        if all(v is None or v.dim() == 1 for v in read):
+            lists = [None if v is None else tuple(v.tolist()) for v in read]
+            return _kept(type(solver), options, schedule, steps, final, repeat, *lists, spacing)
     if sigmas is None:
         assert schedule is not None
         assert steps is not None
         sigmas = sigma_grid(schedule, steps, spacing, final, timesteps=timesteps)
     levels = check_sigmas(sigmas, repeat, rising=not is_stochastic(solver))
-    options = _options(solver, schedule) if keep else None
-    if options is None:
-        return solver.plan(levels, schedule)
-    return _kept(type(solver), options, tuple(levels.tolist()), schedule)
+    return solver.plan(levels, schedule)
 
 
 def _options(solver: DiffusionSolver, schedule: Schedule | None) -> tuple[tuple[str, Any], ...] | None:
@@ -135,18 +140,21 @@ def _options(solver: DiffusionSolver, schedule: Schedule | None) -> tuple[tuple[
 
 @lru_cache(maxsize=64)
 def _kept(
-    kind: type[DiffusionSolver], options: tuple[tuple[str, Any], ...], levels: tuple[float, ...],
-    schedule: Schedule | None,
+    kind: type[DiffusionSolver], options: tuple[tuple[str, Any], ...], schedule: Schedule | None, steps: int | None,
+    final: str, repeat: bool, sigmas: tuple[float, ...] | None, timesteps: tuple[float, ...] | None, spacing: Spacing,
 ) -> Plan:  # fmt: skip
-    """A plan, which is immutable, for later runs on the same levels."""
+    """A plan, which is immutable, for later runs on the same grid."""
     with torch.inference_mode(False):  # a later run may keep it for a backward pass
-        return kind(**dict(options)).plan(torch.tensor(levels, dtype=torch.float64), schedule)
+        levels = None if sigmas is None else torch.tensor(sigmas, dtype=torch.float64)
+        times = None if timesteps is None else torch.tensor(timesteps, dtype=torch.float64)
+        return made_plan(kind(**dict(options)), schedule, steps, final, repeat, False, levels, times, spacing)
 
 
-def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) -> Evaluate:
+def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor, own: bool = True) -> Evaluate:
     """The function that evaluates a plan's rows: the model at its levels, or a student's own network.
 
-    Each evaluation is checked and has memory of its own: models may write all outputs to one buffer.
+    Each evaluation is checked and, with `own`, has memory of its own: models may write all outputs to one buffer.
+    Without it the caller must be done with an evaluation before the next one.
 
     Raises:
         InputError: a plan that was fitted to another model; in a call, an output of another shape, device or precision.
@@ -154,8 +162,8 @@ def evaluator_of(problem: DiffusionModel, source: Plan | Student, like: Tensor) 
     if isinstance(source, (Plan, TracedPlan)):
         if source.fit is not None:
             source.fit.check(problem, like, source.name)
-        predict = on_levels(problem.denoiser, source.sigma, like, source.prediction)
-        return _leaving_input("model", lambda i, x, normals: predict(i, x))
+        predict = on_levels(problem.denoiser, source.sigma, like, source.prediction, own)
+        return _leaving_input("model", predict)
     inner, names = source.evaluator(problem, like), evaluation_names(source.plan.sigma)
 
     def evaluate(i: int, x: Tensor, normals: tuple[Normals, ...]) -> Tensor:

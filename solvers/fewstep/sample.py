@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from . import _validation
-from ._tracing import apart, holds, while_tracing
+from ._tracing import apart, while_tracing
 from .brownian.increment import Path
 from .denoiser import evaluation_names
 from .errors import InputError, NonFiniteError, named
-from .executor import Draw, Normals, Pair, Steered, run
+from .executor import Draw, Normals, Pair, Steered, keeps, run
 from .grid import Spacing
 from .noise_op import traced_normals, traced_start
 from .plan import Plan
@@ -78,7 +78,11 @@ def sample(
     if callback is not None:
         _validation.check_callable("callback", callback, "a function (row, x, D)")
     steers = _validation.check_flag("cfg_pp", cfg_pp)
-    evaluate = steered_evaluator_of(problem, source, x) if steers else evaluator_of(problem, source, x)
+    evaluate: Steered
+    if steers:
+        evaluate = steered_evaluator_of(problem, source, x)
+    else:
+        evaluate = evaluator_of(problem, source, x, own=keeps(plan) or callback is not None)
 
     def draw() -> Draw:
         if torch.compiler.is_compiling():
@@ -86,9 +90,9 @@ def sample(
         return partial(apart, apart(partial(seeded_normals, plan, x, own, path, schedule=problem.schedule)))
 
     end = run(plan, x, evaluate, draw(), callback)
-    if not holds(x.isfinite().all() & end.isfinite().all()):
+    if not _validation.all_finite(x, end):
         _validation.check_state("noise", x if noise is None else noise)
-        raise _locate(plan, x, evaluate, draw())
+        raise locate(plan, x, evaluate, draw())
     alpha = _alpha(problem.schedule, plan.ends[1])
     return end if alpha == 1 else end * alpha
 
@@ -125,32 +129,32 @@ def _start(
 
 
 @torch.no_grad()
-def _locate(plan: Plan, x: Tensor, evaluate: Steered, draw: Draw) -> NonFiniteError:
+def locate(plan: Plan, x: Tensor, evaluate: Steered, draw: Draw) -> NonFiniteError:
     """Repeat a failed run on the same noise, checking each evaluation and its input."""
     names = evaluation_names(plan.sigma)
 
     def checked(i: int, at: Tensor, normals: tuple[Normals, ...]) -> Tensor | Pair:
         cure = "Its earlier steps overflow: take more steps or another solver, and check the noise or path."
-        check_finite(at, i, f"{plan.name} produced a non-finite input of the model{names[i]}", cure)
+        _check_finite(at, i, f"{plan.name} produced a non-finite input of the model{names[i]}", cure)
         out = evaluate(i, at, normals)
         cure = (
             f"The input is finite, at most {float(at.abs().max()):.3g} in size: check the model there. float16 "
             "overflows at 65504; bfloat16 does not."
         )
         found = out if torch.is_tensor(out) else out.guided + out.unconditional
-        check_finite(found, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
+        _check_finite(found, i, f"{plan.name} got a non-finite output of the model{names[i]}", cure)
         return out
 
     try:
         end = run(plan, x, checked, draw)
-        check_finite(end, plan.nfe - 1, f"{plan.name} produced a non-finite final state", "Check the noise or path.")
+        _check_finite(end, plan.nfe - 1, f"{plan.name} produced a non-finite final state", "Check the noise or path.")
     except NonFiniteError as error:
         return error
     message = f"{plan.name} produced non-finite samples, but not when repeated: model or noise change between calls."
     return NonFiniteError(message, step=plan.nfe - 1, paths=0)
 
 
-def check_finite(x: Tensor, step: int, what: str, cure: str) -> None:
+def _check_finite(x: Tensor, step: int, what: str, cure: str) -> None:
     """Raise a `NonFiniteError` for samples that are not finite."""
     paths = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
     if paths:

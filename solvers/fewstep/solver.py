@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import lru_cache, wraps
 from inspect import Parameter, signature
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
@@ -98,9 +98,7 @@ class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
 
     def options(self) -> dict[str, Any]:
         """The arguments that are not at their defaults: `type(self)(**options)` is this solver again."""
-        named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-        parameters = [p for p in signature(type(self)).parameters.values() if p.kind in named]
-        return {p.name: value for p in parameters if (value := getattr(self, p.name)) != p.default}
+        return {name: value for name, default in _arguments(type(self)) if (value := getattr(self, name)) != default}
 
     def __repr__(self) -> str:
         try:
@@ -108,6 +106,13 @@ class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute
         except AttributeError:  # a third-party solver that keeps its arguments under other names
             options = "..."
         return f"{type(self).__name__}({options})"
+
+
+@lru_cache(maxsize=256)
+def _arguments(kind: type[Solver]) -> tuple[tuple[str, Any], ...]:
+    """The names and defaults of a constructor's arguments."""
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return tuple((p.name, p.default) for p in signature(kind).parameters.values() if p.kind in named)
 
 
 class Step(NamedTuple):

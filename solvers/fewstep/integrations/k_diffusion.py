@@ -23,14 +23,14 @@ from .. import (
     from_sample,
 )
 from .._progress import progress
-from .._tracing import holds
-from ..denoiser import evaluation_names
-from ..executor import Draw, Pair, Steered, data_of, evaluation_of, run
+from .._tracing import placed
+from ..denoiser import Prepared, evaluations
+from ..executor import Draw, Evaluate, Pair, Steered, data_of, evaluation_of, keeps, run
 from ..grid import check_sigmas, short
 from ..plan_noise import at_least_float32
 from ..problem import Denoiser
 from ..resolve import AnySolver, Student, carried_plan, check_steers, evaluator_of, is_stochastic, resolve
-from ..sample import check_finite
+from ..sample import locate
 from ..samplers.dpm import DPMSolver
 from ..schedule import CLOSEST, check_schedule
 from .k_diffusion_names import SAMPLERS as SAMPLERS
@@ -51,12 +51,13 @@ class ScaledFlow(FlowMatching):
         return 1 - self.time(sigma)
 
 
+HINT = "Wrap networks that predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
 FLOW = FlowMatching()
 FLOW_END = CLOSEST - 5e-7  # what float32 may make of CLOSEST
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class Wrapped(Prepared):
     """A k-diffusion model as `denoiser(x, sigma)`, called in `dtype`; a batch of one is expanded to `rows`.
 
     Of a flow it is a network of the data, called with x_t and t.
@@ -73,9 +74,20 @@ class Wrapped:
         at = x.expand(rows, *x.shape[1:]).to(self.dtype or x.dtype)
         # sigma in x's dtype: wrappers scale x by functions of it, and float32 would reach a half network
         out = self.model(at, at.new_ones(rows) * sigma.to(at), **self.extra_args)
-        hint = "Wrap networks that predict noise or v, for instance in k_diffusion.external.CompVisDenoiser."
         where = lambda: f" at sigma = {float(sigma.flatten()[0]):.4g}"  # noqa: E731
-        return _validation.check_answer("model", out, x.expand(at.shape), where, hint=hint)[: len(x)]
+        return _validation.check_answer("model", out, x.expand(at.shape), where, hint=HINT)[: len(x)]
+
+    def on(self, levels: Tensor, like: Tensor, prediction: str, own: bool = True) -> Evaluate:
+        dtype, known = self.dtype or like.dtype, levels.tolist()
+        sigmas = placed(levels, like.device, like.dtype).to(dtype).unsqueeze(1).repeat(1, len(like)).unbind()
+
+        def x0(i: int, x: Tensor) -> Tensor:
+            if len(x) != len(like) or (len(x) == 1 and self.rows > 1):
+                return self(x, sigmas[i][:1])
+            out = self.model(x if x.dtype == dtype else x.to(dtype), sigmas[i], **self.extra_args)
+            return _validation.check_answer("model", out, x, lambda: f" at sigma = {known[i]:.4g}", hint=HINT)
+
+        return evaluations(x0, levels, prediction, own)
 
 
 class Sampler:
@@ -144,13 +156,18 @@ class Sampler:
             check_steers(plan)
             extra["model_options"] = _watched_options(extra.get("model_options") or {}, unconditional)
         evaluate: Steered
-        evaluate = evaluator_of(self._problem(Wrapped(model, extra, x.dtype, len(x)), plan, flow), source, state)
+        wrapped = Wrapped(model, extra, x.dtype, len(x))
+        own = keeps(plan) or callback is not None or self.cfg_pp
+        evaluate = evaluator_of(self._problem(wrapped, plan, flow), source, state, own)
         if self.cfg_pp:
             evaluate = _paired(plan, evaluate, unconditional, self.history)
         levels = sigmas if torch.is_tensor(sigmas) else grid
         # networks' parameters require grad: as in k-diffusion no graph is kept, unless for x
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             end = _run(plan, state, evaluate, draw, callback, disable, levels, flow)
+        if not _validation.all_finite(state, end):
+            check_state(state)
+            raise locate(plan, state, evaluate, draw)
         return (end * flow.alpha(plan.sigmas[-1:]).item() if flow else end).to(x.dtype)
 
     def _flow(self, model: Any, grid: Tensor) -> FlowMatching | None:
@@ -421,18 +438,16 @@ def _run(
     disable: bool | None, sigmas: Tensor, flow: FlowMatching | None,
 ) -> Tensor:  # fmt: skip
     """The executor with k-diffusion's callback and progress bar around it."""
+    if disable is not None and _validation.check_flag("disable", disable) and callback is None:
+        return run(plan, x, evaluate, draw)
     starts, levels = _starts(plan), plan.sigma.tolist()
-    finite: list[Tensor] = []  # read once, at the end
-    disable = disable is not None and _validation.check_flag("disable", disable)
     with progress(range(len(starts)), "step", show=not disable) as bar:
 
         def watched(row: int, at: Tensor, normals: Any) -> Tensor | Pair:
             out = evaluate(row, at, normals)
-            used = out.guided if isinstance(out, Pair) else out
-            finite.append(used.isfinite().all())
             if callback is not None and row in starts:
                 i, level = starts[row], levels[row]
-                D = data_of(plan.prediction, at, level, used)
+                D = data_of(plan.prediction, at, level, out.guided if isinstance(out, Pair) else out)
                 own = plan.sigmas.new_tensor(level)
                 shown = at * flow.alpha(own).item() if flow else at
                 hat = float(flow.label(own)) if flow else level
@@ -441,14 +456,7 @@ def _run(
             bar.update(row + 1 == plan.nfe or row + 1 in starts)
             return out
 
-        end = run(plan, x, watched, draw)
-    if not holds(x.isfinite().all() & end.isfinite().all()):
-        check_state(x)
-        bad = [row for row, good in enumerate(finite) if not good]
-        part = f"output of the model{evaluation_names(plan.sigma)[bad[0]]}" if bad else "final state"
-        cure = "Check the model and the noise. float16 overflows at 65504; bfloat16 does not."
-        check_finite(end, bad[0] if bad else plan.nfe - 1, f"{plan.name} got a non-finite {part}", cure)
-    return end
+        return run(plan, x, watched, draw)
 
 
 def _starts(plan: Plan) -> dict[int, int]:
@@ -536,6 +544,7 @@ def _schedule_of(model: Any, sigmas: Tensor) -> Schedule:
     """EDM over the model's range, else over the grid's, which is widened if it has only one level above 0."""
     low, high = _ends_of(model)
     if low is None or high is None or not 0 < low < high < math.inf:
-        low, high = float(sigmas[sigmas > 0].min()), float(sigmas.max())
+        levels = [level for level in sigmas.tolist() if level > 0]
+        low, high = min(levels), max(levels)
         low = low if low < high else high / 2
     return EDM(low, high)

@@ -136,9 +136,12 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
 
     A function of levels is called with those of the caller, which for a `flow` are in [0, 1].
     """
+    if not plan.levy:  # nothing is drawn; torch's generator stays as it is
+        if seed is not None:
+            seeds(seed, len(x))
+        return no_normals
     letters, calls, on_path = plan.stage_noise.shape[-1], count(), bool(plan.on_path.any())
     churned = bool((plan.noise == 0).any())
-    # with no seed to use, torch's generator stays as it is
     used = seed is not None or churned or (on_path and noise_sampler is None)
     own = seeds(seed, len(x)) if used else [0] * len(x)
     hashed = HashedNormals(tuple(x.shape), [s + CHURN_OFFSET for s in own], x.device).begin(letters)
@@ -167,6 +170,11 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
         )
     # a given one is asked as k-diffusion's own samplers ask it, for equal noise
     return plan_normals(plan, x, path and PlanIncrements(plan, x, path, "noise_sampler", noise_sampler is None), fresh)
+
+
+def no_normals(tau0: float, tau1: float) -> Normals:
+    """The normals of a deterministic plan."""
+    raise AssertionError("a deterministic plan opens no noise interval")
 
 
 def _foreign(noise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
