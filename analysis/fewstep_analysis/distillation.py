@@ -12,9 +12,9 @@ from torch import Tensor
 
 import fewstep as fs
 from fewstep import _validation
-from fewstep.catalog import solver_named
 from fewstep.learned.dode.distill import DODEReport
 from fewstep.learned.table.report import TableReport
+from fewstep.sampler_names import diffusion_solver_named
 
 from . import diffusion_problems, teachers
 
@@ -110,7 +110,7 @@ def distill_dode(
         options: further arguments of `fewstep.distill_dode`.
     """
     model, given = _given(problem, samples, seed, device)
-    solver = solver_named(base, "base")
+    solver = diffusion_solver_named(base, "base", lambda known: not known.card.levy)
     if not isinstance(solver, fs.DiffusionSolver):
         raise fs.InputError(f"base: got {base!r}, expected a diffusion solver such as ddim or unipc:2.")
     student, report = fs.distill_dode(model.problem, solver, **given, **options)

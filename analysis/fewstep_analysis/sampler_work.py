@@ -12,10 +12,10 @@ from torch import Tensor
 import fewstep as fs
 from fewstep import InputError, _validation
 from fewstep._progress import progress
-from fewstep.catalog import solver_named
 from fewstep.compat import OfficialDPM
 from fewstep.distances import median_distance, mmd, rmse, sliced_w2
 from fewstep.grid import MOST, spacing_names
+from fewstep.sampler_names import diffusion_solver_named
 from fewstep.untrained import plan_of
 
 from .diffusion_problems import DiffusionProblem, by_name
@@ -47,7 +47,7 @@ def _named(solver: str | fs.DiffusionSolver) -> tuple[str, fs.DiffusionSolver]:
     if isinstance(solver, str):
         if solver in SOLVERS:
             return solver, SOLVERS[solver]
-        solver = solver_named(solver, "solvers")  # type: ignore[assignment]
+        solver = diffusion_solver_named(solver, "solvers", lambda known: not known.card.levy)  # type: ignore[assignment]
     if not isinstance(solver, fs.DiffusionSolver):
         given = _validation.describe(solver)
         raise InputError(f"solvers: got {given}, expected diffusion solvers such as UniPC(3) or their names.")
@@ -65,8 +65,8 @@ def work_precision(
     Args:
         problem: a `DiffusionProblem` or its name.
         nfe: network evaluations; a solver whose grids do not take exactly so many has the next fewer.
-        solvers: solvers of the probability-flow ODE, or their names (`fewstep.catalog.solver_named`); by default
-            those in SOLVERS.
+        solvers: solvers of the probability-flow ODE, or their names (`diffusion_solver_named`); by default those in
+            SOLVERS.
         samples: number of initial states, the same for all series; float64 (float32 for diffusers).
         diffusers: also measure diffusers' schedulers, where the package is installed.
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +32,7 @@ def solvers(noise_type: str | None = None) -> dict[str, Solver]:
     return {k: v for k, v in found.items() if noise_type in (None, *v.card.noise_types)}
 
 
-def solver_named(text: str, argument: str = "solver") -> Solver:
+def solver_named(text: str, argument: str = "solver", listed: Iterable[str] | None = None) -> Solver:
     """The solver described by a name with options, such as `"UniPC(order=3)"` or `"euler_maruyama"`.
 
     Capitals, underscores and dashes do not matter, and options may follow a colon or a dash instead of standing in
@@ -41,6 +42,7 @@ def solver_named(text: str, argument: str = "solver") -> Solver:
     Args:
         text: the description.
         argument: the name of the caller's argument, for error messages.
+        listed: the names that the error of an unknown one lists, where the caller accepts others than this function.
 
     Raises:
         InputError: an unknown solver, or options that it does not take.
@@ -53,7 +55,7 @@ def solver_named(text: str, argument: str = "solver") -> Solver:
             if found := re.fullmatch(pattern, plain, re.IGNORECASE):
                 words = re.split("[,:]" if found[1] else "[-,:]", found[1] or found[2] or "")
                 return _changed(known[name], words, text, argument)
-    raise one_of(argument, text, map(spelling, known))
+    raise one_of(argument, text, map(spelling, known) if listed is None else listed)
 
 
 def written(solver: Any) -> str:

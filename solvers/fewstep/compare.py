@@ -18,7 +18,6 @@ from ._figures import canvas, check_figure
 from ._figures import write as write_figure
 from ._progress import progress as progress_bar
 from ._serialization import write_json
-from .catalog import solver_named
 from .errors import InputError, named
 from .executor import run
 from .grid import MOST, Spacing, check_spacing, sigma_grid
@@ -27,6 +26,7 @@ from .learned.start_states import Work
 from .learned.table.report import Errors
 from .plan import Plan
 from .problem import DiffusionModel
+from .sampler_names import diffusion_solver_named
 from .samplers.unipc import UniPC
 from .schedule import Schedule
 from .solver import DiffusionSolver
@@ -255,7 +255,9 @@ def _candidates(schedule: Schedule, nfe: int, solvers: Any, spacings: Any, plans
 
 
 def _solver(solver: Any) -> DiffusionSolver:
-    found: Any = solver_named(solver, "solvers") if isinstance(solver, str) else solver
+    found: Any = solver
+    if isinstance(solver, str):
+        found = diffusion_solver_named(solver, "solvers", lambda known: not known.card.levy)
     _validation.check_instance("solvers", found, DiffusionSolver, EXPECTED)
     return found  # type: ignore[no-any-return]
 

@@ -118,7 +118,7 @@ class DiffusersDPM(DiffusionSolver):
             return solver.plan_by(_float32_deis, ending.order, sigmas, schedule)
         halved = solver.solver_type == "midpoint"
         shift = -1.0 if solver.eta > 0 else 0.0  # `- 0.5` where the integral has `+ 0.5`
-        return solver.plan_by(Rules(ending.order, ending.groups, 1.0, shift, halved), sigmas)
+        return solver.plan_by(Rules(ending.order, ending.groups, 1.0, shift, halved, math.inf), sigmas)
 
 
 class OfficialDPM(DiffusionSolver):

@@ -64,8 +64,9 @@ def describe(value: Any) -> str:
 def one_of(argument: str, got: object, expected: Iterable[str]) -> InputError:
     """An `InputError` for a string that is not in a list; suggests the closest one."""
     words = sorted(expected)
-    near = difflib.get_close_matches(got, words, n=1, cutoff=0.5) if isinstance(got, str) else []
-    cure = f" Did you mean {near[0]!r}?" if near else ""
+    plain = {w.lower(): w for w in words}
+    near = difflib.get_close_matches(got.lower(), plain, n=1, cutoff=0.5) if isinstance(got, str) else []
+    cure = f" Did you mean {plain[near[0]]!r}?" if near else ""
     return InputError(f"{argument}: got {describe(got)}, expected one of {', '.join(map(repr, words))}.{cure}")
 
 

@@ -76,6 +76,8 @@ def log_likelihood(
     _validation.check_instance("problem", problem, DiffusionModel, "a fewstep.DiffusionModel")
     _validation.check_state("x0", x0, "a finite floating-point tensor (n, *event)")
     _validation.check_no_graph("x0", x0)
+    if not len(x0):
+        raise InputError("x0: got an empty batch, expected at least one sample.")
     steps = _validation.check_int("steps", steps, 1, MOST)
     probes = _validation.check_int("probes", probes, 2)
     seed = _validation.check_seed(seed)

@@ -21,6 +21,9 @@ Key = tuple[Any, ...]
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 NO_PATH = (0.0, 0.0)
+# A step over a larger factor in sigma, as the first from t = 1 of a flow, is one of order 1 or without noise in its
+# first input: a change of the estimate of x0, or that noise, would be multiplied by the factor.
+STEEP = 100.0
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,7 @@ class FlowMatching(TimedSchedule):
     Grids that are even in time are even in u: a larger shift moves their nodes towards noise. At t = 1 sigma is
     infinite; t_max stops short of it, which changes a sample by about 1 - t_max. Solvers that extrapolate the noise
     (DEIS, IPNDM, PNDM, DPMSolver) leave 6e-8 sigma_max of rounding in float32; those that extrapolate the data do not.
+    Few steps belong on grids that are even in time, `spacing="trailing"`: those of "logsnr" span factors of 100 at 5.
     """
 
     shift: float = 1.0

@@ -9,7 +9,7 @@ from k_diffusion_cases import karras
 
 import fewstep as fs
 from fewstep.integrations import k_diffusion as kd
-from fewstep.integrations.k_diffusion_names import CFG_PP
+from fewstep.sampler_names import CFG_PP
 
 SIGMAS = karras(7).double()
 START = 15 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -20,9 +20,11 @@ SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 SHAPE = (2, 4, 8, 8)
 X, OUT = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
 FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+ZERO_SNR = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", **SD)
 SKIPPED = dict(skip_prk_steps=True, steps_offset=1, **SD)
 STOCK = {
     "DDIM": (df.DDIMScheduler, dict(set_alpha_to_one=False, steps_offset=1, clip_sample=False, **SD), fs.DDIM()),
+    "DDIM zero SNR": (df.DDIMScheduler, ZERO_SNR, fs.DDIM()),
     "DDPM": (df.DDPMScheduler, {}, fs.DDPM()),
     "PNDM": (df.PNDMScheduler, SKIPPED, fs.PNDM()),
     "PNDM v": (df.PNDMScheduler, dict(prediction_type="v_prediction", **SKIPPED), fs.PNDM()),
@@ -30,6 +32,7 @@ STOCK = {
     "DPM++ 2M": (df.DPMSolverMultistepScheduler, SD, fs.DPMSolverPP(2)),
     "DPM++ 2M flow": (df.DPMSolverMultistepScheduler, FLOW, fs.DPMSolverPP(2)),
     "DPM++ 2S": (df.DPMSolverSinglestepScheduler, SD, fs.DPMSolverPP(2, multistep=False)),
+    "DPM++ 2S flow": (df.DPMSolverSinglestepScheduler, FLOW, fs.DPMSolverPP(2, multistep=False)),
     "UniPC": (df.UniPCMultistepScheduler, SD, fs.UniPC(2)),
     "DEIS": (df.DEISMultistepScheduler, SD, fs.DEIS(2)),
     "Euler": (df.EulerDiscreteScheduler, SD, fs.EDMEuler()),
@@ -39,7 +42,8 @@ STOCK = {
     "EDM Euler": (df.EDMEulerScheduler, {}, fs.EDMEuler()),
     "EDM DPM++ 2M": (df.EDMDPMSolverMultistepScheduler, {}, fs.DPMSolverPP(2)),
 }  # fmt: skip
-HISTORY = [n for n in STOCK if n not in ("DDIM", "DDPM", "Euler", "Euler leading", "flow Euler", "EDM Euler")]
+FREE = ("DDIM", "DDIM zero SNR", "DDPM", "Euler", "Euler leading", "flow Euler", "EDM Euler")
+HISTORY = [n for n in STOCK if n not in FREE]
 
 
 def both(name, **more):
@@ -91,7 +95,10 @@ def test_unknown_keywords_are_refused():
 
 
 @pytest.mark.parametrize("name", ["UniPC", "flow Euler", "Heun"])
-@pytest.mark.parametrize("option", [dict(s_churn=5.0), dict(eta=0.5), dict(use_clipped_model_output=True)])
+@pytest.mark.parametrize("option", [
+    dict(s_churn=5.0), dict(s_noise=1.01), dict(s_noise=0.0), dict(s_tmin=0.1), dict(s_tmax=9.0), dict(eta=0.5),
+    dict(use_clipped_model_output=True),
+])  # fmt: skip
 def test_options_of_other_solvers_are_refused(name, option):
     _, s = both(name)
     s.set_timesteps(4)
@@ -145,6 +152,33 @@ def test_tokens_below_the_level_wait_for_it(solver):
         y = plain.step(-0.3 * y, t, y, generator=generators[1]).prev_sample
         close(y[:, :3], x[:, :3], 1e-6)
         assert torch.equal(x[:, 3:], start[:, 3:]) == bool(t > 600)
+
+
+FOREIGN = {
+    "CogVideoXDDIMScheduler": "snr_shift_scale", "CMStochasticIterativeScheduler": "clip_denoised",
+    "ScoreSdeVeScheduler": "sampling_eps", "DDPMWuerstchenScheduler": "scaler", "KarrasVeScheduler": "s_min",
+    "CosineDPMSolverMultistepScheduler": "_class_name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_configuration_of_another_forward_process_is_refused(name):
+    if not hasattr(df, name):
+        pytest.skip("not in this version of diffusers")
+    config = {**getattr(df, name)().config, "_class_name": name}
+    with pytest.raises(InputError, match=rf"^{FOREIGN[name]}: got .*Use {name} itself"):
+        FewStepScheduler.from_config(config)
+    if name.startswith("Cog"):  # a shift of 1 changes nothing
+        FewStepScheduler.from_config({**config, "snr_shift_scale": 1.0}, solver=fs.DDIM()).set_timesteps(4)
+
+
+def test_samples_at_different_timesteps_are_refused():
+    for name in ("DDIM", "DPM++ 2M"):
+        _, s = both(name)
+        s.set_timesteps(4)
+        with pytest.raises(InputError, match=r"timestep: got \[.*expected the same for all samples"):
+            s.step(OUT, s.timesteps[:2], X)
+        s.step(OUT, s.timesteps[:1].expand(2), X)
 
 
 def test_network_of_a_distilled_configuration_takes_other_solvers():

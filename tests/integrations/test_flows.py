@@ -31,7 +31,7 @@ def recursion(solver, steps):
 
 NOISE_STEPS = [
     fs.Ancestral(fs.DPMSolver(2)), fs.Ancestral(fs.DPMSolver(3)), fs.PNDM("plms"), fs.PNDM(), fs.DEIS(3), fs.IPNDM(4),
-    fs.UniPC(3, prediction="noise"), fs.GradientEstimation(),
+    fs.UniPC(3, prediction="noise"), fs.GradientEstimation(), fs.DPMSolver(2), fs.DPMSolver(2, r=1.0), fs.DPMSolver(3),
 ]  # fmt: skip
 
 
@@ -42,6 +42,20 @@ def test_the_first_step_of_a_flow_does_not_multiply_changes_of_the_estimate(solv
     plan = solver.plan(levels, FLOW)
     variance = float(_variance(plan, plan.sigmas[:1], lambda x, s: V0 / (V0 + s * s) * x))
     assert 0.5 * V0 < variance < 1.5 * V0
+
+
+@pytest.mark.parametrize("solver", [*STOCHASTIC, *NOISE_STEPS], ids=describe)
+def test_inputs_of_the_network_have_the_size_of_their_level(solver):
+    """In `fewstep.sample` from t = 1 - 1e-6, to the time 1e-4 and 0: also the stages of steps over a large factor."""
+    sizes = []
+
+    def D(x, s):
+        sizes.append(x.square().mean() / (V0 + s**2))
+        return V0 / (V0 + s**2) * x
+
+    levels = FLOW.sigma(torch.tensor([1, 0.8, 0.6, 0.4, 0.2, 1e-4, 0], dtype=torch.float64).clamp(max=FLOW.t_max))
+    fs.sample(fs.DiffusionModel(D, FLOW), solver, shape=(16, 64), sigmas=levels, seed=1, dtype=torch.float64)
+    assert 0.1 < min(sizes) < max(sizes) < 40
 
 
 @pytest.mark.parametrize(

@@ -200,3 +200,32 @@ def test_bad_options_raise_a_clear_error(case):
     make, words = BAD[case]
     with pytest.raises(fs.InputError, match=words):
         make()
+
+
+def test_labels_of_forge_are_names():
+    labels = {
+        "DPM++ 2M": "dpmpp_2m", "DPM++ 2M SDE": "dpmpp_2m_sde", "DPM++ 3M SDE": "dpmpp_3m_sde",
+        "DPM++ SDE": "dpmpp_sde", "DPM++ 2S a": "dpmpp_2s_ancestral", "Euler a": "euler_ancestral",
+        "DPM2": "dpm_2", "DPM2 a": "dpm_2_ancestral",
+        "LMS": "lms", "Heun": "heun", "k_euler_a": "euler_ancestral", "DPM++ 2M SDE Heun": "dpmpp_2m_sde_heun",
+    }  # fmt: skip
+    for label, name in labels.items():
+        assert repr(kd.sampler(label).solver) == repr(kd.SAMPLERS[name])
+    pp = kd.sampler("DPM++ 2M CFG++(order=3)")
+    assert (repr(pp.solver), pp.history) == ("DPMSolverPP(order=3)", "unconditional")
+
+
+def test_the_same_names_are_accepted_by_compare():
+    problem = fs.DiffusionModel(lambda x, s: V0 / (V0 + s * s) * x, fs.EDM())
+    names = ["dpmpp_2m", "DPM++ 2M(order=3)", "unipc:3", "heun"]
+    noise = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = fs.compare(problem, nfe=8, noise=noise, solvers=names, spacings=["karras"])
+    assert {repr(r.solver) for r in found.rows} == {
+        "DPMSolverPP()", "DPMSolverPP(order=3)", "UniPC(order=3)", "EDMHeun()"
+    }  # fmt: skip
+    with pytest.raises(fs.InputError, match="solvers: got 'dpmpp_2n'.*Did you mean 'dpmpp_2m'") as error:
+        fs.compare(problem, nfe=8, noise=noise, solvers=["dpmpp_2n"])
+    text = str(error.value)
+    for other in ("ddpm", "milstein", "dpmpp_2m_sde", "shark"):  # with noise, or of SDEs only
+        assert f"'{other}'" not in text
+    assert "'dpm_solver_pp'" in text

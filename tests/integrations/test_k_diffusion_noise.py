@@ -179,3 +179,12 @@ def test_snr_noise_sampler_is_a_path_for_every_solver():
     z = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=lambda s, t: noise(s, t))
     mine = kd.sampler(fs.EulerMaruyama())(model, x, sigmas, noise_sampler=noise)
     torch.testing.assert_close(z, mine, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("solver", [fs.EDMEuler(churn=4), fs.EDMHeun(churn=4), fs.Restart()], ids=repr)
+def test_fresh_noise_takes_no_noise_sampler(solver):
+    """Churn and restarts draw noise that belongs to no interval: a caller's source would be ignored."""
+    x = start()
+    with pytest.raises(fs.InputError, match="noise_sampler: got function; .* belongs to no interval.*seed="):
+        kd.sampler(solver)(model, x, karras(6), noise_sampler=lambda s, t: torch.zeros_like(x))
+    kd.sampler(fs.EDMEuler())(model, x, karras(6), noise_sampler=lambda s, t: torch.zeros_like(x))

@@ -84,16 +84,15 @@ def convergence(
         import torch
 
         from fewstep import _validation
-        from fewstep.catalog import solver_named
 
         from .. import problems
         from ..convergence import strong_orders, weak_orders
         from ..parallel import processes
 
         common.use_threads(threads, paths)
-        sde, chosen = problems.by_name(problem), _solvers(solver)
+        sde, chosen = problems.by_name(problem), [_solver(name) for name in solver]
         options: dict[str, Any] = {
-            "reference": reference if reference in REFERENCES else solver_named(reference, "reference"),
+            "reference": reference if reference in REFERENCES else _solver(reference, "reference"),
             "levels": range(levels[0], levels[1] + 1), "paths": paths, "block": block or None, "seed": seed,
             "dtype": getattr(torch, _validation.check_choice("dtype", dtype, DTYPES)),
         }  # fmt: skip
@@ -109,10 +108,10 @@ def convergence(
     common.tell(as_json, record | {"wrote": wrote()}, [*lines, f"wrote {out} and {out.with_suffix('.json')}"])
 
 
-def _solvers(names: list[str]) -> list[Any]:
+def _solver(name: str, argument: str = "solver") -> Any:
     from fewstep.catalog import solver_named
 
-    return [solver_named(name) for name in names]
+    return solver_named(name, argument, [*sde_solvers(), *(REFERENCES if argument == "reference" else ())])
 
 
 def _save_orders(found: list[Any], out: Path, seed: int) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def work_precision(
         common.use_threads(threads, paths)
         if work.is_sde(problem):
             record = work.sde_work_precision(
-                by_name(problem), _solvers(solver) if solver else None,
+                by_name(problem), [_solver(name) for name in solver] or None,
                 levels=range(levels[0], levels[1] + 1), paths=paths, torchsde=peers,
                 device=device, seed=seed,
             )  # fmt: skip

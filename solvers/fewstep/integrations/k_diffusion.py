@@ -31,10 +31,10 @@ from ..plan_noise import at_least_float32
 from ..problem import Denoiser
 from ..resolve import AnySolver, Student, carried_plan, check_steers, evaluator_of, is_stochastic, resolve
 from ..sample import locate
+from ..sampler_names import SAMPLERS as SAMPLERS
+from ..sampler_names import named
 from ..samplers.dpm import DPMSolver
 from ..schedule import CLOSEST, check_schedule
-from .k_diffusion_names import SAMPLERS as SAMPLERS
-from .k_diffusion_names import named
 from .k_diffusion_noise import BrownianNoiseSampler as BrownianNoiseSampler
 from .k_diffusion_noise import check_state, sampler_normals
 from .k_diffusion_noise import snr as snr

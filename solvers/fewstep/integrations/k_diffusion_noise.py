@@ -150,6 +150,11 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
     def fresh(_: int) -> Normals:
         return tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))
 
+    if churned and not on_path and path is not None:
+        raise InputError(
+            f"noise_sampler: got {type(path).__name__}; the noise of {plan.name} belongs to no interval of levels. "
+            "Leave it out and pass seed=."
+        )
     if not on_path:
         path = None
     elif path is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _validation
 from ..errors import InputError
 from ..plan import Plan
-from ..plan_builder import LinearExpr, PlanBuilder
+from ..plan_builder import STEEP, LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
 from .exponential import ExponentialStep, History, OrderAt, order_before_zero, path_noise
@@ -40,6 +40,7 @@ class Rules:
         curvature: what turns the second divided difference into h^2 F'' of third-order multistep.
         shift: added to the weight of h^2 F''.
         halved: whether the second stage of a third-order step takes e0 / 2 for e1.
+        steep: singlestep steps of the noise over a larger factor in sigma are of order 1.
     """
 
     order: OrderAt = order_before_zero
@@ -47,6 +48,7 @@ class Rules:
     curvature: float = 2.0
     shift: float = 0.0
     halved: bool = False
+    steep: float = STEEP
 
 
 class DPMFamily(DiffusionSolver):
@@ -132,6 +134,8 @@ class DPMFamily(DiffusionSolver):
                 continue
             noise = self._noise(builder, LinearExpr({}), s, [*inner, t][0])
             F = builder.evaluate(builder.x, s)
+            if self.prediction == "noise" and s > rules.steep * t:
+                inner, r = [], []
             stages: list[LinearExpr] = []
             for k, (v, following) in enumerate(pairwise([*inner, t])):
                 sub = self._step(s, v)

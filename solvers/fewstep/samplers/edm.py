@@ -9,10 +9,9 @@ from torch import Tensor
 from .. import _validation
 from ..errors import InputError
 from ..plan import Plan
-from ..plan_builder import LinearExpr, PlanBuilder
+from ..plan_builder import STEEP, LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import STEEP
 
 
 class _Churned(DiffusionSolver):

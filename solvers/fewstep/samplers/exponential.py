@@ -28,11 +28,6 @@ def order_before_zero(order: int, left: int, sigmas: Tensor) -> int:
     return min(order, 2) if left == 2 and sigmas[-1] == 0 else order
 
 
-# A step over a larger factor in sigma, as the first from t = 1 of a flow, is one of order 1: solvers that extrapolate
-# the noise or its slope multiply a change of the estimate of x0 by that factor.
-STEEP = 100.0
-
-
 class ExponentialStep:
     """One exponential step from s to t, 0 < t < s.
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from .. import _validation
 from ..plan import Plan
-from ..plan_builder import LinearExpr, PlanBuilder
+from ..plan_builder import STEEP, LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver, needs_schedule
-from .exponential import STEEP, weighted_sum
+from .exponential import weighted_sum
 from .ipndm import EVEN
 
 

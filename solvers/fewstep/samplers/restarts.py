@@ -11,12 +11,11 @@ from .. import _validation
 from ..errors import InputError
 from ..grid import check_sigmas
 from ..plan import Plan
-from ..plan_builder import NO_PATH, joined
+from ..plan_builder import NO_PATH, STEEP, joined
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
 from .dpm import DPMSolverPP
 from .edm import EDMHeun
-from .exponential import STEEP
 from .ipndm import IPNDM
 
 MIDPOINT = DPMSolverPP(2, multistep=False)

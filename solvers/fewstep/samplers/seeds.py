@@ -8,10 +8,10 @@ from torch import Tensor
 from .. import _validation
 from ..errors import warn
 from ..plan import Plan
-from ..plan_builder import LinearExpr, PlanBuilder
+from ..plan_builder import STEEP, LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import STEEP, ExponentialStep, path_noise
+from .exponential import ExponentialStep, path_noise
 
 LONGEST = 0.8  # step in log sigma: unit data then come out with a standard deviation of 1.1 to 1.7
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import _validation
 from ..plan import Plan
-from ..plan_builder import LinearExpr, PlanBuilder
+from ..plan_builder import STEEP, LinearExpr, PlanBuilder
 from ..schedule import Schedule
 from ..solver import Card, DiffusionSolver
-from .exponential import STEEP, ExponentialStep, History, OrderAt, order_before_zero
+from .exponential import ExponentialStep, History, OrderAt, order_before_zero
 
 
 class UniPC(DiffusionSolver):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..brownian import Increment
 from ..plan import Plan
-from ..plan_builder import LinearExpr, PlanBuilder
+from ..plan_builder import STEEP, LinearExpr, PlanBuilder
 from ..problem import SDE, diffuse, plus
 from ..schedule import Schedule
 from ..solver import DiffusionSolver, Step, StochasticSolver
@@ -86,7 +86,7 @@ def snr_plan(name: str, tableau: Tableau, levy: str, sigmas: Tensor) -> Plan:
             stage = x * tau
             for a, k in zip(row, ks):
                 stage = stage + a * h * k
-            for weight, normal, var in zip(we, z, letters):
+            for weight, normal, var in zip(we, z if c or s <= STEEP * t else (), letters):
                 stage = stage + weight * (h / var).sqrt() * normal
             ks.append(builder.evaluate(stage / at, at**-0.5))
         new = x * tau + h.sqrt() * z[0]

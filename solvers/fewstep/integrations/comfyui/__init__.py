@@ -17,7 +17,7 @@ import fewstep as fs
 from fewstep.catalog import spelling
 from fewstep.grid import spacing_names
 from fewstep.integrations.k_diffusion import SAMPLERS, Sampler, register, sampler, table_schedule
-from fewstep.integrations.k_diffusion_names import CFG_PP
+from fewstep.sampler_names import CFG_PP
 from fewstep.solver import DiffusionSolver
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import DDIM, DDPM, DEIS, IPNDM, LCM, PNDM, TCD, DPMSolverPP, EDMHeun, Plan, UniPC
 from ..._validation import check_float, check_instance, check_numbers
-from ...catalog import solver_named, spelling
+from ...catalog import solver_named
 from ...compat import (
     DiffusersDDIM,
     DiffusersDPM,
@@ -29,6 +29,7 @@ from ...fingerprint import same_words
 from ...grid import spacing_names
 from ...plan import Row
 from ...resolve import carried_plan, resolve
+from ...sampler_names import diffusion_solver_named
 from ...samplers.ddpm import VARIANCES
 from ...samplers.dpm import DPMFamily
 from ...schedule import DiscreteVP
@@ -43,6 +44,13 @@ DIFFUSERS_SPACINGS = ("linspace", "leading", "trailing")
 COMPAT = (DiffusersDDIM, DiffusersDPM, DiffusersLCM, DiffusersPNDM, OfficialDPM)
 DDIM_FORMS = (DDIM, DiffusersDDIM)
 TAKES_ETA = (*DDIM_FORMS, TCD)
+# options of schedulers with a forward process or labels that are not supported
+FOREIGN = {
+    "clip_denoised": "CMStochasticIterativeScheduler", "sampling_eps": "ScoreSdeVeScheduler",
+    "s_min": "KarrasVeScheduler", "scaler": "DDPMWuerstchenScheduler", "alpha_cum_start": "VQDiffusionScheduler",
+    "n_grid": "PiflowScheduler", "stages": "HeliosScheduler", "scale_factors": "FlowMatchLCMScheduler",
+    "snr_shift_scale": "CogVideoXDDIMScheduler",
+}  # fmt: skip
 
 
 class Setup(NamedTuple):
@@ -201,7 +209,7 @@ def solver_of(solver: Any) -> Any:
         return _built(**solver)
     if isinstance(solver, type):
         raise InputError(f"solver: got the class {solver.__name__}; expected an instance, {solver.__name__}().")
-    solver = solver_named(spelling(solver)) if isinstance(solver, str) else solver
+    solver = diffusion_solver_named(solver, "solver") if isinstance(solver, str) else solver
     carried_plan(solver)
     return solver
 
@@ -267,10 +275,20 @@ def check_options(options: Mapping[str, Any], config: Mapping[str, Any], solver:
             warn(f"{idle} {name}, which corresponds to the solver, has no such option.")
 
 
+def check_process(config: Mapping[str, Any]) -> None:
+    """Reject the configuration of a scheduler whose forward process or labels are not supported."""
+    name = config.get("_class_name")
+    found = [k for k in FOREIGN if config.get(k) is not None and (k, config[k]) != ("snr_shift_scale", 1)]
+    if found or name == "CosineDPMSolverMultistepScheduler":  # its options are those of EDM's
+        what = f"{found[0]}: got {config[found[0]]!r}" if found else f"_class_name: got {name!r}"
+        raise InputError(
+            f"{what}, of a scheduler whose forward process or labels are not supported; expected one with betas, a "
+            f"flow or EDM's. Use {name or FOREIGN[found[0]]} itself."
+        )
+
+
 def distilled_solver(config: Mapping[str, Any]) -> DiffusionSolver | None:
     """The sampler of a configuration of a distilled network: LCM, or TCD where it names that class; else None."""
-    if config.get("scale_factors"):
-        raise InputError("scale_factors: got it, expected none. Use FlowMatchLCMScheduler itself.")
     if "original_inference_steps" in config or "upscale_mode" in config:
         return TCD() if config.get("_class_name") == "TCDScheduler" else LCM()
     return None

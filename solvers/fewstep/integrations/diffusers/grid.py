@@ -149,7 +149,9 @@ def process_of(config: Mapping[str, Any], reference: Any, solver: Any = None) ->
     if len(abar) < 2:
         raise InputError(f"trained_betas: got {len(abar)}, expected one for each of the labels.")
     if not 0 < abar[-1] < abar[-2]:  # zero terminal SNR: 0, or diffusers' stand-in of 2^-24
-        abar[-1] = min(2.0**-24, float(abar[-2]) / 4)
+        # clipped estimates from the noise lose digits in proportion to sigma
+        small = 2.0**-40 if abar[-1] == 0 and prediction != "epsilon" else 2.0**-24
+        abar[-1] = min(small, float(abar[-2]) / 4)
     return Process("vp", DiscreteVP(abar), prediction, count)
 
 
@@ -165,9 +167,7 @@ def by_shift(config: Mapping[str, Any]) -> bool:
 
 def in_line(solver: Any) -> bool:
     """Whether a flow's steps are taken in x_t and t: those of deterministic solvers without a form in log SNR."""
-    if not isinstance(solver, DiffusionSolver) or solver.card.levy:
-        return False
-    return not isinstance(solver, LOG_SNR) or getattr(solver, "multistep", True) is False
+    return isinstance(solver, DiffusionSolver) and not solver.card.levy and not isinstance(solver, LOG_SNR)
 
 
 # solvers with a scheduler of their own, and whether it knows flows
@@ -252,9 +252,12 @@ def grid_of(
     made = constructed_grid(process, reference)
     if not bool(made.sigmas.isfinite().all()) or made.sigmas[0] == made.sigmas[-1]:
         what = made.sigmas if made.listed is None else made.listed
+        ends = {"shift_terminal": None, "final_sigmas_type": "zero", "set_alpha_to_one": True}
+        given = {k: reference.config.get(k, v) for k, v in ends.items()}
+        others = [f", or {k}={v!r} instead of {given[k]!r}" for k, v in ends.items() if given[k] != v]
         raise InputError(
             f"num_inference_steps: got {len(made.labels)}; the levels of {name} are then {short(what)}, with no step "
-            "to take. Use more steps, or neither shift_terminal nor final_sigmas_type='sigma_min'."
+            f"to take. Use more steps{''.join(others)}."
         )
     if bool((made.sigmas[:-2].diff() == 0).any()):  # some of diffusers' own schedulers return nan there
         raise InputError(

@@ -42,12 +42,17 @@ from .run import Draw, Entry, Run
 from .traced import EARLY, LATE, TracedRow, has, numbered, row_normals, sample_seeds
 
 # what diffusers' schedulers keep of the forward process, for training and for pipelines that compute with it
-TABLES = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "sigmas", "sigma_min", "sigma_max")
+TABLES = (
+    "betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "alpha_t", "sigma_t", "lambda_t", "sigmas",
+    "sigma_min", "sigma_max",
+)  # fmt: skip
 # diffusers' schedulers that step without set_timesteps, over all levels of training
 CONSTRUCTED = (
     "DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "EDMEulerScheduler",
     "FlowMatchEulerDiscreteScheduler",
 )  # fmt: skip
+
+NO_CHURN = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0}
 
 
 def _number(timestep: Any) -> float:
@@ -136,6 +141,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for key in config:
             _validation.check_instance("config", key, str, "names as keys")
         if isinstance(config, Mapping):
+            configuration.check_process(config)
             if kwargs.get("solver", config.get("solver")) is None:
                 kwargs["solver"] = configuration.distilled_solver(config)
             # options that only the class behind the solver has; unknown ones may be returned to the caller
@@ -283,6 +289,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 if timestep.device != mine.device or at != mine_at:
                     return None
                 return setup.entries(setup.names[timestep.storage_offset() - mine.storage_offset()])
+            if timestep.numel() > 1 and bool((timestep != timestep.reshape(-1)[0]).any()):
+                raise InputError(
+                    f"timestep: got {timestep.tolist()}, expected the same for all samples. Use a copy.deepcopy of the "
+                    "scheduler per timestep."
+                )
             timestep = timestep.reshape(-1)[0] if timestep.numel() else timestep
         return setup.entries(_validation.check_float("timestep", timestep))
 
@@ -414,7 +425,9 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         _validation.check_state("sample", sample, finite=False)
         tracing = torch.compiler.is_compiling()
         eta = eta if tracing else _validation.check_float("eta", eta)
-        self._check_options_of_step(eta, use_clipped_model_output, s_churn, per_token_timesteps)
+        self._check_options_of_step(
+            eta, use_clipped_model_output, (s_churn, s_tmin, s_tmax, s_noise), per_token_timesteps
+        )
         run = self._next(timestep, sample, eta)
         if run.state is None:
             configuration.check_event(self.solver, sample)
@@ -458,18 +471,21 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._run = run._replace(row=run.row + 1, state=state)
         return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
 
-    def _check_options_of_step(self, eta: float, clipped: bool | None, churn: float, tokens: Tensor | None) -> None:
+    def _check_options_of_step(
+        self, eta: float, clipped: bool | None, churn: tuple[float, ...], tokens: Tensor | None
+    ) -> None:
         """Reject options that the solver does not have."""
         setup = self._ready()
         used, flow = setup.used, setup.process.kind == "flow"
         ddim, euler = isinstance(used, configuration.DDIM_FORMS), isinstance(used, EDMEuler) and not used.churn
-        for name, value, able, cure in (
-            ("eta", eta, isinstance(used, configuration.TAKES_ETA), "fewstep.DDIM() or fewstep.TCD()"),
-            ("use_clipped_model_output", clipped, ddim, "fewstep.DDIM()"),
-            ("s_churn", churn, euler and not flow, "fewstep.EDMEuler() without churn of its own, and no flow"),
-            ("per_token_timesteps", tokens is not None, flow, "a flow"),
+        cures = "fewstep.DDIM() or fewstep.TCD()", "fewstep.EDMEuler() without churn of its own, and no flow"
+        for name, value, given, able, cure in (
+            ("eta", eta, eta, isinstance(used, configuration.TAKES_ETA), cures[0]),
+            ("use_clipped_model_output", clipped, clipped, ddim, "fewstep.DDIM()"),
+            *((k, v, v != NO_CHURN[k], euler and not flow, cures[1]) for k, v in zip(NO_CHURN, churn)),
+            ("per_token_timesteps", "them", tokens is not None, flow, "a flow"),
         ):
-            if value and not able:
+            if given and not able:
                 raise InputError(f"{name}: got {value}, which {self.solver!r} does not have here. It needs {cure}.")
 
     def _churned(

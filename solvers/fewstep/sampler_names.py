@@ -1,9 +1,10 @@
-"""The samplers of k-diffusion, ComfyUI and Forge by their names there."""
+"""The samplers of k-diffusion, ComfyUI and Forge by their names there, next to the solvers' own."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-from .. import (
+from . import (
     DDIM,
     DDPM,
     DEIS,
@@ -22,10 +23,10 @@ from .. import (
     SASolver,
     UniPC,
 )
-from ..catalog import solver_named, with_options
-from ..compat import HeunPP2, OfficialDPM
-from ..errors import InputError, one_of
-from ..solver import DiffusionSolver, Solver
+from .catalog import solver_named, solvers, spelling, with_options
+from .compat import HeunPP2, OfficialDPM
+from .errors import InputError
+from .solver import DiffusionSolver, Solver
 
 SAMPLERS: dict[str, DiffusionSolver] = {
     "euler": EDMEuler(),
@@ -70,27 +71,42 @@ CFG_PP = {
 """What ComfyUI's `_cfg_pp` samplers keep as their history (see `executor.Pair`), by their names without `_cfg_pp`."""
 
 
+def diffusion_solver_named(
+    text: str, argument: str, accepts: Callable[[DiffusionSolver], bool] = lambda solver: True
+) -> Solver:
+    """The solver of a name of this library, of k-diffusion or of ComfyUI; the error lists those that are accepted."""
+    own = {spelling(n): s for n, s in solvers().items() if isinstance(s, DiffusionSolver)}
+    name = _parts(text)[0] if isinstance(text, str) else ""
+    if name in SAMPLERS and name not in own:
+        return named(text)[0]
+    return solver_named(text, argument, [n for n, s in {**own, **SAMPLERS}.items() if accepts(s)])
+
+
 def named(text: str) -> tuple[Solver, str]:
     """The solver that a text describes, and for `_cfg_pp` what it keeps as history, else "".
 
-    The text is a name of `SAMPLERS` with or without `sample_`, `_gpu` and `_cfg_pp`, or that of a solver; options
-    follow in brackets.
+    The text is a name of `SAMPLERS` with or without `sample_`, `_gpu` and `_cfg_pp`, a label of Forge such as
+    "DPM++ 2M SDE", or the name of a solver; options follow in brackets.
     """
-    if not (found := re.fullmatch(r"([^()]*)(?:\(([^()]*)\))?", text.strip())):
-        raise InputError(
-            f"solver: got {text!r}, expected a name, or a name with options in brackets: dpmpp_2m(order=3)."
-        )
-    name, options = found[1], found[2]
-    lower = name.strip().lower().removeprefix("sample_").removesuffix("_gpu")
-    plain = lower.removesuffix("_cfg_pp")
-    history = CFG_PP.get(plain, "guided") if plain != lower else ""
+    name, options = _parts(text)
+    plain = name.removesuffix("_cfg_pp")
+    history = CFG_PP.get(plain, "guided") if plain != name else ""
     if plain in SAMPLERS:
         solver = SAMPLERS[plain]
         if isinstance(solver, OfficialDPM):  # the options are those of the solver in it
             inner: Any = with_options(solver.solver, options or "", "solver")
             return OfficialDPM(inner), history
         return with_options(solver, options or "", "solver"), history
-    try:
-        return solver_named(plain if options is None else f"{plain}({options})"), history
-    except InputError as error:
-        raise (error if options is not None else one_of("solver", text, SAMPLERS)) from error
+    listed = None if options is not None else SAMPLERS
+    return solver_named(plain if options is None else f"{plain}({options})", listed=listed), history
+
+
+def _parts(text: str) -> tuple[str, str | None]:
+    """The name in the spelling of `SAMPLERS`, and the options in brackets."""
+    if not (found := re.fullmatch(r"([^()]*)(?:\(([^()]*)\))?", text.strip())):
+        raise InputError(
+            f"solver: got {text!r}, expected a name, or a name with options in brackets: dpmpp_2m(order=3)."
+        )
+    name = re.sub(r"[ _]+", "_", found[1].strip().lower().replace("+", "p")).replace("cfgpp", "cfg_pp")
+    name = name.removeprefix("sample_").removeprefix("k_").removesuffix("_gpu")
+    return re.sub("^dpm2", "dpm_2", re.sub("_a$", "_ancestral", name)), found[2]
