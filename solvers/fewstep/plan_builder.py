@@ -21,8 +21,8 @@ Key = tuple[Any, ...]
 STATE: Key = ("x",)  # the current state, whatever its generation
 NOISE_FREE = (float("nan"), float("nan"))
 NO_PATH = (0.0, 0.0)
-# A step over a larger factor in sigma, as the first from t = 1 of a flow, is one of order 1 or without noise in its
-# first input: a change of the estimate of x0, or that noise, would be multiplied by the factor.
+# A step over a larger factor in sigma, as the first from t = 1 of a flow, is one of order 1: solvers that extrapolate
+# the noise or its slope multiply a change of the estimate of x0 by that factor.
 STEEP = 100.0
 
 

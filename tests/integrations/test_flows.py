@@ -58,6 +58,16 @@ def test_inputs_of_the_network_have_the_size_of_their_level(solver):
     assert 0.1 < min(sizes) < max(sizes) < 40
 
 
+@pytest.mark.parametrize("solver", [fs.ShARK(), fs.SEA(), fs.SRA1(), fs.SOSRA()], ids=describe)
+@pytest.mark.parametrize("steps", [10, 15, 20, 30])
+def test_steps_of_diffusers_flows_keep_the_variance(solver, steps):
+    """By algebra: its grids end with a step over a factor of 30 to 100 in sigma before that to 0."""
+    t = torch.linspace(1, 1e-3, steps, dtype=torch.float64)
+    levels = torch.cat([FLOW.sigma((3 * t / (1 + 2 * t)).clamp(max=FLOW.t_max)), t.new_zeros(1)])
+    plan = solver.plan(levels, FLOW)
+    assert 0.5 * V0 < float(_variance(plan, plan.sigmas[:1], lambda x, s: V0 / (V0 + s * s) * x)) < 1.2 * V0
+
+
 @pytest.mark.parametrize(
     ("counts", "batch"), [((10,), 16), pytest.param((5, 10, 30), 128, marks=pytest.mark.slow)], ids=["few", "many"]
 )

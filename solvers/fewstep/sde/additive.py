@@ -11,10 +11,14 @@ from torch import Tensor
 
 from ..brownian import Increment
 from ..plan import Plan
-from ..plan_builder import STEEP, LinearExpr, PlanBuilder
+from ..plan_builder import LinearExpr, PlanBuilder
 from ..problem import SDE, diffuse, plus
 from ..schedule import Schedule
 from ..solver import DiffusionSolver, Step, StochasticSolver
+
+# The noise that a tableau adds to the first input of a step is s/t times that of its level: above this factor a
+# denoiser receives an input that it was not made for, and the step has none.
+STEEP = 10.0
 
 
 @dataclass(frozen=True)
