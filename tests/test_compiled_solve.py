@@ -143,6 +143,61 @@ def test_methods_use_one_program_which_keeps_no_network_alive(compilations):
     assert [r() for r in left] == [None] * 3
 
 
+COUNTERS = {
+    "path": ((3, 2), {}), "span": ((3, 2), {"t0": -1.0}), "seeds": ((3, 2), {"seeds": [4, 5, 2**64 - 1]}),
+    "numbers that share a block": ((3, 1), {"seeds": [4, 5, 6]}), "one number": ((1,), {}),
+    "knots": ((3, 2), {"knots": torch.linspace(0, 1, 33).square()}), "float64": ((3, 2), {"dtype": torch.float64}),
+    "H": ((3, 2), {"levy": "H"}), "seeds, K": ((3, 2), {"levy": "K", "seeds": [1, 2, 3]}),
+}  # fmt: skip
+
+
+FAST = ("path", "numbers that share a block", "knots", "H")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=SLOW) for n in COUNTERS])
+def test_noise_of_counters_is_drawn_in_the_program(name, compilations, monkeypatch):
+    """One program with the normals of all cuts within it, and the numbers of the eager path; another seed uses it."""
+    shape, options = COUNTERS[name]
+    cells = []
+    walk = compiled.Walk.subtree
+    monkeypatch.setattr(compiled.Walk, "subtree", lambda self: cells.append(walk(self)) or cells[-1])
+    y0 = torch.linspace(0.5, 1.5, 6, dtype=options.get("dtype"))[: max(1, torch.Size(shape).numel())].reshape(shape)
+    grid = options.get("knots", torch.linspace(0, 1, 33))
+    solver = fs.ShARK() if "levy" in options else fs.EulerMaruyama()
+    sde = SDES["additive" if "levy" in options else "diagonal"]
+    for seed in (1, 2):
+        path = fs.BrownianPath(shape, seed=seed, generator="counter", **options)
+        found, want = (fs.solve(sde, solver, y0, grid, path=path, save="all", compile=c) for c in (True, False))
+        torch.testing.assert_close(found.ys, want.ys, rtol=1e-5, atol=2e-6)
+        assert found.nfe == want.nfe
+    assert [cell is not None for cell in cells] == [True] * 6
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize(
+    "grid", [torch.linspace(0, 1, 30), torch.linspace(0.03125, 0.9375, 30), torch.rand(19).cumsum(0) / 20]
+)
+def test_counters_on_other_grids_are_drawn_outside(grid, compilations):
+    path = fs.BrownianPath((3, 2), seed=4, generator="counter")
+    found, want = (
+        fs.solve(SDES["diagonal"], fs.EulerMaruyama(), Y0, grid, path=path, compile=c, save="all")
+        for c in (True, False)
+    )
+    torch.testing.assert_close(found.ys, want.ys, rtol=1e-5, atol=2e-6)
+    assert len(compilations) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"seeds": [1, 2, 3]}], ids=str)
+def test_inductor_draws_the_numbers_of_counters(options):
+    path = fs.BrownianPath((3, 2), generator="counter", **options)
+    grid = torch.linspace(0, 1, 17)
+    found, want = (
+        fs.solve(SDES["diagonal"], fs.EulerMaruyama(), Y0, grid, path=path, compile=c) for c in (True, False)
+    )
+    torch.testing.assert_close(found.y, want.y, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_inductor_gives_eager_numbers():
     found, want = both(SDES["diagonal"], fs.Milstein())

@@ -1,4 +1,7 @@
-"""Steps of `solve` as programs of torch.compile, several steps per program; their noise is drawn outside."""
+"""Steps of `solve` as programs of torch.compile, several steps per program.
+
+Their noise is drawn outside, but inside for a path of counters whose cells are the steps of full programs.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .brownian import Increment
+from .brownian import BrownianPath, Increment
+from .brownian.path import Subtree, Walk
 from .problem import SDE
 from .solver import StochasticSolver, plain_options
 
 PER_PROGRAM = 8  # steps of one program
 
 Fields = list[dict[str, Tensor]]
-Advance = Callable[[SDE, Tensor, Any, Tensor, Tensor, Fields], tuple[list[Tensor], Any]]
+Advance = Callable[[SDE, Tensor, Any, Tensor, Tensor, Fields | Subtree], tuple[list[Tensor], Any]]
 
 
 def compiled_states(
@@ -26,27 +30,41 @@ def compiled_states(
 ) -> Iterator[Tensor]:  # fmt: skip
     """Yield the state after each step: by `advance` on `traced`, but by the solver on `sde` where it fills no program.
 
-    The first step fills none. `sde` extends `calls` by each call of its drift, and the steps of programs extend it by
-    as many.
+    The first step fills none, and a walk whose cells fill programs begins with as many. `sde` extends `calls` by each
+    call of its drift, and the steps of programs extend it by as many.
     """
-    ts, increments, place = times.unbind(), iter(source), 0
+    ts, increments, place, count = times.unbind(), iter(source), 0, len(times) - 1
     carry = solver.init(sde, ts[0], y)
-    before, each = len(calls), 0
-    while place < len(ts) - 1:
-        full = place > 0 and len(ts) - 1 - place >= PER_PROGRAM
-        chunk = list(itertools.islice(increments, PER_PROGRAM if full else 1))
-        first, place = place, place + len(chunk)
-        if full:
-            lengths = _stacked([i.h for i in chunk], times)
-            fields = [{k: v for k in "WHKA" if (v := getattr(i, k)) is not None} for i in chunk]
-            states, carry = advance(traced, y, carry, times[first : place + 1], lengths, fields)
+    before, each, offset = len(calls), 0, 0 if isinstance(source, Walk) else 1
+    while place < count:
+        size = min(PER_PROGRAM - (place - offset) % PER_PROGRAM, count - place)
+        first, place = place, place + size
+        if first > 0 and size == PER_PROGRAM:
+            cell = source.subtree() if isinstance(source, Walk) else None
+            noise, lengths = (cell, cell.lengths) if cell is not None else _drawn(increments, times)
+            states, carry = advance(traced, y, carry, times[first : place + 1], lengths, noise)
             y = states[-1]
-            calls += [None] * (each * len(chunk))
+            calls += [None] * (each * size)
             yield from states
         else:
-            y, carry, _ = solver.step(sde, ts[first], ts[place], y, chunk[0], carry)
-            each = each or len(calls) - before
-            yield y
+            for i, increment in enumerate(itertools.islice(increments, size), first):
+                y, carry, _ = solver.step(sde, ts[i], ts[i + 1], y, increment, carry)
+                each = each or len(calls) - before
+                yield y
+
+
+def _drawn(increments: Iterator[Increment], times: Tensor) -> tuple[Fields, Tensor]:
+    """The next increments and their lengths."""
+    chunk = list(itertools.islice(increments, PER_PROGRAM))
+    fields = [{k: v for k in "WHKA" if (v := getattr(i, k)) is not None} for i in chunk]
+    return fields, _stacked([i.h for i in chunk], times)
+
+
+def noise_of(path: Any, grid: Tensor, increments: Callable[[], Iterable[Increment]]) -> Iterable[Increment]:
+    """The increments for `compiled_states`, of a path (None for fresh ones), which no later one overwrites."""
+    if type(path) is BrownianPath and path.generator == "counter" and not path.portable:
+        return path.walk(grid, PER_PROGRAM)
+    return increments() if path is None else copied(increments())
 
 
 def copied(increments: Iterable[Increment]) -> Iterator[Increment]:
@@ -85,9 +103,10 @@ def _program(key: tuple[Any, ...], solver: StochasticSolver) -> Advance:
     # The problem is an argument: the program keeps no network alive, and torch's guards compile it again for functions
     # that have the addresses of others, since deleted.
     def advance(
-        sde: SDE, y: Tensor, carry: Any, times: Tensor, lengths: Tensor, fields: Fields
+        sde: SDE, y: Tensor, carry: Any, times: Tensor, lengths: Tensor, noise: Fields | Subtree
     ) -> tuple[list[Tensor], Any]:
         states, ts, hs = [], times.unbind(), cast(tuple[Any, ...], lengths.unbind())
+        fields = [dict(zip("WHK", leaf)) for leaf in noise.leaves()] if isinstance(noise, Subtree) else noise
         for i, values in enumerate(fields):
             y, carry, _ = solver.step(sde, ts[i], ts[i + 1], y, Increment(hs[i], **values), carry)
             states.append(y)

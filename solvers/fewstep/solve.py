@@ -14,7 +14,7 @@ from ._tracing import constants, each_apart, placed, readable, transformed
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
 from .catalog import written
-from .compiled import canonical, compiled_states, copied, program
+from .compiled import canonical, compiled_states, noise_of, program
 from .errors import InputError, NonFiniteError, named, warn
 from .noise_op import traced_fresh, traced_path
 from .problem import CONSTANT, SDE, Field
@@ -65,7 +65,8 @@ def solve(
             states at these indices of the grid.
         progress: show a progress bar on a terminal, in a pipe a line every 30 seconds.
         compile: compile the steps by torch.compile, eight per program, for drift and diffusion that it can trace. The
-            noise is drawn outside and is the same; results agree to rounding. The first solve of a problem (these very
+            noise is the same, drawn outside, or inside for a path with generator="counter" on a grid of 2^k of its
+            steps; results agree to rounding. The first solve of a problem (these very
             functions), solver, shape and dtype compiles, which takes seconds; later ones with any path, seed and grid
             of at least nine steps use the program.
 
@@ -105,7 +106,8 @@ def solve(
     if compile:
         compiled = program(asked, canonical(solver), receives, dtype)
         traced = answering(stepwise(_in_float32(asked, dtype), receives), _Like.of(f), _Like.of(g))  # without counts
-        increments = source() if path is None else copied(source())
+        own = path if sde.noise_type != "none" else None
+        increments = noise_of(own, times.to(given or torch.float64), source)
         steps = compiled_states(compiled, traced, problem, solver, y0, placed, increments, calls)
     else:
         steps = states(problem, solver, y0, placed, source)

@@ -45,35 +45,52 @@ class CounterNormals:
     def __init__(self, shape: tuple[int, ...], seeds: list[int], each: bool, device: torch.device) -> None:
         self.shape: tuple[int, ...] = shape
         self.device: torch.device = device
-        self.rows: int = len(seeds)
-        self.width: int = math.prod(shape[1:] if each else shape)
-        self._key: Words = (key_of(seeds[0]) & _MASK, key_of(seeds[0]) >> 32)
-        if each:
-            keys = keys_of(seeds).to(device).unsqueeze(-1)
-            self._key = (keys & _MASK, (keys >> 32) & _MASK)
+        keys = keys_of(seeds).to(device).reshape(-1, 1)
+        self.key: Tensor = torch.stack([keys & _MASK, (keys >> 32) & _MASK])  # (2, rows, 1)
+        # numbers cost less than tensors of one
+        self._key: Words = (self.key[0], self.key[1]) if each else (key_of(seeds[0]) & _MASK, key_of(seeds[0]) >> 32)
 
     def begin(self, letters: int) -> Draw:
-        numbers = letters * self.width
-        shared = max(1, 4 // max(1, numbers))  # nodes of a block
+        rows = self.key.shape[1]
+        width, shared = _layout(self.shape, rows, letters)
 
         def draw(node: int, count: int) -> list[Tensor]:
             first = node // shared
             groups = torch.arange(first, (node + count - 1) // shared + 1, device=self.device)
-            drawn = self._sequences(groups, -(-shared * numbers // 4))[..., : shared * numbers]
-            fields = drawn.reshape(len(groups), self.rows, shared, letters, self.width).permute(3, 0, 2, 1, 4)
-            nodes = fields.reshape(letters, len(groups) * shared, self.rows * self.width)
+            drawn = _sequences(groups, self._key, rows, shared * letters * width)
+            fields = drawn.reshape(len(groups), rows, shared, letters, width).permute(3, 0, 2, 1, 4)
+            nodes = fields.reshape(letters, len(groups) * shared, rows * width)
             return list(nodes.narrow(1, node - first * shared, count).reshape(letters, count, *self.shape).unbind())
 
         return draw
 
-    def _sequences(self, groups: Tensor, blocks: int) -> Tensor:
-        """(groups, rows, 4 blocks) normals."""
-        block, group = torch.arange(blocks, device=self.device), groups.reshape(-1, 1, 1)
-        size = len(groups), self.rows, blocks
-        words = (block & _MASK, block >> 32, group & _MASK, group >> 32)
-        bits = philox([word.expand(size) for word in words], self._key)
-        # narrowing to int32 keeps the low bits
-        a, b, c, d = (word.to(torch.int32).to(torch.float32) for word in bits)
-        # not joined by cat in the last dimension, which is slow where that is short
-        normals = torch.stack([*box_muller(a, b), *box_muller(c, d)])
-        return normals.permute(1, 2, 0, 3).reshape(len(groups), self.rows, 4 * blocks)
+
+def fields_of(nodes: Tensor, key: Tensor, letters: int, shape: Sequence[int]) -> Tensor:
+    """The fields (letters, nodes, *shape) of int64 `nodes` and the `key` of a source; for compiled programs."""
+    rows = key.shape[1]
+    width, shared = _layout(shape, rows, letters)
+    drawn = _sequences(nodes // shared, (key[0], key[1]), rows, shared * letters * width)
+    if shared > 1:
+        drawn = drawn.reshape(len(nodes), rows, shared, -1)[
+            torch.arange(len(nodes), device=nodes.device), :, nodes % shared
+        ]
+    return drawn.reshape(len(nodes), rows, letters, width).permute(2, 0, 1, 3).reshape(letters, len(nodes), *shape)
+
+
+def _layout(shape: Sequence[int], rows: int, letters: int) -> tuple[int, int]:
+    """The numbers of a row and letter, and the nodes whose numbers share a block."""
+    width = math.prod(shape) // max(1, rows)
+    return width, max(1, 4 // max(1, letters * width))
+
+
+def _sequences(groups: Tensor, key: Words, rows: int, numbers: int) -> Tensor:
+    """The first (groups, rows, numbers) normals of each group of nodes and row."""
+    blocks = -(-numbers // 4)
+    block, group = torch.arange(blocks, device=groups.device), groups.reshape(-1, 1, 1)
+    counter = (block & _MASK, block >> 32, group & _MASK, group >> 32)
+    bits = philox([word.expand(len(groups), rows, blocks) for word in counter], key)
+    # narrowing to int32 keeps the low bits
+    a, b, c, d = (word.to(torch.int32).to(torch.float32) for word in bits)
+    # not joined by cat in the last dimension, which is slow where that is short
+    normals = torch.stack([*box_muller(a, b), *box_muller(c, d)])
+    return normals.permute(1, 2, 0, 3).reshape(len(groups), rows, 4 * blocks)[..., :numbers]

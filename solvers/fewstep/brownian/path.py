@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import _validation
 from .._tracing import made_outside
 from ..errors import InputError, warn
-from .bridge import VARIANCES, split
-from .counter import CounterNormals
+from .bridge import VARIANCES, bridge_matrix, split
+from .counter import CounterNormals, fields_of
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
 from .time_scale import DEPTH, Clock, make_knots, rounding
@@ -32,6 +32,34 @@ class _Cell(NamedTuple):
     low: int
     high: int
     values: list[Tensor]
+
+
+class Subtree(NamedTuple):
+    """A cell and what its cuts need: tensors alone, for compiled programs."""
+
+    values: list[Tensor]
+    key: Tensor
+    nodes: Tensor  # (m - 1,) of its cuts, generation by generation
+    matrices: Tensor  # (m - 1, 2n, 2n), of `bridge_matrix`, with the lengths
+    lengths: Tensor  # (m,) of its leaves
+
+    def leaves(self) -> list[list[Tensor]]:
+        """[W, H, K] of the m leaves, in time order."""
+        n, cells, i = len(self.values), [self.values], 0
+        z = fields_of(self.nodes, self.key, n, self.values[0].shape).to(self.values[0].dtype).unbind(1)
+        while len(cells) < len(self.lengths):
+            parts: list[list[Tensor]] = []
+            for values in cells:
+                inputs = [*values, *z[i].unbind()]
+                found = [_combined(row.unbind(), inputs) for row in self.matrices[i].unbind()]
+                parts += [found[:n], found[n:]]
+                i += 1
+            cells = parts
+        return cells
+
+
+def _combined(row: Sequence[Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, map(torch.mul, row, inputs))
 
 
 class BrownianPath:
@@ -126,12 +154,16 @@ class BrownianPath:
         Raises:
             InputError: at once, for a grid that is too short, not increasing, or outside the path.
         """
+        return self.walk(grid)
+
+    def walk(self, grid: Tensor | Sequence[float], grain: int = 1) -> "Walk":
+        """Return `increments(grid)`, as one that leaves cells of up to `grain` intervals for `subtree` to find."""
         ends = self._ends(_validation.check_times("grid", grid), rounding(grid))
         if len(ends) > ADVISED and self._clock.deep(ends[1]) and self._clock.deep(ends[len(ends) // 3]):
             cuts = DEPTH - len(ends).bit_length()
             cure = "Make the path with knots=grid, which makes it another path, or take 2^k equal steps."
             warn(f"grid: each of its {len(ends)} times costs {cuts} cuts of the path. {cure}")
-        return _Walk(self, ends)
+        return Walk(self, ends, grain)
 
     def positions(self, times: Tensor) -> Sequence[int]:
         """Return the positions of float64 CPU `times` (n,) in the tree; raises InputError for one outside the path."""
@@ -153,7 +185,7 @@ class BrownianPath:
         A time moves by at most 2^-20 of the clock's span, and takes less than half the cuts of an exact one. Times that
         would move to one node stay exact.
         """
-        return _Walk(self, self._clock.nodes(times))
+        return Walk(self, self._clock.nodes(times))
 
     def _query(self, start: int, end: int) -> list[Tensor]:
         """[W, H, K] over an interval, by cuts of the smallest kept intervals that contain its ends."""
@@ -250,6 +282,22 @@ class BrownianPath:
                 out.append(_Cell(node, bounds[i], bounds[i + 1], [v[i].clone() for v in values]))
         return out
 
+    def _subtree(self, cell: _Cell, cells: list[tuple[int, int, int]]) -> Subtree:
+        """A cell whose parts, with their cuts, are `cells`, generation by generation."""
+        assert isinstance(self._normals, CounterNormals)
+        n, matrices, lengths = len(cell.values), [], []
+        for low, cut, high in cells:
+            root = math.sqrt(self._clock.length(low, high))
+            rows = bridge_matrix(n, *self._clock.shares(low, cut, high))
+            matrices.append([[c if j < n else c * root for j, c in enumerate(row)] for row in rows])
+        for low, cut, high in cells[len(cells) // 2 :]:
+            lengths += [self._clock.length(low, cut), self._clock.length(cut, high)]
+        nodes = [(cell.node << g) + i for g in range(len(lengths).bit_length() - 1) for i in range(1 << g)]
+        numbers = [torch.tensor(v, dtype=d, device=self.device) for v, d in (
+            (nodes, torch.int64), (matrices, self.dtype), (lengths, torch.float64),
+        )]  # fmt: skip
+        return Subtree(cell.values, self._normals.key, *numbers)
+
     def _begin(self) -> Draw:
         """The source of normals for one traversal, in this path's dtype and on its device."""
         draw = self._normals.begin(LEVY_ORDER[self.levy])
@@ -282,14 +330,14 @@ class BrownianPath:
         )
 
 
-class _Walk(Iterator[Increment]):
+class Walk(Iterator[Increment]):
     """Traverses the tree depth first, in time order: cuts cells with an end inside, joins the others.
 
     An object rather than a generator: a run in which it takes part can be copied or pickled.
     """
 
-    def __init__(self, path: BrownianPath, ends: Sequence[int]) -> None:
-        self.path, self.ends = path, ends
+    def __init__(self, path: BrownianPath, ends: Sequence[int], grain: int = 1) -> None:
+        self.path, self.ends, self.grain = path, ends, grain
         self.done = 0
         self.stack: list[_Cell] | None = None  # nothing is drawn before the first increment
         self.draw = path._begin()
@@ -305,7 +353,7 @@ class _Walk(Iterator[Increment]):
             cell = self.stack.pop()
             inside = _inside(ends, cell.low, cell.high)
             if inside > 0:
-                self.stack.extend(reversed(path._parts(cell, ends, inside, self.draw)))
+                self.stack.extend(reversed(path._parts(cell, ends, inside // self.grain, self.draw)))
                 continue
             if cell.high <= start:
                 continue
@@ -316,6 +364,27 @@ class _Walk(Iterator[Increment]):
         # nothing else holds the values of a single cell
         values = cell.values if len(pieces) == 1 else path._joined(pieces)
         return Increment(path._clock.length(ends[done], end), *values)
+
+    def subtree(self) -> Subtree | None:
+        """The next `grain` intervals as one cell, if `grain` = 2^g and g generations of its cuts are their ends."""
+        path, ends, first, last = self.path, self.ends, self.done, self.done + self.grain
+        assert self.stack is not None  # after an increment
+        start, end = ends[first], ends[last]
+        while (cell := self.stack[-1]).high <= start or (cell.high >= end and cell[1:3] != (start, end)):
+            self.stack.pop()
+            inside = _inside(ends, cell.low, cell.high)
+            if cell.high > start:
+                self.stack.extend(reversed(path._parts(cell, ends, inside // self.grain, self.draw)))
+        bounds, cells = [cell.low, cell.high], list[tuple[int, int, int]]()
+        while len(bounds) <= self.grain:
+            middles = [path._clock.cut(a, b) for a, b in pairwise(bounds)]
+            cells += [(a, c, b) for (a, b), c in zip(pairwise(bounds), middles, strict=True)]
+            bounds = sorted(bounds + middles)
+        if bounds != list(ends[first : last + 1]):
+            return None
+        self.stack.pop()
+        self.done = last
+        return path._subtree(cell, cells)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "draw"}
