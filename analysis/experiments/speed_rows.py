@@ -182,6 +182,13 @@ def bare(shape: Shape, steps: int) -> Rows:
                 return fs.solve(sde, solver, y0, grid, path=path)
 
             yield "overhead", f"{name}, {source}", str(shape), "bare loop", run, by_hand
+    for generator in ("torch", "counter"):
+
+        def compiled(generator: str = generator) -> Any:
+            path = fs.BrownianPath(shape, knots=grid, generator=generator)
+            return fs.solve(SINE, fs.EulerMaruyama(), y0, grid, path=path, compile=True)
+
+        yield "overhead", f"EulerMaruyama, path, {generator}, compiled", str(shape), "bare loop", compiled, euler
 
 
 def noise(shape: Shape, steps: int) -> Rows:
@@ -218,7 +225,9 @@ def noise(shape: Shape, steps: int) -> Rows:
         made = lambda ends=asked: [fs.BrownianPath(shape, seed=i).increment(*e) for i, e in enumerate(ends)]  # noqa: E731
         theirs = lambda ends=asked: [interval(shape, None)(*e) for e in ends]  # noqa: E731
         yield "noise", f"W, {what}", size, "torchsde", made, theirs
-    yield "noise", "W, walk, seeds=[...]", size, "one seed", walk(grid, seeds=list(range(shape[0]))), walk(grid)
+    for generator in ("torch", "counter"):
+        one, seeds = {"generator": generator}, list(range(shape[0]))
+        yield "noise", f"W, walk, {generator}, seeds=[...]", size, "one seed", walk(grid, seeds=seeds, **one), walk(grid, **one)  # fmt: skip  # noqa: E501
 
 
 def areas() -> Rows:
