@@ -26,6 +26,7 @@ CONFIGURATIONS = [
     fs.ERSDE(1), fs.ERSDE(2),
     fs.GradientEstimation(1.0), fs.GradientEstimation(1.5),
     fs.Ancestral(fs.DPMSolver(2)), fs.Ancestral(fs.EDMHeun(), 0.5), fs.Ancestral(fs.DPMSolver(2), 0.0),
+    fs.Ancestral(fs.UniPC(), 0.0),
     fs.Restart(intervals=((0.2, 0.8, 3, 2), (0.4, 0.9, 3, 1))), fs.Restart(fs.DPMSolverPP(2), ()),
     fs.EDMEuler(churn=10.0), fs.EDMEuler(churn=10.0, churn_max=0.5),
     fs.EDMHeun(churn=10.0), fs.EDMHeun(churn=1.0, churn_min=0.3),

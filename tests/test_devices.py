@@ -338,6 +338,25 @@ def test_paths_and_states_on_different_devices_are_refused():
                 distances.rmse(y0(here), y0(there))
 
 
+def test_parts_on_different_devices_are_refused():
+    guided = fs.classifier_free_guidance(lambda x, t, c: x + c, y0("cpu"), y0("cpu"), 2.0)
+    increment = fs.FreshIncrements((4, 3), "H").increment(0.0, 1.0)
+    with FakeDevice():
+        for run, words in (
+            (lambda: guided(y0("cuda"), torch.ones(3, device="cuda")), "^condition: got a tensor on cpu"),
+            (lambda: increment.join(increment.to(device="cuda")), "^later: got W on cuda"),
+            (lambda: fs.levy_area(increment.to(device="cuda"), seed=torch.Generator()), "^seed: got a generator on"),
+        ):
+            with pytest.raises(fs.InputError, match=words):
+                run()
+
+
+def test_timesteps_on_the_device_are_read_once():
+    model = fs.DiffusionModel(fs.from_epsilon(network, fs.DiscreteVP.named()), fs.DiscreteVP.named())
+    times = lambda n, device: torch.linspace(999, 0, n + 1, device=device)  # noqa: E731
+    check_steps(lambda n, device: fs.sample(model, fs.DDIM(), noise=y0(device), timesteps=times(n, device)))
+
+
 def test_a_state_that_is_not_finite_is_refused_on_a_device_too():
     model = fs.DiffusionModel(lambda x, s: x / (1 + s * s), VP)
     with FakeDevice():

@@ -77,6 +77,9 @@ class Guided:
         """The unconditional and the conditional output, None for one that is not needed; t: (batch,)."""
         if len(self.condition) != len(x):
             raise InputError(f"condition: got {len(self.condition)} for a batch of {len(x)}; expected one each.")
+        for name, given in (("condition", self.condition), ("unconditional", self.unconditional)):
+            if given.device != x.device:
+                raise InputError(f"{name}: got a tensor on {given.device}, expected the device of x, {x.device}.")
         if scale is None or (not both and isinstance(scale, float) and scale == 1):
             return None, self.model(x, t, self.condition)
         if not both and isinstance(scale, float) and scale == 0 and not (self.rescale or self._projects):

@@ -215,7 +215,7 @@ class Plan:
         fitted = meta if meta.get("format") == DODE_FORMAT else meta.get("fit")
         fit = Fit.from_meta(fitted, kappa) if fitted is not None else None
         columns = {k: v.double() for k, v in tensors.items()}
-        return cls(str(meta.get("name")), str(meta.get("prediction")), **columns, fit=fit)
+        return cls(meta.get("name"), meta.get("prediction"), **columns, fit=fit)  # type: ignore[arg-type]
 
     def renamed(self, name: str) -> Plan:
         """The same table under another name."""

@@ -94,8 +94,8 @@ def resolve(
         return plan, solver  # type: ignore[return-value]
     if sigmas is None:
         if timesteps is not None:
-            steps = _validation.check_numbers("timesteps", timesteps).numel()
-            if not steps:
+            timesteps = _validation.check_numbers("timesteps", timesteps)  # read from its device once
+            if not (steps := timesteps.numel()):
                 raise InputError("timesteps: got none, expected decreasing model times of the evaluations.")
         if steps is None or schedule is None:
             raise InputError("steps: got None; expected steps=... or sigmas=... for the grid.")

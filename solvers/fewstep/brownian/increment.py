@@ -85,12 +85,16 @@ class Increment:
         $A = A_1 + A_2 + (W_1 W_2^T - W_2 W_1^T)/2$. Associative up to rounding. Source: B, section 2.3.
 
         Raises:
-            InputError: the shapes of W differ.
+            InputError: the shapes or devices of W differ.
         """
         _validation.check_instance("later", later, Increment, "an Increment")
         if self.W.shape != later.W.shape:
             got, expected = tuple(later.W.shape), tuple(self.W.shape)
             raise InputError(f"later: got W of shape {got}, expected {expected}. Join increments of one path.")
+        if self.W.device != later.W.device:
+            raise InputError(
+                f"later: got W on {later.W.device}, expected {self.W.device}. Move it with later.to(device=...)."
+            )
         h = self.h + later.h
         x, y = self.h / h, later.h / h
         H = K = A = None

@@ -59,7 +59,7 @@ def levy_area(
 
     Raises:
         InputError: an unknown method; both tol and terms, or one for a weak method; W without a channel axis;
-            H or K for a method that cannot be conditioned on it.
+            H or K for a method that cannot be conditioned on it; a generator on another device.
 
     References: Davie (2014); Foster, Lyons & Oberhauser, arXiv 1904.06998; Kloeden, Platen & Wright
     (1992); Wiktorsson, Ann. Appl. Probab. 11 (2001); Mrongowius & Rößler, Stoch. Anal. Appl. 40
@@ -92,6 +92,8 @@ class _Draw:
         if not isinstance(seed, torch.Generator):
             key = key_of(_validation.check_seed(seed))
             seed = new_generator(W.device).manual_seed(key >> 1)
+        if seed.device.type != W.device.type:
+            raise InputError(f"seed: got a generator on {seed.device}, expected one on W's device, {W.device}.")
         self.generator = seed
 
     def __call__(self, *event: int) -> Tensor:

@@ -337,10 +337,12 @@ class Walk(Iterator[Increment]):
     """
 
     def __init__(self, path: BrownianPath, ends: Sequence[int], grain: int = 1) -> None:
-        self.path, self.ends, self.grain = path, ends, grain
-        self.done = 0
+        self.path: BrownianPath = path
+        self.ends: Sequence[int] = ends
+        self.grain: int = grain
+        self.done: int = 0
         self.stack: list[_Cell] | None = None  # nothing is drawn before the first increment
-        self.draw = path._begin()
+        self.draw: Draw = path._begin()
 
     def __next__(self) -> Increment:
         path, ends, done = self.path, self.ends, self.done

@@ -61,6 +61,8 @@ class Ancestral(_WithNoise):
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         grid, parts = check_sigmas(sigmas, rising=self.eta == 0), []
+        if not self.eta:
+            return self.solver.plan(grid, schedule)
         for s, t in pairwise(grid.tolist()):
             v = self.eta * t / s * math.sqrt(max(s * s - t * t, 0.0))
             down = math.sqrt(max(t * t - v * v, 0.0))
