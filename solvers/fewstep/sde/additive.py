@@ -17,8 +17,9 @@ from ..schedule import Schedule
 from ..solver import DiffusionSolver, Step, StochasticSolver
 
 # The noise that a tableau adds to the first input of a step is s/t times that of its level: above this factor a
-# denoiser receives an input that it was not made for, and the step has none.
-STEEP = 10.0
+# denoiser receives an input that it was not made for, and the step has none. Not 10: many grids have that ratio, and
+# rounding would decide.
+STEEP = 12.0
 
 
 @dataclass(frozen=True)
