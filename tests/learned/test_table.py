@@ -222,7 +222,8 @@ def test_evaluations_of_a_stochastic_fit_include_those_of_the_deterministic_tabl
     problem = fs.DiffusionModel(lambda x, s: calls.append(len(x)) or BUMPS.denoiser(x, s), EDM)
     options = dict(nfe=2, levy="W", teacher_steps=20, starts=1, iterations=1)
     _, report = fs.fit_table(problem, noise=start(count), **options)
-    assert report.evaluations == pytest.approx(sum(calls) / count, abs=1)
+    # each of three tallies is rounded up
+    assert 0 <= report.evaluations - sum(calls) / count < 3
 
 
 def test_the_deterministic_table_of_a_stochastic_fit_has_its_options_and_its_failure_is_a_remark():
