@@ -14,6 +14,7 @@ from recorded_numbers import check_number
 
 import fewstep as fs
 from fewstep import distances
+from fewstep.brownian.levy_area import METHODS, terms_for
 from fewstep.catalog import solver_named
 from fewstep.compat import (
     DiffusersDDIM,
@@ -114,6 +115,18 @@ def test_fingerprints():
     check_number(torch.tensor(own.miss(other)))
 
 
+@pytest.mark.parametrize("name", fs.solvers())
+def test_cards(name):
+    for part in numbers_in(fs.solvers()[name].card):
+        check_number(part)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("davie", "foster")])
+def test_terms_of_areas(method):
+    terms = [terms_for(method, h, m, tol) for h in (1e-3, 0.5) for m in (2, 5) for tol in (None, 1e-2, 10.0)]
+    check_number(torch.tensor(terms, dtype=torch.float64))
+
+
 def test_solvers_that_are_compared():
     text = repr([(found.solver, found.spacing, found.plan.nfe) for found in untrained(MIXTURE.schedule, 6)])
     check_number(torch.tensor(list(text.encode())))
@@ -159,12 +172,14 @@ def numbers_in(value):
 
 
 def network(letters=0):
-    torch.manual_seed(0)
     made = DenoisingMLP((2,), 8, 1).requires_grad_(False)
     return made.with_signature(letters) if letters else made
 
 
 SHORT, FEW = fs.TrainingOptions(iterations=3, batch_size=8), fs.TeacherOptions(trajectories=16)
+PATIENT = fs.TrainingOptions(
+    iterations=12, batch_size=8, checkpoint_every=2, early_stopping_patience=1, learning_rate=0.1
+)
 SFDDM = dict(start="random", schedule=fs.DiscreteVP.named(steps=20), steps=3, data=NOISE / 10, training=SHORT)
 SIGDEG = dict(event_shape=(2,), steps=2, teacher_steps=4, teacher_options=FEW, training=SHORT)
 GBM = fs.SDE(lambda t, y: 0.3 * y - 0.1 * t, lambda t, y: 0.2 * y + 0.1 * t)
@@ -173,6 +188,7 @@ FITS = {
     "sfddm published": lambda: fs.distill_sfddm(teacher=network(), target="published", hidden=0.1, **SFDDM),
     **{f"sigdeg {levy}": lambda levy=levy: fs.distill_sigdeg(MIXTURE, levy=levy, **SIGDEG) for levy in "WHK"},
     "sigdeg forcing": lambda: fs.distill_sigdeg(MIXTURE, forcing=0.5, **SIGDEG),
+    "sigdeg patience": lambda: fs.distill_sigdeg(MIXTURE, **SIGDEG | {"training": PATIENT}),
     "sigdeg step": lambda: fs.distill_sigdeg_step(
         GBM, steps=2, y0=torch.ones(1, 1), teacher_options=dataclasses.replace(FEW, substeps=2), training=SHORT,
         network=Coefficients(1, 5, width=4),
@@ -195,6 +211,7 @@ FITS = {
 @pytest.mark.parametrize("name", FITS)
 def test_fits(name):
     """What a fit returns and reports; a training's numbers are those of a few iterations."""
+    torch.manual_seed(0)  # of weights
     for part in numbers_in(FITS[name]()):
         check_number(part)
 
