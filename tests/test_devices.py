@@ -49,6 +49,12 @@ DIFFUSIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_seed():
+    """Networks' weights, and with them the numbers on record, do not depend on the tests before."""
+    torch.manual_seed(0)
+
+
 def host(value):
     """The value on the CPU, without a read that is counted."""
     inner = bare(value) if torch.is_tensor(value) else value
