@@ -163,7 +163,7 @@ def fitted(name: str, pairs: Pairs, nfe: int, seconds: float, seed: int) -> tupl
     least = distance(pairs, coefficients(chosen.table(best)), pairs.held)
     for i in itertools.count():
         share = (time.process_time() - began) / seconds
-        if share >= 1:
+        if share >= 1 and i > 0:
             return coefficients(chosen.table(best)), i
         optimiser.param_groups[0]["lr"] = RATE * (0.5 + 0.5 * math.cos(math.pi * share) + 0.01)
         index = pairs.kept[torch.randperm(len(pairs.kept), generator=generator)[:BATCH]]

@@ -316,7 +316,7 @@ def test_register_tells_comfyui_which_grids_lose_their_penultimate_level():
 
 def test_register_without_comfyui_raises_a_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "comfy", None)
-    with pytest.raises(ImportError, match=r"ComfyUI cannot be imported here .*custom_nodes"):
+    with pytest.raises(fs.InputError, match=r"ComfyUI cannot be imported here .*custom_nodes"):
         kd.register("fewstep_unipc", fs.UniPC(3))
 
 

@@ -361,8 +361,7 @@ def register(
         the sampler that was added.
 
     Raises:
-        ImportError: ComfyUI cannot be imported.
-        InputError: ComfyUI has a sampler of that name itself.
+        InputError: ComfyUI cannot be imported, or it has a sampler of that name itself.
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise InputError(f"name: got {name!r}; expected letters, digits and '_', for instance 'fewstep_unipc'.")
@@ -374,9 +373,9 @@ def register(
             for part in ("comfy.samplers", "comfy.k_diffusion.sampling"):
                 import_module(part)
         except ImportError as error:
-            raise ImportError(
-                f"ComfyUI cannot be imported here ({error}). Run this in a custom node, "
-                "ComfyUI/custom_nodes/<yours>/__init__.py, or pass `comfy`."
+            raise InputError(
+                f"comfy: got None, and ComfyUI cannot be imported here ({error}). Call this from a custom "
+                "node, ComfyUI/custom_nodes/<yours>/__init__.py."
             ) from error
     if not hasattr(comfy, "samplers") or not hasattr(comfy, "k_diffusion"):
         raise InputError(f"comfy: got {_validation.describe(comfy)}, expected ComfyUI's package `comfy`, or None.")

@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+try:
+    import_module("comfy")
+except ImportError as _error:
+    raise ImportError(f"ComfyUI cannot be imported here ({_error}). This package is for its custom_nodes.") from _error
+
 import fewstep as fs
 from fewstep.catalog import spelling
 from fewstep.grid import spacing_names
