@@ -176,6 +176,19 @@ def network(letters=0):
     return made.with_signature(letters) if letters else made
 
 
+class Labelled(torch.nn.Module):
+    """A network that takes labels."""
+
+    labelled = True
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, sigma, labels):
+        return self.inner(x, sigma) + 0.1 * labels.reshape(-1, 1)
+
+
 SHORT, FEW = fs.TrainingOptions(iterations=3, batch_size=8), fs.TeacherOptions(trajectories=16)
 PATIENT = fs.TrainingOptions(
     iterations=12, batch_size=8, checkpoint_every=2, early_stopping_patience=1, learning_rate=0.1
@@ -185,6 +198,7 @@ SIGDEG = dict(event_shape=(2,), steps=2, teacher_steps=4, teacher_options=FEW, t
 GBM = fs.SDE(lambda t, y: 0.3 * y - 0.1 * t, lambda t, y: 0.2 * y + 0.1 * t)
 FITS = {
     **{f"sfddm {loss}": lambda loss=loss: fs.distill_sfddm(teacher=network(), loss=loss, **SFDDM) for loss in LOSSES},
+    "sfddm labels": lambda: fs.distill_sfddm(teacher=Labelled(network()), labels=torch.arange(32) % 3, **SFDDM),
     "sfddm published": lambda: fs.distill_sfddm(teacher=network(), target="published", hidden=0.1, **SFDDM),
     **{f"sigdeg {levy}": lambda levy=levy: fs.distill_sigdeg(MIXTURE, levy=levy, **SIGDEG) for levy in "WHK"},
     "sigdeg forcing": lambda: fs.distill_sigdeg(MIXTURE, forcing=0.5, **SIGDEG),
