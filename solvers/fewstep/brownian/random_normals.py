@@ -1,10 +1,9 @@
 """Normals as a function of (seed, node), independent of the order in which they are drawn.
 
 There are two sources here, and one in `counter.py`. With one seed for the batch, a torch.Generator is seeded for
-every node: a
-seeding costs a microsecond, and the draws run at torch's speed. With one seed per sample,
-SplitMix64's finaliser runs over a counter (Steele, Lea & Flood, OOPSLA 2014) and Box-Muller turns
-each 64-bit word into two float32 normals, at twice the cost or more on one CPU core (six times for rows of four).
+every node: a seeding costs a microsecond, and the draws run at torch's speed. With one seed per sample, SplitMix64's
+finaliser runs over a counter (Steele, Lea & Flood, OOPSLA 2014) and Box-Muller turns each 64-bit word into two float32
+normals, at twice the cost or more on one CPU core (six times for rows of four).
 """
 
 import math
