@@ -23,6 +23,7 @@ author = copyright = "the fewstep authors"
 version = release = fewstep.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions += ["sphinx-mathjax-offline", "sphinx_copybutton"]  # MathJax in the site itself: no network is needed
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_generated", "figures"]
