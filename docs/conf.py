@@ -1,6 +1,6 @@
 """Sphinx configuration: `sphinx-build -q -W docs docs/_build/html`.
 
-Building writes the tables and runs the examples of the pages first.
+Building runs the examples of the pages first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import run_blocks  # noqa: E402
-import tables  # noqa: E402
 import torch  # noqa: E402
 
 import fewstep  # noqa: E402
@@ -26,7 +25,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 extensions += ["sphinx-mathjax-offline", "sphinx_copybutton"]  # MathJax in the site itself: no network is needed
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "_generated", "figures"]
+exclude_patterns = ["_build", "figures"]
 html_theme = "furo"
 html_title = "fewstep"
 html_theme_options = {"navigation_with_keys": True}
@@ -55,7 +54,6 @@ def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
 
 def prepare(app: Any) -> None:
     torch.set_num_threads(1)
-    tables.write(HERE / "_generated")
     for page in run_blocks.PAGES:
         if run_blocks.missing(page) is None:
             run_blocks.run(page)

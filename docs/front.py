@@ -1,6 +1,6 @@
-"""The tables of README.md and docs/reproduce.md, made of cards and records.
+"""Writes the tables of README.md and of the pages, made of cards, records and docstrings.
 
-`python docs/front.py` writes them between the marks `<!-- name -->` and `<!-- end -->`.
+`python docs/front.py` writes each between its marks `<!-- name -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import fewstep as fs
 from base import table
 from fewstep_analysis import solver_table
 
-README, REPRODUCE = tables.ROOT / "README.md", tables.DOCS / "reproduce.md"
-MARKS = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.S)
+PAGES = [tables.ROOT / "README.md", *sorted(tables.DOCS.glob("**/*.md"))]
+MARKS = re.compile(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
 # the kind of noise, the solver to start with, and the noise type whose order is shown
 SDES = [
@@ -80,16 +80,18 @@ def orders() -> str:
     return table(["solver", "noise", "declared", "measured", "finest local slope", "against"], rows)
 
 
-# the tables of the README, and those of other pages
-PARTS = {"demo": tables.demo, "sdes": sdes, "samplers": samplers, "orders": orders, "peers": tables.peers}
-MORE = {"experiments": tables.experiments, "records": tables.records}
+def made() -> dict[str, str]:
+    """Every table by name."""
+    own = {"demo": tables.demo(), "sdes": sdes(), "samplers": samplers(), "orders": orders(), "peers": tables.peers()}
+    return own | tables.of_pages()
 
 
-def filled(text: str) -> str:
+def filled(text: str, known: dict[str, str]) -> str:
     """A page with its tables made anew."""
-    return MARKS.sub(lambda found: found[1] + (PARTS | MORE)[found[2]]() + "\n" + found[3], text)
+    return MARKS.sub(lambda found: found[1] + known[found[2]] + "\n" + found[3], text)
 
 
 if __name__ == "__main__":
-    for page in (README, REPRODUCE):
-        page.write_text(filled(page.read_text()))
+    known = made()
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), known))

@@ -1,7 +1,4 @@
-"""Tables that the pages include: of the solvers' cards, of the records of experiments, of the commands' help.
-
-Run `python docs/tables.py` to write them to docs/_generated.
-"""
+"""The tables of the pages: of the solvers' cards, of the records of experiments, of the commands' help."""
 
 from __future__ import annotations
 
@@ -170,20 +167,13 @@ def comfyui() -> str:
     ])  # fmt: skip
 
 
-def write(folder: Path) -> None:
-    """Write every table to a file of its own."""
-    folder.mkdir(exist_ok=True)
-    made = {
+def of_pages() -> dict[str, str]:
+    """Every table of the pages under docs, by name."""
+    return {
         "cards": solver_table.markdown(solver_table.rows()), "references": references(),
-        "demo": demo_with_pictures(), "comfyui": comfyui(), "api-sde": solver_names(True),
+        "demo-pictures": demo_with_pictures(), "comfyui": comfyui(), "api-sde": solver_names(True),
         "api-diffusion": solver_names(False), "api-border": conversions(), "schedules": schedules(),
         "api-schedules": documented("autoclass", public(is_schedule)), "records": records(),
-        "experiments": summaries(), **of_experiments(),
+        "experiments": experiments(), "summaries": summaries(), **of_experiments(),
         **{f"cli-{path.replace(' ', '-')}": f"```text\n{text}\n```" for path, _, text in helps()},
     }  # fmt: skip
-    for name, text in made.items():
-        (folder / f"{name}.md").write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    write(DOCS / "_generated")

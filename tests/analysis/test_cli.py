@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     str(page.relative_to(ROOT))
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-    if page.name != "CHANGELOG.md" and not {"_generated", "_build"} & {*page.parts}
+    if page.name != "CHANGELOG.md" and "_build" not in page.parts
 ]
 RUN = "from fewstep_analysis.cli import main; main()"
 COMMANDS = {path: command for path, command, _ in app.helps()}
@@ -52,8 +52,9 @@ def examples(page):
 
     if page is None:
         return [line for text in HELP.values() for line in re.findall("Example: (fewstep .*)", joined(text))]
+    text = re.sub(r"<!-- cli-.*?<!-- end -->", "", (ROOT / page).read_text(), flags=re.S)  # the help texts
     pattern = r"(?:^ *|&& |[A-Z_]+=\S+ |`)(fewstep [a-z][^`\n]*)"
-    found = re.findall(pattern, joined((ROOT / page).read_text()), re.M)
+    found = re.findall(pattern, joined(text), re.M)
     return [re.split("&&|[|]", line)[0] for line in found]
 
 
