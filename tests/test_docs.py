@@ -15,6 +15,7 @@ PAGES = [
     *sorted(DOCS.glob("*.md")),
     *sorted(DOCS.glob("families/*.md")),
     *sorted(DOCS.glob("experiments/*.md")),
+    *sorted(DOCS.glob("tutorials/*.md")),
 ]
 
 
