@@ -78,7 +78,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
     data = records["two-moons"].data
     rmse = {r["sampler"]: r["rmse"] for r in data["errors"] if r["evaluations"] == SHOWN}
     shown = {k: v for k, v in data["points"].items() if k != "DPM-Solver++(2)"}
-    drawing, panels = canvas(2.6 * len(shown), 2.9, ncols=len(shown), squeeze=False)
+    drawing, panels = canvas(2.6 * len(shown), 3.4, ncols=len(shown), squeeze=False)
     for axes, (name, points) in zip(panels[0], shown.items()):
         axes.plot(*([v / 1000 for v in column] for column in zip(*points)), ".", ms=1.6, color="#0072B2")
         title = f"{name}, {SHOWN} steps\nerror {rmse[name]:.2f}" if name in rmse else f"{name}\n"
