@@ -108,6 +108,19 @@ def test_a_solve_waits_for_no_step(noise, solver, calculus):
     assert len(waits.reads + waits.uploads) <= 2, waits.uploads
 
 
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "reversible"])
+@pytest.mark.parametrize("solver", [fs.ReversibleHeun(), fs.Reversible()], ids=repr)
+def test_gradients_wait_for_no_step(solver, gradient):
+    """Of an ODE: the fake device makes no tensors, such as noise, within a backward pass."""
+
+    def run(n, device):
+        y = y0(device).requires_grad_()
+        out = fs.solve(sde("none"), solver, y, torch.linspace(0, 1, n + 1), gradient=gradient).y
+        return torch.autograd.grad(out.square().sum(), y)[0]
+
+    check_steps(run, n=20)
+
+
 PATHS = {
     "torch": lambda device: fs.BrownianPath((3, 2), levy="H", device=device),
     "seeds": lambda device: fs.BrownianPath((3, 2), levy="H", seeds=[1, 2, 3], device=device),
@@ -181,7 +194,7 @@ def test_parts_of_increments_stay_on_the_device():
     def run(n, device):
         increment = PATHS["areas"](device).increment(0.0, 0.5)
         again = fs.Increment.from_coordinates(increment.h, *increment.coordinates())
-        return again.join(again).to(torch.float32).H
+        return again.join(again.reversed().reversed()).to(torch.float32).H
 
     check_steps(run, reads=0)
     with FakeDevice() as device:

@@ -86,6 +86,7 @@ from .sde.kloeden_platen import KloedenPlaten15 as KloedenPlaten15
 from .sde.log_ode import LogODE as LogODE
 from .sde.midpoint import Midpoint as Midpoint
 from .sde.milstein import Milstein as Milstein
+from .sde.reversible import Reversible as Reversible
 from .sde.reversible_heun import ReversibleHeun as ReversibleHeun
 from .sde.rk4 import RK4 as RK4
 from .sde.sea import SEA as SEA

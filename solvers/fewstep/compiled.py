@@ -16,7 +16,7 @@ from torch import Tensor
 from .brownian import BrownianPath, Increment
 from .brownian.path import Subtree, Walk
 from .problem import SDE
-from .solver import StochasticSolver, plain_options
+from .solver import Step, StochasticSolver, plain_options
 
 PER_PROGRAM = 8  # steps of one program
 
@@ -24,17 +24,17 @@ Fields = list[dict[str, Tensor]]
 Advance = Callable[[SDE, Tensor, Any, Tensor, Tensor, Fields | Subtree], tuple[list[Tensor], Any]]
 
 
-def compiled_states(
+def compiled_steps(
     advance: Advance, traced: SDE, sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor,
-    source: Iterable[Increment], calls: list[None],
-) -> Iterator[Tensor]:  # fmt: skip
-    """Yield the state after each step: by `advance` on `traced`, but by the solver on `sde` where it fills no program.
+    source: Iterable[Increment], calls: list[None], carry: Any,
+) -> Iterator[Step]:  # fmt: skip
+    """Yield each step: by `advance` on `traced`, but by the solver on `sde` where it fills no program.
 
     The first step fills none, and a walk whose cells fill programs begins with as many. `sde` extends `calls` by each
     call of its drift, and the steps of programs extend it by as many.
     """
     ts, increments, place, count = times.unbind(), iter(source), 0, len(times) - 1
-    carry = solver.init(sde, ts[0], y)
+    carry = solver.init(sde, ts[0], y) if carry is None else carry
     before, each, offset = len(calls), 0, 0 if isinstance(source, Walk) else 1
     while place < count:
         size = min(PER_PROGRAM - (place - offset) % PER_PROGRAM, count - place)
@@ -45,12 +45,12 @@ def compiled_states(
             states, carry = advance(traced, y, carry, times[first : place + 1], lengths, noise)
             y = states[-1]
             calls += [None] * (each * size)
-            yield from states
+            yield from (Step(state, carry) for state in states)
         else:
             for i, increment in enumerate(itertools.islice(increments, size), first):
-                y, carry, _ = solver.step(sde, ts[i], ts[i + 1], y, increment, carry)
+                y, carry, _ = step = solver.step(sde, ts[i], ts[i + 1], y, increment, carry)
                 each = each or len(calls) - before
-                yield y
+                yield step
 
 
 def _drawn(increments: Iterator[Increment], times: Tensor) -> tuple[Fields, Tensor]:
@@ -61,7 +61,7 @@ def _drawn(increments: Iterator[Increment], times: Tensor) -> tuple[Fields, Tens
 
 
 def noise_of(path: Any, grid: Tensor, increments: Callable[[], Iterable[Increment]]) -> Iterable[Increment]:
-    """The increments for `compiled_states`, of a path (None for fresh ones), which no later one overwrites."""
+    """The increments for `compiled_steps`, of a path (None for fresh ones), which no later one overwrites."""
     if type(path) is BrownianPath and path.generator == "counter" and not path.portable:
         return path.walk(grid, PER_PROGRAM)
     return increments() if path is None else copied(increments())

@@ -1,7 +1,7 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from . import _progress, _validation
-from ._tracing import constants, each_apart, placed, readable, transformed
+from ._tracing import constants, placed, readable, transformed
 from .brownian import FreshIncrements, Increment
 from .brownian.increment import Path, check_path, letters_for
+from .brownian.replay import Noise
 from .catalog import written
-from .compiled import canonical, compiled_states, noise_of, program
+from .compiled import canonical, compiled_steps, noise_of, program
 from .errors import InputError, NonFiniteError, named, warn
+from .gradient import GRADIENTS, stored_steps
 from .noise_op import traced_fresh, traced_path
 from .problem import CONSTANT, SDE, Field
-from .solver import StochasticSolver
+from .solver import ReversibleSolver, Step, StochasticSolver
 
 GROWTH = 1e10  # of |y| over max(|y0|, 1): hardly that of a solution
 # by noise: a solver of the longest stable steps, and their length times k for a drift -k y, less some for the noise
+Source = Callable[[], Iterable[Increment]]
 STABLE = {"additive": ("SOSRA", 5.0), "stratonovich": ("SPaRK", 3.4), "ito": ("SRID2", 2.3), "": ("EulerMaruyama", 1.9)}
 
 
@@ -34,18 +37,21 @@ class Solution:
         nfe: number of drift evaluations.
         grid: (n,) float64 times.
         ys: (k, *batch, *event) the states selected by `save`; None with `"last"`.
+        carry: what the solver carries to a next step, for a solve that goes on from here; None for most solvers.
     """
 
     y: Tensor
     nfe: int
     grid: Tensor
     ys: Tensor | None = None
+    carry: Any = None
 
 
 @named
 def solve(
     sde: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor | Sequence[float], *, path: Path | None = None,
     seed: int = 0, save: str | Sequence[int] = "last", progress: bool = False, compile: bool = False,
+    gradient: str = "direct", carry: Any = None,
 ) -> Solution:  # fmt: skip
     """Solve an SDE or an ODE on a fixed grid.
 
@@ -69,6 +75,12 @@ def solve(
             steps; results agree to rounding. The first solve of a problem (these very
             functions), solver, shape and dtype compiles, which takes seconds; later ones with any path, seed and grid
             of at least nine steps use the program.
+        gradient: how a backward pass gets what it needs; the solution is the same. `"direct"` keeps the values of all
+            steps. `"checkpoint"` keeps one state in about sqrt(n) and computes the steps between them again, for any
+            solver. `"reversible"` keeps the last state and undoes the steps, for `ReversibleHeun` and `Reversible`; it
+            has no second derivatives. Drift and diffusion must then be deterministic, and use the same tensors at all
+            times or be methods of a module. The noise is asked again. See docs/gradients.md.
+        carry: `Solution.carry` of a solve by this solver that ended where this one starts.
 
     Raises:
         InputError: invalid input, before the first step.
@@ -77,13 +89,13 @@ def solve(
     """
     _check(sde, solver, y0)
     compile = _validation.check_flag("compile", compile) and not (torch.compiler.is_compiling() or transformed())
+    _check_gradient(gradient, solver, compile)
     dtype, asked = y0.dtype, sde
     sde, y0 = _in_float32(sde, dtype), y0.to(torch.promote_types(dtype, torch.float32))
-    ts = _validation.as_numbers("grid", grid)
-    given = _validation.times_dtype(grid)
+    ts, given = _validation.as_numbers("grid", grid), _validation.times_dtype(grid)
     times = _check_grid(ts, sde, given)
     kept = _kept(save, len(times))
-    calls: list[None] = []
+    watch, calls = _watch(progress, len(times) - 1), list[None]()
     receives = torch.promote_types(given or y0.dtype, y0.dtype)
     if given is None and not torch.compiler.is_compiling():
         _warn_of_equal_times(times, receives)
@@ -99,29 +111,34 @@ def solve(
         ts = times
     calls.clear()
     y0 = y0.contiguous()  # forward-mode AD needs memory of its own, which an expanded state does not have
-    source: Callable[[], Iterable[Increment]] = partial(_zeros, y0, ts)
+    source: Source = Noise(_Zeros(y0), ts)
     if sde.noise_type != "none":
         reuse = not keeps_graph and not compile
         source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), reuse)
     if compile:
-        compiled = program(asked, canonical(solver), receives, dtype)
         traced = answering(stepwise(_in_float32(asked, dtype), receives), _Like.of(f), _Like.of(g))  # without counts
-        own = path if sde.noise_type != "none" else None
-        increments = noise_of(own, times.to(given or torch.float64), source)
-        steps = compiled_states(compiled, traced, problem, solver, y0, placed, increments, calls)
+        increments = noise_of(path if sde.noise_type != "none" else None, times.to(given or torch.float64), source)
+        advance = program(asked, canonical(solver), receives, dtype)
+        steps = watch(compiled_steps(advance, traced, problem, solver, y0, placed, increments, calls, carry))
+    elif gradient == "direct" or not keeps_graph:
+        steps = watch(take_steps(problem, solver, y0, placed, source, carry))
     else:
-        steps = states(problem, solver, y0, placed, source)
-    if _validation.check_flag("progress", progress) and not torch.compiler.is_compiling():
-        steps = iter(_progress.progress(steps, "step", total=len(times) - 1))
+        problems, noise = (asked, stepwise(sde, receives), problem), cast(Noise, source)
+        steps = stored_steps(gradient, problems, solver, y0, placed, noise, carry, kept, watch)
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
-        y, ys = y0, [y0] if 0 in kept else []
-        for i, y in enumerate(steps, 1):
-            if i in kept:
-                ys.append(y)
-        # one check at the end is cheap; only a failed solve is repeated, to find the step
-        nfe = len(calls)
+        y, ys, carry = _collected(steps, y0, kept)
+        nfe = len(calls)  # before the check, which repeats a failed solve to find the step
         _check_end(problem, solver, y0, y, ts, source)
-    return Solution(y.to(dtype), nfe, times, torch.stack(ys).to(dtype) if ys else None)
+    return Solution(y.to(dtype), nfe, times, torch.stack(ys).to(dtype) if ys else None, carry)
+
+
+def _collected(steps: Iterator[Step], y0: Tensor, kept: Container[int]) -> tuple[Tensor, list[Tensor], Any]:
+    """The last state, the kept ones, and the last carry."""
+    ys = [y0] if 0 in kept else []
+    for i, step in enumerate(steps, 1):
+        if i in kept:
+            ys.append(step.y)
+    return step.y, ys, step.carry
 
 
 def _in_float32(sde: SDE, dtype: torch.dtype) -> SDE:
@@ -193,15 +210,29 @@ def _wrapped(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def states(
-    sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
-) -> Iterator[Tensor]:
-    """Yield the state after each step; float64 `times` have a graph only where a gradient flows to them."""
+def take_steps(
+    sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Source,
+    carry: Any = None,
+) -> Iterator[Step]:  # fmt: skip
+    """Yield each step; float64 `times` have a graph only where a gradient flows to them."""
     ts = _placed(times, y).unbind()
-    carry = solver.init(sde, ts[0], y)
+    carry = solver.init(sde, ts[0], y) if carry is None else carry
     for t0, t1, increment in zip(ts[:-1], ts[1:], source(), strict=True):
-        y, carry, _ = solver.step(sde, t0, t1, y, increment, carry)
-        yield y
+        step = solver.step(sde, t0, t1, y, increment, carry)
+        y, carry, _ = step
+        yield step
+
+
+def states(sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Source) -> Iterator[Tensor]:
+    """Yield the state after each of `take_steps`."""
+    return (step.y for step in take_steps(sde, solver, y, times, source))
+
+
+def _watch(progress: Any, count: int) -> Callable[[Iterable[Step]], Iterator[Step]]:
+    """What shows the progress over `count` steps where it is asked for."""
+    if _validation.check_flag("progress", progress) and not torch.compiler.is_compiling():
+        return lambda steps: iter(_progress.progress(steps, "step", total=count))
+    return iter
 
 
 def _placed(times: Tensor, y: Tensor) -> Tensor:
@@ -212,7 +243,7 @@ def _placed(times: Tensor, y: Tensor) -> Tensor:
 def _noise(
     solver: StochasticSolver, path: Path | None, seed: int, shape: tuple[int, ...], y0: Tensor, times: Tensor,
     given: Tensor, reuse: bool,
-) -> Callable[[], Iterable[Increment]]:  # fmt: skip
+) -> Source:  # fmt: skip
     """A function that returns the increments over the grid from its start: `times`, and `given` in the user's dtype."""
     needs = solver.card.levy
     letters, area, tracing = letters_for(needs), needs == "A", torch.compiler.is_compiling()
@@ -223,14 +254,18 @@ def _noise(
     else:
         first, *_, last = constants(times)
         check_path(path, type(solver).__name__, needs, shape, (first, last), y0.dtype, y0.device)
-    return traced_path(path, given, y0, shape) if tracing else partial(each_apart, path.increments, given)
+    return traced_path(path, given, y0, shape) if tracing else Noise(path, given)
 
 
-def _zeros(y: Tensor, times: Tensor) -> Iterator[Increment]:
-    """The increments of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
-    zero, matrix, lengths = y.new_zeros(1), y.new_zeros(1, 1), times.diff()
-    steps: Any = lengths.unbind() if _validation.has_graph(times) else constants(lengths)
-    return (Increment(h, zero, zero, zero, matrix) for h in steps)
+class _Zeros(NamedTuple):
+    """The path of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
+
+    y: Tensor
+
+    def increments(self, grid: Tensor) -> Iterator[Increment]:
+        zero, matrix, lengths = self.y.new_zeros(1), self.y.new_zeros(1, 1), grid.diff()
+        steps: Any = lengths.unbind() if _validation.has_graph(grid) else constants(lengths)
+        return (Increment(h, zero, zero, zero, matrix) for h in steps)
 
 
 def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> SDE:
@@ -275,6 +310,24 @@ def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     check_solves(sde, solver)
     expected = "a finite floating-point tensor (*batch, *event)"
     _validation.check_state("y0", y0, expected, _validation.at_once(y0))
+
+
+def _check_gradient(gradient: str, solver: StochasticSolver, compile: bool) -> None:
+    """Check that the solver and what runs it can compute gradients in this way."""
+    _validation.check_choice("gradient", gradient, GRADIENTS)
+    if gradient == "direct":
+        return
+    where = "compile=True" if compile else "torch.compile" if torch.compiler.is_compiling() else "torch.func"
+    if compile or torch.compiler.is_compiling() or transformed():
+        raise InputError(
+            f"gradient: got {gradient!r} within {where}, expected 'direct'. Omit {where}, or compile drift and "
+            "diffusion alone."
+        )
+    if gradient == "reversible" and not isinstance(solver, ReversibleSolver):
+        raise InputError(
+            f"gradient: got 'reversible' for {type(solver).__name__}, whose steps cannot be undone, expected it for "
+            "ReversibleHeun or Reversible(base). gradient='checkpoint' is for any solver."
+        )
 
 
 def _check_grid(times: Tensor, sde: SDE, dtype: torch.dtype | None) -> Tensor:
@@ -323,9 +376,7 @@ def check_solves(sde: SDE, solver: StochasticSolver) -> None:
         )
 
 
-def _check_end(
-    sde: SDE, solver: StochasticSolver, y0: Tensor, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
-) -> None:
+def _check_end(sde: SDE, solver: StochasticSolver, y0: Tensor, y: Tensor, times: Tensor, source: Source) -> None:
     """Check that the state at the end is finite, where it can be read; warn of one that has grown."""
     grown = (y.abs() > GROWTH * y0.abs().clamp(min=1)).any()
     checks = torch.stack([y0.isfinite().all(), y.isfinite().all(), grown])
@@ -337,9 +388,7 @@ def _check_end(
         warn(f"{type(solver).__name__}: y grew by more than {GROWTH:g}. {cure}")
 
 
-def _locate(
-    sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Callable[[], Iterable[Increment]]
-) -> NonFiniteError:
+def _locate(sde: SDE, solver: StochasticSolver, y: Tensor, times: Tensor, source: Source) -> NonFiniteError:
     """Repeat a failed solve on the same noise, to find the step and the part whose value was not finite first."""
     _validation.check_state("y0", y)  # where it could not be read at once
     parts: list[str] = []

@@ -141,6 +141,16 @@ class StochasticSolver(Solver):
         """The step from y at t0 to t1 (0-d tensors) along the increment of [t0, t1]."""
 
 
+class ReversibleSolver(StochasticSolver):
+    """A method whose steps can be undone exactly, but for rounding. Its carry is a tuple of tensors."""
+
+    @abstractmethod
+    def undo(
+        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The state and the carry before the step from t0 to t1, from those after it."""
+
+
 class DiffusionSolver(Solver):
     """A function from decreasing noise levels (n,) to a table of coefficients.
 

@@ -59,12 +59,11 @@ class FreshIncrements:
 
     def increments(self, grid: Tensor | Sequence[float]) -> Iterator[Increment]:
         """Return the n - 1 draws for `grid`, (n,) increasing times (else InputError); the same in each call."""
-        return self._stream(_validation.check_times("grid", grid).diff().tolist())
+        return self.draws(_validation.check_times("grid", grid).diff().tolist())
 
-    def _stream(self, lengths: list[float]) -> Iterator[Increment]:
-        generator, areas, buffers = self._generator(1), self._generator(0), self._buffers()
-        for h in lengths:
-            yield self._draw(h, generator, buffers if self.reuse else self._buffers(), areas)
+    def draws(self, lengths: Sequence[float], state: Sequence[Tensor] | None = None) -> "Draws":
+        """Return the draws over intervals of these lengths, from the start or from the `state` of earlier draws."""
+        return Draws(self, lengths, state)
 
     def _generator(self, stream: int) -> torch.Generator:
         # the CPU generator keeps 32 bits of a seed: hash, so that close seeds differ in them, and so that
@@ -80,3 +79,27 @@ class FreshIncrements:
         same = self.dtype == buffers[0].dtype
         drawn = Increment(h, *(buffers if same else [b.to(self.dtype) for b in buffers]))
         return replace(drawn, A=levy_area(drawn, "foster", areas)) if self.area else drawn
+
+
+class Draws(Iterator[Increment]):
+    """The draws of a `FreshIncrements`, one after another; `state` is where the next ones can be drawn again from."""
+
+    def __init__(self, source: FreshIncrements, lengths: Sequence[float], state: Sequence[Tensor] | None) -> None:
+        self.source: FreshIncrements = source
+        self.generators: list[torch.Generator] = [
+            source._generator(1),
+            *([source._generator(0)] if source.area else []),
+        ]
+        for generator, start in zip(self.generators, state or ()):
+            generator.set_state(start)
+        self.lengths: Iterator[float] = iter(lengths)
+        self.buffers: list[Tensor] | None = source._buffers() if source.reuse else None
+
+    @property
+    def state(self) -> list[Tensor]:
+        """The states of the generators, 5 kB each on a CPU."""
+        return [generator.get_state() for generator in self.generators]
+
+    def __next__(self) -> Increment:
+        h, source = next(self.lengths), self.source
+        return source._draw(h, self.generators[0], self.buffers or source._buffers(), self.generators[-1])

@@ -107,6 +107,11 @@ class Increment:
             A = self.A + later.A + 0.5 * wedge(self.W, later.W)
         return Increment(h, self.W + later.W, H, K, A)
 
+    def reversed(self) -> Increment:
+        """Return the increment of the same path from its end back to its start: (-h, -W, H, -K, -A)."""
+        K, A = (None if x is None else -x for x in (self.K, self.A))
+        return Increment(-self.h, -self.W, self.H, K, A)
+
     @property
     def U(self) -> Tensor:
         r"""The time integral $U = \int W\,ds = h (W/2 + H)$, as in torchsde; raises InputError without H."""

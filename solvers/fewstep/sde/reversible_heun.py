@@ -4,11 +4,11 @@ from torch import Tensor
 
 from ..brownian import Increment
 from ..problem import SDE, diffuse
-from ..solver import Card, Step, StochasticSolver
+from ..solver import Card, ReversibleSolver, Step
 from .euler_heun import CHORD
 
 
-class ReversibleHeun(StochasticSolver):
+class ReversibleHeun(ReversibleSolver):
     r"""The reversible Heun method: a step that can be undone exactly.
 
     .. math:: z_{n+1} = 2 y_n - z_n + h f(z_n) + g(z_n) W, \quad
@@ -18,6 +18,7 @@ class ReversibleHeun(StochasticSolver):
     - Strong order: 1.0; 0.5 for general noise. Deterministic order: 2.
     - Cost per step: 1 drift and 1 diffusion evaluation, and one more of each at the start; z, f(z) and
       g(z) are carried from step to step. Lévy data: W. Calculus: Stratonovich.
+    - `solve(..., gradient="reversible")` undoes its steps: exact gradients in memory that does not grow with them.
     - The parasitic state z is not damped: use it for problems that are not stiff. `Heun` is more stable.
     - Source: Kidger, Foster, Li & Lyons 2021 (arXiv 2105.13493), Algorithm 1.
     """
@@ -39,3 +40,13 @@ class ReversibleHeun(StochasticSolver):
         z = 2 * y - z + now
         f, g = sde.drift(t1, z), sde.diffusion(t1, z)
         return Step(y + 0.5 * (now + h * f + diffuse(g, W)), (z, f, g))
+
+    def undo(
+        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        h, W = increment.h, increment.W
+        z, f, g = carry
+        now = h * f + diffuse(g, W)
+        z = 2 * y - z - now
+        f, g = sde.drift(t0, z), sde.diffusion(t0, z)
+        return y - 0.5 * (now + h * f + diffuse(g, W)), (z, f, g)
