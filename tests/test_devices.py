@@ -614,7 +614,7 @@ def test_a_pipeline_is_a_problem_on_its_device_and_a_table_is_fitted_there():
 
 def test_torchsde_waits_for_no_step():
     torchsde = pytest.importorskip("torchsde")
-    from fewstep.integrations.torchsde import BrownianView, TorchsdePath, sdeint
+    from fewstep.integrations.torchsde import BrownianView, TorchsdePath, sdeint, sdeint_adjoint
 
     class Their(torchsde.SDEIto):
         def __init__(self):
@@ -627,7 +627,8 @@ def test_torchsde_waits_for_no_step():
             return 0.3 * y
 
     times, given = torch.tensor([0.0, 0.5, 1.0]), lambda device: fs.BrownianPath((3, 2), levy="H", device=device)
-    check_steps(lambda n, device: sdeint(Their(), y0(device), times, dt=0.5 / n, method="srk", seed=1))
+    for integrate in (sdeint, sdeint_adjoint):
+        check_steps(lambda n, device, run=integrate: run(Their(), y0(device), times, dt=0.5 / n, method="srk", seed=1))
     check_steps(
         lambda n, device: sdeint(Their(), y0(device), times.to(device), dt=0.5 / n, bm=BrownianView(given(device)))
     )

@@ -108,6 +108,22 @@ def test_tensors_computed_before_the_solve_get_gradients(gradient):
     close(torch.autograd.grad(loss(gradient), log), torch.autograd.grad(loss("direct"), log))
 
 
+@pytest.mark.parametrize("gradient", ["checkpoint", "reversible"])
+def test_drifts_that_differentiate_get_gradients(gradient):
+    """As the gradient of an energy does, with respect to a leaf of its own."""
+    width = torch.tensor(0.7, dtype=F64, requires_grad=True)
+
+    def drift(t, y):
+        with torch.enable_grad():
+            x = y if y.requires_grad else y.detach().requires_grad_()
+            inner = torch.zeros_like(y).requires_grad_()
+            energy = torch.cos(width * (x + inner)).sum()
+        return torch.autograd.grad(energy, inner, create_graph=torch.is_grad_enabled() and y.requires_grad)[0]
+
+    found = [gradients(fs.ODE(drift), fs.ReversibleHeun(), [width], g)[1] for g in (gradient, "direct")]
+    close(*found)
+
+
 def test_modules_whose_parameters_come_into_use_later_get_gradients():
     class Later(nn.Module):
         def __init__(self):

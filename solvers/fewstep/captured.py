@@ -1,6 +1,8 @@
 """What drift and diffusion depend on besides time and state: the tensors that a gradient must reach."""
 
+import gc
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +40,33 @@ def edges(roots: Iterable[Tensor], known: Iterable[Edge] = (), before: float = -
     return out
 
 
+def leaves(found: Iterable[Edge]) -> list[Tensor]:
+    """The leaves among edges."""
+    return [node.variable for node, _ in found if hasattr(node, "variable")]
+
+
+class Unknown:
+    """Leaves of the graph of one step that are not captured: those that outlive the graph should have been."""
+
+    def __init__(self) -> None:
+        self.found: list[weakref.ref[Tensor]] = []
+
+    def add(self, roots: Iterable[Tensor], known: Iterable[Edge]) -> None:
+        """Keep the leaves of a step, after a check of those of the step before, whose graph is gone."""
+        self.check()
+        self.found = [weakref.ref(x) for x in leaves(edges(roots, known))]
+
+    def check(self) -> None:
+        """Raise an error for a leaf that still exists; one that a step made to differentiate is gone."""
+        if any(x() is not None for x in self.found):
+            gc.collect()  # graphs may be cycles
+        if any(x() is not None for x in self.found):
+            raise InputError(
+                "gradient: a drift or diffusion uses other tensors with a graph at later times than at the first one. "
+                "Make them methods of an nn.Module whose parameters these are, or use gradient='direct'."
+            )
+
+
 class _Seen(TorchFunctionMode):
     """Keeps the tensors with a graph that torch's functions receive."""
 
@@ -63,13 +92,15 @@ def captured(asked: SDE, sde: SDE, t: Tensor, y: Tensor) -> list[Tensor]:
     """
     names = ["drift", "diffusion"] + ["derivative"] * (sde.derivative is not None)
 
+    y = y.detach().requires_grad_()
+
     def values() -> list[Tensor]:
-        return [getattr(sde, name)(t, y.detach()) for name in names]
+        return [getattr(sde, name)(t, y) for name in names]
 
     with torch.enable_grad():
         before = edge_of(torch.ones((), requires_grad=True).exp())[0]._sequence_nr()
-        found = edges(values(), before=before)
-        tensors = [node.variable for node, _ in found if hasattr(node, "variable")]
+        found = edges(values(), [edge_of(y)], before)
+        tensors = leaves(found)
         inner = [edge for edge in found if not hasattr(edge[0], "variable")]
         if inner:
             with _Seen() as seen:

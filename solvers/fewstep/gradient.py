@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .brownian.replay import Noise, Replay
-from .captured import captured, edge_of, edges
-from .errors import InputError
+from .captured import Unknown, captured, edge_of
 from .problem import SDE
 from .solver import Step, StochasticSolver
 
@@ -36,6 +35,7 @@ class _Walk:
         kept: the indices of times whose states are used; that of the last state is one of them.
         fixed: what drift and diffusion depend on besides t and y, of `captured`.
         autocast: enters the present state of autocast again.
+        unknown: what they also depend on in the steps of a backward pass.
     """
 
     sde: SDE
@@ -44,6 +44,7 @@ class _Walk:
     kept: frozenset[int]
     fixed: Sequence[Tensor]
     autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    unknown: Unknown = field(default_factory=Unknown)
 
     def steps(self, chunk: int, ts: Sequence[Tensor], y: Tensor, carry: Any) -> Iterator[Step]:
         """Yield the steps of a chunk, whose times are `ts`."""
@@ -146,7 +147,9 @@ class _Pullback(torch.autograd.Function):
         ctx.part, ctx.needed, ctx.count = part, needed, count
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return tuple(_Pullback.pull(part, needed, tensors[:count], tensors[count:])[0])
+        found, _ = _Pullback.pull(part, needed, tensors[:count], tensors[count:])
+        part.walk.unknown.check()
+        return tuple(found)
 
     @staticmethod
     def pull(
@@ -157,7 +160,7 @@ class _Pullback(torch.autograd.Function):
         leaves = [x.detach().requires_grad_(need) for x, need in zip(tensors[:count], needed)]
         with torch.enable_grad(), part.walk.autocast():
             values = part.run(*leaves)
-        return _pulled(values, grads, [*leaves, *tensors[count:]], needed, twice), leaves
+        return _pulled(values, grads, [*leaves, *tensors[count:]], needed, twice, part.walk.unknown), leaves
 
     @staticmethod
     @once_differentiable
@@ -169,24 +172,24 @@ class _Pullback(torch.autograd.Function):
         inputs = [*grads, *leaves, *tensors[len(leaves) :]]
         needed = [x is not None and need for x, need in zip(inputs, ctx.needs_input_grad[3:], strict=True)]
         needed = [need and x.requires_grad for need, x in zip(needed, inputs)]
-        return None, None, None, *_pulled(found, second, inputs, needed, check=False)
+        return None, None, None, *_pulled(found, second, inputs, needed)
 
 
 def _pulled(
     values: Grads, grads: Grads, inputs: Sequence[Any], needed: Sequence[bool], twice: bool = False,
-    check: bool = True,
+    unknown: Unknown | None = None,
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradients of the inputs that need one, from those of the values; with a graph of their own for `twice`."""
+    """The gradients of the inputs that need one, from those of the values; with a graph of their own for `twice`.
+
+    Other leaves that the values depend on are `unknown`.
+    """
     out: list[Tensor | None] = [None] * len(inputs)
     pairs = [(v, g) for v, g in zip(values, grads, strict=True) if v is not None and g is not None and v.requires_grad]
     wanted = [i for i, need in enumerate(needed) if need]
     if pairs and wanted:
         roots, weights = zip(*pairs, strict=True)
-        if check and edges(roots, {edge_of(x) for x in inputs if x.requires_grad}):
-            raise InputError(
-                "gradient: a drift or diffusion uses other tensors with a graph at later times than at the first one. "
-                "Make them methods of an nn.Module whose parameters these are, or use gradient='direct'."
-            )
+        if unknown is not None:
+            unknown.add(roots, {edge_of(x) for x in inputs if x.requires_grad})
         found = torch.autograd.grad(roots, [inputs[i] for i in wanted], weights, create_graph=twice, allow_unused=True)
         for i, grad in zip(wanted, found, strict=True):
             out[i] = grad
@@ -259,6 +262,7 @@ class _Reversible(torch.autograd.Function):
                     adjoint = sums.pull(i, ts[i : i + 2], y, carry, increment, adjoint)
             if not ctx.given:
                 adjoint = [_plus(adjoint[0], sums.pull_start(ts[0], start, adjoint[1:]))]
+        walk.unknown.check()
         return None, None, None, sums.times, *adjoint, *sums.found
 
 
@@ -297,7 +301,7 @@ class _Sums:
     ) -> list[Tensor | None]:
         own = len(before)
         needed = [True] * own + [self.times is not None] * len(ts) + list(self.needed)
-        found = _pulled(values, adjoint, [*before, *ts, *self.walk.fixed], needed)
+        found = _pulled(values, adjoint, [*before, *ts, *self.walk.fixed], needed, unknown=self.walk.unknown)
         if self.times is not None:
             for place, grad in enumerate(found[own : own + len(ts)], i):
                 self.times[place] += 0 if grad is None else grad

@@ -8,7 +8,8 @@ import torch
 import torchsde
 
 import fewstep as fs
-from fewstep.integrations.torchsde import THEIR_METHODS, BrownianView, TorchsdePath, sdeint
+from fewstep.integrations.torchsde import BrownianView, TorchsdePath, sdeint
+from fewstep.integrations.torchsde_problem import THEIR_METHODS
 
 
 class Theirs(torch.nn.Module):
@@ -340,10 +341,10 @@ BAD = {
     "method's class": (dict(method=fs.Milstein), r"method: got Milstein, expected a name .* Milstein\(\)"),
     "adjoint": (dict(method="adjoint_reversible_heun"), "Did you mean 'reversible_heun'"),
     "adaptive": (dict(adaptive=True), "adaptive: got True.* Choose a fixed dt"),
-    "options": (dict(options={"step": 1}), r"options: got \('step',\).* grad_free"),
-    "logqp": (dict(logqp=True), "logqp: got True.* to the state"),
-    "extra": (dict(extra=True), "extra: got True.* in one call"),
-    "extra state": (dict(extra_solver_state=(Y0,)), r"extra_solver_state: got tuple of 1 tensors"),
+    "options": (dict(options={"step": 1}), "options: got 'step', expected one of 'grad_free'"),
+    "logqp": (dict(logqp=True), "logqp: got Theirs without a prior drift h"),
+    "extra state": (dict(extra_solver_state=(Y0,)), "extra_solver_state: got tuple of 1 tensors, .* of 0 tensors"),
+    "calculus": (dict(method="heun"), r"method: got 'heun' for a 'ito' SDE, .* fewstep\.Heun\(\)"),
     "dt": (dict(dt=0.0), "dt: got 0.0"),
     "ts": (dict(ts=[0.0, 1.0, 1.0]), "ts: got .* strictly increasing"),
     "one time": (dict(ts=[0.0]), "ts: got .* at least two"),

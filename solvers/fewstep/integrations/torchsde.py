@@ -16,8 +16,10 @@ from ..brownian.time_scale import EXACT, rounding
 from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of, warn
 from ..problem import SDE
+from ..sde.reversible_heun import ReversibleHeun
 from ..solve import solve
-from ..solver import StochasticSolver
+from ..solver import ReversibleSolver, StochasticSolver
+from .torchsde_problem import problem_of
 
 
 class TorchsdePath:
@@ -127,20 +129,12 @@ MOST = 10**8  # steps: their times are stored
 # torchsde's method names that are not names of solvers here
 METHODS = {"euler": "euler_maruyama", "srk": "srid2"}
 
-# torchsde's keys of `names`, and the methods that they rename
-THEIR_METHODS = {
-    "drift": "f", "diffusion": "g", "prior_drift": "h", "diffusion_prod": "g_prod",
-    "drift_and_diffusion": "f_and_g", "drift_and_diffusion_prod": "f_and_g_prod",
-}  # fmt: skip
+# the calculus of torchsde's methods that have one
+CALCULI = {"euler": "ito", "srk": "ito"} | dict.fromkeys(
+    ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun"), "stratonovich"
+)
 
-# arguments of torchsde that only have their defaults here
-CURES = {
-    "adaptive": "Choose a fixed dt.",
-    "options": "The only option is milstein's grad_free.",
-    "logqp": "Add the log-ratio to the state, as docs/torchsde.md shows.",
-    "extra": "A solve cannot be resumed: integrate to the last time in one call.",
-    "extra_solver_state": "A solve starts from y0 alone.",
-}
+ADJOINT = "adjoint_reversible_heun"
 
 
 def sdeint(
@@ -148,11 +142,11 @@ def sdeint(
     dt: float = 1e-3, adaptive: bool = False, rtol: float = 1e-5, atol: float = 1e-4, dt_min: float = 1e-5,
     options: Mapping[str, Any] | None = None, names: Mapping[str, str] | None = None, logqp: bool = False,
     extra: bool = False, extra_solver_state: Any = None, seed: int | None = None, **unused_kwargs: Any,
-) -> Tensor:  # fmt: skip
+) -> Any:  # fmt: skip
     """torchsde's `sdeint` with this library's solvers and paths; gradients flow by backpropagation.
 
     Steps of dt start at each of ts, and the last one before the next of ts is shortened to end on it; torchsde steps
-    past it and interpolates. If gradients are kept, memory grows with the number of steps.
+    past it and interpolates. If gradients are kept, memory grows with the number of steps: see `sdeint_adjoint`.
 
     Args:
         sde: an object as for torchsde: noise_type, sde_type, and f and g, or f_and_g, or g_prod and f_and_g_prod. A
@@ -164,48 +158,149 @@ def sdeint(
             (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
         dt: the step size. rtol, atol and dt_min belong to adaptive steps and are ignored.
         options: None, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
-        names: the sde's own names for "drift", "diffusion", "drift_and_diffusion", "diffusion_prod" and
+        names: the sde's own names for "drift", "diffusion", "prior_drift", "drift_and_diffusion", "diffusion_prod" and
             "drift_and_diffusion_prod".
-        adaptive, logqp, extra, extra_solver_state: not supported.
+        adaptive: not supported.
+        logqp: return the log-ratio between the sde and one with the drift h too: 1/2 int |g^-1 (f - h)|^2 dt over each
+            interval of ts.
+        extra: return the solver's own state at the end too: (f, g, z) of `"reversible_heun"`, () of the others.
+        extra_solver_state: such a state of an earlier call, to go on from.
         seed: of the path; by default drawn from torch's global generator, which `torch.manual_seed` fixes.
         unused_kwargs: raise a warning, as in torchsde.
 
     Returns:
-        (n, batch, d) the states at ts.
+        (n, batch, d) the states at ts; with logqp a tuple of them and (n - 1, batch); with extra also a tuple of
+        tensors.
 
     Raises:
         InputError: an unknown method, an unsupported argument, and whatever `fewstep.solve` rejects.
     """
-    if unused_kwargs:
-        warn(f"sdeint: unexpected arguments {unused_kwargs} are ignored.")
-    for name, value in (("options", options), ("names", names)):
-        _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
-    others = tuple(name for name in options or () if name != "grad_free")
-    unsupported = (adaptive, others, logqp, extra, extra_solver_state)
-    for (name, cure), value in zip(CURES.items(), unsupported, strict=True):
-        if torch.is_tensor(value) or value:
+    _warn_of_unused("sdeint", unused_kwargs)
+    call = _Call(sde, y0, ts, bm, method, dt, options, names, adaptive, logqp, extra, extra_solver_state, seed)
+    return call.run(lambda solver: "direct")
+
+
+def sdeint_adjoint(
+    sde: Any, y0: Tensor, ts: Any, bm: Any = None, method: str | StochasticSolver | None = None,
+    adjoint_method: str | None = None, dt: float = 1e-3, adaptive: bool = False, adjoint_adaptive: bool = False,
+    rtol: float = 1e-5, adjoint_rtol: float = 1e-5, atol: float = 1e-4, adjoint_atol: float = 1e-4,
+    dt_min: float = 1e-5, options: Mapping[str, Any] | None = None, adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Any = None, names: Mapping[str, str] | None = None, logqp: bool = False, extra: bool = False,
+    extra_solver_state: Any = None, seed: int | None = None, **unused_kwargs: Any,
+) -> Any:  # fmt: skip
+    """torchsde's `sdeint_adjoint`: the numbers of `sdeint`, and gradients in less memory than backpropagation.
+
+    torchsde solves an adjoint SDE, whose gradients have the error of its steps unless the method is reversible Heun.
+    These gradients are exact, those of `sdeint` itself, for every method: the steps of `"reversible_heun"` (and of a
+    `Reversible` solver) are undone, in memory that does not grow with their number; those of the others are computed
+    again from about sqrt(n) kept states (`gradient="checkpoint"` of `fewstep.solve`).
+
+    Args:
+        sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state,
+            seed: as in `sdeint`.
+        adjoint_method, adjoint_adaptive, adjoint_rtol, adjoint_atol, adjoint_options: of torchsde's adjoint SDE; no
+            such equation is solved. The name of the method must be torchsde's or a solver's.
+        adjoint_params: tensors that should get gradients; all that f and g depend on get them.
+        unused_kwargs: raise a warning, as in torchsde.
+
+    Returns:
+        as `sdeint`.
+
+    Raises:
+        InputError: as `sdeint`; `"adjoint_reversible_heun"` for a method that cannot be undone.
+    """
+    _warn_of_unused("sdeint_adjoint", unused_kwargs)
+    _validation.check_instance("adjoint_options", adjoint_options, (Mapping, type(None)), "a dict or None")
+
+    def gradient(solver: StochasticSolver) -> str:
+        undone = isinstance(solver, ReversibleSolver)
+        if adjoint_method == ADJOINT and not undone:
             raise InputError(
-                f"{name}: got {_validation.describe(value)}, expected torchsde's default, the only one that fewstep's "
-                f"sdeint supports. {cure} Or call torchsde.sdeint with bm=BrownianView(path), which has the same noise."
+                f"adjoint_method: got {ADJOINT!r} for {type(solver).__name__}, expected it with method="
+                "'reversible_heun'. Omit it: the gradients of every method are exact."
             )
-    _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)", finite=False)  # finite: in solve
-    if not _validation.check_float("dt", dt) > 0:
-        raise InputError(f"dt: got {dt!r}, expected a positive step size.")
-    times = _validation.check_times("ts", ts)
-    path: Any = None if bm is None else _given_path(bm)
-    if path is not None:
-        check_device_of("bm", path, y0.device)
-    if hasattr(path, "snapped"):
-        times = path.snapped(times, rounding(ts))
-    problem = _problem(sde, names or {}, bm)
-    solver = _solver(method, problem, bool(options and options.get("grad_free")))
-    grid, indices = _steps(times, float(dt), rounding(ts))
-    path = _own_path(problem, solver, y0, grid, seed) if path is None else path
-    # solve gives drift and diffusion the times of a list in y0's dtype
-    given = grid if _validation.times_dtype(ts) == torch.float64 else grid.tolist()
-    states = solve(problem, solver, y0, given, path=path, save=indices).ys
-    assert states is not None
-    return states
+        return "reversible" if undone else "checkpoint"
+
+    _validation.check_instance("adjoint_method", adjoint_method, (str, type(None)), "a name such as 'midpoint'")
+    call = _Call(sde, y0, ts, bm, method, dt, options, names, adaptive, logqp, extra, extra_solver_state, seed)
+    if adjoint_method is not None and adjoint_method not in (ADJOINT, *METHODS):
+        _named(adjoint_method, adjoint_method, "adjoint_method")
+    return call.run(gradient)
+
+
+def _warn_of_unused(name: str, unused: Mapping[str, Any]) -> None:
+    if unused:
+        warn(f"{name}: unexpected arguments {dict(unused)} are ignored.")
+
+
+class _Call:
+    """A checked call of `sdeint`: the problem, the solver, the grid and the path."""
+
+    def __init__(
+        self, sde: Any, y0: Any, ts: Any, bm: Any, method: Any, dt: Any, options: Any, names: Any, adaptive: Any,
+        logqp: Any, extra: Any, state: Any, seed: int | None,
+    ) -> None:  # fmt: skip
+        for name, value in (("options", options), ("names", names)):
+            _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
+        others = [name for name in options or () if name != "grad_free"]
+        if others:
+            raise one_of("options", others[0], ["grad_free"])
+        if _validation.check_flag("adaptive", adaptive):
+            raise InputError(
+                f"adaptive: got {_validation.describe(adaptive)}, expected False, the only one that fewstep's sdeint "
+                "supports. Choose a fixed dt. Or call torchsde.sdeint with bm=BrownianView(path), which has the same "
+                "noise."
+            )
+        # finite: in solve
+        _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)", finite=False)
+        if not _validation.check_float("dt", dt) > 0:
+            raise InputError(f"dt: got {dt!r}, expected a positive step size.")
+        self.logqp, self.extra = (_validation.check_flag(*v) for v in (("logqp", logqp), ("extra", extra)))
+        times = _validation.check_times("ts", ts)
+        path: Any = None if bm is None else _given_path(bm)
+        if path is not None:
+            check_device_of("bm", path, y0.device)
+        if hasattr(path, "snapped"):
+            times = path.snapped(times, rounding(ts))
+        self.y0 = torch.cat([y0, torch.zeros_like(y0[..., :1])], -1) if self.logqp else y0
+        self.problem: SDE = problem_of(sde, names or {}, bm, self.logqp)
+        self.solver = _solver(method, self.problem, bool(options and options.get("grad_free")))
+        self.carry = _carry(self.solver, state)
+        grid, self.indices = _steps(times, float(dt), rounding(ts))
+        self.path = _own_path(self.problem, self.solver, self.y0, grid, seed) if path is None else path
+        # solve gives drift and diffusion the times of a list in y0's dtype
+        self.grid: Any = grid if _validation.times_dtype(ts) == torch.float64 else grid.tolist()
+
+    def run(self, gradient: Callable[[StochasticSolver], str]) -> Any:
+        """What `sdeint` returns."""
+        options: dict[str, Any] = {"path": self.path, "save": self.indices, "carry": self.carry}
+        sol = solve(self.problem, self.solver, self.y0, self.grid, gradient=gradient(self.solver), **options)
+        assert sol.ys is not None
+        out: list[Any] = [sol.ys[..., :-1], sol.ys[..., -1].diff(dim=0)] if self.logqp else [sol.ys]
+        if self.extra:
+            out.append(_extra(self.solver, sol.carry))
+        return tuple(out) if len(out) > 1 else out[0]
+
+
+def _carry(solver: StochasticSolver, state: Any) -> Any:
+    """The carry of a solver from torchsde's extra state, (f, g, z) of reversible Heun."""
+    count = len(state) if isinstance(state, (tuple, list)) else None
+    if state is None or (count == 0 and not isinstance(solver, ReversibleSolver)):
+        return None
+    expected = 3 if isinstance(solver, ReversibleHeun) else 1 if isinstance(solver, ReversibleSolver) else 0
+    if count != expected or not all(torch.is_tensor(x) for x in state):
+        raise InputError(
+            f"extra_solver_state: got {_validation.describe(state)}, expected a tuple of {expected} tensors for "
+            f"{type(solver).__name__}, as extra=True returns it."
+        )
+    return (state[2], *state[:2]) if expected == 3 else tuple(state)
+
+
+def _extra(solver: StochasticSolver, carry: Any) -> tuple[Tensor, ...]:
+    """torchsde's extra state of a solver's carry."""
+    if isinstance(solver, ReversibleHeun):
+        return (*carry[1:], carry[0])
+    return tuple(carry) if isinstance(solver, ReversibleSolver) else ()
 
 
 def _steps(ts: Tensor, dt: float, rounding: float) -> tuple[Tensor, list[int]]:
@@ -251,64 +346,25 @@ def _solver(method: Any, sde: SDE, grad_free: bool) -> StochasticSolver:
     few = sde.noise_type in ("diagonal", "additive", "scalar")
     name = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
     ours = METHODS.get(name, name)
+    if sde.sde_type != CALCULI.get(name, sde.sde_type):
+        raise InputError(
+            f"method: got {name!r} for a {sde.sde_type!r} SDE, expected one of this calculus, as in torchsde. A solver "
+            "as an object, such as fewstep.Heun(), solves additive noise in either."
+        )
     if name == "srk" and sde.noise_type == "additive":
         ours = "sra1"
     elif name == "milstein" and grad_free:
         ours = "derivative_free_milstein"
     elif name == "log_ode" and few:
         ours = "midpoint"  # the log-ODE step without brackets
+    return _named(name, ours)
+
+
+def _named(name: str, ours: str, argument: str = "method") -> StochasticSolver:
+    """The solver of our name, for a user's name."""
     with contextlib.suppress(InputError):
         solver = solver_named(ours)
         if isinstance(solver, StochasticSolver):
             return solver
     able = [spelling(n) for n, s in solvers().items() if isinstance(s, StochasticSolver)]
-    raise one_of("method", name, [*METHODS, *able])
-
-
-def _problem(sde: Any, names: Mapping[str, str], bm: Any) -> SDE:
-    """A torchsde object as an SDE, with f and g from whichever of torchsde's methods it has."""
-    for key, name in names.items():
-        if key not in THEIR_METHODS:
-            raise one_of("names", key, THEIR_METHODS)
-        if not hasattr(sde, name):
-            raise InputError(f"names: got {key!r}: {name!r}, expected a method that {type(sde).__name__} has.")
-    f, g, _, prod, both, all_prod = (getattr(sde, names.get(key, own), None) for key, own in THEIR_METHODS.items())
-    if both is not None:
-        f, g = f or (lambda t, y: both(t, y)[0]), g or (lambda t, y: both(t, y)[1])
-    if f is None and all_prod is not None:
-        f = lambda t, y: all_prod(t, y, y.new_zeros(*y.shape[:-1], _channels(sde, bm, y)))[0]  # noqa: E731
-    if g is None and prod is not None:
-        g = _matrix_of(prod, sde, bm)
-    elif g is None and all_prod is not None:
-        g = _matrix_of(lambda t, y, v: all_prod(t, y, v)[1], sde, bm)
-    found: dict[str, Any] = {"f": f, "g": g} | {k: getattr(sde, k, None) for k in ("noise_type", "sde_type")}
-    if missing := [name for name, value in found.items() if value is None]:
-        raise InputError(
-            f"sde: got {type(sde).__name__} without {', '.join(missing)}; expected a torchsde SDE with methods f and g "
-            "(or f_and_g, g_prod, f_and_g_prod) and attributes noise_type, sde_type. Derive it from torchsde.SDEIto or "
-            "torchsde.SDEStratonovich, or pass names={'drift': ...}."
-        )
-    return SDE(*found.values())
-
-
-def _matrix_of(prod: Callable[..., Tensor], sde: Any, bm: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """g from its products with vectors: one call for diagonal noise, else one call per channel."""
-
-    def g(t: Tensor, y: Tensor) -> Tensor:
-        if sde.noise_type == "diagonal":
-            return prod(t, y, torch.ones_like(y))
-        units = torch.eye(_channels(sde, bm, y), dtype=y.dtype, device=y.device)
-        return torch.stack([prod(t, y, e.expand(*y.shape[:-1], -1)) for e in units], -1)
-
-    return g
-
-
-def _channels(sde: Any, bm: Any, y: Tensor) -> int:
-    if sde.noise_type in ("diagonal", "scalar"):
-        return y.shape[-1] if sde.noise_type == "diagonal" else 1
-    if bm is None:
-        raise InputError(
-            f"bm: got None for an sde with {sde.noise_type!r} noise that only has products with g, which do "
-            "not give the number of channels. Pass bm, or define g or f_and_g."
-        )
-    return int(bm.shape[-1])
+    raise one_of(argument, name, [*METHODS, *able])
