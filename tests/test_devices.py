@@ -108,6 +108,41 @@ def test_a_solve_waits_for_no_step(noise, solver, calculus):
     assert len(waits.reads + waits.uploads) <= 2, waits.uploads
 
 
+ADAPTIVE = {
+    "Bosh3": ("none", fs.Bosh3()), "Dopri5": ("none", fs.Dopri5()), "Tsit5": ("none", fs.Tsit5()),
+    "doubling": ("diagonal", fs.Milstein()), "SRA1": ("additive", fs.SRA1()), "SRID2": ("diagonal", fs.SRID2()),
+    "SPaRK": ("diagonal", fs.SPaRK()), "SlowRK": ("diagonal", fs.SlowRK()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADAPTIVE)
+def test_adaptive_steps_wait_once_for_each_attempt(case):
+    noise, solver = ADAPTIVE[case]
+    problem, taken = sde(noise, solver.card.sde_types[0]), []
+
+    def run(n, device):
+        sol = fs.solve(problem, solver, y0(device), [0.0, 1.0], ts=[0.5], dense=True, steps=fs.Adaptive(0.01, 0.01))
+        taken.append(sol.accepted + sol.rejected)
+        return torch.stack([sol.y, sol(0.3)])
+
+    waits = watch(run, 1)[1]
+    assert len(waits.reads) <= taken[-1] + 4, waits.reads
+
+
+def test_an_event_waits_once_for_each_step():
+    """And a failed solve on a device keeps its partial solution."""
+
+    def run(n, device):
+        sol = fs.solve(
+            sde("none"), fs.RK4(), y0(device), torch.linspace(0, 2, 8 * n + 1), event=lambda t, y: y[..., 0] - 0.2
+        )
+        with pytest.raises(fs.StepSizeError) as error:
+            fs.solve(sde("none"), fs.Tsit5(), y0(device), [0.0, 1.0], steps=fs.Adaptive(max_steps=2))
+        return torch.cat([sol.y, sol.event_t[:, None].to(sol.y), error.value.solution.y], 1)
+
+    watch(run, 2)
+
+
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "reversible"])
 @pytest.mark.parametrize("solver", [fs.ReversibleHeun(), fs.Reversible()], ids=repr)
 def test_gradients_wait_for_no_step(solver, gradient):
@@ -1039,6 +1074,7 @@ SLOW = (
 )  # fmt: skip
 EXCUSED = {
     r"Record\.|OrderEstimate\.|\.order_figure$": "numbers and files",
+    r"StochasticSolver\.step_with_error$": "of no solver",
     r"testing\.check_solver$": "measures cards on the CPU; the solvers run here by themselves",
     r"datasets\.digits$": "data from a file",
     r"teachers\.(save|write_half|mnist_features|MNISTFeatures.*)$": "files, and layers of torch alone",

@@ -2,6 +2,7 @@
 
 import typing_extensions
 
+from .adaptive import Adaptive as Adaptive
 from .brownian import AreaPath as AreaPath
 from .brownian import BrownianPath as BrownianPath
 from .brownian import FreshIncrements as FreshIncrements
@@ -20,6 +21,7 @@ from .denoiser import from_score as from_score
 from .denoiser import from_v as from_v
 from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
+from .errors import StepSizeError as StepSizeError
 from .grid import sigma_grid as sigma_grid
 from .guidance import classifier_free_guidance as classifier_free_guidance
 from .inversion import invert as invert
@@ -40,6 +42,7 @@ from .learned.training import TrainingOptions as TrainingOptions
 from .learned.trajectories import make_trajectories as make_trajectories
 from .likelihood import LogLikelihood as LogLikelihood
 from .likelihood import log_likelihood as log_likelihood
+from .outputs import Solution as Solution
 from .plan import Plan as Plan
 from .plan_builder import PlanBuilder as PlanBuilder
 from .problem import ODE as ODE
@@ -76,7 +79,9 @@ from .schedule import VPLinear as VPLinear
 from .schedule import VPScaledLinear as VPScaledLinear
 from .schedule import VPSigmoid as VPSigmoid
 from .schedule import zero_terminal_snr as zero_terminal_snr
+from .sde.bosh3 import Bosh3 as Bosh3
 from .sde.derivative_free_milstein import DerivativeFreeMilstein as DerivativeFreeMilstein
+from .sde.dopri5 import Dopri5 as Dopri5
 from .sde.euler_heun import EulerHeun as EulerHeun
 from .sde.euler_maruyama import EulerMaruyama as EulerMaruyama
 from .sde.general_milstein import GeneralMilstein as GeneralMilstein
@@ -98,7 +103,7 @@ from .sde.spark import SPaRK as SPaRK
 from .sde.sra1 import SRA1 as SRA1
 from .sde.srid2 import SRID2 as SRID2
 from .sde.taylor15 import Taylor15 as Taylor15
-from .solve import Solution as Solution
+from .sde.tsit5 import Tsit5 as Tsit5
 from .solve import solve as solve
 from .solver import Card as Card
 from .solver import DiffusionSolver as DiffusionSolver

@@ -31,6 +31,22 @@ class NonFiniteError(ArithmeticError):
         self.paths = paths
 
 
+class StepSizeError(ArithmeticError):
+    """Adaptive steps became too short or too many for the tolerance.
+
+    Attributes:
+        t: the time that was reached.
+        y: (*batch, *event) the state there.
+        solution: the `Solution` up to there, with the outputs that were due; None outside of `solve`.
+    """
+
+    def __init__(self, message: str, *, t: float, y: Any, solution: Any = None) -> None:
+        super().__init__(message)
+        self.t = t
+        self.y = y
+        self.solution = solution
+
+
 def warn(message: str) -> None:
     """Warn at the user's line: the innermost call from outside of this library and of those between it and users."""
     frame = sys._getframe(1)

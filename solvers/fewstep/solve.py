@@ -1,8 +1,8 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
 import contextlib
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -11,49 +11,37 @@ from torch import Tensor
 
 from . import _progress, _validation
 from ._tracing import constants, placed, readable, transformed
+from .adaptive import Adaptive, InOrder, OfPath, Problem, Run
 from .brownian import FreshIncrements, Increment
+from .brownian.area_path import path_for
 from .brownian.increment import Path, check_path, letters_for
 from .brownian.replay import Noise
+from .brownian.time_scale import rounding
 from .catalog import written
 from .compiled import canonical, compiled_steps, noise_of, program
 from .errors import InputError, NonFiniteError, named, warn
+from .events import Event
 from .gradient import GRADIENTS, stored_steps
 from .noise_op import traced_fresh, traced_path
+from .outputs import Solution, collected, kept_indices, solution, with_outputs
 from .problem import CONSTANT, SDE, Field
 from .solver import ReversibleSolver, Step, StochasticSolver
 
 GROWTH = 1e10  # of |y| over max(|y0|, 1): hardly that of a solution
 # by noise: a solver of the longest stable steps, and their length times k for a drift -k y, less some for the noise
-Source = Callable[[], Iterable[Increment]]
 STABLE = {"additive": ("SOSRA", 5.0), "stratonovich": ("SPaRK", 3.4), "ito": ("SRID2", 2.3), "": ("EulerMaruyama", 1.9)}
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The result of a solve.
-
-    Attributes:
-        y: (*batch, *event) the final state.
-        nfe: number of drift evaluations.
-        grid: (n,) float64 times.
-        ys: (k, *batch, *event) the states selected by `save`; None with `"last"`.
-        carry: what the solver carries to a next step, for a solve that goes on from here; None for most solvers.
-    """
-
-    y: Tensor
-    nfe: int
-    grid: Tensor
-    ys: Tensor | None = None
-    carry: Any = None
+CELLS = 256  # of areas, where a solve makes a path that has them
+Source = Callable[[], Iterable[Increment]]
 
 
 @named
 def solve(
     sde: SDE, solver: StochasticSolver, y0: Tensor, grid: Tensor | Sequence[float], *, path: Path | None = None,
     seed: int = 0, save: str | Sequence[int] = "last", progress: bool = False, compile: bool = False,
-    gradient: str = "direct", carry: Any = None,
+    gradient: str = "direct", carry: Any = None, steps: Adaptive | None = None,
+    ts: Tensor | Sequence[float] | None = None, dense: bool = False, event: Event | None = None,
 ) -> Solution:  # fmt: skip
-    """Solve an SDE or an ODE on a fixed grid.
+    """Solve an SDE or an ODE, on a fixed grid or in steps that follow the error.
 
     Gradients flow to y0, to the parameters of drift and diffusion and, for an ODE, to the grid.
 
@@ -81,64 +69,67 @@ def solve(
             has no second derivatives. Drift and diffusion must then be deterministic, and use the same tensors at all
             times or be methods of a module. The noise is asked again. See docs/gradients.md.
         carry: `Solution.carry` of a solve by this solver that ended where this one starts.
+        steps: `Adaptive(rtol, atol)` chooses the steps between the times of the grid, one size for the whole batch. Its
+            sizes are constants for gradients. Without a `path` the noise is that of a `BrownianPath` of `seed`. A
+            path with `seeds` is asked as any other, but the sizes depend on all of the batch.
+        ts: (k,) times inside the grid whose states are `ys`, in place of `save`; those that are not in the grid
+            become steps too.
+        dense: keep all steps, so that `sol(t)` gives the state at any time: by one step of the solver from the last
+            time before, along the same path (which `path` must be, unless the steps are adaptive).
+        event: `(t, y) -> (*batch)`; each sample stops where its number changes sign, at `sol.event_t`, and the solve
+            ends when all have. An ODE stops at the root (t is then (*batch) too), an SDE at the end of the step.
 
     Raises:
         InputError: invalid input, before the first step.
         NonFiniteError: the final state is not finite; its message names the step, counts the paths, and states which of
             drift, diffusion, derivative and path was not finite first.
+        StepSizeError: adaptive steps became too short or too many; it has the solution up to there.
     """
     _check(sde, solver, y0)
     compile = _validation.check_flag("compile", compile) and not (torch.compiler.is_compiling() or transformed())
     _check_gradient(gradient, solver, compile)
     dtype, asked = y0.dtype, sde
     sde, y0 = _in_float32(sde, dtype), y0.to(torch.promote_types(dtype, torch.float32))
-    ts, given = _validation.as_numbers("grid", grid), _validation.times_dtype(grid)
-    times = _check_grid(ts, sde, given)
-    kept = _kept(save, len(times))
+    grid_ts, given = _validation.as_numbers("grid", grid), _validation.times_dtype(grid)
+    times = _check_grid(grid_ts, sde, given)
+    run = _run(steps, event, dense, compile, gradient, grid_ts)
+    _warn_of_bias(run, sde, solver)
+    times, kept = (times, kept_indices(save, len(times))) if ts is None else with_outputs(ts, save, grid, times)
     watch, calls = _watch(progress, len(times) - 1), list[None]()
     receives = torch.promote_types(given or y0.dtype, y0.dtype)
-    if given is None and not torch.compiler.is_compiling():
-        _warn_of_equal_times(times, receives)
+    _warn_of_equal_times(times, receives, given)
     problem = stepwise(sde, receives, calls)
-    placed = _placed(ts if _validation.has_graph(ts) else times, y0)  # one copy for all evaluations
+    placed = _placed(grid_ts if _validation.has_graph(grid_ts) else times, y0)  # one copy for all evaluations
     f, g = _probe(problem, y0, placed.detach())
     noise_shape = sde.noise_shape(y0, g) if sde.noise_type != "none" else ()
     keeps_graph = torch.is_grad_enabled() and any(v.requires_grad for v in (y0, f, g))
     problem = answering(problem, f, g)
-    if _validation.has_graph(ts):
-        keeps_graph = True
-    else:
-        ts = times
+    keeps_graph |= _validation.has_graph(grid_ts)
+    grid_ts = grid_ts if _validation.has_graph(grid_ts) else times
     calls.clear()
     y0 = y0.contiguous()  # forward-mode AD needs memory of its own, which an expanded state does not have
-    source: Source = Noise(_Zeros(y0), ts)
+    source: Source = Noise(_Zeros(y0), grid_ts)
     if sde.noise_type != "none":
         reuse = not keeps_graph and not compile
+        path = _any_path(solver, seed, noise_shape, y0, times) if path is None and steps is not None else path
         source = _noise(solver, path, seed, noise_shape, y0, times, times.to(given or torch.float64), reuse)
-    if compile:
+    if run is not None:
+        taken = watch(_run_steps(run, problem, solver, y0, cast(Noise, source), carry))
+    elif compile:
         traced = answering(stepwise(_in_float32(asked, dtype), receives), _Like.of(f), _Like.of(g))  # without counts
         increments = noise_of(path if sde.noise_type != "none" else None, times.to(given or torch.float64), source)
         advance = program(asked, canonical(solver), receives, dtype)
-        steps = watch(compiled_steps(advance, traced, problem, solver, y0, placed, increments, calls, carry))
+        taken = watch(compiled_steps(advance, traced, problem, solver, y0, placed, increments, calls, carry))
     elif gradient == "direct" or not keeps_graph:
-        steps = watch(take_steps(problem, solver, y0, placed, source, carry))
+        taken = watch(take_steps(problem, solver, y0, placed, source, carry))
     else:
         problems, noise = (asked, stepwise(sde, receives), problem), cast(Noise, source)
-        steps = stored_steps(gradient, problems, solver, y0, placed, noise, carry, kept, watch)
+        taken = stored_steps(gradient, problems, solver, y0, placed, noise, carry, kept, watch)
     with torch.no_grad() if not keeps_graph else contextlib.nullcontext():
-        y, ys, carry = _collected(steps, y0, kept)
-        nfe = len(calls)  # before the check, which repeats a failed solve to find the step
-        _check_end(problem, solver, y0, y, ts, source)
-    return Solution(y.to(dtype), nfe, times, torch.stack(ys).to(dtype) if ys else None, carry)
-
-
-def _collected(steps: Iterator[Step], y0: Tensor, kept: Container[int]) -> tuple[Tensor, list[Tensor], Any]:
-    """The last state, the kept ones, and the last carry."""
-    ys = [y0] if 0 in kept else []
-    for i, step in enumerate(steps, 1):
-        if i in kept:
-            ys.append(step.y)
-    return step.y, ys, step.carry
+        done = partial(solution, calls, times, kept, dtype, run)
+        last, found = collected(taken, y0, kept, done)
+        _check_end(problem, solver, y0, last, grid_ts, source)
+    return found
 
 
 def _in_float32(sde: SDE, dtype: torch.dtype) -> SDE:
@@ -262,6 +253,10 @@ class _Zeros(NamedTuple):
 
     y: Tensor
 
+    def increment(self, ta: float, tb: float) -> Increment:
+        zero = self.y.new_zeros(1)
+        return Increment(tb - ta, zero, zero, zero, self.y.new_zeros(1, 1))
+
     def increments(self, grid: Tensor) -> Iterator[Increment]:
         zero, matrix, lengths = self.y.new_zeros(1), self.y.new_zeros(1, 1), grid.diff()
         steps: Any = lengths.unbind() if _validation.has_graph(grid) else constants(lengths)
@@ -285,20 +280,6 @@ def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> S
     return _wrapped_fields(sde, at)
 
 
-def _kept(save: Any, count: int) -> range | frozenset[int]:
-    """The indices of the grid whose states are kept."""
-    if isinstance(save, str) and save in ("last", "all"):
-        return range(count if save == "all" else 0)
-    listed = isinstance(save, Sequence) and not isinstance(save, str) and len(save) <= count
-    indices = list(save) if listed else []
-    valid = all(type(i) is int and 0 <= i < count for i in indices)
-    if not indices or not valid or indices != sorted(set(indices)):
-        raise InputError(
-            f"save: got {_validation.describe(save)}, expected 'last', 'all' or increasing indices, 0 to {count - 1}."
-        )
-    return frozenset(indices)
-
-
 def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     """Check the problem, the solver and the initial state."""
     cure = "fewstep.SDE or ODE. Wrap a module or a torchsde object with SDE.from_module; diffusion models go to sample"
@@ -310,6 +291,65 @@ def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     check_solves(sde, solver)
     expected = "a finite floating-point tensor (*batch, *event)"
     _validation.check_state("y0", y0, expected, _validation.at_once(y0))
+
+
+def _run(control: Any, event: Any, dense: Any, compile: bool, gradient: str, grid: Tensor) -> Run | None:
+    """What chooses, watches or keeps the steps; None for a plain walk over the grid."""
+    _validation.check_instance("steps", control, (Adaptive, type(None)), "fewstep.Adaptive(rtol, atol) or None")
+    if event is not None:
+        _validation.check_callable("event", event, "a function (t, y) -> one number per sample")
+    if not _validation.check_flag("dense", dense) and control is None and event is None:
+        return None
+    name = "steps" if control is not None else "event" if event is not None else "dense"
+    tracing = torch.compiler.is_compiling() or transformed()
+    for given, what in (
+        (compile, "compile=True"), (gradient != "direct", f"gradient={gradient!r}"),
+        (tracing, "torch.compile or torch.func"), (_validation.has_graph(grid), "a grid that requires grad"),
+    ):  # fmt: skip
+        if given:
+            raise InputError(
+                f"{name}: got it with {what}, expected one of them. Omit one: its steps are read one by one."
+            )
+    return Run(control, event, dense)
+
+
+def _warn_of_bias(run: Run | None, sde: SDE, solver: StochasticSolver) -> None:
+    """Warn of steps without the term in W^2, whose sum over steps that were chosen by W has another limit."""
+    chosen = run is not None and run.control is not None and sde.noise_type not in CONSTANT
+    if chosen and sde.sde_type == "ito" and solver.card.strong_order.get("diagonal", 1.0) < 1:
+        warn(
+            f"steps: adaptive steps of {type(solver).__name__} have another limit than fixed ones where the noise "
+            "depends on y, since large increments are those that are cut. Take a solver of strong order 1 or more for "
+            "diagonal noise, such as Milstein() or SRID2(), or convert the SDE to 'stratonovich' and take Heun()."
+        )
+
+
+def _run_steps(run: Run, sde: SDE, solver: StochasticSolver, y0: Tensor, noise: Noise, carry: Any) -> Iterator[Step]:
+    """The steps of a run, along a path that can be asked over any interval if they need that."""
+    times, path = noise.grid, noise.path
+    free = run.control is not None or run.knots is not None
+    if free and sde.noise_type != "none" and (isinstance(path, FreshIncrements) or not hasattr(path, "increment")):
+        name = "steps" if run.control is not None else "dense"
+        raise InputError(
+            f"{name}: got {type(path).__name__}, whose increments are drawn once, expected a path that can be asked "
+            "again over any interval. Pass path=BrownianPath(...)."
+        )
+    if hasattr(path, "snapped"):
+        times = path.snapped(times.double(), rounding(times))
+    whole = free or not isinstance(path, FreshIncrements)
+    own = OfPath(path) if whole else InOrder(iter(noise()))
+    device = _placed(times, y0).device
+    place = lambda t: torch.tensor(t, dtype=torch.float64, device=device)  # noqa: E731
+    return run.steps(Problem(sde, solver, own, place), times.tolist(), y0, carry)
+
+
+def _any_path(solver: StochasticSolver, seed: int, shape: tuple[int, ...], y0: Tensor, times: Tensor) -> Path:
+    """A path of a seed over the grid, whose times are knots if they are more than a few."""
+    ends = float(times[0]), float(times[-1])
+    options: dict[str, Any] = {"seed": seed, "dtype": y0.dtype, "device": y0.device}
+    if len(times) > 2:
+        options["knots"] = times
+    return path_for([solver.card.levy], shape, ends, CELLS, **options)
 
 
 def _check_gradient(gradient: str, solver: StochasticSolver, compile: bool) -> None:
@@ -343,9 +383,9 @@ def _check_grid(times: Tensor, sde: SDE, dtype: torch.dtype | None) -> Tensor:
     return _validation.check_times("grid", times, dtype=dtype)
 
 
-def _warn_of_equal_times(times: Tensor, dtype: torch.dtype) -> None:
-    """Warn where drift and diffusion receive one time for several of the grid."""
-    if bool(constants((times.to(dtype).diff() == 0).any())):
+def _warn_of_equal_times(times: Tensor, dtype: torch.dtype, given: torch.dtype | None) -> None:
+    """Warn where drift and diffusion receive one time for several of a list."""
+    if given is None and not torch.compiler.is_compiling() and bool(constants((times.to(dtype).diff() == 0).any())):
         warn(
             f"Drift and diffusion receive t in {dtype}, y0's dtype, in which some times of the grid are equal. Pass "
             "the times as a float64 tensor: torch.tensor(times, dtype=torch.float64)."

@@ -34,7 +34,7 @@ class Card:
         reference: the source with its equation number.
         levy: the least that a step needs of the path: "" (nothing), "W", "H" (W, H), "K" (W, H, K) or "A" (W and the
             space-space area).
-        sde_types: the calculi it solves.
+        sde_types: the calculi it solves; both for a solver of ODEs, none for one of diffusion models alone.
         strong_order, weak_order: by noise type; the keys are the noise types it solves.
         deterministic_order: the order without noise (of a sampler: of the ODE that is then left), with exact starting
             values; None where it is not known.
@@ -80,8 +80,8 @@ class Card:
 
     @property
     def noise_types(self) -> tuple[str, ...]:
-        """The noise types that an SDE solver solves; "none" (ODEs) if it has a deterministic order."""
-        ode = self.strong_order and self.deterministic_order is not None
+        """The noise types that a solver of `solve` solves; "none" (ODEs) if it has a deterministic order."""
+        ode = self.sde_types and self.deterministic_order is not None
         return (*self.strong_order, *(["none"] if ode else []))
 
 
@@ -132,6 +132,9 @@ class Step(NamedTuple):
 class StochasticSolver(Solver):
     """A method that advances dy = f dt + g dW by one step."""
 
+    error_order: float = 0.0
+    """The order in h of the estimate of `step_with_error`; 0 where the solver has none."""
+
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Any:
         """The carry of the first step; None by default."""
         return None
@@ -139,6 +142,10 @@ class StochasticSolver(Solver):
     @abstractmethod
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
         """The step from y at t0 to t1 (0-d tensors) along the increment of [t0, t1]."""
+
+    def step_with_error(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        """The same step with its `error`; only where `error_order` is not 0."""
+        raise NotImplementedError(f"{type(self).__name__} has no estimate of its error.")
 
 
 class ReversibleSolver(StochasticSolver):

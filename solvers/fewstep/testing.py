@@ -46,7 +46,7 @@ def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
     its arguments, is reproducible, needs no more of the increment than `levy`, and lets gradients reach y0; drift
     evaluations are counted. The strong order is the mean of the two finest local slopes of E|difference| between 2, 4,
     8 and 16 steps over [0, 1/8] along 4,096 paths, where the noise depends on time; the deterministic order is that
-    slope on an ODE. Weak orders are not measured: see `fewstep_analysis.weak_order`.
+    slope on an ODE, over [0, 1/2] from order 5. Weak orders are not measured: see `fewstep_analysis.weak_order`.
 
     Diffusion solvers, on grids of 1 to 12 steps: plans are reproducible, keep dtypes, and are exact where the estimate
     of x0 never changes; evaluations per step are counted. The deterministic order is measured on an exact score with
@@ -71,7 +71,8 @@ def check_solver(solver: StochasticSolver | DiffusionSolver) -> None:
             for dtype in (torch.float32, torch.float64):
                 _within(f"{name}, {case}, {dtype}", _check_solve, solver, sde, dtype)
             _within(f"{name}, {case}", _check_step, solver, sde)
-            _within(f"{name}, {case}", _check_strong_order, solver, sde)
+            if sde.noise_type != "none":
+                _within(f"{name}, {case}", _check_strong_order, solver, sde)
         if (order := solver.card.deterministic_order) is not None:
             _within(f"{name}, without noise", _check_ode, solver, order)
     if isinstance(solver, DiffusionSolver):
@@ -107,7 +108,7 @@ def _check_card(name: str, solver: Solver) -> None:
         (named, "reference names no equation, algorithm or table"),
         (set(weak) <= set(strong), "weak_order has other noise types than strong_order"),
         (all(weak[k] >= strong.get(k, 0) for k in weak), "a weak order is below the strong one"),
-        (strong or not steps, "strong_order is empty"),
+        (strong or not steps or card.deterministic_order, "strong_order is empty"),
         (card.sde_types or not steps, "sde_types is empty"),
     ):
         _require(bool(kept), f"{name}, card: {broken}")
@@ -130,6 +131,8 @@ def cases(solver: StochasticSolver) -> Iterator[tuple[SDE, str]]:
     """An SDE for each noise type and calculus that the card lists, with its name."""
     for noise, calculus in product(solver.card.strong_order, solver.card.sde_types):
         yield SDE(_drift, DIFFUSIONS[noise], noise, calculus), f"{noise} noise, {calculus}"
+    if not solver.card.strong_order:
+        yield ODE(_drift), "ODE"
 
 
 def _drift(t: Tensor, y: Tensor) -> Tensor:
@@ -190,10 +193,14 @@ def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
 
 
 @torch.no_grad()
-def _slope(solver: StochasticSolver, sde: SDE, y0: Tensor) -> float:
-    """The mean of the two finest local slopes of E|difference| of consecutive refinements."""
+def _slope(solver: StochasticSolver, sde: SDE, y0: Tensor, times: int = 1) -> float:
+    """The mean of the two finest local slopes of E|difference| of consecutive refinements.
+
+    With `times`, over that many times the span in that many times the steps, for high orders: in shorter steps their
+    differences are rounding.
+    """
     path = None if sde.noise_type == "none" else own_path(solver, y0, sde, REFINEMENTS[-1], SPAN)
-    grids = [torch.linspace(0, SPAN, n + 1, dtype=F64) for n in REFINEMENTS]
+    grids = [torch.linspace(0, times * SPAN, times * n + 1, dtype=F64) for n in REFINEMENTS]
     ends = [solve(sde, solver, y0, grid, path=path).y for grid in grids]
     gaps = [float((a - b).abs().mean()) for a, b in zip(ends[:-1], ends[1:])]
     return math.log2(gaps[-3] / gaps[-1]) / 2
@@ -211,7 +218,8 @@ def _check_ode(case: str, solver: StochasticSolver, order: float) -> None:
     y1 = solve(ode, solver, y0, torch.tensor([0.0, h], dtype=F64)).y
     wrong = float(((y1 - y0) / h + y0 * y0).abs().max())
     _require(wrong < 10 * h, f"{case}: the change over a small step is not drift times h")
-    _check_order(case, solver.card, "deterministic", order, _slope(solver, ode, y0))
+    slope = _slope(solver, ode, y0) if order < 5 else _slope(solver, ODE(_drift), y0, 4)
+    _check_order(case, solver.card, "deterministic", order, slope)
 
 
 # ---------------------------------------------------------------- diffusion solvers

@@ -107,6 +107,11 @@ ROWS = [
     (fs.solve, SOLVE,
      dict(sde=OBJECT, solver=OBJECT, y0=STATE, grid=INCREASING, seed=SEED, save=WORD, path=SOURCE, compile=FLAG,
           gradient=WORD)),
+    (fs.solve, SOLVE | dict(solver=fs.SRID2(), steps=fs.Adaptive(0.1, 0.1)),
+     dict(steps=OBJECT, ts=INCREASING, dense=FLAG)),
+    (fs.Adaptive, {},
+     dict(max_steps=COUNT, force=FLAG) | dict.fromkeys(
+         ("rtol", "atol", "first", "min_step", "pcoeff", "icoeff", "dcoeff", "safety", "smallest", "largest"), NUMBER)),
     (fs.solvers, {}, dict(noise_type=WORD)),
     (check_solver, {}, dict(solver=OBJECT)),
     (theirs.sdeint, dict(sde=THEIRS, y0=Y, ts=TIMES), dict(sde=OBJECT, method=OBJECT, y0=STATE, ts=INCREASING,

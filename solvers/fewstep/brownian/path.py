@@ -174,6 +174,10 @@ class BrownianPath:
         found = map(self._clock.time, self._clock.positions(times, rounding))
         return torch.tensor(list(found), dtype=torch.float64, device="cpu")
 
+    def near(self, t: float, width: float) -> float:
+        """Return a time within `width` of t that takes few cuts, for loops that choose their times."""
+        return self._clock.near(t, width)
+
     def _ends(self, times: Tensor, rounding: float) -> Sequence[int]:
         ends = self._clock.positions(times, rounding)
         _check_apart(times, ends)

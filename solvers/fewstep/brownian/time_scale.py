@@ -120,21 +120,29 @@ class Clock:
         shared = {a for a, b in pairwise(near) if a == b}
         return [place if node in shared else node for place, node in zip(exact, near)]
 
+    def near(self, t: float, width: float) -> float:
+        """The time within `width` of t, and within the path, that takes the fewest cuts."""
+        i, u, wide = self._inside(min(max(t, self.knots[0]), self.knots[-1]), width)
+        return self.time((i << self.bits) + _simplest(u, wide, 1 << self.bits))
+
+    def _inside(self, t: float, width: float) -> tuple[int, float, float]:
+        """The last knot not after t, t's place between it and the next one, and a width there, in positions."""
+        i = min(max(bisect.bisect_right(self.knots, t) - 1, 0), len(self.knots) - 2)
+        a, b, full = self.knots[i], self.knots[i + 1], 1 << self.bits
+        if self.log:
+            scale = full / _log_ratio(a, b)
+            return i, _log_ratio(a, t) * scale, width / t * scale
+        return i, (t - a) / (b - a) * full, width / (b - a) * full
+
     def _position(self, t: float, slack: float, width: float) -> int:
         first, last = self.knots[0], self.knots[-1]
         if not (first - slack <= t <= last + slack and math.isfinite(t)):
             cure = "Make the path with t0 and t1 that cover it."
             raise InputError(f"grid: got time {t!r}, expected one in the path's [{first!r}, {last!r}]. {cure}")
-        i = min(max(bisect.bisect_right(self.knots, t) - 1, 0), len(self.knots) - 2)
-        a, b = self.knots[i], self.knots[i + 1]
+        if t <= first or t >= last:
+            return 0 if t <= first else self.end
         full = 1 << self.bits
-        if t <= a or t >= b:
-            return (i if t <= a else i + 1) << self.bits
-        if self.log:
-            scale = full / _log_ratio(a, b)
-            u, width = _log_ratio(a, t) * scale, width / t * scale
-        else:
-            u, width = (t - a) / (b - a) * full, width / (b - a) * full
+        i, u, width = self._inside(t, width)
         place = _simplest(u, width, full)
         if 0 < place < full and place & -place < 128 * width:
             place = _simplest(u, 0.5, full)  # the other has too many bits to be the time that was rounded

@@ -50,11 +50,26 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
     """The SDE step and the diffusion plan of a tableau. Steps carry g, so it is evaluated once per time."""
 
     tableau: Tableau
+    error_order: float = 1.5
 
     def init(self, sde: SDE, t0: Tensor, y0: Tensor) -> Tensor:
         return sde.diffusion(t0, y0)
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        return self._step(sde, t0, t1, y, increment, carry)[0]
+
+    def step_with_error(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any) -> Step:
+        """The step and its difference from one that takes the drift of the first stage alone, of strong order 1."""
+        step, ks = self._step(sde, t0, t1, y, increment, carry)
+        error = (self.tableau.b[0] - 1) * ks[0]
+        for b, k in zip(self.tableau.b[1:], ks[1:], strict=True):
+            error = plus(error, b, k)
+        return step._replace(error=increment.h * error)
+
+    def _step(
+        self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: Any
+    ) -> tuple[Step, list[Tensor]]:
+        """The step, and the drift at its stages."""
         h, W, H = increment.h, increment.W, increment.H
         g0, tab = carry, self.tableau
         ks: list[Tensor] = []
@@ -69,7 +84,7 @@ class AdditiveRungeKutta(StochasticSolver, DiffusionSolver):
             y = plus(y, b * h, k)
         g1 = sde.diffusion(t1, y)
         y = y + diffuse(g0, W)
-        return Step(y + diffuse(g1 - g0, 0.5 * W - H) if H is not None else y, g1)
+        return Step(y + diffuse(g1 - g0, 0.5 * W - H) if H is not None else y, g1), ks
 
     def plan(self, sigmas: Tensor, schedule: Schedule | None = None) -> Plan:
         return snr_plan(type(self).__name__, self.tableau, self.card.levy, sigmas)

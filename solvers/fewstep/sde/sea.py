@@ -23,4 +23,5 @@ class SEA(AdditiveRungeKutta):
         weak_order={"additive": 1.0},
         deterministic_order=1.0,
     )
+    error_order: float = 0.0  # its only stage is that of the step with which others are compared
     tableau: Tableau = Tableau(c=(0.0,), a=((),), b=(1.0,), w=(0.5,), e=(1.0,))

@@ -27,8 +27,16 @@ class SlowRK(StochasticSolver):
         deterministic_order=2.0,
         evaluations=2,
     )
+    error_order: float = 1.5
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
+        return self._step(sde, t0, t1, y, increment, False)
+
+    def step_with_error(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
+        """The step and its difference from Euler's rule for the drift with the midpoint rule for the noise."""
+        return self._step(sde, t0, t1, y, increment, True)
+
+    def _step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, estimate: bool) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         middle = t0 + 0.5 * h
@@ -42,4 +50,7 @@ class SlowRK(StochasticSolver):
         f6 = f(t0 + 0.75 * h, y + 0.75 * (h * f1 + n4) + 1.5 * diffuse(g4, H))
         g7 = g(t1, y + h * f1 + 0.5 * n3)
         y = y + h / 3 * (f1 + 2 * f6)
-        return Step(y + (n2 + 2 * n3 + 2 * n4 + n5) / 6 + diffuse(2 * (g4 - g7), H))
+        y = y + (n2 + 2 * n3 + 2 * n4 + n5) / 6 + diffuse(2 * (g4 - g7), H)
+        if not estimate:
+            return Step(y)
+        return Step(y, error=2 * h / 3 * (f6 - f1) + (n2 - 4 * n3 + 2 * n4 + n5) / 6 + diffuse(2 * (g4 - g7), H))

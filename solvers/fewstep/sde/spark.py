@@ -36,8 +36,16 @@ class SPaRK(StochasticSolver):
         evaluations=3,
         **FACTS,
     )
+    error_order: float = 1.5
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
+        return self._step(sde, t0, t1, y, increment, False)
+
+    def step_with_error(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
+        """The step and its difference from the trapezoidal rule of its first and last stage, without H."""
+        return self._step(sde, t0, t1, y, increment, True)
+
+    def _step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, estimate: bool) -> Step:
         f, g, h, W, H = sde.drift, sde.diffusion, increment.h, increment.W, increment.H
         assert H is not None
         middle = t0 + 0.5 * h
@@ -47,4 +55,7 @@ class SPaRK(StochasticSolver):
         z3 = y + h * f2 + diffuse(g2, W)
         f3, g3 = f(t1, z3), g(t1, z3)
         y = y + h * (X1 * (f1 + f3) + X2 * f2)
-        return Step(y + diffuse(X1 * (g1 + g3) + X2 * g2, W) + diffuse(g1 - g3, H))
+        y = y + diffuse(X1 * (g1 + g3) + X2 * g2, W) + diffuse(g1 - g3, H)
+        if not estimate:
+            return Step(y)
+        return Step(y, error=X2 * (h * (f2 - 0.5 * (f1 + f3)) + diffuse(g2 - 0.5 * (g1 + g3), W)) + diffuse(g1 - g3, H))

@@ -34,8 +34,16 @@ class SRID2(StochasticSolver):
         deterministic_order=3.0,
         evaluations=3,
     )
+    error_order: float = 1.5
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
+        return self._step(sde, t0, t1, y, increment, False)
+
+    def step_with_error(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
+        """The step and its terms beyond Euler's drift and Milstein's noise: those of f, of I_10 and of I_111."""
+        return self._step(sde, t0, t1, y, increment, True)
+
+    def _step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, estimate: bool) -> Step:
         f, g, h, W = sde.drift, sde.diffusion, increment.h, increment.W
         root = abs(h) ** 0.5  # an ODE may step back
         I10, I11, I111 = increment.U / h, (W**2 - h) / (2 * root), (W**3 - 3 * h * W) / (6 * h)
@@ -53,4 +61,8 @@ class SRID2(StochasticSolver):
         y = y + h / 6 * (f1 + f2 + 4 * f3)
         y = y + diffuse(g1, -W + I11 + 2 * I10 - 2 * I111)
         y = y + diffuse(g2, 4 / 3 * (W - I11 - I10) + 5 / 3 * I111)
-        return Step(y + diffuse(g3, (2 * W + I11 - 2 * I10 - 2 * I111) / 3) + diffuse(g4, I111))
+        y = y + diffuse(g3, (2 * W + I11 - 2 * I10 - 2 * I111) / 3) + diffuse(g4, I111)
+        if not estimate:
+            return Step(y)
+        error = h / 6 * (f2 + 4 * f3 - 5 * f1) + diffuse(g1 - (2 * g2 + g3) / 3, 2 * I10)
+        return Step(y, error=error + diffuse(g4 - 2 * g1 + (5 * g2 - 2 * g3) / 3, I111))
