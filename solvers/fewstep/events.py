@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Event = Callable[[Tensor, Tensor], Tensor]
 # positions in a step at which the solver is asked: Chebyshev points, at which interpolation is stable
 POINTS = [0.5 - 0.5 * torch.tensor(k * torch.pi / 8, dtype=torch.float64).cos().item() for k in range(9)]
+SIGNS = [0.5, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 0.5]  # of the barycentric formula at these points
 HALVINGS = 50  # to the resolution of float64
 
 
@@ -86,9 +87,7 @@ class Stopped:
     def _at(self, states: Tensor, part: Tensor) -> Tensor:
         """The polynomials at (*batch) positions in [0, 1], by the barycentric formula."""
         points = torch.tensor(POINTS, dtype=torch.float64, device=part.device)
-        signs = torch.ones_like(points)
-        signs[1::2] = -1
-        signs[[0, -1]] *= 0.5
+        signs = torch.tensor(SIGNS, dtype=torch.float64, device=part.device)
         gaps = part.unsqueeze(-1) - points
         exact = gaps == 0
         weights = torch.where(exact.any(-1, keepdim=True), exact.to(gaps), signs / torch.where(exact, 1.0, gaps))

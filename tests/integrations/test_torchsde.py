@@ -1,5 +1,6 @@
 """The torchsde integration: same numbers along the same path, same signature, same gradients."""
 
+import contextlib
 import functools
 import inspect
 
@@ -336,11 +337,22 @@ def test_tree_of_torchsde_is_a_path():
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("method", ["srk", "milstein", "euler"])
+def test_adaptive_steps_follow_the_tolerance_on_the_same_path(method):
+    bm = interval()
+    fine = sdeint(Theirs(), Y0, TS, bm=bm, method="srk", dt=2**-9)
+    with pytest.warns(UserWarning, match="another limit") if method == "euler" else contextlib.nullcontext():
+        ys = sdeint(Theirs(), Y0, TS, bm=bm, method=method, adaptive=True, rtol=1e-2, atol=1e-2, dt=2**-4)
+    assert ys.shape == fine.shape
+    assert (ys - fine).square().mean().sqrt() < {"srk": 5e-3, "milstein": 3e-2, "euler": 0.2}[method]
+
+
 BAD = {
     "method": (dict(method="srkk"), "Did you mean 'srk'"),
     "method's class": (dict(method=fs.Milstein), r"method: got Milstein, expected a name .* Milstein\(\)"),
     "adjoint": (dict(method="adjoint_reversible_heun"), "Did you mean 'reversible_heun'"),
-    "adaptive": (dict(adaptive=True), "adaptive: got True.* Choose a fixed dt"),
+    "adaptive": (dict(adaptive="yes"), "adaptive: got 'yes'"),
+    "tolerance": (dict(adaptive=True, rtol=-1.0), "rtol: got -1"),
     "options": (dict(options={"step": 1}), "options: got 'step', expected one of 'grad_free'"),
     "logqp": (dict(logqp=True), "logqp: got Theirs without a prior drift h"),
     "extra state": (dict(extra_solver_state=(Y0,)), "extra_solver_state: got tuple of 1 tensors, .* of 0 tensors"),

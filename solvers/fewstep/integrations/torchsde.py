@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _validation
+from ..adaptive import Adaptive
 from ..brownian import AreaPath, BrownianPath, Increment
 from ..brownian.area_path import path_for
 from ..brownian.increment import check_device_of
@@ -156,11 +157,12 @@ def sdeint(
         bm: a torchsde Brownian motion or a path of this library; by default a `BrownianPath` of `seed`.
         method: a solver, its name (`"shark"`, `"srid2"`), or torchsde's name for it; by default, as in torchsde, SRID2
             (Itô; SRA1 for additive, EulerMaruyama for general noise) or Midpoint.
-        dt: the step size. rtol, atol and dt_min belong to adaptive steps and are ignored.
+        dt: the step size, with `adaptive` that of the first step.
+        adaptive, rtol, atol, dt_min: steps of `fewstep.Adaptive(rtol, atol, min_step=dt_min)`, which hit ts and accept
+            any error at dt_min. Otherwise rtol, atol and dt_min are ignored.
         options: None, or {"grad_free": True} with "milstein" for `DerivativeFreeMilstein`.
         names: the sde's own names for "drift", "diffusion", "prior_drift", "drift_and_diffusion", "diffusion_prod" and
             "drift_and_diffusion_prod".
-        adaptive: not supported.
         logqp: return the log-ratio between the sde and one with the drift h too: 1/2 int |g^-1 (f - h)|^2 dt over each
             interval of ts.
         extra: return the solver's own state at the end too: (f, g, z) of `"reversible_heun"`, () of the others.
@@ -176,7 +178,21 @@ def sdeint(
         InputError: an unknown method, an unsupported argument, and whatever `fewstep.solve` rejects.
     """
     _warn_of_unused("sdeint", unused_kwargs)
-    call = _Call(sde, y0, ts, bm, method, dt, options, names, adaptive, logqp, extra, extra_solver_state, seed)
+    call = _Call(
+        sde,
+        y0,
+        ts,
+        bm,
+        method,
+        dt,
+        options,
+        names,
+        logqp,
+        extra,
+        extra_solver_state,
+        seed,
+        _control(adaptive, dt, rtol, atol, dt_min),
+    )
     return call.run(lambda solver: "direct")
 
 
@@ -193,7 +209,8 @@ def sdeint_adjoint(
     torchsde solves an adjoint SDE, whose gradients have the error of its steps unless the method is reversible Heun.
     These gradients are exact, those of `sdeint` itself, for every method: the steps of `"reversible_heun"` (and of a
     `Reversible` solver) are undone, in memory that does not grow with their number; those of the others are computed
-    again from about sqrt(n) kept states (`gradient="checkpoint"` of `fewstep.solve`).
+    again from about sqrt(n) kept states (`gradient="checkpoint"` of `fewstep.solve`). Adaptive steps are kept, as by
+    `sdeint`.
 
     Args:
         sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state,
@@ -222,7 +239,21 @@ def sdeint_adjoint(
         return "reversible" if undone else "checkpoint"
 
     _validation.check_instance("adjoint_method", adjoint_method, (str, type(None)), "a name such as 'midpoint'")
-    call = _Call(sde, y0, ts, bm, method, dt, options, names, adaptive, logqp, extra, extra_solver_state, seed)
+    call = _Call(
+        sde,
+        y0,
+        ts,
+        bm,
+        method,
+        dt,
+        options,
+        names,
+        logqp,
+        extra,
+        extra_solver_state,
+        seed,
+        _control(adaptive, dt, rtol, atol, dt_min),
+    )
     if adjoint_method is not None and adjoint_method not in (ADJOINT, *METHODS):
         _named(adjoint_method, adjoint_method, "adjoint_method")
     return call.run(gradient)
@@ -233,24 +264,25 @@ def _warn_of_unused(name: str, unused: Mapping[str, Any]) -> None:
         warn(f"{name}: unexpected arguments {dict(unused)} are ignored.")
 
 
+def _control(adaptive: Any, dt: Any, rtol: Any, atol: Any, dt_min: Any) -> Adaptive | None:
+    """torchsde's adaptive steps; None for fixed ones."""
+    if not _validation.check_flag("adaptive", adaptive):
+        return None
+    return Adaptive(rtol, atol, first=float(_validation.check_float("dt", dt)), min_step=dt_min, force=True)
+
+
 class _Call:
     """A checked call of `sdeint`: the problem, the solver, the grid and the path."""
 
     def __init__(
-        self, sde: Any, y0: Any, ts: Any, bm: Any, method: Any, dt: Any, options: Any, names: Any, adaptive: Any,
-        logqp: Any, extra: Any, state: Any, seed: int | None,
+        self, sde: Any, y0: Any, ts: Any, bm: Any, method: Any, dt: Any, options: Any, names: Any, logqp: Any,
+        extra: Any, state: Any, seed: int | None, control: Adaptive | None,
     ) -> None:  # fmt: skip
         for name, value in (("options", options), ("names", names)):
             _validation.check_instance(name, value, (Mapping, type(None)), "a dict or None")
         others = [name for name in options or () if name != "grad_free"]
         if others:
             raise one_of("options", others[0], ["grad_free"])
-        if _validation.check_flag("adaptive", adaptive):
-            raise InputError(
-                f"adaptive: got {_validation.describe(adaptive)}, expected False, the only one that fewstep's sdeint "
-                "supports. Choose a fixed dt. Or call torchsde.sdeint with bm=BrownianView(path), which has the same "
-                "noise."
-            )
         # finite: in solve
         _validation.check_state("y0", y0, "a finite floating-point tensor (batch, d)", finite=False)
         if not _validation.check_float("dt", dt) > 0:
@@ -266,7 +298,9 @@ class _Call:
         self.problem: SDE = problem_of(sde, names or {}, bm, self.logqp)
         self.solver = _solver(method, self.problem, bool(options and options.get("grad_free")))
         self.carry = _carry(self.solver, state)
-        grid, self.indices = _steps(times, float(dt), rounding(ts))
+        self.control: Adaptive | None = control
+        whole = (times, list(range(len(times))))
+        grid, self.indices = _steps(times, float(dt), rounding(ts)) if control is None else whole
         self.path = _own_path(self.problem, self.solver, self.y0, grid, seed) if path is None else path
         # solve gives drift and diffusion the times of a list in y0's dtype
         self.grid: Any = grid if _validation.times_dtype(ts) == torch.float64 else grid.tolist()
@@ -274,7 +308,8 @@ class _Call:
     def run(self, gradient: Callable[[StochasticSolver], str]) -> Any:
         """What `sdeint` returns."""
         options: dict[str, Any] = {"path": self.path, "save": self.indices, "carry": self.carry}
-        sol = solve(self.problem, self.solver, self.y0, self.grid, gradient=gradient(self.solver), **options)
+        how = gradient(self.solver) if self.control is None else "direct"
+        sol = solve(self.problem, self.solver, self.y0, self.grid, gradient=how, steps=self.control, **options)
         assert sol.ys is not None
         out: list[Any] = [sol.ys[..., :-1], sol.ys[..., -1].diff(dim=0)] if self.logqp else [sol.ys]
         if self.extra:
