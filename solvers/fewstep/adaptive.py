@@ -22,7 +22,7 @@ from .solver import Step, StochasticSolver
 
 PART = 16  # the end of a step moves by at most 1/16 of the step, to a time that costs the path few cuts
 SHORTER = 0.8  # of a rejected step at most: by more than its end may move
-WHOLE = 0.999  # of the way to a stop: a step this long goes all the way
+FULL = 0.999  # of the way to a stop: a step this long goes all the way
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ class Problem(NamedTuple):
         first, second = self.noise.over(t, middle), self.noise.over(middle, end)
         half = solver.step(self.sde, place(t), place(middle), y, first, carry)
         last = solver.step(self.sde, place(middle), place(end), half.y, second, half.carry)
-        whole = solver.step(self.sde, place(t), place(end), y, first.join(second), carry).y
+        full = solver.step(self.sde, place(t), place(end), y, first.join(second), carry).y
         gain = max(1.0, 2 ** (self.order - 1) - 1) if self.sde.noise_type == "none" else 1.0
-        return Step(last.y, last.carry, (last.y - whole) / gain)
+        return Step(last.y, last.carry, (last.y - full) / gain)
 
     @property
     def order(self) -> float:
@@ -266,7 +266,7 @@ class _Sizes:
         """The end of the next step: at most at the nearest time that it must not pass."""
         target = self.seen[-1] if self.seen else stop
         left, h = abs(target - knot.t), min(self.h, self.control.max_step)
-        if h >= WHOLE * left:
+        if h >= FULL * left:
             return target
         if h > left / 2:  # two equal steps rather than a long one and a short one
             h = left / 2
@@ -287,8 +287,8 @@ class _Sizes:
             powers = (error, -(p + i + d)), (one, p + 2 * d), (two, -d)
             factor = control.safety * math.prod(e ** (c / self.order) for e, c in powers)
             factor = min(max(factor, control.smallest), 1.0 if self.shrunk else control.largest)
-            # a step that was cut short by a stop says little about the size that is possible
-            self.h = max(used * factor, self.h if used < WHOLE * self.h and factor >= 1 else 0.0, control.min_step)
+            # a step that was cut short by a stop states little about the size that is possible
+            self.h = max(used * factor, self.h if used < FULL * self.h and factor >= 1 else 0.0, control.min_step)
             self.before, self.shrunk = (error, one), False
             self.seen = [t for t in self.seen if (t - end) * self.sign > 0]
         else:

@@ -69,7 +69,7 @@ def solve(
             has no second derivatives. Drift and diffusion must then be deterministic, and use the same tensors at all
             times or be methods of a module. The noise is asked again. See docs/gradients.md.
         carry: `Solution.carry` of a solve by this solver that ended where this one starts.
-        steps: `Adaptive(rtol, atol)` chooses the steps between the times of the grid, one size for the whole batch. Its
+        steps: `Adaptive(rtol, atol)` chooses the steps between the times of the grid, one size for the batch. Its
             sizes are constants for gradients. Without a `path` the noise is that of a `BrownianPath` of `seed`. A
             path with `seeds` is asked as any other, but the sizes depend on all of the batch.
         ts: (k,) times inside the grid whose states are `ys`, in place of `save`; those that are not in the grid
@@ -336,8 +336,8 @@ def _run_steps(run: Run, sde: SDE, solver: StochasticSolver, y0: Tensor, noise: 
         )
     if hasattr(path, "snapped"):
         times = path.snapped(times.double(), rounding(times))
-    whole = free or not isinstance(path, FreshIncrements)
-    own = OfPath(path) if whole else InOrder(iter(noise()))
+    anywhere = free or not isinstance(path, FreshIncrements)
+    own = OfPath(path) if anywhere else InOrder(iter(noise()))
     device = _placed(times, y0).device
     place = lambda t: torch.tensor(t, dtype=torch.float64, device=device)  # noqa: E731
     return run.steps(Problem(sde, solver, own, place), times.tolist(), y0, carry)

@@ -299,8 +299,8 @@ class _Call:
         self.solver = _solver(method, self.problem, bool(options and options.get("grad_free")))
         self.carry = _carry(self.solver, state)
         self.control: Adaptive | None = control
-        whole = (times, list(range(len(times))))
-        grid, self.indices = _steps(times, float(dt), rounding(ts)) if control is None else whole
+        alone = (times, list(range(len(times))))
+        grid, self.indices = _steps(times, float(dt), rounding(ts)) if control is None else alone
         self.path = _own_path(self.problem, self.solver, self.y0, grid, seed) if path is None else path
         # solve gives drift and diffusion the times of a list in y0's dtype
         self.grid: Any = grid if _validation.times_dtype(ts) == torch.float64 else grid.tolist()
