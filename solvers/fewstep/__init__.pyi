@@ -87,6 +87,8 @@ from .sde.euler_maruyama import EulerMaruyama as EulerMaruyama
 from .sde.general_milstein import GeneralMilstein as GeneralMilstein
 from .sde.general_shark import GeneralShARK as GeneralShARK
 from .sde.heun import Heun as Heun
+from .sde.implicit_euler import ImplicitEuler as ImplicitEuler
+from .sde.implicit_milstein import ImplicitMilstein as ImplicitMilstein
 from .sde.kloeden_platen import KloedenPlaten15 as KloedenPlaten15
 from .sde.log_ode import LogODE as LogODE
 from .sde.midpoint import Midpoint as Midpoint
@@ -102,6 +104,8 @@ from .sde.sosra import SOSRA as SOSRA
 from .sde.spark import SPaRK as SPaRK
 from .sde.sra1 import SRA1 as SRA1
 from .sde.srid2 import SRID2 as SRID2
+from .sde.tamed_euler import TamedEuler as TamedEuler
+from .sde.tamed_milstein import TamedMilstein as TamedMilstein
 from .sde.taylor15 import Taylor15 as Taylor15
 from .sde.tsit5 import Tsit5 as Tsit5
 from .solve import solve as solve

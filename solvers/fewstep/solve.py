@@ -481,7 +481,14 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
         size = 0.01 * start.abs().max().clamp(min=1)
         t = times[0].detach()
         change = sde.drift(t, start + size * along) - sde.drift(t, start)
+        faster = _superlinear(sde, t, 100 * size * along)
         slope, h = float((change * along).sum() / (size * along.square().sum())), float(times.diff().abs().max())
+    if faster and (name := _of_calculus(sde, "Tamed")):
+        implicit = _of_calculus(sde, "Implicit")
+        return (
+            f"The drift grows faster than linearly: {name}() bounds its steps, {implicit}() follows it, and other "
+            "methods need smaller steps."
+        )
     if not slope * h < -0.1:
         return "If the solution does not grow like this, take smaller steps."
     kind = "additive" if sde.noise_type in CONSTANT else sde.sde_type
@@ -490,8 +497,27 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
     name, longest = STABLE[kind]
     return (
         f"The drift is stiff: its slope is {slope:.3g}, and a step is {h:.3g} long. {name}() is stable in steps of up "
-        f"to {longest / -slope:.2g}."
+        f"to {longest / -slope:.2g}{_implicit(sde)}."
     )
+
+
+def _superlinear(sde: SDE, t: Tensor, y: Tensor) -> bool:
+    """Whether a drift that points back from y and beyond it grows faster than y there."""
+    near, far = (float((sde.drift(t, scale * y) * y).sum()) for scale in (10, 100))
+    return far < 30 * near < 0
+
+
+def _implicit(sde: SDE) -> str:
+    """What to add for a stiff drift: the drift-implicit method for the problem, where there is one."""
+    name = _of_calculus(sde, "Implicit")
+    return f", {name}() in longer ones" if name else ""
+
+
+def _of_calculus(sde: SDE, kind: str) -> str:
+    """The implicit or tamed method for the problem; nothing for general noise in Stratonovich's calculus."""
+    if sde.sde_type == "ito" or sde.noise_type == "none":
+        return f"{kind}Euler"
+    return "" if sde.noise_type == "general" else f"{kind}Milstein"
 
 
 def _derivatives(sde: SDE, t: Tensor, y: Tensor) -> list[str]:

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from .._tracing import transformed
 from ..brownian import Increment
-from ..problem import CONSTANT, SDE
+from ..problem import CONSTANT, SDE, diffuse
 
 
 def iterated(increment: Increment, sde: SDE) -> Tensor:
@@ -70,6 +70,17 @@ def diffusion_and_bracket(sde: SDE, t: Tensor, y: Tensor, weights: Tensor) -> tu
 
         total = total + torch.func.jvp(column, (y,), (d.expand_as(y).contiguous(),))[1]
     return g, total
+
+
+def milstein_noise(sde: SDE, t: Tensor, y: Tensor, increment: Increment) -> Tensor:
+    """What the noise adds in a step of Milstein's method, for noise that commutes."""
+    if sde.noise_type == "diagonal":
+        g, slope = diffusion_and_slope(sde, t, y)
+        return g * torch.addcmul(increment.W, slope, iterated(increment, sde))
+    if sde.noise_type in CONSTANT:
+        return diffuse(sde.diffusion(t, y), increment.W)
+    g, bracket = diffusion_and_bracket(sde, t, y, pairs(increment, sde))
+    return diffuse(g, increment.W) + bracket
 
 
 def check_differentiable(sde: SDE, t: Tensor, y: Tensor) -> None:

@@ -1,12 +1,11 @@
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..brownian import Increment
-from ..problem import CONSTANT, SDE, added, diffuse, plus
+from ..problem import SDE, added, plus
 from ..solver import Card, Step, StochasticSolver
-from .iterated import check_differentiable, diffusion_and_bracket, diffusion_and_slope, iterated, pairs
+from .iterated import check_differentiable, milstein_noise
 
 ORDERS = {"diagonal": 1.0, "scalar": 1.0, "commutative": 1.0, "additive": 1.0}
 FACTS: dict[str, Any] = {
@@ -40,13 +39,5 @@ class Milstein(StochasticSolver):
         check_differentiable(sde, t0, y0)
 
     def step(self, sde: SDE, t0: Tensor, t1: Tensor, y: Tensor, increment: Increment, carry: object) -> Step:
-        if sde.noise_type == "diagonal":
-            g, slope = diffusion_and_slope(sde, t0, y)
-            noise = g * torch.addcmul(increment.W, slope, iterated(increment, sde))
-            return Step(added(plus(y, increment.h, sde.drift(t0, y)), noise))
-        if sde.noise_type in CONSTANT:
-            g, bracket = sde.diffusion(t0, y), None
-        else:
-            g, bracket = diffusion_and_bracket(sde, t0, y, pairs(increment, sde))
-        new = plus(y, increment.h, sde.drift(t0, y)) + diffuse(g, increment.W)
-        return Step(new if bracket is None else new + bracket)
+        noise = milstein_noise(sde, t0, y, increment)
+        return Step(added(plus(y, increment.h, sde.drift(t0, y)), noise))
