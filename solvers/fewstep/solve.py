@@ -497,7 +497,7 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
     name, longest = STABLE[kind]
     return (
         f"The drift is stiff: its slope is {slope:.3g}, and a step is {h:.3g} long. {name}() is stable in steps of up "
-        f"to {longest / -slope:.2g}{_implicit(sde)}."
+        f"to {longest / -slope:.2g}.{_implicit(sde)}"
     )
 
 
@@ -510,7 +510,7 @@ def _superlinear(sde: SDE, t: Tensor, y: Tensor) -> bool:
 def _implicit(sde: SDE) -> str:
     """What to add for a stiff drift: the drift-implicit method for the problem, where there is one."""
     name = _of_calculus(sde, "Implicit")
-    return f", {name}() in longer ones" if name else ""
+    return f" {name}() is stable in longer ones." if name else ""
 
 
 def _of_calculus(sde: SDE, kind: str) -> str:
