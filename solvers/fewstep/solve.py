@@ -483,21 +483,18 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
         change = sde.drift(t, start + size * along) - sde.drift(t, start)
         faster = _superlinear(sde, t, 100 * size * along)
         slope, h = float((change * along).sum() / (size * along.square().sum())), float(times.diff().abs().max())
+    more = ""
     if faster and (name := _of_calculus(sde, "Tamed")):
-        implicit = _of_calculus(sde, "Implicit")
-        return (
-            f"The drift grows faster than linearly: {name}() bounds its steps, {implicit}() follows it, and other "
-            "methods need smaller steps."
-        )
+        more = f" It grows faster than linearly: {name}() bounds its steps."
     if not slope * h < -0.1:
-        return "If the solution does not grow like this, take smaller steps."
+        return "If the solution does not grow like this, take smaller steps." + more.replace("It", "The drift", 1)
     kind = "additive" if sde.noise_type in CONSTANT else sde.sde_type
     if kind == "ito" and sde.noise_type not in ("diagonal", "scalar"):
         kind = ""
     name, longest = STABLE[kind]
     return (
         f"The drift is stiff: its slope is {slope:.3g}, and a step is {h:.3g} long. {name}() is stable in steps of up "
-        f"to {longest / -slope:.2g}.{_implicit(sde)}"
+        f"to {longest / -slope:.2g}.{_implicit(sde)}{more}"
     )
 
 
