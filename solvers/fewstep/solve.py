@@ -85,7 +85,7 @@ def solve(
             drift, diffusion, derivative and path was not finite first.
         StepSizeError: adaptive steps became too short or too many; it has the solution up to there.
     """
-    _check(sde, solver, y0)
+    _check(sde, solver, y0, steps)
     compile = _validation.check_flag("compile", compile) and not (torch.compiler.is_compiling() or transformed())
     _check_gradient(gradient, solver, compile)
     dtype, asked = y0.dtype, sde
@@ -93,7 +93,6 @@ def solve(
     grid_ts, given = _validation.as_numbers("grid", grid), _validation.times_dtype(grid)
     times = _check_grid(grid_ts, sde, given)
     run = _run(steps, event, dense, compile, gradient, grid_ts)
-    _warn_of_bias(run, sde, solver)
     times, kept = (times, kept_indices(save, len(times))) if ts is None else with_outputs(ts, save, grid, times)
     watch, calls = _watch(progress, len(times) - 1), list[None]()
     receives = torch.promote_types(given or y0.dtype, y0.dtype)
@@ -280,7 +279,7 @@ def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> S
     return _wrapped_fields(sde, at)
 
 
-def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
+def _check(sde: SDE, solver: Any, y0: Tensor, steps: Any) -> None:
     """Check the problem, the solver and the initial state."""
     cure = "fewstep.SDE or ODE. Wrap a module or a torchsde object with SDE.from_module; diffusion models go to sample"
     _validation.check_instance("sde", sde, SDE, cure)
@@ -288,6 +287,8 @@ def _check(sde: SDE, solver: Any, y0: Tensor) -> None:
     if isinstance(solver, str):
         cure += "." + written(solver).rstrip(".")
     _validation.check_instance("solver", solver, StochasticSolver, cure)
+    if steps is not None:
+        _warn_of_bias(sde, solver)
     check_solves(sde, solver)
     expected = "a finite floating-point tensor (*batch, *event)"
     _validation.check_state("y0", y0, expected, _validation.at_once(y0))
@@ -313,10 +314,10 @@ def _run(control: Any, event: Any, dense: Any, compile: bool, gradient: str, gri
     return Run(control, event, dense)
 
 
-def _warn_of_bias(run: Run | None, sde: SDE, solver: StochasticSolver) -> None:
+def _warn_of_bias(sde: SDE, solver: StochasticSolver) -> None:
     """Warn of steps without the term in W^2, whose sum over steps that were chosen by W has another limit."""
-    chosen = run is not None and run.control is not None and sde.noise_type not in CONSTANT
-    if chosen and sde.sde_type == "ito" and solver.card.strong_order.get("diagonal", 1.0) < 1:
+    card = solver.card
+    if sde.noise_type not in CONSTANT and "ito" in card.sde_types and card.strong_order.get("diagonal", 1.0) < 1:
         warn(
             f"steps: adaptive steps of {type(solver).__name__} have another limit than fixed ones where the noise "
             "depends on y, since large increments are those that are cut. Take a solver of strong order 1 or more for "
