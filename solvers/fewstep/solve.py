@@ -288,7 +288,7 @@ def _check(sde: SDE, solver: Any, y0: Tensor, steps: Any) -> None:
         cure += "." + written(solver).rstrip(".")
     _validation.check_instance("solver", solver, StochasticSolver, cure)
     if steps is not None:
-        _warn_of_bias(sde, solver)
+        warn_of_bias(sde, solver)
     check_solves(sde, solver)
     expected = "a finite floating-point tensor (*batch, *event)"
     _validation.check_state("y0", y0, expected, _validation.at_once(y0))
@@ -314,7 +314,7 @@ def _run(control: Any, event: Any, dense: Any, compile: bool, gradient: str, gri
     return Run(control, event, dense)
 
 
-def _warn_of_bias(sde: SDE, solver: StochasticSolver) -> None:
+def warn_of_bias(sde: SDE, solver: StochasticSolver) -> None:
     """Warn of steps without the term in W^2, whose sum over steps that were chosen by W has another limit."""
     card = solver.card
     if sde.noise_type not in CONSTANT and "ito" in card.sde_types and card.strong_order.get("diagonal", 1.0) < 1:

@@ -18,7 +18,7 @@ from ..catalog import solver_named, solvers, spelling
 from ..errors import InputError, one_of, warn
 from ..problem import SDE
 from ..sde.reversible_heun import ReversibleHeun
-from ..solve import solve
+from ..solve import solve, warn_of_bias
 from ..solver import ReversibleSolver, StochasticSolver
 from .torchsde_problem import problem_of
 
@@ -297,6 +297,7 @@ class _Call:
         self.y0 = torch.cat([y0, torch.zeros_like(y0[..., :1])], -1) if self.logqp else y0
         self.problem: SDE = problem_of(sde, names or {}, bm, self.logqp)
         self.solver = _solver(method, self.problem, bool(options and options.get("grad_free")))
+        self._check_calculus(method, control)
         self.carry = _carry(self.solver, state)
         self.control: Adaptive | None = control
         alone = (times, list(range(len(times))))
@@ -304,6 +305,18 @@ class _Call:
         self.path = _own_path(self.problem, self.solver, self.y0, grid, seed) if path is None else path
         # solve gives drift and diffusion the times of a list in y0's dtype
         self.grid: Any = grid if _validation.times_dtype(ts) == torch.float64 else grid.tolist()
+
+    def _check_calculus(self, method: Any, control: Adaptive | None) -> None:
+        """Raise an error for the name of a method of the other calculus."""
+        calculus = self.problem.sde_type
+        if not isinstance(method, str) or CALCULI.get(method, calculus) == calculus:
+            return
+        if control is not None:
+            warn_of_bias(self.problem, self.solver)  # it would hold for the calculus of the method too
+        raise InputError(
+            f"method: got {method!r} for a {calculus!r} SDE, expected one of this calculus, as in torchsde. A solver as "
+            "an object, such as fewstep.Heun(), solves additive noise in either."
+        )
 
     def run(self, gradient: Callable[[StochasticSolver], str]) -> Any:
         """What `sdeint` returns."""
@@ -381,11 +394,6 @@ def _solver(method: Any, sde: SDE, grad_free: bool) -> StochasticSolver:
     few = sde.noise_type in ("diagonal", "additive", "scalar")
     name = method or ("midpoint" if sde.sde_type == "stratonovich" else "srk" if few else "euler")
     ours = METHODS.get(name, name)
-    if sde.sde_type != CALCULI.get(name, sde.sde_type):
-        raise InputError(
-            f"method: got {name!r} for a {sde.sde_type!r} SDE, expected one of this calculus, as in torchsde. A solver "
-            "as an object, such as fewstep.Heun(), solves additive noise in either."
-        )
     if name == "srk" and sde.noise_type == "additive":
         ours = "sra1"
     elif name == "milstein" and grad_free:
