@@ -314,8 +314,8 @@ class _Call:
         if control is not None:
             warn_of_bias(self.problem, self.solver)  # it would hold for the calculus of the method too
         raise InputError(
-            f"method: got {method!r} for a {calculus!r} SDE, expected one of this calculus, as in torchsde. A solver as "
-            "an object, such as fewstep.Heun(), solves additive noise in either."
+            f"method: got {method!r} for a {calculus!r} SDE, expected one of this calculus, as in torchsde. A solver "
+            "as an object, such as fewstep.Heun(), solves additive noise in either."
         )
 
     def run(self, gradient: Callable[[StochasticSolver], str]) -> Any:
