@@ -56,7 +56,7 @@ def experiments() -> str:
         minutes, made = f"{e.minutes} min{where}", ", ".join(f"`{c}`" for c in commits)
         rows.append([", ".join(files), figures, command, minutes, made])
     demo = record("demo").made["commit"]
-    rows.append(["`demo.json`", "`digits.png`, `demo-convergence.png`", "`fewstep demo`, see below", "3 min",
+    rows.append(["`demo.json`", "`digits.png`, `demo-convergence.png`", "`fewstep demo`, see below", "1 min",
                  f"`{demo}`"])  # fmt: skip
     return table(["record", "figures", "command", "time", "made at commit"], rows)
 
@@ -128,7 +128,7 @@ def demo() -> str:
     """Distance to held-out real digits, evaluations, seconds."""
     rows = []
     for r in record("demo").data["table"]:
-        cost = [r["evaluations"], f"{r['sliced_w2']:.3f}", f"{r['seconds']:.3f}"]
+        cost = [r["evaluations"], f"{r['sliced_w2']:.3f} ± {r['sliced_w2_se']:.3f}", f"{r['seconds']:.3f}"]
         rows.append([r["sampler"], *(cost if r["evaluations"] else [None, cost[1], None])])
     head = ["sampler", "network evaluations", "sliced W2 to held-out digits", "seconds for 1,000 digits"]
     return table(head, rows)
@@ -137,8 +137,8 @@ def demo() -> str:
 def demo_with_pictures() -> str:
     """The demo's table below its two pictures."""
     pictures = (
-        "![Digits of the teacher, the coarse sampler and the student, and real ones](figures/digits.png)",
-        "![Strong errors of Euler-Maruyama, Milstein and a learned step](figures/demo-convergence.png)",
+        "![Digits of the teacher, its sampler in 5 steps and the fitted table, and real ones](figures/digits.png)",
+        "![Strong errors of Euler-Maruyama, Milstein and SRID2](figures/demo-convergence.png)",
     )
     return "\n\n".join([*pictures, demo()])
 

@@ -119,7 +119,7 @@ def _floor(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
         axes.set_ylim(bottom=0.5 * floor)
 
 
-def image_rows(rows: dict[str, Tensor], path: str | Path) -> Path:
+def image_rows(rows: dict[str, Tensor], path: str | Path, title: str = "") -> Path:
     """One row of grey images (n, 1, h, w) in [-1, 1] per label."""
     count = max(len(images) for images in rows.values())
     size = 0.62 * count + 1.9, 0.72 * len(rows) + 0.5
@@ -130,4 +130,6 @@ def image_rows(rows: dict[str, Tensor], path: str | Path) -> Path:
             if k < len(images):
                 cell.imshow(images[k, 0].clamp(-1, 1).cpu().numpy(), cmap="gray_r", vmin=-1, vmax=1)
         line[0].text(-0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return write(figure, path)

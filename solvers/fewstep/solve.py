@@ -94,7 +94,8 @@ def solve(
     times = _check_grid(grid_ts, sde, given)
     run = _run(steps, event, dense, compile, gradient, grid_ts)
     times, kept = (times, kept_indices(save, len(times))) if ts is None else with_outputs(ts, save, grid, times)
-    watch, calls = _watch(progress, len(times) - 1), list[None]()
+    watch = _watch(progress, len(times) - 1)
+    calls: list[None] = []
     receives = torch.promote_types(given or y0.dtype, y0.dtype)
     _warn_of_equal_times(times, receives, given)
     problem = stepwise(sde, receives, calls)

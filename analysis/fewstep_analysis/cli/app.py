@@ -18,7 +18,7 @@ HELP = """Solve SDEs and sample diffusion models in few steps, and measure the a
 Start with these, in this order:
 
 \b
-  fewstep demo          distil a sampler of handwritten digits to 5 steps
+  fewstep demo          fit a sampler of handwritten digits, in a minute
   fewstep solvers       every solver, its declared and its measured order
   fewstep convergence --solver euler_maruyama --solver milstein
                         measure orders of convergence
@@ -38,7 +38,7 @@ PLAIN: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None, "pre
 app: typer.Typer = typer.Typer(help=HELP, add_completion=True, **PLAIN)
 distill: typer.Typer = typer.Typer(help=DISTILL, short_help="Distil a sampler to few steps.", **PLAIN)
 
-app.command("demo", short_help="Distil, sample and measure on real images, in minutes.")(learning.demo)
+app.command("demo", short_help="Fit, sample and measure on real images, in a minute.")(learning.demo)
 app.command("solvers", short_help="The table of solvers with their orders.")(measuring.solvers)
 app.command("convergence", short_help="Measure strong or weak orders.")(measuring.convergence)
 app.command("work-precision", short_help="Error against evaluations and seconds.")(measuring.work_precision)

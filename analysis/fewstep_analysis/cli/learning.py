@@ -12,27 +12,28 @@ from .completion import LETTERS, models, samplers
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder of the figures, the record and the student.")
+        Path, typer.Option(metavar="FOLDER", help="Folder of the figures, the record and the table.")
     ] = Path("fewstep-demo"),
     seed: Seed = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the training: a first look.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the samples and the training.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Also distil a network, in minutes.")] = False,
     device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Distil a 300-step sampler of handwritten digits to 5 steps, and measure it.
+    """Fit a sampler of handwritten digits: 5 network evaluations in place of 300, and measure it.
 
-    One to three minutes on two CPU cores. Needs scikit-learn: pip install scikit-learn.
+    About a minute on one CPU core. Needs scikit-learn: pip install scikit-learn.
 
     \b
     Example: fewstep demo
-    Example: fewstep demo --quick --out look
+    Example: fewstep demo --train --out look
     """
     with common.working([common.output_folder(out)]) as wrote:
         from ..demo import NUMBERS, lines, run
 
         common.use_threads(threads, NUMBERS)
-        record = run(out, seed=seed, quick=quick, device=device)
+        record = run(out, seed=seed, quick=quick, train=train, device=device)
         text = lines(record, out)
     common.tell(as_json, record.body() | {"wrote": wrote()}, text)
 
