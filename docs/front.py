@@ -68,21 +68,9 @@ def samplers() -> str:
     return table(head, rows)
 
 
-def orders() -> str:
-    """The estimates of the first figure."""
-    rows = []
-    for e in tables.record("headline-orders").data["estimates"]:
-        levels = e["reference"] == "levels"
-        against = "differences of levels: torchsde's paths have no areas" if levels else "torchsde's `srk`, same path"
-        slope = f"{e['order']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
-        cells = [f"`{e['solver']}`", e["noise_type"], f"{e['declared']:g}", slope, f"{e['local'][-1]:.2f}"]
-        rows.append([*cells, against])
-    return table(["solver", "noise", "declared", "measured", "finest local slope", "against"], rows)
-
-
 def made() -> dict[str, str]:
     """Every table by name."""
-    own = {"demo": tables.demo(), "sdes": sdes(), "samplers": samplers(), "orders": orders(), "peers": tables.peers()}
+    own = {"demo": tables.demo(), "sdes": sdes(), "samplers": samplers(), "peers": tables.peers()}
     return own | tables.of_pages()
 
 
