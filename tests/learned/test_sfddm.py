@@ -221,6 +221,31 @@ def test_unknown_network_has_no_features_by_default():
         fold(Plain(), features="head")
 
 
+class ByLabel(torch.nn.Module):
+    """A denoiser whose data are the labels."""
+
+    labelled = True
+    seen: list = []  # of the class: the fit works on a copy
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, sigma, labels=None):
+        self.seen.append(labels.tolist())
+        return self.scale * labels[:, None].to(x).expand_as(x)
+
+
+def test_samples_of_a_labelled_teacher_are_made_with_their_labels():
+    net, labels = ByLabel(), torch.arange(300) % 3
+    fs.distill_sfddm(
+        teacher=net, schedule=TABLE, steps=4, labels=labels, event_shape=(2,), features=None,
+        teacher_options=fs.TeacherOptions(trajectories=300), training=fs.TrainingOptions(1, 8),
+    )  # fmt: skip
+    assert labels[:256].tolist() in net.seen  # in chunks of 256
+    assert labels[256:].tolist() in net.seen
+
+
 BAD = {
     "target": (dict(target="x"), "target: got 'x'"),
     "loss": (dict(loss="x"), "loss: got 'x'"),

@@ -116,3 +116,8 @@ def test_stochastic_samplers_have_the_law_of_the_data(name):
     )
     assert abs(float(x.mean() - truth.mean())) < 5 * float(truth.std()) / 100
     assert abs(float(x.var() / truth.var()) - 1) < 0.08
+
+
+def test_eta_of_ddim_above_that_of_ddpm_is_refused():
+    with pytest.raises(fs.InputError, match=r"^eta: got 1\.5"):
+        fs.DDIM(eta=1.5)
