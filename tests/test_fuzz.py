@@ -19,7 +19,7 @@ import fewstep as fs
 SECONDS, MEMORY = 8, 12 << 30  # of processor time; more is a hang, or memory taken before the input was checked
 TABLE = [(call, good) for call, good, *_ in [*ROWS, *CALLS]]
 # bases of users' own classes, and exceptions
-NOT_CALLED = {"DiffusionSolver", "Solver", "StochasticSolver", "Schedule", "InputError"}
+NOT_CALLED = {"DiffusionSolver", "Solver", "StochasticSolver", "Schedule", "InputError", "StepSizeError"}
 
 
 def arguments(call, good):

@@ -213,10 +213,9 @@ def sdeint_adjoint(
     `sdeint`.
 
     Args:
-        sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min, options, names, logqp, extra, extra_solver_state,
-            seed: as in `sdeint`.
-        adjoint_method, adjoint_adaptive, adjoint_rtol, adjoint_atol, adjoint_options: of torchsde's adjoint SDE; no
-            such equation is solved. The name of the method must be torchsde's or a solver's.
+        sde, y0, ts, bm, method: as in `sdeint`, and so all arguments that are not listed here.
+        adjoint_method: of torchsde's adjoint SDE, as are the other arguments that begin with adjoint; no such equation
+            is solved. The name of the method must be torchsde's or a solver's.
         adjoint_params: tensors that should get gradients; all that f and g depend on get them.
         unused_kwargs: raise a warning, as in torchsde.
 
