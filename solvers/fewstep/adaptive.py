@@ -84,6 +84,8 @@ class Adaptive:
             raise InputError("pcoeff, icoeff: got 0 for both, expected a controller such as the default 0.4 and 0.3.")
         if self.first is not None and not _validation.check_float("first", self.first) > 0:
             raise InputError(f"first: got {self.first!r}, expected a positive step size or None.")
+        if self.max_step != math.inf:
+            _validation.check_float("max_step", self.max_step, 0, expected="a positive number or math.inf")
         if not self.max_step > self.min_step:
             raise InputError(f"max_step: got {self.max_step!r}, expected more than min_step = {self.min_step!r}.")
         if self.force and not self.min_step > 0:

@@ -108,7 +108,7 @@ def solve(
     grid_ts = grid_ts if _validation.has_graph(grid_ts) else times
     calls.clear()
     y0 = y0.contiguous()  # forward-mode AD needs memory of its own, which an expanded state does not have
-    source: Source = Noise(_Zeros(y0), grid_ts)
+    source: Source = Noise(_Zeros(y0.dtype, y0.device), grid_ts)
     if sde.noise_type != "none":
         reuse = not keeps_graph and not compile
         path = _any_path(solver, seed, noise_shape, y0, times) if path is None and steps is not None else path
@@ -251,16 +251,20 @@ def _noise(
 class _Zeros(NamedTuple):
     """The path of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
 
-    y: Tensor
+    dtype: torch.dtype
+    device: torch.device
 
     def increment(self, ta: float, tb: float) -> Increment:
-        zero = self.y.new_zeros(1)
-        return Increment(tb - ta, zero, zero, zero, self.y.new_zeros(1, 1))
+        return Increment(tb - ta, *self.nothing())
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        zero, matrix, lengths = self.y.new_zeros(1), self.y.new_zeros(1, 1), grid.diff()
+        fields, lengths = self.nothing(), grid.diff()
         steps: Any = lengths.unbind() if _validation.has_graph(grid) else constants(lengths)
-        return (Increment(h, zero, zero, zero, matrix) for h in steps)
+        return (Increment(h, *fields) for h in steps)
+
+    def nothing(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        zero, matrix = (torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in ((1,), (1, 1)))
+        return zero, zero, zero, matrix
 
 
 def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> SDE:

@@ -1,7 +1,6 @@
 """Steps whose drift is taken at their end, by Newton's method with batched Jacobians."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +63,9 @@ def _newton(residual: Residual, x: Tensor, event_dims: int) -> Tensor:
         value, derivative, *_ = torch.func.jvp(residual, (x,), (unit,))
         return value, derivative
 
-    both: Any = (None, 0)
-    value, columns = torch.func.vmap(column, out_dims=both, randomness="same")(units.expand(size, *x.shape))
+    # the value too has the axis of the units: in an outer vmap it could not be returned without
+    values, columns = torch.func.vmap(column, randomness="same")(units.expand(size, *x.shape))
     jacobian = columns.reshape(size, -1, size).permute(1, 2, 0)
     # not linalg.solve, which reads back whether a matrix was singular
-    change: Tensor = torch.linalg.solve_ex(jacobian, value.reshape(-1, size, 1))[0]
+    change: Tensor = torch.linalg.solve_ex(jacobian, values[0].reshape(-1, size, 1))[0]
     return x - change.reshape(x.shape)
