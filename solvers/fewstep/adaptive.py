@@ -78,20 +78,20 @@ class Adaptive:
         number = "a finite number of at least 0"
         for name in ("rtol", "atol", "min_step", "pcoeff", "icoeff", "dcoeff"):
             _validation.check_float(name, getattr(self, name), 0, expected=number)
+        for name in ("rtol", "atol", "min_step", "max_step", "pcoeff", "icoeff", "safety", "smallest", "largest"):
+            _validation.check_instance(name, getattr(self, name), (int, float), "a number")
+        _validation.check_flag("force", self.force)
         if not self.rtol + self.atol > 0:
             raise InputError("rtol, atol: got 0 for both, expected a tolerance. Set atol to the error that you accept.")
         if not self.pcoeff + self.icoeff > 0:
             raise InputError("pcoeff, icoeff: got 0 for both, expected a controller such as the default 0.4 and 0.3.")
         if self.first is not None and not _validation.check_float("first", self.first) > 0:
             raise InputError(f"first: got {self.first!r}, expected a positive step size or None.")
-        if self.max_step != math.inf:
-            _validation.check_float("max_step", self.max_step, 0, expected="a positive number or math.inf")
         if not self.max_step > self.min_step:
             raise InputError(f"max_step: got {self.max_step!r}, expected more than min_step = {self.min_step!r}.")
         if self.force and not self.min_step > 0:
             raise InputError("force: got True with min_step=0, expected the step size to accept. Set min_step.")
         _validation.check_int("max_steps", self.max_steps, 1)
-        _validation.check_flag("force", self.force)
         for name, low, high in (("safety", 0.0, 1.0), ("smallest", 0.0, 1.0), ("largest", 1.0, math.inf)):
             value = _validation.check_float(name, getattr(self, name))
             if not low < value <= high:
