@@ -248,23 +248,21 @@ def _noise(
     return traced_path(path, given, y0, shape) if tracing else Noise(path, given)
 
 
-class _Zeros(NamedTuple):
+class _Zeros:
     """The path of an ODE: one channel of zeros, for the (1, 1) matrix of `zero_diffusion`."""
 
-    dtype: torch.dtype
-    device: torch.device
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        # made here once: steps that are taken again in a backward pass make no tensors of their own
+        zero, matrix = (torch.zeros(shape, dtype=dtype, device=device) for shape in ((1,), (1, 1)))
+        self._fields = (zero, zero, zero, matrix)
 
     def increment(self, ta: float, tb: float) -> Increment:
-        return Increment(tb - ta, *self.nothing())
+        return Increment(tb - ta, *self._fields)
 
     def increments(self, grid: Tensor) -> Iterator[Increment]:
-        fields, lengths = self.nothing(), grid.diff()
+        lengths = grid.diff()
         steps: Any = lengths.unbind() if _validation.has_graph(grid) else constants(lengths)
-        return (Increment(h, *fields) for h in steps)
-
-    def nothing(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        zero, matrix = (torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in ((1,), (1, 1)))
-        return zero, zero, zero, matrix
+        return (Increment(h, *self._fields) for h in steps)
 
 
 def stepwise(sde: SDE, dtype: torch.dtype, calls: list[None] | None = None) -> SDE:
