@@ -82,6 +82,7 @@ from .schedule import zero_terminal_snr as zero_terminal_snr
 from .sde.bosh3 import Bosh3 as Bosh3
 from .sde.derivative_free_milstein import DerivativeFreeMilstein as DerivativeFreeMilstein
 from .sde.dopri5 import Dopri5 as Dopri5
+from .sde.dri1 import DRI1 as DRI1
 from .sde.euler_heun import EulerHeun as EulerHeun
 from .sde.euler_maruyama import EulerMaruyama as EulerMaruyama
 from .sde.general_milstein import GeneralMilstein as GeneralMilstein
