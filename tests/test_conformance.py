@@ -41,6 +41,8 @@ CONFIGURATIONS = [
     compat.DiffusersDPM(fs.DPMSolver(3, True)), compat.DiffusersDPM(fs.DPMSolverPP(2)),
     compat.DiffusersDPM(fs.DPMSolverPP(2), compat.Ending(euler=True)), compat.DiffusersDPM(fs.UniPC(3)),
     compat.DiffusersDPM(fs.DEIS(2)), compat.OfficialDPM(fs.DPMSolverPP(3)), compat.HeunPP2(),
+    fs.SKROCK(1), fs.SKROCK(20), fs.ExponentialEuler(-1.5), fs.ExponentialEuler(0.7),
+    fs.TruncatedEuler(5.0, 2), fs.TruncatedEuler(growth=5),
 ]  # fmt: skip
 
 

@@ -85,6 +85,7 @@ from .sde.dopri5 import Dopri5 as Dopri5
 from .sde.dri1 import DRI1 as DRI1
 from .sde.euler_heun import EulerHeun as EulerHeun
 from .sde.euler_maruyama import EulerMaruyama as EulerMaruyama
+from .sde.exponential_euler import ExponentialEuler as ExponentialEuler
 from .sde.general_milstein import GeneralMilstein as GeneralMilstein
 from .sde.general_shark import GeneralShARK as GeneralShARK
 from .sde.heun import Heun as Heun
@@ -100,6 +101,7 @@ from .sde.rk4 import RK4 as RK4
 from .sde.sea import SEA as SEA
 from .sde.shark import ShARK as ShARK
 from .sde.shifted_ode import ShiftedODE as ShiftedODE
+from .sde.skrock import SKROCK as SKROCK
 from .sde.slow_rk import SlowRK as SlowRK
 from .sde.sosra import SOSRA as SOSRA
 from .sde.spark import SPaRK as SPaRK
@@ -108,6 +110,7 @@ from .sde.srid2 import SRID2 as SRID2
 from .sde.tamed_euler import TamedEuler as TamedEuler
 from .sde.tamed_milstein import TamedMilstein as TamedMilstein
 from .sde.taylor15 import Taylor15 as Taylor15
+from .sde.truncated_euler import TruncatedEuler as TruncatedEuler
 from .sde.tsit5 import Tsit5 as Tsit5
 from .solve import solve as solve
 from .solver import Card as Card

@@ -1,6 +1,7 @@
 """`solve`: the loop for SDEs and ODEs on a fixed grid. It checks, steps, counts and saves for any method."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -488,7 +489,7 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
         faster = _superlinear(sde, t, 100 * size * along)
         slope, h = float((change * along).sum() / (size * along.square().sum())), float(times.diff().abs().max())
     more = ""
-    if faster and (name := _of_calculus(sde, "Tamed")):
+    if faster and (name := _bounded(sde, t, 100 * size * along)):
         more = f" It grows faster than linearly: {name}() bounds its steps."
     if not slope * h < -0.1:
         return "If the solution does not grow like this, take smaller steps." + more.replace("It", "The drift", 1)
@@ -498,7 +499,7 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
     name, longest = STABLE[kind]
     return (
         f"The drift is stiff: its slope is {slope:.3g}, and a step is {h:.3g} long. {name}() is stable in steps of up "
-        f"to {longest / -slope:.2g}.{_implicit(sde)}{more}"
+        f"to {longest / -slope:.2g}.{_implicit(sde, -slope * h)}{more}"
     )
 
 
@@ -508,10 +509,22 @@ def _superlinear(sde: SDE, t: Tensor, y: Tensor) -> bool:
     return far < 30 * near < 0
 
 
-def _implicit(sde: SDE) -> str:
-    """What to add for a stiff drift: the drift-implicit method for the problem, where there is one."""
+def _bounded(sde: SDE, t: Tensor, y: Tensor) -> str:
+    """The method for a superlinear drift: a truncated one where the noise grows faster than linearly too."""
+    if sde.noise_type not in CONSTANT and sde.sde_type == "ito":
+        near, far = (float(sde.diffusion(t, scale * y).square().sum()) for scale in (10, 100))
+        if far > 900 * near:
+            return "TruncatedEuler"
+    return _of_calculus(sde, "Tamed")
+
+
+def _implicit(sde: SDE, stiffness: float) -> str:
+    """What to add for a stiff drift: the drift-implicit method for the problem and the stabilised one, if any."""
     name = _of_calculus(sde, "Implicit")
-    return f" {name}() is stable in longer ones." if name else ""
+    stages, more = math.ceil(math.sqrt(stiffness / 1.9)), ""
+    if name == "ImplicitEuler" and stages <= 200:
+        more = f" and, without Jacobians, SKROCK({stages}) in these"
+    return f" {name}() is stable in longer ones{more}." if name else ""
 
 
 def _of_calculus(sde: SDE, kind: str) -> str:
