@@ -109,9 +109,10 @@ def times(series: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 Rows = Iterator[tuple[str, str, str, str, Run, Run]]
 
 
-def interval(shape: Shape, hint: float | None, levy: str = "none") -> Any:
+def interval(shape: Shape, hint: float | None, levy: str = "none", **options: Any) -> Any:
     """torchsde's path, with its step as a hint."""
-    return torchsde.BrownianInterval(0.0, 1.0, size=shape, dt=hint, levy_area_approximation=levy, dtype=torch.float32)
+    options |= {"levy_area_approximation": levy, "dtype": torch.float32}
+    return torchsde.BrownianInterval(0.0, 1.0, size=shape, dt=hint, **options)
 
 
 def solves(shape: Shape, steps: int) -> Rows:
@@ -225,6 +226,8 @@ def noise(shape: Shape, steps: int) -> Rows:
         made = lambda ends=asked: [fs.BrownianPath(shape, seed=i).increment(*e) for i, e in enumerate(ends)]  # noqa: E731
         theirs = lambda ends=asked: [interval(shape, None)(*e) for e in ends]  # noqa: E731
         yield "noise", f"W, {what}", size, "torchsde", made, theirs
+        fixed = lambda ends=asked: [interval(shape, None, halfway_tree=True, tol=2.0**-48)(*e) for e in ends]  # noqa: E731
+        yield "noise", f"W, {what}", size, "torchsde, any order", made, fixed
     for generator in ("torch", "counter"):
         one, seeds = {"generator": generator}, list(range(shape[0]))
         yield "noise", f"W, walk, {generator}, seeds=[...]", size, "one seed", walk(grid, seeds=seeds, **one), walk(grid, **one)  # fmt: skip  # noqa: E501

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fewstep.brownian import Increment
-from fewstep.brownian.bridge import bridge_matrix, split
+from fewstep.brownian.bridge import bridge_matrix, noise_scales, split
 
 VARIANCES = torch.tensor([1.0, 1 / 12, 1 / 720], dtype=torch.float64)
 shares = st.floats(-12, -0.30103).map(lambda e: 10.0**e).map(lambda x: min(x, 0.5))
@@ -70,8 +70,9 @@ def test_published_bridge_for_w_and_h_at_any_split(x):
 def test_split_applies_the_matrix(n, x, length, consume):
     """The special case x = 1/2 and the general case give the coefficients of the matrix."""
     unit = torch.eye(2 * n, dtype=torch.float64).unbind()
-    values, z = [u.clone() for u in unit[:n]], [u.clone() for u in unit[n:]]
-    left, right = split(values, z, x, 1 - x, math.sqrt(length), consume=consume)
+    scales = noise_scales(n, x, math.sqrt(length))
+    values, z = [u.clone() for u in unit[:n]], [u * scale for u, scale in zip(unit[n:], scales, strict=True)]
+    left, right = split(values, z, x, 1 - x, consume=consume)
     M = torch.tensor(bridge_matrix(n, x, 1 - x), dtype=torch.float64)
     M[:, n:] *= math.sqrt(length)
     assert torch.allclose(torch.stack([*left, *right]), M, rtol=1e-12, atol=1e-14)

@@ -52,11 +52,11 @@ class UnitVectors:
         self.dimension, self.index = dimension, {}
 
     def begin(self, levels):
-        def draw(node, count):
-            out = torch.zeros(levels, count, self.dimension, dtype=torch.float64)
+        def draw(nodes):
+            out = torch.zeros(levels, len(nodes), self.dimension, dtype=torch.float64)
             for level in range(levels):
-                for i in range(count):
-                    key = (node + i, level)
+                for i, node in enumerate(nodes):
+                    key = (node, level)
                     out[level, i, self.index.setdefault(key, len(self.index))] = 1.0
             return list(out)
 
@@ -192,10 +192,10 @@ def test_knots_make_any_grid_cheap_and_float32_grids_find_them():
         def begin(self, levels):
             draw = super().begin(levels)
 
-            def counted(node, count):
+            def counted(nodes):
                 nonlocal calls
-                calls += count
-                return draw(node, count)
+                calls += len(nodes)
+                return draw(nodes)
 
             return counted
 
@@ -266,7 +266,7 @@ def source_of(name, shape):
 def test_normals_are_independent_and_normal(name, shape, has_mean):
     """Moments to the sixth; products of adjacent entries along nodes, letters, seeds and columns."""
     draw = source_of(name, shape).begin(2 if shape[1] > 1 else 1)
-    fields = [[z.clone()[0].double() for z in draw(node, 1)] for node in range(1, 9)]
+    fields = [[z.clone()[0].double() for z in draw([node])] for node in range(1, 9)]
     z = torch.stack([torch.stack(f) for f in fields])  # (nodes, levels, rows, width)
     assert bool(z.isfinite().all())
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
@@ -285,7 +285,7 @@ def test_normals_are_independent_and_normal(name, shape, has_mean):
 def test_normals_have_the_distribution_of_kolmogorov(name):
     """The largest distance of the empirical distribution has level 1e-9: P(D > d) < 2 exp(-2 n d^2)."""
     draw = source_of(name, (200, 50)).begin(1)
-    z = torch.cat([draw(node, 1)[0].clone().flatten() for node in (1, 2, 3, 2**40)]).double().sort().values
+    z = torch.cat([draw([node])[0].clone().flatten() for node in (1, 2, 3, 2**40)]).double().sort().values
     n = len(z)
     distance = (torch.special.ndtr(z) - torch.arange(n, dtype=torch.float64) / n).abs().max() + 1 / n
     assert distance < math.sqrt(math.log(2e9) / 2 / n)
@@ -320,7 +320,7 @@ def test_the_sources_of_a_seed_are_other_paths():
 def test_the_numbers_of_counters_fix_the_path(shape):
     """A hand-made copy from Philox and Box-Muller, at a node above 2^32."""
     node, size = 2**41 + 5, max(1, math.prod(shape))
-    (z,) = CounterNormals(shape, [3], False, torch.device("cpu")).begin(1)(node, 1)
+    (z,) = CounterNormals(shape, [3], False, torch.device("cpu")).begin(1)([node])
     per = max(1, 4 // size)
     blocks, key = -(-per * size // 4), mix(3 + 0x9E3779B97F4A7C15)
     block, group = torch.arange(blocks), torch.full((blocks,), node // per)

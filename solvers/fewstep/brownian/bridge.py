@@ -10,6 +10,7 @@ part follows by solving Chen's relation.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -62,32 +63,38 @@ def bridge_matrix(letters: int, x: float, y: float) -> list[list[float]]:
     return [[c if abs(c) > size else 0.0 for c in row] for row, size in zip(left + right, sizes)]
 
 
+def noise_scales(letters: int, x: float, root: float) -> tuple[float, ...]:
+    """The factors of the standard normals of a cut at share x, where the square root of the length is `root`."""
+    if x == 0.5 and letters < 3:
+        return (root / 2,) if letters == 1 else (root / 4, root / math.sqrt(48))
+    return (root,) * letters
+
+
 def split(
-    values: list[Tensor], z: list[Tensor], x: float, y: float, root: float | Tensor, consume: bool = False
+    values: list[Tensor], z: Sequence[Tensor], x: float, y: float, consume: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Draw the left and right part of an interval, given its `values` = [W, H, K][:letters].
 
     Args:
-        values, z: tensors of one shape, dtype and device; z holds independent N(0, 1) and is overwritten.
+        values, z: tensors of one shape, dtype and device; z holds independent N(0, 1) times `noise_scales`, and is
+            overwritten.
         x, y: the parts' shares of the length.
-        root: sqrt(L), a float or a tensor that broadcasts.
         consume: the parts may overwrite `values`.
     """
-    if x == 0.5 and isinstance(root, float) and len(values) < 3:
-        return _halve(values, z, root, consume)
-    inputs = [*values, *(noise.mul_(root) for noise in z)]
+    if x == 0.5 and len(values) < 3:
+        return _halve(values, z, consume)
+    inputs = [*values, *z]
     parts = [_combine(row, inputs) for row in bridge_matrix(len(values), x, y)]
     return parts[: len(values)], parts[len(values) :]
 
 
-def _halve(values: list[Tensor], z: list[Tensor], root: float, consume: bool) -> tuple[list[Tensor], list[Tensor]]:
+def _halve(values: list[Tensor], z: Sequence[Tensor], consume: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Apply M(1/2) for W or (W, H): the part even in time plus or minus the odd part."""
     own = values if consume else [None, None]
     if len(values) == 1:
-        W_l = torch.add(z[0].mul_(root / 2), values[0], alpha=0.5)
+        W_l = torch.add(z[0], values[0], alpha=0.5)
         return [W_l], [torch.sub(values[0], W_l, out=own[0])]
-    W, H = values
-    first, second = z[0].mul_(root / 4), z[1].mul_(root / math.sqrt(48))
+    (W, H), (first, second) = values, z
     W_l = torch.add(first, H, alpha=1.5).add_(W, alpha=0.5)
     W_r = torch.sub(W, W_l, out=own[0])
     even = first.mul_(-0.5).add_(H, alpha=0.25)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .random_normals import Draw, box_muller, key_of, keys_of
+from .random_normals import Draw, box_muller, key_of, keys_of, numbers_of
 
 _MASK = (1 << 32) - 1
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -54,22 +54,23 @@ class CounterNormals:
         rows = self.key.shape[1]
         width, shared = _layout(self.shape, rows, letters)
 
-        def draw(node: int, count: int) -> list[Tensor]:
-            first = node // shared
-            groups = torch.arange(first, (node + count - 1) // shared + 1, device=self.device)
+        def draw(nodes: Sequence[int]) -> list[Tensor]:
+            if not isinstance(nodes, range):
+                return list(fields_of(numbers_of(nodes, self.device), self._key, rows, letters, self.shape).unbind())
+            node, count, first = nodes.start, len(nodes), nodes.start // shared
+            groups = torch.arange(first, nodes[-1] // shared + 1, device=self.device)
             drawn = _sequences(groups, self._key, rows, shared * letters * width)
             fields = drawn.reshape(len(groups), rows, shared, letters, width).permute(3, 0, 2, 1, 4)
-            nodes = fields.reshape(letters, len(groups) * shared, rows * width)
-            return list(nodes.narrow(1, node - first * shared, count).reshape(letters, count, *self.shape).unbind())
+            each = fields.reshape(letters, len(groups) * shared, rows * width)
+            return list(each.narrow(1, node - first * shared, count).reshape(letters, count, *self.shape).unbind())
 
         return draw
 
 
-def fields_of(nodes: Tensor, key: Tensor, letters: int, shape: Sequence[int]) -> Tensor:
-    """The fields (letters, nodes, *shape) of int64 `nodes` and the `key` of a source; for compiled programs."""
-    rows = key.shape[1]
+def fields_of(nodes: Tensor, key: Words, rows: int, letters: int, shape: Sequence[int]) -> Tensor:
+    """The fields (letters, nodes, *shape) of int64 `nodes` and the key of a source with `rows` keys, in any order."""
     width, shared = _layout(shape, rows, letters)
-    drawn = _sequences(nodes // shared, (key[0], key[1]), rows, shared * letters * width)
+    drawn = _sequences(nodes // shared, key, rows, shared * letters * width)
     if shared > 1:
         drawn = drawn.reshape(len(nodes), rows, shared, -1)[
             torch.arange(len(nodes), device=nodes.device), :, nodes % shared

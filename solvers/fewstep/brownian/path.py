@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import _validation
 from .._tracing import made_outside
 from ..errors import InputError, warn
-from .bridge import VARIANCES, bridge_matrix, split
+from .bridge import VARIANCES, bridge_matrix, noise_scales, split
 from .counter import CounterNormals, fields_of
 from .increment import LEVY_ORDER, Increment, check_dtype
 from .random_normals import Draw, GeneratorNormals, HashedNormals, Normals
@@ -34,6 +34,10 @@ class _Cell(NamedTuple):
     values: list[Tensor]
 
 
+_Place = tuple[int, int, int]  # number and ends of a cell
+_Cut = tuple[int, int, int, int]  # number, first end, cut and last end of a cell
+
+
 class Subtree(NamedTuple):
     """A cell and what its cuts need: tensors alone, for compiled programs."""
 
@@ -46,7 +50,8 @@ class Subtree(NamedTuple):
     def leaves(self) -> list[list[Tensor]]:
         """[W, H, K] of the m leaves, in time order."""
         n, cells, i = len(self.values), [self.values], 0
-        z = fields_of(self.nodes, self.key, n, self.values[0].shape).to(self.values[0].dtype).unbind(1)
+        key, rows = (self.key[0], self.key[1]), self.key.shape[1]
+        z = fields_of(self.nodes, key, rows, n, self.values[0].shape).to(self.values[0].dtype).unbind(1)
         while len(cells) < len(self.lengths):
             parts: list[list[Tensor]] = []
             for values in cells:
@@ -92,8 +97,8 @@ class BrownianPath:
         portable: draw the normals on the CPU and move them: the same bits on every device, but slower.
         generator: `"torch"` draws by the device's generator. `"counter"` draws another path, by Philox 4x32-10 in
             tensor operations: its numbers agree on all devices, compiled or not, to the rounding of log and cos,
-            and `seeds` cost little more than one seed. It takes longer, most of all for single intervals.
-        cache: number of intervals kept between calls of `increment`; a query at arbitrary times touches 256.
+            and `seeds` cost little more than one seed. It takes longer.
+        cache: number of intervals kept between calls of `increment`; a query at arbitrary times touches 200.
 
     Raises:
         InputError: for invalid arguments.
@@ -194,30 +199,28 @@ class BrownianPath:
     def _query(self, start: int, end: int) -> list[Tensor]:
         """[W, H, K] over an interval, by cuts of the smallest kept intervals that contain its ends."""
         clock, draw, kept = self._clock, self._begin(), self._cache
-        used: dict[int, list[Tensor]] = {}
-        values = kept.get(0)
-        used[0] = values = self._root(draw).values if values is None else values
-        todo, pieces = [_Cell(1, 0, clock.end, values)], list[_Cell]()
+        values = kept.get(1)
+        used = {1: self._root(draw).values if values is None else values}
+        todo, cuts, pieces = [(1, 0, clock.end)], list[_Cut](), list[_Place]()
         while todo:
-            cell = todo.pop()
-            node, low, high, values = cell
+            node, low, high = place = todo.pop()
             if start <= low and high <= end:
-                pieces.append(cell)
+                pieces.append(place)
                 continue
-            cut, number = clock.cut(low, high), 2 * node
-            left, right = kept.get(number), kept.get(number + 1)
-            if (left is None and start < cut) or (right is None and cut < end):
-                left, right = self._cut(cell, cut, draw)
-            if cut < end:
-                assert right is not None
-                used[number + 1] = right
-                todo.append(_Cell(number + 1, cut, high, right))
-            if start < cut:
-                assert left is not None
-                used[number] = left
-                todo.append(_Cell(number, low, cut, left))
+            cut, missing = clock.cut(low, high), False
+            for part in ((2 * node + 1, cut, high), (2 * node, low, cut)):
+                if start < part[2] and part[1] < end:
+                    todo.append(part)
+                    values = kept.get(part[0])
+                    if values is None:
+                        missing = True
+                    else:
+                        used[part[0]] = values
+            if missing:
+                cuts.append((node, low, cut, high))
+        self._cut(cuts, used, draw)
         self._keep(used)
-        return self._joined(pieces)
+        return self._joined([_Cell(*place, used[place[0]]) for place in pieces])
 
     def _joined(self, pieces: list[_Cell]) -> list[Tensor]:
         """[W, H, K] of adjacent cells together, in memory of their own."""
@@ -234,19 +237,41 @@ class BrownianPath:
 
     def _root(self, draw: Draw) -> _Cell:
         span = self._clock.length(0, self._clock.end)
-        values = [z[0].clone() for z in draw(0, 1)]
+        values = [z[0].clone() for z in draw([0])]
         for z, variance in zip(values, VARIANCES):
             z.mul_(math.sqrt(span * variance))
         return _Cell(1, 0, self._clock.end, values)
 
-    def _cut(self, cell: _Cell, cut: int, draw: Draw, consume: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """The values of the two parts of a cell, which they may overwrite."""
-        x, y = self._clock.shares(cell.low, cut, cell.high)
-        root = math.sqrt(self._clock.length(cell.low, cell.high))
-        return split(cell.values, [field[0] for field in draw(cell.node, 1)], x, y, root, consume)
+    def _cut(self, cuts: Sequence[_Cut], values: dict[int, list[Tensor]], draw: Draw, consume: bool = False) -> None:
+        """Add the values of both parts of each cell, which may overwrite its own; parents come before their parts.
+
+        Both are kept: the second may be the next interval that is asked.
+        """
+        clock, letters = self._clock, LEVY_ORDER[self.levy]
+        # a device would wait for the factors
+        room = max(1, _CHUNK // self._numel) if self.device.type == "cpu" else 1
+        for i in range(0, len(cuts), room):
+            some = cuts[i : i + room]
+            shares = [clock.shares(low, cut, high) for _, low, cut, high in some]
+            roots = [math.sqrt(clock.length(low, high)) for _, low, _, high in some]
+            scales = [noise_scales(letters, x, root) for (x, _), root in zip(shares, roots)]
+            fields = draw([c[0] for c in some])
+            self._scale(fields, scales)
+            each = zip(*(field.unbind() for field in fields), strict=True)
+            for (node, *_), (x, y), z in zip(some, shares, each, strict=True):
+                values[2 * node], values[2 * node + 1] = split(values[node], z, x, y, consume)
+
+    def _scale(self, fields: list[Tensor], scales: Sequence[tuple[float, ...]]) -> None:
+        """Multiply (count, *shape) fields, one per letter, by the factors of each cut, or of all."""
+        for field, column in zip(fields, zip(*scales, strict=True), strict=True):
+            if len(column) == 1:
+                field.mul_(column[0])
+            else:
+                factors = torch.tensor(column, dtype=self.dtype, device=self.device)
+                field.mul_(factors.reshape(-1, *(1 for _ in self.shape)))
 
     def _parts(self, cell: _Cell, ends: Sequence[int], inside: int, draw: Draw) -> list[_Cell]:
-        """Cut a cell once, or several times in one call where it is small and many ends lie inside."""
+        """Cut a cell once, down to the only end inside, or several times in one call where it is small and many are."""
         # in a geometric clock the lengths of cells are not equal, and a device would wait for them
         several = not self._clock.log or self.device.type == "cpu"
         room = min(_CHUNK // self._numel, inside + 1)
@@ -254,9 +279,26 @@ class BrownianPath:
         if cuts > 1 and several and self._clock.within(cell.low, cell.high):
             cuts = min(cuts, (cell.high - cell.low).bit_length() - 1)
             return self._cut_often(cell, ends, cuts, draw)
-        cut = self._clock.cut(cell.low, cell.high)
-        left, right = self._cut(cell, cut, draw, consume=True)
-        return [_Cell(2 * cell.node, cell.low, cut, left), _Cell(2 * cell.node + 1, cut, cell.high, right)]
+        return self._cut_to(cell, ends[bisect_right(ends, cell.low)] if inside == 1 else None, draw)
+
+    def _cut_to(self, cell: _Cell, end: int | None, draw: Draw) -> list[_Cell]:
+        """Cut a cell until `end`, which lies inside, is a cut; once if there is none."""
+        node, low, high, values = cell
+        cuts, before, after, all_values = list[_Cut](), list[_Place](), list[_Place](), {node: values}
+        while True:
+            cut = self._clock.cut(low, high)
+            cuts.append((node, low, cut, high))
+            left, right = (2 * node, low, cut), (2 * node + 1, cut, high)
+            if end is None or end == cut:
+                break
+            if end < cut:
+                after.append(right)
+                node, low, high = left
+            else:
+                before.append(left)
+                node, low, high = right
+        self._cut(cuts, all_values, draw, consume=True)
+        return [_Cell(*place, all_values[place[0]]) for place in (*before, left, right, *reversed(after))]
 
     def _cut_often(self, cell: _Cell, ends: Sequence[int], cuts: int, draw: Draw) -> list[_Cell]:
         """Cut `cuts` times, each generation in one call, and return the largest cells without ends inside."""
@@ -265,12 +307,10 @@ class BrownianPath:
         for g in range(cuts):
             middles = [self._clock.cut(a, b) for a, b in pairwise(bounds)]
             x, y = self._clock.shares(bounds[0], middles[0], bounds[1])
-            root: float | Tensor = math.sqrt(self._clock.length(bounds[0], bounds[1]))
-            if self._clock.log:
-                lengths = [self._clock.length(a, b) for a, b in pairwise(bounds)]
-                roots = torch.tensor(lengths, dtype=torch.float64, device="cpu").sqrt()
-                root = roots.to(self.device, self.dtype).reshape(-1, *(1 for _ in self.shape))
-            parts = split(values, draw(cell.node << g, 1 << g), x, y, root)
+            z = draw(range(cell.node << g, (cell.node + 1) << g))
+            lengths = pairwise(bounds if self._clock.log else bounds[:2])  # those of a linear clock are equal
+            self._scale(z, [noise_scales(len(z), x, math.sqrt(self._clock.length(a, b))) for a, b in lengths])
+            parts = split(values, z, x, y)
             values = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(*parts, strict=True)]
             bounds = sorted(bounds + middles)
             generations.append((bounds, values))
@@ -307,7 +347,7 @@ class BrownianPath:
         draw = self._normals.begin(LEVY_ORDER[self.levy])
         if self.dtype == torch.float32 and not self.portable:
             return draw
-        return lambda node, count: [z.to(self.device, self.dtype) for z in draw(node, count)]
+        return lambda nodes: [z.to(self.device, self.dtype) for z in draw(nodes)]
 
     def _keep(self, used: dict[int, list[Tensor]]) -> None:
         """Keep the last of the intervals that a query used; the root is used by every query."""

@@ -8,7 +8,7 @@ normals, at twice the cost or more on one CPU core (six times for rows of four).
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -22,15 +22,15 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
 
-# draw(node, count): one tensor (count, *shape) per letter, overwritten by the next call
-Draw = Callable[[int, int], list[Tensor]]
+# draw(nodes): one tensor (len(nodes), *shape) per letter, overwritten by the next call; many at once cost less
+Draw = Callable[[Sequence[int]], list[Tensor]]
 
 
 class Normals(Protocol):
     """A source of independent float32 N(0, 1) fields, one per node and letter."""
 
     def begin(self, letters: int) -> Draw:
-        """Return a function that draws the fields of nodes node, ..., node + count - 1, for one thread."""
+        """Return a function that draws the fields of nodes, a range if they follow one another, for one thread."""
 
 
 class GeneratorNormals:
@@ -50,11 +50,11 @@ class GeneratorNormals:
 
         single = empty(1)
 
-        def draw(node: int, count: int) -> list[Tensor]:
-            out = single if count == 1 else empty(count)
-            columns = (out,) if count == 1 else zip(*(field.unbind() for field in out), strict=True)
-            for i, fields in enumerate(columns):
-                source.manual_seed(node_seed(self._key, node + i))
+        def draw(nodes: Sequence[int]) -> list[Tensor]:
+            out = single if len(nodes) == 1 else empty(len(nodes))
+            columns = (out,) if len(nodes) == 1 else zip(*(field.unbind() for field in out), strict=True)
+            for node, fields in zip(nodes, columns, strict=True):
+                source.manual_seed(node_seed(self._key, node))
                 for field in fields:
                     field.normal_(generator=source)
             return out
@@ -76,11 +76,10 @@ class HashedNormals:
     def begin(self, letters: int) -> Draw:
         numbers = torch.arange(letters, dtype=torch.int64, device=self.device).reshape(-1, 1, 1)
 
-        def draw(node: int, count: int) -> list[Tensor]:
-            nodes = torch.arange(node, node + count, dtype=torch.int64, device=self.device)
-            keys = mix_(mix_(nodes).unsqueeze(-1) ^ self._keys)
+        def draw(nodes: Sequence[int]) -> list[Tensor]:
+            keys = mix_(mix_(numbers_of(nodes, self.device)).unsqueeze(-1) ^ self._keys)
             bits = mix_(mix_(keys + numbers).unsqueeze(-1) + self._counter)
-            return list(self._normals(bits).reshape(letters, count, *self.shape).unbind())
+            return list(self._normals(bits).reshape(letters, len(nodes), *self.shape).unbind())
 
         return draw
 
@@ -90,6 +89,13 @@ class HashedNormals:
         radius, angle = unit[..., : self.half].contiguous(), unit[..., self.half :].contiguous()
         pairs = torch.cat(box_muller(radius, angle), -1)
         return pairs[..., : self.width]
+
+
+def numbers_of(nodes: Sequence[int], device: torch.device) -> Tensor:
+    """The numbers of nodes, int64."""
+    if isinstance(nodes, range) or len(nodes) == 1:  # made on the device
+        return torch.arange(nodes[0], nodes[-1] + 1, dtype=torch.int64, device=device)
+    return torch.tensor(nodes, dtype=torch.int64, device=device)
 
 
 def box_muller(radius: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:

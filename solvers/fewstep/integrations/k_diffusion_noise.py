@@ -148,7 +148,7 @@ def sampler_normals(plan: Plan, x: Tensor, seed: Any, noise_sampler: Any, flow: 
     path = noise_sampler
 
     def fresh(_: int) -> Normals:
-        return tuple(z[0].to(x.dtype) for z in hashed(next(calls), 1))
+        return tuple(z[0].to(x.dtype) for z in hashed([next(calls)]))
 
     if churned and not on_path and path is not None:
         raise InputError(
