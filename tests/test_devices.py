@@ -30,7 +30,15 @@ from fewstep.integrations import dpm_solver, k_diffusion
 from fewstep.learned.dode import greedy
 from fewstep.learned.sigdeg.networks import DenoisingMLP
 from fewstep.learned.unet_denoiser import UNetDenoiser
-from fewstep_analysis import diffusion_problems, problems, strong_order, teachers, weak_order, work_precision
+from fewstep_analysis import (
+    diffusion_problems,
+    expectation,
+    problems,
+    strong_order,
+    teachers,
+    weak_order,
+    work_precision,
+)
 
 VP = fs.VPLinear()
 SAMPLERS = [s for s in fs.solvers().values() if isinstance(s, fs.DiffusionSolver)]
@@ -931,6 +939,17 @@ def test_orders_are_measured_on_a_device(reference):
     watch(lambda n, device: weak_order(fs.EulerMaruyama(), problem, device=device, **options).order, 1)
 
 
+def test_expectations_are_estimated_on_a_device():
+    problem = problems.sine()
+
+    def value(n, device):
+        y0 = problem.y0.float().to(device)
+        report = expectation(problem.sde, fs.EulerMaruyama(), y0, (0, 1), lambda y: y[:, 0], tolerance=1.0, finest=2)
+        return torch.tensor(report.value)
+
+    watch(value, 1)
+
+
 @pytest.mark.slow
 def test_work_is_measured_on_a_device():
     pytest.importorskip("torchsde")
@@ -1073,7 +1092,7 @@ SLOW = (
     r"DiscreteVP\.of_table$", r"Plan\.renamed$",
 )  # fmt: skip
 EXCUSED = {
-    r"Record\.|OrderEstimate\.|\.order_figure$": "numbers and files",
+    r"Record\.|OrderEstimate\.|Expectation\.|\.order_figure$": "numbers and files",
     r"StochasticSolver\.step_with_error$": "of no solver",
     r"testing\.check_solver$": "measures cards on the CPU; the solvers run here by themselves",
     r"datasets\.digits$": "data from a file",

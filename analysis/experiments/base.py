@@ -44,7 +44,7 @@ NAMES = (
     "sampler-overhead", "speed-rows", "benchmarks", "compared", "fitted-grids", "dode-ring", "dode-problems",
     "dode-mnist", "fitted-tables", "learned-comparison", "sfddm-digits", "sfddm-mnist", "sigdeg-order",
     "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "two-moons",
-    "adaptive-steps", "gpu",
+    "adaptive-steps", "expectation", "gpu",
 )  # fmt: skip
 Records = Mapping[str, Record]
 Row = dict[str, Any]

@@ -112,6 +112,11 @@ class Stored:
         pairs = zip(self.pieces[::2], self.pieces[1::2], strict=True)
         return Stored([a.join(b) for a, b in pairs], self.t0)
 
+    def exchanged(self) -> Stored:
+        """The same paths with the two halves of each pair of steps exchanged; `coarser` has the same W."""
+        pairs = zip(self.pieces[::2], self.pieces[1::2], strict=True)
+        return Stored([step for a, b in pairs for step in (b, a)], self.t0)
+
     def mirrored(self) -> Stored:
         """The antithetic paths -W. Areas between channels are even in W and stay."""
 

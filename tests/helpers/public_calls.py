@@ -60,6 +60,14 @@ DECREASING = [*NOT_NUMBERS, 0.5, [0.0, 1.0], [3.0, 3.0, 1.0], [3.0, -1.0]]
 SAMPLE = dict(problem=MODEL, solver=fs.DDIM(), shape=(2, 3), steps=3)
 SOLVE = dict(sde=SDE, solver=fs.EulerMaruyama(), y0=Y, grid=TIMES)
 ORDERS = dict(problem=problems.sine(), levels=range(2, 5), paths=16, reference="levels")
+EXPECTED = dict(
+    sde=problems.sine().sde,
+    solver=fs.EulerMaruyama(),
+    y0=problems.sine().y0,
+    span=(0.0, 1.0),
+    payoff=lambda y: y[:, 0],
+    tolerance=1.0,
+)
 DODE = dict(problem=MODEL, base=fs.DDIM(), noise=NOISE, steps=3, teacher_substeps=2)
 TABLE_FIT = dict(problem=MODEL, nfe=2, noise=NOISE, start=fs.DDIM(), starts=1, iterations=1, teacher_steps=2)
 COMPARED = dict(problem=MODEL, nfe=2, noise=NOISE[:4], solvers=[fs.DDIM()], spacings=["karras"])
@@ -244,6 +252,9 @@ ROWS = [
           levels=INCREASING, reference=WORD, device=DEVICE, dtype=DTYPE, seed=SEED)),
     (analysis.weak_order, ORDERS | dict(solver=fs.EulerMaruyama()), dict(test=FLAG)),
     (analysis.strong_orders, ORDERS, dict(solvers=OBJECT)),
+    (analysis.expectation, EXPECTED, dict(sde=OBJECT, solver=OBJECT, y0=STATE, span=INCREASING, payoff=FUNCTION,
+                                          tolerance=NUMBER, confidence=NUMBER, antithetic=FLAG, coarsest=COUNT[1:],
+                                          finest=COUNT, seed=SEED)),
     (analysis.work_precision, dict(problem="sine", levels=range(2, 4), paths=8, repeats=1),
      dict(problem=OBJECT, solvers=OBJECT, levels=INCREASING, paths=COUNT, repeats=COUNT, device=DEVICE,
           seed=SEED)),
@@ -361,6 +372,7 @@ CALLS = [
     (analysis.order_figure, dict(records=[ONE_ORDER], path="x.svg")),
     (analysis.Record, dict(kind="k", data={}, seed=0)), (ONE_ORDER.save, dict(path="x.json")),
     (analysis.weak_orders, ORDERS | dict(solvers=[fs.EulerMaruyama()])),
+    (analysis.expectation(**EXPECTED).save, dict(path="x.json")),
     (problems.by_name, dict(name="sine")), (diffusion_problems.by_name, dict(name="ring")),
     (teachers.save, dict(network=NET, path="net")),
     # what they return
