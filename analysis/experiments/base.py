@@ -43,7 +43,7 @@ NAMES = (
     "headline-orders", "strong-order", "work-precision", "brownian-figures", "brownian-speed",
     "sampler-overhead", "speed-rows", "benchmarks", "compared", "fitted-grids", "dode-ring", "dode-problems",
     "dode-mnist", "fitted-tables", "learned-comparison", "sfddm-digits", "sfddm-mnist", "sigdeg-order",
-    "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "two-moons",
+    "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "two-moons", "neural-sde",
     "adaptive-steps", "expectation", "gpu",
 )  # fmt: skip
 Records = Mapping[str, Record]
