@@ -32,8 +32,10 @@ DDIM, EULER, RK4, ODE = fs.DDIM(), fs.EulerMaruyama(), fs.RK4(), fs.ODE(lambda t
 
 def problem_of(solver):
     """The problem of the first noise type on the card."""
-    noise = next(n for n in (*solver.card.noise_types, "none") if n in (*DIFFUSIONS, "none"))
+    noise = next(n for n in (*solver.card.noise_types, "none") if n in (*DIFFUSIONS, "underdamped", "none"))
     drift = lambda t, y: t.sin() - y  # noqa: E731
+    if noise == "underdamped":
+        return fs.UnderdampedLangevin(drift, 2.0)
     return fs.SDE(drift, DIFFUSIONS[noise], noise, solver.card.sde_types[0]) if noise != "none" else fs.ODE(drift)
 
 

@@ -98,14 +98,17 @@ def y0(device):
 def sde(noise, calculus="ito"):
     if noise == "none":
         return fs.ODE(lambda t, y: -y * t)
+    if noise == "underdamped":
+        return fs.UnderdampedLangevin(lambda t, x: -x + 0.1 * t, 2.0)
     return fs.SDE(lambda t, y: -y + 0.1 * t, DIFFUSIONS[noise], noise, calculus)
 
 
 SOLVES = [
     pytest.param(noise, solver, calculus, id=f"{noise}-{name}-{calculus}")
-    for noise in ("none", *DIFFUSIONS)
+    for noise in ("none", "underdamped", *DIFFUSIONS)
     for name, solver in fs.solvers(noise).items()
-    for calculus in solver.card.sde_types[: 1 if noise in ("none", "additive") else 2]
+    for calculus in solver.card.sde_types[: 1 if noise in fs.problem.CONSTANT else 2]
+    if noise != "underdamped" or noise in solver.card.strong_order
 ]
 
 

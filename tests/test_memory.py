@@ -62,7 +62,7 @@ def test_fields_that_reuse_their_memory_give_the_numbers_of_fresh_memory(name):
     """Separate buffers for drift and diffusion, or shared ones. Derivatives through a buffer are refused."""
     solver = EVERY[name]
     for sde, _ in cases(solver):
-        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
+        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(3, 4)
         noise = own_path(solver, y0, sde, len(GRID) - 1)
         want = fs.solve(sde, solver, y0, GRID, path=noise).y
         for make in HOLDERS.values():
@@ -83,7 +83,7 @@ orders = st.lists(st.integers(-1, 3), min_size=1, max_size=8)
 def test_any_order_of_buffers_gives_the_numbers_of_fresh_memory(name, drift, diffusion):
     solver = EVERY[name]
     sde, _ = next(iter(cases(solver)))
-    y0 = torch.linspace(0.1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    y0 = torch.linspace(0.1, 1, 6, dtype=torch.float64).reshape(3, 2)
     noise = own_path(solver, y0, sde, len(GRID) - 1)
     want = fs.solve(sde, solver, y0, GRID, path=noise, save="all").ys
     static = held(sde, Held(drift), Held(diffusion))

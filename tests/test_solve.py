@@ -128,7 +128,7 @@ def test_solve_in_two_parts_equals_one_solve(name):
     """The second part starts from the state and the carry of the first one."""
     solver = EVERY[name]
     for sde, _ in cases(solver):
-        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(4, 3)
+        y0 = torch.linspace(0.1, 1, 12, dtype=torch.float64).reshape(3, 4)
         noise = own_path(solver, y0, sde)
         full = fs.solve(sde, solver, y0, GRID, path=noise).y
         half = fs.solve(sde, solver, y0, GRID[:5], path=noise)

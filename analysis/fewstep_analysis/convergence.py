@@ -291,7 +291,7 @@ def check_levels(levels: Any, least: int) -> list[int]:
 def _order_of(sde: SDE, truth: Any) -> tuple[str, float]:
     """The name of a reference's solver and its strong order."""
     if truth != "torchsde":
-        return type(truth).__name__, truth.card.strong_order[sde.noise_type]
+        return type(truth).__name__, truth.card.order_for(sde.noise_type)
     if sde.noise_type in ("general", "commutative"):
         return "euler" if sde.sde_type == "ito" else "midpoint", 0.5
     return TORCHSDE_METHODS[sde.sde_type]
@@ -304,7 +304,7 @@ def _reference_level(
     if isinstance(truth, StochasticSolver):
         check_solves(sde, truth)
     name, order = _order_of(sde, truth)
-    highest = max(s.card.strong_order[sde.noise_type] for s in solvers)
+    highest = max(s.card.order_for(sde.noise_type) for s in solvers)
     if (truth == "torchsde" and order == 0.5) or (order < highest and not weak):
         raise InputError(
             f"reference: got {truth if isinstance(truth, str) else name!r}, whose {name} has strong order "

@@ -45,8 +45,8 @@ def cases_of(solver: fs.Solver) -> Iterator[tuple[str, Case]]:
 def solved(
     solver: fs.StochasticSolver, sde: fs.SDE, device: str, dtype: torch.dtype, steps: int, portable: bool
 ) -> Tensor:
-    """The state at t = 1 of a solve from fixed values, (4, 2, 3)."""
-    y0 = torch.linspace(0.1, 1, 24, dtype=dtype, device="cpu").reshape(4, 2, 3).to(device)
+    """The state at t = 1 of a solve from fixed values, (4, 3, 2)."""
+    y0 = torch.linspace(0.1, 1, 24, dtype=dtype, device="cpu").reshape(4, 3, 2).to(device)
     shape = sde.noise_shape(y0, sde.diffusion(y0.new_zeros(()), y0))
     path = fs.BrownianPath(
         shape, levy=letters_for(solver.card.levy), dtype=dtype, device=device, portable=portable

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fewstep import SDE, _validation
-from fewstep.problem import SDE_TYPES
+from fewstep import SDE, UnderdampedLangevin, _validation
+from fewstep.problem import CONSTANT, SDE_TYPES
 
 F64 = torch.float64
 
@@ -106,15 +106,8 @@ def fitzhugh_nagumo(sigma: float = 0.3) -> TestProblem:
 
 def underdamped_langevin(friction: float = 1.0, sigma: float = 1.4) -> TestProblem:
     """dq = p dt, dp = (-q - sin 2q - friction p) dt + sigma dW: noise on the momentum only."""
-
-    def drift(t: Tensor, y: Tensor) -> Tensor:
-        q, p = y.unbind(-1)
-        return torch.stack([p, -q - torch.sin(2 * q) - friction * p], -1)
-
-    def diffusion(t: Tensor, y: Tensor) -> Tensor:
-        return y.new_tensor([[0.0], [sigma]]).expand(*y.shape, 1)
-
-    return TestProblem("underdamped_langevin", SDE(drift, diffusion, noise_type="additive"), _state(1.0, 0.0))
+    sde = UnderdampedLangevin(lambda t, x: -x - torch.sin(2 * x), friction, sigma**2 / (2 * friction))
+    return TestProblem("underdamped_langevin", sde, _state(1.0, 0.0))
 
 
 def scalar_pair() -> TestProblem:
@@ -246,7 +239,7 @@ PROBLEMS: dict[str, Callable[[], TestProblem]] = {
 # the problems on which declared orders are judged: noise dominates and [f, g] != 0
 JUDGES = {
     "diagonal": sine, "additive": additive_sine, "scalar": scalar_pair, "commutative": commutative_pair,
-    "general": noncommutative_pair,
+    "general": noncommutative_pair, "underdamped": underdamped_langevin,
 }  # fmt: skip
 
 
@@ -259,7 +252,7 @@ def judge(noise_type: str, sde_type: str = "ito") -> TestProblem:
 
 def in_calculus(problem: TestProblem, sde_type: str) -> TestProblem:
     """The same drift and diffusion in another calculus, which is another SDE: exact and mean are dropped."""
-    if problem.sde.sde_type == sde_type or problem.sde.noise_type == "additive":
+    if problem.sde.sde_type == sde_type or problem.sde.noise_type in CONSTANT:
         return problem
     name, sde = f"{problem.name}_{sde_type}", replace(problem.sde, sde_type=sde_type)
     return replace(problem, name=name, sde=sde, exact=None, mean=None)

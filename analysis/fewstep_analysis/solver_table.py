@@ -11,6 +11,7 @@ import fewstep
 from fewstep import ODE, DiffusionSolver, StochasticSolver, solve
 from fewstep._distributed import is_first
 from fewstep._progress import progress
+from fewstep.problem import CONSTANT
 from fewstep.solver import Solver
 
 from .convergence import strong_orders
@@ -25,7 +26,7 @@ def able(noise_type: str, sde_type: str) -> list[StochasticSolver]:
     """The solvers that declare to solve SDEs of this noise type and calculus."""
     return [
         s for s in fewstep.solvers(noise_type).values()
-        if isinstance(s, StochasticSolver) and (sde_type in s.card.sde_types or noise_type == "additive")
+        if isinstance(s, StochasticSolver) and (sde_type in s.card.sde_types or noise_type in CONSTANT)
     ]  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def cases() -> Iterator[tuple[TestProblem, list[StochasticSolver]]]:
     """Each judging problem, by noise type and calculus, with the solvers that declare to solve it."""
     for noise in JUDGES:
         for calculus in ("ito", "stratonovich"):
-            if noise != "additive" or calculus == "ito":  # without a calculus additive noise is one equation
+            if noise not in CONSTANT or calculus == "ito":  # without a calculus additive noise is one equation
                 yield judge(noise, calculus), able(noise, calculus)
 
 
@@ -48,8 +49,8 @@ def remeasure(device: str = "cpu", seed: int = 0, paths: int = 8192) -> None:
         for e in strong_orders(solvers, problem, **options):
             orders = found.setdefault(e.solver, {}).setdefault(e.noise_type, {})
             orders[e.sde_type] = [round(v, 3) for v in (sum(e.local[-2:]) / 2, e.low, e.high)]
-    known = fewstep.solvers().items()
-    exact = {name: round(deterministic_order(s), 3) for name, s in known if isinstance(s, StochasticSolver)}
+    known = {k: s for k, s in fewstep.solvers().items() if isinstance(s, StochasticSolver)}
+    exact = {k: round(deterministic_order(s), 3) for k, s in known.items() if "none" in s.card.noise_types}
     data = {"paths": paths, "levels": [4, 8], "strong": found, "deterministic": exact}
     if is_first():
         Record("card-orders", data, seed).save(MEASURED)

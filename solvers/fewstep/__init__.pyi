@@ -48,6 +48,7 @@ from .plan_builder import PlanBuilder as PlanBuilder
 from .problem import ODE as ODE
 from .problem import SDE as SDE
 from .problem import DiffusionModel as DiffusionModel
+from .problem import UnderdampedLangevin as UnderdampedLangevin
 from .sample import sample as sample
 from .samplers.ddim import DDIM as DDIM
 from .samplers.ddpm import DDPM as DDPM
@@ -79,6 +80,7 @@ from .schedule import VPLinear as VPLinear
 from .schedule import VPScaledLinear as VPScaledLinear
 from .schedule import VPSigmoid as VPSigmoid
 from .schedule import zero_terminal_snr as zero_terminal_snr
+from .sde.align import ALIGN as ALIGN
 from .sde.bosh3 import Bosh3 as Bosh3
 from .sde.derivative_free_milstein import DerivativeFreeMilstein as DerivativeFreeMilstein
 from .sde.dopri5 import Dopri5 as Dopri5
@@ -95,12 +97,14 @@ from .sde.kloeden_platen import KloedenPlaten15 as KloedenPlaten15
 from .sde.log_ode import LogODE as LogODE
 from .sde.midpoint import Midpoint as Midpoint
 from .sde.milstein import Milstein as Milstein
+from .sde.quicsort import QUICSORT as QUICSORT
 from .sde.reversible import Reversible as Reversible
 from .sde.reversible_heun import ReversibleHeun as ReversibleHeun
 from .sde.rk4 import RK4 as RK4
 from .sde.sea import SEA as SEA
 from .sde.shark import ShARK as ShARK
 from .sde.shifted_ode import ShiftedODE as ShiftedODE
+from .sde.should import ShOULD as ShOULD
 from .sde.skrock import SKROCK as SKROCK
 from .sde.slow_rk import SlowRK as SlowRK
 from .sde.sosra import SOSRA as SOSRA

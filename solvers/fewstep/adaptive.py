@@ -176,7 +176,7 @@ class Problem(NamedTuple):
             return self.solver.error_order
         if self.sde.noise_type == "none":
             return 1 + (card.deterministic_order or 1.0)
-        return 0.5 + card.strong_order[self.sde.noise_type]
+        return 0.5 + card.order_for(self.sde.noise_type)
 
 
 def halfway(t: float, end: float) -> float:

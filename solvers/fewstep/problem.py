@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from .schedule import Schedule, check_schedule
 Field = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
-NOISE_TYPES = ("none", "diagonal", "additive", "scalar", "commutative", "general")
-CONSTANT = ("none", "additive")  # the noise types whose g does not depend on y
-MATRICES = ("scalar", "commutative", "general")  # the noise types whose g must have a channel axis
+NOISE_TYPES = ("none", "diagonal", "additive", "scalar", "commutative", "general", "underdamped")
+CONSTANT = ("none", "additive", "underdamped")  # the noise types whose g does not depend on y
+MATRICES = ("scalar", "commutative", "general", "underdamped")  # the noise types whose g must have a channel axis
 SDE_TYPES = ("ito", "stratonovich")
 
 
@@ -40,14 +41,16 @@ class SDE:
         noise_type: `"diagonal"` (g elementwise, g_i depends on y_i alone), `"additive"` (g does not depend on y;
             elementwise or matrix), `"scalar"` (`(*batch, d, 1)`, one channel), `"general"` (`(*batch, d, m)`),
             `"commutative"` (the same, with columns that commute as vector fields, D g_i g_j = D g_j g_i, so that
-            solvers need no space-space area; torchsde has no such type), or `"none"` (an ODE, see `ODE`).
+            solvers need no space-space area; torchsde has no such type), `"underdamped"` (additive, in the form of
+            `UnderdampedLangevin`), or `"none"` (an ODE, see `ODE`).
         sde_type: `"ito"` or `"stratonovich"`.
         derivative: for diagonal noise, `(t, y) -> dg_i/dy_i` of g's shape, which `Milstein` then uses. By default it
             differentiates the diffusion in reverse mode, where what the diffusion detaches counts as a constant.
+        langevin: friction and size of the noise of `UnderdampedLangevin`, which makes such problems; None for others.
 
     Raises:
         InputError: an unknown noise type or calculus, a drift or diffusion that is not callable, a derivative for
-            noise that is not diagonal.
+            noise that is not diagonal, underdamped noise without its `langevin`.
     """
 
     drift: Field
@@ -55,6 +58,7 @@ class SDE:
     noise_type: str = "diagonal"
     sde_type: str = "ito"
     derivative: Field | None = None
+    langevin: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.diffusion is None:
@@ -73,6 +77,11 @@ class SDE:
                     f"derivative: got one for {self.noise_type!r} noise, expected one only for 'diagonal' noise. "
                     "Omit it: solvers that need derivatives compute them."
                 )
+        if (self.langevin is None) == (self.noise_type == "underdamped"):
+            raise InputError(
+                f"langevin: got {_validation.describe(self.langevin)} for {self.noise_type!r} noise, expected none. "
+                "fewstep.UnderdampedLangevin(force, friction, temperature) makes problems with underdamped noise."
+            )
         if self.noise_type == "none" and self.diffusion is not zero_diffusion:
             raise InputError("noise_type: got 'none' with a diffusion. Use fewstep.ODE(drift).")
 
@@ -150,6 +159,41 @@ def ODE(drift: Field) -> SDE:
         drift: `(t, y) -> (*batch, *event)`.
     """
     return SDE(drift, zero_diffusion, noise_type="none")
+
+
+def UnderdampedLangevin(force: Field, friction: float = 1.0, temperature: float = 1.0) -> SDE:
+    r"""Underdamped Langevin dynamics $dx = v\,dt$, $dv = (F(t, x) - \gamma v)\,dt + \sqrt{2 \gamma T}\,dW$.
+
+    The state y holds the positions x, then the velocities v, along its last axis: y = torch.cat([x, v], -1). Where
+    F is minus the gradient of a potential U the law tends to a density proportional to exp(-(U(x) + |v|^2 / 2) / T). It
+    is an `SDE` with `noise_type="underdamped"`: `QUICSORT`, `ShOULD` and `ALIGN` are for it, and all solvers of
+    additive noise solve it.
+
+    Args:
+        force: `(t, x) -> (*batch, d)`, F per unit of mass.
+        friction: gamma, at least 0.
+        temperature: T, at least 0.
+
+    Raises:
+        InputError: a force that is not callable, a negative friction or temperature.
+    """
+    _validation.check_callable("force", force, "a function (t, x) -> tensor")
+    expected = "a finite number of at least 0"
+    gamma = _validation.check_float("friction", friction, 0, expected=expected)
+    sigma = math.sqrt(2 * gamma * _validation.check_float("temperature", temperature, 0, expected=expected))
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        x, v = y.chunk(2, -1)
+        return torch.cat([v, force(t, x) - gamma * v], -1)
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        d = y.shape[-1] // 2
+        if 2 * d != y.shape[-1]:
+            raise InputError(f"y: got a last axis of {y.shape[-1]}, expected positions and as many velocities.")
+        g = torch.diag_embed(y.new_full((d,), sigma))
+        return torch.cat([torch.zeros_like(g), g]).expand(*y.shape, d)
+
+    return SDE(drift, diffusion, noise_type="underdamped", langevin=(gamma, sigma))
 
 
 def diffuse(g: Tensor, dW: Tensor) -> Tensor:

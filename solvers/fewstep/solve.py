@@ -496,6 +496,8 @@ def _shorter(sde: SDE, start: Tensor, y: Tensor, times: Tensor) -> str:
     kind = "additive" if sde.noise_type in CONSTANT else sde.sde_type
     if kind == "ito" and sde.noise_type not in ("diagonal", "scalar"):
         kind = ""
+    if sde.langevin is not None and sde.langevin[0] > -slope / 2:
+        return f"Friction times step is {sde.langevin[0] * h:.3g}: QUICSORT(), ShOULD() and ALIGN() solve it exactly."
     name, longest = STABLE[kind]
     return (
         f"The drift is stiff: its slope is {slope:.3g}, and a step is {h:.3g} long. {name}() is stable in steps of up "

@@ -82,7 +82,12 @@ class Card:
     def noise_types(self) -> tuple[str, ...]:
         """The noise types that a solver of `solve` solves; "none" (ODEs) if it has a deterministic order."""
         ode = self.sde_types and self.deterministic_order is not None
-        return (*self.strong_order, *(["none"] if ode else []))
+        langevin = "additive" in self.strong_order and "underdamped" not in self.strong_order
+        return (*self.strong_order, *(["underdamped"] if langevin else []), *(["none"] if ode else []))
+
+    def order_for(self, noise_type: str) -> float:
+        """The strong order for one of `noise_types`; for underdamped noise at least that for additive noise."""
+        return self.strong_order.get(noise_type) or self.strong_order["additive"]
 
 
 class Solver(ABC):  # noqa: B024 - a card is required, but may be an attribute

@@ -22,7 +22,7 @@ from .brownian.increment import LEVY_ORDER, Path
 from .executor import evaluation_of, run
 from .grid import FINALS, sigma_grid
 from .plan import Plan
-from .problem import ODE, SDE
+from .problem import ODE, SDE, UnderdampedLangevin
 from .schedule import DiscreteVP, VPLinear
 from .solve import solve
 from .solver import Card, DiffusionSolver, Solver, StochasticSolver
@@ -130,7 +130,9 @@ def _check_evaluations(case: str, card: Card, spent: float) -> None:
 def cases(solver: StochasticSolver) -> Iterator[tuple[SDE, str]]:
     """An SDE for each noise type and calculus that the card lists, with its name."""
     for noise, calculus in product(solver.card.strong_order, solver.card.sde_types):
-        yield SDE(_drift, DIFFUSIONS[noise], noise, calculus), f"{noise} noise, {calculus}"
+        langevin = replace(LANGEVIN, sde_type=calculus)
+        sde = langevin if noise == "underdamped" else SDE(_drift, DIFFUSIONS[noise], noise, calculus)
+        yield sde, f"{noise} noise, {calculus}"
     if not solver.card.strong_order:
         yield ODE(_drift), "ODE"
 
@@ -157,6 +159,9 @@ DIFFUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+LANGEVIN = UnderdampedLangevin(lambda t, x: torch.cos(x + 2 * t) - torch.sin(x + x), 2.0)
+
+
 def own_path(solver: StochasticSolver, y: Tensor, sde: SDE, steps: int = 8, t1: float = 1.0) -> Path:
     """A path over [0, t1] for states like y with just what the solver's card asks for."""
     shape = sde.noise_shape(y, sde.diffusion(y.new_zeros(()), y))
@@ -164,7 +169,7 @@ def own_path(solver: StochasticSolver, y: Tensor, sde: SDE, steps: int = 8, t1: 
 
 
 def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dtype) -> None:
-    y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 2, 3)
+    y0 = torch.linspace(0.1, 1, 24, dtype=dtype).reshape(4, 3, 2)
     path, kept = own_path(solver, y0, sde), y0.clone()
     coarse, fine = (solve(sde, solver, y0, torch.linspace(0, 1, n + 1, dtype=F64), path=path) for n in (3, 4))
     _check_evaluations(case, solver.card, fine.nfe - coarse.nfe)
@@ -174,7 +179,7 @@ def _check_solve(case: str, solver: StochasticSolver, sde: SDE, dtype: torch.dty
 
 
 def _check_step(case: str, solver: StochasticSolver, sde: SDE) -> None:
-    y, levy = torch.linspace(0.1, 1, 12, dtype=F64).reshape(4, 3).requires_grad_(), solver.card.levy
+    y, levy = torch.linspace(0.1, 1, 12, dtype=F64).reshape(3, 4).requires_grad_(), solver.card.levy
     t0, t1 = y.new_tensor(0.25), y.new_tensor(0.5)
     increment = own_path(solver, y.detach(), sde).increment(0.25, 0.5)
     bare = replace(increment, H=None) if levy == "A" else increment

@@ -50,11 +50,11 @@ def test_all_solvers_of_an_equation_have_one_limit(equation):
     noise_path = Stored(list(path.increments(grid)))
     with torch.no_grad():
         ends = [fs.solve(problem.sde, s, y0, grid, path=noise_path).y for s in able]
-    orders = [s.card.strong_order[noise] for s in able]
+    orders = [s.card.order_for(noise) for s in able]
     best = ends[orders.index(max(orders))]
     for solver, order, y in zip(able, orders, ends, strict=True):
         gap = (y - best).square().sum(-1).mean().sqrt()
-        assert gap < 0.75 ** (order < 1) * 2.0 ** (-7 * order) * 3, solver
+        assert gap < 0.75 ** (order < 1) * 2.0 ** (-7 * order) * 4, solver
 
 
 class NoCorrection(fs.Milstein):

@@ -11,6 +11,7 @@ from ..brownian import Increment
 from ..errors import InputError
 from ..problem import SDE, diffuse
 from ..solver import Card, Step, StochasticSolver
+from .phi import phi_functions
 
 
 class ExponentialEuler(StochasticSolver):
@@ -93,5 +94,4 @@ def phi1(z: Tensor) -> Tensor:
         block = torch.cat([torch.cat([z, one], 1), torch.zeros_like(z).repeat(1, 2)])
         flow: Tensor = torch.linalg.matrix_exp(block)
         return flow[: len(z), len(z) :]
-    safe = torch.where(z == 0, 1.0, z)
-    return torch.where(z == 0, 1.0, torch.expm1(safe) / safe)
+    return phi_functions(z, 1)[1]

@@ -17,7 +17,8 @@ class ShiftedODE(StochasticSolver):
     - Strong order: 1.0 for additive noise; 3.0 if noise enters the momenta alone, as in underdamped
       Langevin dynamics dq = p dt, dp = (F(q) - gamma p) dt + sigma dW.
     - Cost per step: 4 drift evaluations. Lévy data: W, H, K. Calculus: both. g must not depend on time.
-    - For other additive noise `ShARK` has order 1.5 for half the evaluations.
+    - `QUICSORT` and `ShOULD` solve the friction exactly and need half the evaluations. For other additive noise `ShARK`
+      has order 1.5.
     - Source: Foster, Lyons & Oberhauser 2021 (arXiv 2101.03446), Definition 1.1, Eq. (2).
     """
 
@@ -26,8 +27,8 @@ class ShiftedODE(StochasticSolver):
         reference="Foster, Lyons & Oberhauser 2021 (arXiv 2101.03446), Definition 1.1, Eq. (2)",
         levy="K",
         sde_types=("ito", "stratonovich"),
-        strong_order={"additive": 1.0},
-        weak_order={"additive": 1.0},
+        strong_order={"additive": 1.0, "underdamped": 3.0},
+        weak_order={"additive": 1.0, "underdamped": 3.0},
         deterministic_order=4.0,
         evaluations=4,
     )
