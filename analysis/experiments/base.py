@@ -42,9 +42,9 @@ RECORDS, FIGURES = ROOT / "analysis" / "records", ROOT / "docs" / "figures"
 NAMES = (
     "headline-orders", "strong-order", "work-precision", "brownian-figures", "brownian-speed",
     "sampler-overhead", "speed-rows", "benchmarks", "compared", "fitted-grids", "dode-ring", "dode-problems",
-    "dode-mnist", "fitted-tables", "learned-comparison", "sfddm-digits", "sfddm-mnist", "sigdeg-order",
-    "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist", "two-moons", "neural-sde",
-    "adaptive-steps", "expectation", "gpu",
+    "dode-mnist", "mnist-frechet", "fitted-tables", "learned-comparison", "table-extras", "sfddm-digits",
+    "sfddm-mnist", "sigdeg-order", "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist",
+    "two-moons", "neural-sde", "adaptive-steps", "expectation", "gpu",
 )  # fmt: skip
 Records = Mapping[str, Record]
 Row = dict[str, Any]

@@ -166,7 +166,7 @@ def fitted(name: str, pairs: Pairs, nfe: int, seconds: float, seed: int) -> tupl
         if share >= 1 and i > 0:
             return coefficients(chosen.table(best)), i
         optimiser.param_groups[0]["lr"] = RATE * (0.5 + 0.5 * math.cos(math.pi * share) + 0.01)
-        index = pairs.kept[torch.randperm(len(pairs.kept), generator=generator)[:BATCH]]
+        index = pairs.kept[torch.randperm(len(pairs.kept), generator=generator)[: min(BATCH, pairs.batch)]]
         made = chosen.table(numbers)
         c = coefficients(made)
         denoiser, run, ends = pairs.run(c, index)

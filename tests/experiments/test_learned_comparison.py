@@ -43,4 +43,27 @@ def test_every_method_of_the_smoke_run_is_judged(run):
     assert rows["fit_table"]["rmse"] < rows["best untrained"]["rmse"]
     assert all(rows[m]["iterations"] > 0 for m in learned_comparison.ADAM)
     paths = {r["method"] for r in records["learned-comparison-paths"].data["rows"]}
-    assert paths >= {"table, W", "table, H", "table, K", "SigSampler, K", "SEA", "ShARK", "SASolver"}
+    assert paths >= {
+        "fine Euler-Maruyama",
+        "table, W",
+        "table, H",
+        "table, K",
+        "SigSampler, K",
+        "SEA",
+        "ShARK",
+        "SASolver",
+    }
+
+
+def test_table_states_where_another_method_is_first():
+    """Within two standard errors or behind, by name."""
+
+    def cell(ours, other, error):
+        rows = {"fit_table": ours, "LD3": other}
+        return {m: {"rmse": r, "median": r, "rmse_se": error} for m, r in rows.items()}
+
+    cells = {("a", 3): cell(1.0, 2.0, 0.1), ("b", 4): cell(1.0, 0.9, 0.1), ("c", 5): cell(1.0, 0.5, 0.1)}
+    text = learned_comparison._first(cells, "fit_table")
+    assert "smallest RMSE in 1 of 3 cells" in text
+    assert "smaller one: b at 4 (LD3)." in text
+    assert "Behind: c at 5 (LD3)." in text
