@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import math
 import warnings
 from functools import partial
 
@@ -696,3 +697,22 @@ def test_table_of_wrong_shape_is_rejected(tmp_path):
     save_file(tensors, tmp_path / "fewstep_solver.safetensors", {"fewstep": json.dumps(meta)})
     with pytest.raises(InputError, match=r"plan.update_eval: got shape"):
         FewStepScheduler.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("solver", [fs.DDIM(), fs.EDMEuler()])
+def test_a_row_without_history_is_one_map_of_sample_and_output(solver, prediction):
+    """Unused variance_noise takes the step by the plan's row: both agree, and a caller may write to either result."""
+    model, taken = (lambda x, t: 0.3 * x.sin()), []
+    for given in (None, torch.zeros_like(NOISE)):
+        s = FewStepScheduler(prediction_type=prediction, clip_sample=False, solver=solver)
+        s.set_timesteps(6)
+        x = s.init_noise_sigma * NOISE
+        for t in s.timesteps:
+            x, x0 = s.step(model(s.scale_model_input(x, t), t), t, x, variance_noise=given, return_dict=False)
+            taken.append((x.clone(), x0.clone()))
+            x0.fill_(math.nan)
+    assert s.step_index == 6
+    for (x, x0), (y, y0) in zip(taken[:6], taken[6:], strict=True):
+        assert torch.allclose(x, y, rtol=1e-5, atol=1e-5 * float(y.abs().max()))
+        assert torch.allclose(x0, y0, rtol=1e-5, atol=1e-5 * float(y0.abs().max()))

@@ -70,10 +70,16 @@ class Setup(NamedTuple):
     reference: Any  # diffusers' scheduler of the configuration
     free: bool  # each row is a function of the sample, its own evaluation and fresh noise
     keeps: bool  # edits of a stage reach the network only, as in diffusers: the state is that of the step's start
+    found: dict[float, list[int]]  # the answers of `entries`
 
     def entries(self, timestep: float) -> list[int]:
         """The rows of that label, up to the rounding of half precision."""
-        return [i for i, v in enumerate(self.names) if abs(v - timestep) <= 1e-4 * max(1.0, abs(v))]
+        known = self.found.get(timestep)
+        if known is None:
+            known = [i for i, v in enumerate(self.names) if abs(v - timestep) <= 1e-4 * max(1.0, abs(v))]
+            if known:
+                self.found[timestep] = known
+        return known
 
     def scales(self, plan: Plan) -> list[float]:
         """The factors from x to the pipeline's state, at each row of a plan and at its end."""
@@ -176,7 +182,7 @@ def prepare(
     numbers = labels.tolist(), factors, factors.tolist()
     kinds = (DiffusersDPM, DiffusersPNDM, EDMHeun)
     keeps = not config["exact"] and isinstance(used, kinds) and process.kind != "edm"
-    return Setup(asked, process, grid, used, plan, labels, *numbers, order, postprocess, reference, free, keeps)
+    return Setup(asked, process, grid, used, plan, labels, *numbers, order, postprocess, reference, free, keeps, {})
 
 
 def own_spacing(spacing: Any) -> bool:

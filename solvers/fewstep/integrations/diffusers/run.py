@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import executor
+from ...denoiser import to_x0
 from ...executor import Evaluate, Normals, State
 from ...plan import Combination, Plan, Row
 from ...plan_noise import PlanIncrements, at_least_float32
@@ -85,6 +87,37 @@ class Entry(NamedTuple):
         return executor.begin(row, state, lambda *_: draw(self, when)) if when == own else state
 
 
+class Direct(NamedTuple):
+    """A row of data prediction that reads the sample and its own evaluation alone, in the pipeline's coordinates.
+
+    x0 = p sample + q output, and the next sample is a sample + b x0.
+    """
+
+    p: float
+    q: float
+    a: float
+    b: float
+
+    @classmethod
+    def of(cls, row: Row, after: Row, scales: tuple[float, float], p: float, q: float) -> Direct | None:
+        """The row before `after`, with the factors from x to the pipeline's state at both, if it is one of these."""
+        stage, update, later = row.stage, row.update, after.stage
+        if stage[1:] != ((), ()) or later[1:] != ((), ()) or update.normals or row.interval is not None:
+            return None
+        numbers = stage.scale, update.scale, later.scale, *(w for w, age in update.evaluations if age == 0)
+        if len(update.evaluations) != 1 or len(numbers) != 4 or any(map(torch.is_tensor, numbers)) or not stage.scale:
+            return None  # with a history, with a graph, or away from the sample
+        enter, keep, leave, weight = map(float, numbers)
+        here, there = scales
+        return cls(p / here, q, keep * leave * there / (enter * here), weight * leave * there)
+
+    def step(self, sample: Tensor, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The next sample and x0 in memory of their own, from the sample and from the same in float32 at least."""
+        x0 = to_x0(x, output, self.p, self.q)
+        new = to_x0(x, x0, self.a, self.b)
+        return new.to(sample.dtype), x0.to(sample.dtype)
+
+
 Draw = Callable[[Entry, int], Normals]
 """`(entry, when) -> unit normals` of the interval that a row opens then."""
 
@@ -95,7 +128,8 @@ class Run(NamedTuple):
     plan: Plan  # the rows from entry `first` of the timesteps on
     first: int
     columns: list[list[float]]  # per row, and at the end: label, scale and numbers of an `Entry`
-    table: Table  # the same for compiled steps
+    direct: list[Direct | None]  # the rows that are such steps
+    table: Table  # the columns for compiled steps
     row: int = 0  # the next one
     state: State | None = None  # before that row; None before the first step
     path: PlanIncrements | Tensor | None = None  # in a compiled run its seeds
@@ -104,7 +138,13 @@ class Run(NamedTuple):
     @classmethod
     def of(cls, plan: Plan, first: int, columns: Tensor, schedule: Schedule) -> Run:
         """The run of a plan, from columns (R + 1, 6) and the level to which its Brownian path reaches."""
-        return cls(plan, first, columns.tolist(), table_of(plan, columns, schedule))
+        listed = columns.tolist()
+        after = [*plan.rows[1:], END]
+        direct = [
+            Direct.of(row, later, (here[1], there[1]), *here[2:4]) if plan.prediction == "data" else None
+            for row, later, (here, there) in zip(plan.rows, after, pairwise(listed), strict=True)
+        ]
+        return cls(plan, first, listed, direct, table_of(plan, columns, schedule))
 
     @property
     def over(self) -> bool:

@@ -294,12 +294,16 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                     f"timestep: got {timestep.tolist()}, expected the same for all samples. Use a copy.deepcopy of the "
                     "scheduler per timestep."
                 )
-            timestep = timestep.reshape(-1)[0] if timestep.numel() else timestep
+            timestep = timestep.reshape(-1)[0] if timestep.dim() and timestep.numel() else timestep
         return setup.entries(_validation.check_float("timestep", timestep))
 
     def _row(self, timestep: Any) -> int:
         """The entry of a timestep that begins a run, or continues one of a solver without history."""
-        setup, entries = self._ready(), self._entries(timestep)
+        return self._row_of(timestep, self._entries(timestep))
+
+    def _row_of(self, timestep: Any, entries: list[int] | None) -> int:
+        """The same, with the `_entries` of the timestep."""
+        setup = self._ready()
         row = self.step_index if self._run is not None and not self._run.over else self._begin
         if entries is None and (timestep is None or row is not None or torch.compiler.is_compiling()):
             return row or 0
@@ -345,11 +349,11 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if run is not None and run.state is not None:
                 return self._continued(run, timestep, sample, eta)
             return run if run is not None and not eta else self._start(self._row(timestep), eta)
-        label = self._label_outside(timestep)
-        plan = None if label is None else self._ready().step_from(label, eta)
+        entries = self._entries(timestep)
+        plan = self._ready().step_from(_number(timestep), eta) if entries == [] else None
         if plan is not None:
             return self._run_of(plan, len(self.timesteps))
-        return self._start(0, eta)._replace(row=self._row(timestep))
+        return self._start(0, eta)._replace(row=self._row_of(timestep, entries))
 
     def _label_outside(self, timestep: Any) -> float | None:
         """The label of a timestep that the schedule does not have."""
@@ -431,18 +435,44 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         run = self._next(timestep, sample, eta)
         if run.state is None:
             configuration.check_event(self.solver, sample)
+        plain = not (tracing or s_churn) and variance_noise is None and per_token_timesteps is None
+        found = self._direct_step(run, model_output, sample, eta) if plain else None
+        if found is None:
+            churn = s_churn, s_tmin, s_tmax, s_noise
+            found = self._row_step(
+                run, model_output, timestep, sample, use_clipped_model_output, generator, variance_noise, churn,
+                per_token_timesteps,
+            )  # fmt: skip
+        return DDIMSchedulerOutput(*found) if return_dict else found
+
+    def _direct_step(self, run: Run, model_output: Any, sample: Tensor, eta: float) -> tuple[Tensor, Tensor] | None:
+        """The next sample and x0 by a row that reads nothing else; None for other rows."""
+        direct = run.direct[run.row] if self._free(eta) and self._ready().postprocess is None else None
+        if direct is None:
+            return None
+        x = at_least_float32(sample)
+        found = direct.step(sample, x, _checked(model_output, x, run))
+        self._run = run._replace(row=run.row + 1)
+        return found
+
+    def _row_step(
+        self, run: Run, model_output: Any, timestep: Any, sample: Tensor, clipped: bool | None, generator: Any,
+        variance_noise: Tensor | None, churn: tuple[float, ...], tokens: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The next sample and x0 by any row of the plan."""
+        tracing, (s_churn, s_tmin, s_tmax, s_noise) = torch.compiler.is_compiling(), churn
         entry = run.entry(run.row, sample.device)
         if tracing:
             check_next(entry.label, timestep)
         x = entry.read(sample)
         output = _checked(model_output, x, run)
         held: Tensor | None = None
-        if per_token_timesteps is not None:
-            at = self._levels_of_tokens(sample, per_token_timesteps)
+        if tokens is not None:
+            at = self._levels_of_tokens(sample, tokens)
             if isinstance(self._ready().used, EDMEuler):
                 found = self._step_tokens(at_least_float32(sample), output, at)
                 self._run = run._replace(row=run.row + 1)
-                return DDIMSchedulerOutput(*found) if return_dict else found
+                return found
             level = float(self._ready().sigmas()[run.first + run.row])
             # the row's conversion then gives the estimate of x0 from the token's own level
             output, held = output * (at / -level), at < level - 1e-5
@@ -459,7 +489,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             state = entry.follow(run.state, x, sample.dtype, self._ready().keeps)
             state = entry.begin(state, draw, LATE)
-        x0, state, evaluation = self._evaluate(run, entry, state, x, output, use_clipped_model_output)
+        x0, state, evaluation = self._evaluate(run, entry, state, x, output, clipped)
         state = executor.update(entry.row, state, evaluation)
         if state.x is sample:  # pipelines may write each sample to the same memory
             state = state._replace(x=sample.clone())
@@ -469,13 +499,15 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if held is not None:
             new = torch.where(held, sample, new)
         self._run = run._replace(row=run.row + 1, state=state)
-        return DDIMSchedulerOutput(new, x0) if return_dict else (new, x0)
+        return new, x0
 
     def _check_options_of_step(
         self, eta: float, clipped: bool | None, churn: tuple[float, ...], tokens: Tensor | None
     ) -> None:
         """Reject options that the solver does not have."""
         setup = self._ready()
+        if not (eta or clipped) and tokens is None and churn == tuple(NO_CHURN.values()):
+            return
         used, flow = setup.used, setup.process.kind == "flow"
         ddim, euler = isinstance(used, configuration.DDIM_FORMS), isinstance(used, EDMEuler) and not used.churn
         cures = "fewstep.DDIM() or fewstep.TCD()", "fewstep.EDMEuler() without churn of its own, and no flow"
