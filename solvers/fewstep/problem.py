@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _validation
-from ._tracing import transformed
+from ._tracing import holds, transformed
 from .errors import InputError
 from .schedule import Schedule, check_schedule
 
@@ -117,6 +118,62 @@ class SDE:
         sde_type = getattr(module, "sde_type", "ito") if sde_type is None else sde_type
         return cls(*pair, noise_type, sde_type)
 
+    def to_stratonovich(self) -> SDE:
+        r"""The same process as a Stratonovich equation: its drift is less by $\tfrac12 \sum_j D g_j\, g_j$.
+
+        The derivatives are exact, in forward mode (`torch.func.jvp`), one per channel and evaluation of the drift; for
+        diagonal noise one in all, or `derivative`. Additive noise needs none: only `sde_type` changes. The noise type
+        stays. `to_ito` of the result is this equation with its own drift again.
+        """
+        return _converted(self, "stratonovich")
+
+    def to_ito(self) -> SDE:
+        r"""The same process as an Itô equation: its drift is more by $\tfrac12 \sum_j D g_j\, g_j$.
+
+        See `to_stratonovich`.
+        """
+        return _converted(self, "ito")
+
+    def correlated(self, correlation: Any = None, *, factor: Any = None) -> SDE:
+        r"""The equation with correlated channels: $g\,dB$ with $E[dB\,dB^T] = R\,dt$ in place of $g\,dW$.
+
+        The diffusion becomes g L with $L L^T = R$, so that its channels are independent again. Diagonal noise becomes
+        commutative (its columns still commute), other types stay.
+
+        Args:
+            correlation: (m, m) the matrix R: symmetric, with ones on its diagonal, positive semidefinite; on y's
+                device. L is its Cholesky factor, or one of its eigenvectors where R is singular.
+            factor: (m, k) your own L instead, for k independent channels; its rows have norm one.
+
+        Raises:
+            InputError: both or neither, a matrix that is not one, an equation with fewer than two channels.
+        """
+        if self.noise_type in ("none", "scalar"):
+            raise InputError(f"correlated: got {self.noise_type!r} noise, expected noise of two channels or more.")
+        if (correlation is None) == (factor is None):
+            raise InputError("correlation: expected either a correlation matrix (m, m) or factor= (m, k).")
+        name, given = ("correlation", correlation) if factor is None else ("factor", factor)
+        matrix = _validation.check_reals(name, given)
+        if matrix.dim() != 2:
+            raise InputError(f"{name}: got shape {tuple(matrix.shape)}, expected a matrix.")
+        L = _factor(matrix) if factor is None else matrix
+        rows = L.detach().square().sum(1)
+        if not _near(rows, torch.ones_like(rows)):
+            raise InputError(f"factor: got rows with the squared norms {rows.tolist()!s:.80}, expected ones.")
+        inner = self.diffusion
+
+        def diffusion(t: Tensor, y: Tensor) -> Tensor:
+            g = inner(t, y)
+            if g.dim() <= y.dim():
+                g = g.expand(y.shape)
+                _check_channels(name, L, g.shape[-1])
+                return g.unsqueeze(-1) * L.to(g.dtype)
+            _check_channels(name, L, g.shape[-1])
+            return g @ L.to(g.dtype)
+
+        kind = "commutative" if self.noise_type == "diagonal" else self.noise_type
+        return SDE(self.drift, diffusion, kind, self.sde_type)
+
     def noise_shape(self, y: Tensor, g: Tensor) -> tuple[int, ...]:
         """Return the shape of W: y's own, or y's with the last axis replaced by the m channels of g.
 
@@ -148,6 +205,82 @@ def _methods(module: Any) -> tuple[Field, Field] | None:
     pairs = [] if isinstance(module, type) else [("drift", "diffusion"), ("f", "g")]
     found = [[getattr(module, name, None) for name in pair] for pair in pairs]
     return next(((f, g) for f, g in found if callable(f) and callable(g)), None)
+
+
+class _Corrected:
+    """A drift plus `sign` times half of sum_j D g_j g_j."""
+
+    def __init__(self, sde: SDE, sign: float) -> None:
+        self.sde: SDE = sde
+        self.sign: float = sign
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.sde.drift(t, y) + 0.5 * self.sign * _correction(self.sde, t, y)
+
+
+def _converted(sde: SDE, calculus: str) -> SDE:
+    drift = sde.drift
+    if sde.noise_type in CONSTANT or sde.sde_type == calculus:
+        return replace(sde, sde_type=calculus)
+    if isinstance(drift, _Corrected) and drift.sde.sde_type == calculus and drift.sde.diffusion is sde.diffusion:
+        return drift.sde
+    return replace(sde, drift=_Corrected(sde, -1.0 if calculus == "stratonovich" else 1.0), sde_type=calculus)
+
+
+def _correction(sde: SDE, t: Tensor, y: Tensor) -> Tensor:
+    """sum_j D g_j g_j at (t, y), by derivatives in forward mode."""
+    g = sde.diffusion(t, y)
+    if sde.derivative is not None:
+        return sde.derivative(t, y) * g
+    if g.dim() <= y.dim():
+        columns: list[tuple[Field, Tensor]] = [(sde.diffusion, g)]
+    else:
+        columns = [(partial(_column, sde.diffusion, j), along) for j, along in enumerate(g.unbind(-1))]
+    total = torch.zeros_like(y)
+    for column, along in columns:
+        # forward-mode AD needs memory of its own for each number
+        tangent = along.to(y.dtype).expand_as(y).contiguous()
+        try:
+            total = total + torch.func.jvp(partial(column, t), (y.contiguous(),), (tangent,))[1]
+        except RuntimeError as error:
+            raise InputError(
+                f"diffusion: got a function that torch.func cannot transform ({str(error).splitlines()[0]:.90}), which "
+                "to_ito and to_stratonovich need. Compute its value by torch's operations, or write the drift yourself."
+            ) from error
+    return total
+
+
+def _column(diffusion: Field, j: int, t: Tensor, y: Tensor) -> Tensor:
+    return diffusion(t, y)[..., j]
+
+
+def _factor(R: Tensor) -> Tensor:
+    """A matrix L with L L' = R, for a correlation matrix; raises InputError for another matrix."""
+    known = R.detach()
+    square = R.shape[0] == R.shape[1]
+    if not (square and _near(known, known.mT) and _near(known.diagonal(), torch.ones_like(known.diagonal()))):
+        raise InputError(
+            f"correlation: got {known.tolist()!s:.100}, expected a symmetric matrix with ones on its diagonal. "
+            "Scale the columns of the diffusion by standard deviations."
+        )
+    found = torch.linalg.cholesky_ex(R)
+    if holds(found.info == 0):
+        L: Tensor = found.L
+        return L
+    values, vectors = torch.linalg.eigh(R)
+    if not holds((values > -1e-5).all()):
+        raise InputError(f"correlation: got the least eigenvalue {float(values.min()):.3g}, expected none below 0.")
+    root: Tensor = vectors * values.clamp(min=0).sqrt()
+    return root
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return holds(((a - b).abs() < 1e-5).all())
+
+
+def _check_channels(name: str, L: Tensor, channels: int) -> None:
+    if L.shape[0] != channels:
+        raise InputError(f"{name}: got {L.shape[0]} rows for {channels} channels, expected as many.")
 
 
 def ODE(drift: Field) -> SDE:

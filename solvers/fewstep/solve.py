@@ -417,7 +417,7 @@ def check_solves(sde: SDE, solver: StochasticSolver) -> None:
     if sde.sde_type not in card.sde_types and sde.noise_type not in CONSTANT:
         raise InputError(
             f"solver: got {name} for a {sde.sde_type!r} SDE; it solves {', '.join(card.sde_types)}. "
-            "Convert the drift (the difference is half of g'g) or choose another solver."
+            f"Solve sde.to_{card.sde_types[0]}(), the same process, or choose another solver."
         )
 
 

@@ -110,6 +110,7 @@ ROWS = [
     (fs.SDE, vars(SDE), dict(drift=FUNCTION, diffusion=FUNCTION, noise_type=WORD, sde_type=WORD, derivative=FUNCTION)),
     (fs.SDE.from_torchsde, {}, dict(sde=OBJECT)),
     (fs.SDE.from_module, dict(module=THEIRS), dict(module=OBJECT, noise_type=WORD, sde_type=WORD)),
+    (SDE.correlated, dict(correlation=[[1.0, 0.5], [0.5, 1.0]]), dict(correlation=["a", 1j, [1.0], [[2.0]]])),
     (fs.ODE, {}, dict(drift=FUNCTION)),
     (fs.UnderdampedLangevin, dict(force=SDE.drift), dict(force=FUNCTION, friction=NUMBER, temperature=NUMBER)),
     (fs.SKROCK, {}, dict(stages=COUNT)), (fs.TruncatedEuler, {}, dict(radius=NUMBER, growth=NUMBER)),
@@ -375,7 +376,7 @@ CALLS = [
     (analysis.order_figure, dict(records=[ONE_ORDER], path="x.svg")),
     (analysis.Record, dict(kind="k", data={}, seed=0)), (ONE_ORDER.save, dict(path="x.json")),
     (analysis.weak_orders, ORDERS | dict(solvers=[fs.EulerMaruyama()])),
-    (analysis.expectation(**EXPECTED).save, dict(path="x.json")),
+    (SDE.to_ito, {}), (SDE.to_stratonovich, {}), (analysis.expectation(**EXPECTED).save, dict(path="x.json")),
     (problems.by_name, dict(name="sine")), (diffusion_problems.by_name, dict(name="ring")),
     (teachers.save, dict(network=NET, path="net")),
     # what they return
