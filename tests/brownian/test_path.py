@@ -226,6 +226,16 @@ def test_a_long_grid_that_costs_many_cuts_is_advised_to_be_knots():
         BrownianPath((2,)).increments(grid[::20])
 
 
+def test_queries_in_inference_mode_and_outside_share_a_path():
+    path, other = BrownianPath((3,), levy="H"), BrownianPath((3,), levy="H")
+    with torch.inference_mode():
+        first = path.increment(0.1, 0.3)
+    assert same(path.increment(0.2, 0.7), other.increment(0.2, 0.7))
+    with torch.inference_mode():
+        assert same(path.increment(0.1, 0.3), first)
+        assert same(other.increment(0.1, 0.3), first)
+
+
 def test_knots_at_dyadic_times_change_nothing():
     plain = BrownianPath((3,), seed=1, levy="H")
     knotted = BrownianPath((3,), seed=1, levy="H", knots=torch.linspace(0, 1, 17))

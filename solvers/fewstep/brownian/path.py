@@ -198,7 +198,9 @@ class BrownianPath:
 
     def _query(self, start: int, end: int) -> list[Tensor]:
         """[W, H, K] over an interval, by cuts of the smallest kept intervals that contain its ends."""
-        clock, draw, kept = self._clock, self._begin(), self._cache
+        with self._lock:
+            draw = self._sources.pop() if self._sources else None
+        clock, draw, kept = self._clock, draw or self._begin(), self._cache
         values = kept.get(1)
         used = {1: self._root(draw).values if values is None else values}
         todo, cuts, pieces = [(1, 0, clock.end)], list[_Cut](), list[_Place]()
@@ -219,7 +221,7 @@ class BrownianPath:
             if missing:
                 cuts.append((node, low, cut, high))
         self._cut(cuts, used, draw)
-        self._keep(used)
+        self._keep(used, draw)
         return self._joined([_Cell(*place, used[place[0]]) for place in pieces])
 
     def _joined(self, pieces: list[_Cell]) -> list[Tensor]:
@@ -349,9 +351,11 @@ class BrownianPath:
             return draw
         return lambda nodes: [z.to(self.device, self.dtype) for z in draw(nodes)]
 
-    def _keep(self, used: dict[int, list[Tensor]]) -> None:
-        """Keep the last of the intervals that a query used; the root is used by every query."""
+    def _keep(self, used: dict[int, list[Tensor]], draw: Draw) -> None:
+        """Keep the last of the intervals that a query used, the root being used by every query, and its source."""
         with self._lock:
+            if not torch.is_inference_mode_enabled():  # its memory could not be written outside
+                self._sources.append(draw)
             for node, values in reversed(used.items()):
                 self._cache[node] = values
                 self._cache.move_to_end(node)
@@ -359,12 +363,13 @@ class BrownianPath:
                 self._cache.popitem(last=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_cache", "_sources")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._sources: list[Draw] = []  # of earlier queries, as many as ran at once: a new one costs more than a cut
 
     def __repr__(self) -> str:
         seed = f"seed={self.seed}" if self.seeds is None else f"seeds=[{len(self.seeds)} integers]"
