@@ -44,7 +44,7 @@ NAMES = (
     "sampler-overhead", "speed-rows", "benchmarks", "compared", "fitted-grids", "dode-ring", "dode-problems",
     "dode-mnist", "mnist-frechet", "fitted-tables", "learned-comparison", "table-extras", "sfddm-digits",
     "sfddm-mnist", "sigdeg-order", "sigdeg-mixture", "sigdeg-ablation", "sigdeg-volatility", "sigdeg-mnist",
-    "two-moons", "neural-sde", "adaptive-steps", "expectation", "gpu",
+    "two-moons", "neural-sde", "adaptive-steps", "stiff", "expectation", "gpu",
 )  # fmt: skip
 Records = Mapping[str, Record]
 Row = dict[str, Any]
