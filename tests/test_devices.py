@@ -944,12 +944,13 @@ def test_orders_are_measured_on_a_device(reference):
 
 def test_converted_and_correlated_equations_wait_for_no_step():
     made = sde("general", "stratonovich")
-    for other, solver in ((made.to_ito(), fs.EulerMaruyama()), (made.to_ito().to_stratonovich(), fs.Heun())):
-        check_steps(lambda n, device, p=other, s=solver: fs.solve(p, s, y0(device), torch.linspace(0, 1, n + 1)).y)
+    euler, heun, grid = fs.EulerMaruyama(), fs.Heun(), lambda n: torch.linspace(0, 1, n + 1)
+    check_steps(lambda n, device: fs.solve(made.to_ito(), euler, y0(device), grid(n)).y)
+    check_steps(lambda n, device: fs.solve(sde("general").to_stratonovich(), heun, y0(device), grid(n)).y)
 
     def correlated(n, device):
         matrix = torch.tensor([[1.0, 0.5], [0.5, 1.0]], device=device)
-        return fs.solve(sde("diagonal").correlated(matrix), fs.Milstein(), y0(device), torch.linspace(0, 1, n + 1)).y
+        return fs.solve(sde("diagonal").correlated(matrix), fs.Milstein(), y0(device), grid(n)).y
 
     check_steps(correlated, reads=6)
 
