@@ -281,7 +281,8 @@ class BrownianPath:
         if cuts > 1 and several and self._clock.within(cell.low, cell.high):
             cuts = min(cuts, (cell.high - cell.low).bit_length() - 1)
             return self._cut_often(cell, ends, cuts, draw)
-        return self._cut_to(cell, ends[bisect_right(ends, cell.low)] if inside == 1 else None, draw)
+        alone = inside == 1 and _inside(ends, cell.low, cell.high) == 1  # a walk for programs counts in grains
+        return self._cut_to(cell, ends[bisect_right(ends, cell.low)] if alone else None, draw)
 
     def _cut_to(self, cell: _Cell, end: int | None, draw: Draw) -> list[_Cell]:
         """Cut a cell until `end`, which lies inside, is a cut; once if there is none."""
