@@ -1,4 +1,4 @@
-"""D-ODE on the MNIST U-Net: distance to the exact ODE, a Fréchet distance to real digits, and pictures."""
+"""D-ODE on the MNIST U-Net: distance to the exact ODE, and pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from dode_bench import (  # fmt: skip
     peak_bytes,
 )
 from fewstep_analysis.distillation import Task, mnist
-from mnist_judge import Judge
 
 NAME = "dode-mnist"
 MAIN = "IPNDM(2)"
@@ -43,32 +42,27 @@ class Budget:
 
     Attributes:
         fit, test, scout: initial states to fit to, to judge on, and to choose untrained samplers by.
-        images: of each Fréchet distance.
         iterations: of fitted tables.
         reference_steps: of the ODE that is taken as exact.
         counts: network evaluations.
-        shown: those of the pictures and Fréchet distances.
-        real: training images that Fréchet distances are taken to; None for all.
+        shown: those of the pictures.
     """
 
     fit: int
     test: int
     scout: int
-    images: int
     iterations: int
     reference_steps: int
     counts: tuple[int, ...]
     shown: tuple[int, ...]
-    real: int | None = None
 
 
 BUDGETS = {
     "smoke": Budget(
-        fit=16, test=16, scout=2, images=10, iterations=1, reference_steps=3, counts=(5,), shown=(5,),
-        real=500,
+        fit=16, test=16, scout=2, iterations=1, reference_steps=3, counts=(5,), shown=(5,)
     ),
     "paper": Budget(
-        fit=64, test=128, scout=16, images=500, iterations=8, reference_steps=80, counts=(5, 8, 10),
+        fit=64, test=128, scout=16, iterations=8, reference_steps=80, counts=(5, 8, 10),
         shown=(5, 8),
     ),
 }  # fmt: skip
@@ -90,7 +84,7 @@ def measure(budget: Budget, job: Job) -> dict[str, Record]:
         "samples": budget.fit, "held_out": budget.test, "counts": list(budget.counts), "spacing": SPACING,
         "rows": bench.rows, "reference": f"UniPC(3), {steps} steps", "reference_against_IPNDM(4)": check,
         "gains": {kind: gains(bench.rows, budget.counts, (kind,)) for kind in (BEST, EVEN)},
-        "frechet": frechet(bench, budget, seed), "pictures": packed(pictures(bench, budget.shown)),
+        "pictures": packed(pictures(bench, budget.shown)),
         "guided": guided(budget, seed), "cost": cost(task, budget.fit),
     }  # fmt: skip
     return {NAME: Record(NAME, data | {"seconds": round(time.process_time() - start)}, seed)}
@@ -114,27 +108,13 @@ def untrained(bench: Bench, scout: Bench, n: int) -> None:
 
 
 def shown(bench: Bench, n: int) -> dict[str, Any]:
-    """The solvers of the pictures and Fréchet distances: the best untrained one and two fits."""
+    """The solvers of the pictures: the best untrained one and two fits."""
     family = min(PEER_SHADES, key=lambda f: float(bench.row(f, BEST, n)["rmse"]))
     return {
         f"{bench.row(family, BEST, n)['which']}, {n} evaluations": bench.made[family, BEST, n],
         f"one number per step, {n}": bench.made[MAIN, GREEDY, n],
         f"{TABLE}, {n}": bench.made[ANY, TABLE, n],
     }
-
-
-def frechet(bench: Bench, budget: Budget, seed: int) -> Row:
-    """Fréchet distances to the training set: of as many test digits, of the exact ODE, of solvers."""
-    judge, many = Judge.of(budget.real), budget.images
-    judged = Bench(bench.task, bench.fitted, bench.task.noise(many, seed + 500), bench.labels,
-                   bench.task.labels(many, seed + 500), bench.exact)  # fmt: skip
-    labels = torch.arange(10).repeat_interleave(-(-many // 10))[:many]
-    floors = [judge.frechet(judge.digits(labels, seed + k)) for k in range(5)]
-    out = {"samples": many, "test digits": sum(floors) / len(floors)}
-    out["UniPC(3), 30 steps"] = judge.frechet(judged.sample(fs.UniPC(3), steps=30))
-    for n in budget.shown:
-        out |= {label: judge.frechet(judged.sample(solver)) for label, solver in shown(bench, n).items()}
-    return out
 
 
 def pictures(bench: Bench, counts: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -166,7 +146,7 @@ def cost(task: Task, samples: int) -> Row:
 
 
 def tables(records: dict[str, Record]) -> dict[str, str]:
-    """RMSE of the untrained families and of the fits, best against best; Fréchet distances."""
+    """RMSE of the untrained families and of the fits, best against best."""
     data = records[NAME].data
     counts, words = data["counts"], {EVEN: "best of log sigma, Karras, time", BEST: "and trailing"}
     found = {(r["base"], r["kind"], r["budget"]): r for r in data["rows"]}
@@ -185,12 +165,8 @@ def tables(records: dict[str, Record]) -> dict[str, str]:
         f"{used['start_states']} initial states takes {used['fit_bytes'] / 1e6:.1f} MB of tensors, "
         f"sampling them in the same batches {used['sampling_bytes'] / 1e6:.1f} MB, most of it activations."
     )
-    distances = [[name, f"{value:.3f}"] for name, value in data["frechet"].items() if name != "samples"]
     head = ["solver", *map(str, counts)]
-    return {
-        NAME: f"{table(head, rows)}\n\n{note}",
-        "dode-frechet": table(["images", "Fréchet distance"], distances),
-    }
+    return {NAME: f"{table(head, rows)}\n\n{note}"}
 
 
 def draw(records: dict[str, Record], folder: Path) -> None:
@@ -206,7 +182,7 @@ def draw(records: dict[str, Record], folder: Path) -> None:
 
 EXPERIMENT = Experiment(
     NAME, __doc__, 18, BUDGETS, measure, tables, draw, figures=(f"{NAME}.svg", f"{NAME}.png"),
-    needs="diffusers, and MNIST in the folder that FEWSTEP_DATA names",
+    needs="diffusers",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ def test_mnist_with_any_network(run, any_network):
     for family in dode_bench.PEERS:  # the wider choice is at least as good
         assert found[family, dode_mnist.BEST, 5] <= found[family, dode_mnist.EVEN, 5]
     assert (dode_bench.ANY, dode_bench.TABLE, 5) in found
-    assert record.data["frechet"]["samples"] == 10
     assert {r["kind"] for r in record.data["guided"]} == {dode_bench.UNTRAINED, dode_bench.TERMS}
 
 
