@@ -138,7 +138,7 @@ class SDE:
         r"""The equation with correlated channels: $g\,dB$ with $E[dB\,dB^T] = R\,dt$ in place of $g\,dW$.
 
         The diffusion becomes g L with $L L^T = R$, so that its channels are independent again. Diagonal noise becomes
-        commutative (its columns still commute), other types stay.
+        commutative (its columns still commute), underdamped noise additive, other types stay.
 
         Args:
             correlation: (m, m) the matrix R: symmetric, with ones on its diagonal, positive semidefinite; on y's
@@ -171,7 +171,7 @@ class SDE:
             _check_channels(name, L, g.shape[-1])
             return g @ L.to(g.dtype)
 
-        kind = "commutative" if self.noise_type == "diagonal" else self.noise_type
+        kind = {"diagonal": "commutative", "underdamped": "additive"}.get(self.noise_type, self.noise_type)
         return SDE(self.drift, diffusion, kind, self.sde_type)
 
     def noise_shape(self, y: Tensor, g: Tensor) -> tuple[int, ...]:

@@ -145,6 +145,12 @@ def test_transforms_compiled_lengths_and_gradients(kind):
     torch.testing.assert_close(*ends)
 
 
+def test_correlated_channels_are_additive_noise():
+    pair = fs.UnderdampedLangevin(lambda t, x: -x, 1.0).correlated([[1.0, 0.5], [0.5, 1.0]])
+    assert (pair.noise_type, pair.langevin) == ("additive", None)
+    assert fs.solve(pair, fs.ShARK(), torch.ones(3, 4), [0.0, 0.5, 1.0]).y.isfinite().all()
+
+
 WRONG = [
     (lambda: fs.UnderdampedLangevin(3), "force"), (lambda: fs.UnderdampedLangevin(torch.sin, -1), "friction"),
     (lambda: fs.UnderdampedLangevin(torch.sin, 1, float("nan")), "temperature"),
