@@ -290,6 +290,25 @@ def test_same_image_in_sample_diffusers_and_k_diffusion(name):
     assert gap(direct, other * end) < 1e-5
 
 
+ORDERS = [
+    (fs.DPMSolverPP(2, multistep=False), 1, 2),
+    (fs.DPMSolver(2), 1, 2),
+    (fs.UniPC(3), 1, 1),
+    (fs.EDMHeun(), 2, 2),
+    (fs.UniPC(2).plan([10.0, 5.0, 1.0, 0.1, 0.0], fs.VPLinear()), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("solver", "order", "exact"), ORDERS, ids=repr)
+def test_order_is_the_same_before_and_in_a_run(solver, order, exact):
+    """Diffusers' singlestep scheduler has order 1: each of its steps is one evaluation."""
+    for options, want in (({}, order), ({"exact": True}, exact)):
+        s = FewStepScheduler(solver=solver, **options)
+        assert s.order == want
+        s.set_timesteps(4)
+        assert s.order == want
+
+
 @pytest.mark.parametrize("solver", [fs.ShARK(), fs.SRA1(), fs.SEA()], ids=["ShARK", "SRA1", "SEA"])
 def test_stage_noise_is_left_out_at_the_first_level_only(solver):
     theirs, schedule = vp()
