@@ -1112,6 +1112,7 @@ EXCUSED = {
     r"StochasticSolver\.step_with_error$": "of no solver",
     r"testing\.check_solver$": "measures cards on the CPU; the solvers run here by themselves",
     r"datasets\.digits$": "data from a file",
+    r"ExponentialEuler\.options$": "its argument as it was given",
     r"teachers\.(save|write_half|mnist_features|MNISTFeatures.*)$": "files, and layers of torch alone",
 }
 

@@ -63,7 +63,7 @@ def check(case, backend, unrolled, graphs, **options):
     assert want.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "unrolled"), [("UniPC", True), ("ShARK", False)], ids=["loop", "step"])
+@pytest.mark.parametrize(("name", "unrolled"), [("UniPC", True), ("DDIM", True), ("ShARK", False)])
 def test_compiled_step_and_loop_equal_eager(name, unrolled):
     check(Case(name, steps=3 if unrolled else 12), "eager", unrolled, graphs=1 if unrolled else 3)
 
