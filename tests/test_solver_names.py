@@ -35,7 +35,7 @@ def test_every_solver_is_found_by_its_names():
 
 BAD = {
     "milsten": "Did you mean 'milstein'",
-    "heuns": "expected one of 'ancestral', 'bosh3'",
+    "heuns": "expected one of 'align', 'ancestral'",
     "unipc(ordr=3)": "UniPC takes order=2",
     "milstein:3": "Milstein takes no options",
     "unipc:9": "order: got 9",
