@@ -93,10 +93,10 @@ class Direct(NamedTuple):
     x0 = p sample + q output, and the next sample is a sample + b x0.
     """
 
-    p: float
-    q: float
-    a: float
-    b: float
+    p: Any  # Python numbers, or 0-d tensors in a compiled step
+    q: Any
+    a: Any
+    b: Any
 
     @classmethod
     def of(cls, row: Row, after: Row, scales: tuple[float, float], p: float, q: float) -> Direct | None:
@@ -128,8 +128,8 @@ class Run(NamedTuple):
     plan: Plan  # the rows from entry `first` of the timesteps on
     first: int
     columns: list[list[float]]  # per row, and at the end: label, scale and numbers of an `Entry`
-    direct: list[Direct | None]  # the rows that are such steps
-    table: Table  # the columns for compiled steps
+    direct: list[Direct]  # the rows, if all are such steps
+    table: Table  # the columns for compiled steps, and the numbers of direct ones
     row: int = 0  # the next one
     state: State | None = None  # before that row; None before the first step
     path: PlanIncrements | Tensor | None = None  # in a compiled run its seeds
@@ -140,11 +140,25 @@ class Run(NamedTuple):
         """The run of a plan, from columns (R + 1, 6) and the level to which its Brownian path reaches."""
         listed = columns.tolist()
         after = [*plan.rows[1:], END]
-        direct = [
+        found = [
             Direct.of(row, later, (here[1], there[1]), *here[2:4]) if plan.prediction == "data" else None
             for row, later, (here, there) in zip(plan.rows, after, pairwise(listed), strict=True)
         ]
+        direct = [d for d in found if d is not None]
+        if len(direct) < len(found):
+            direct = []
+        else:
+            numbers = torch.tensor([*direct, [0.0] * 4], dtype=columns.dtype)
+            columns = torch.cat([columns, numbers], 1)
         return cls(plan, first, listed, direct, table_of(plan, columns, schedule))
+
+    def direct_row(self, device: torch.device) -> Direct | None:
+        """The next row, if all rows are direct."""
+        if not self.direct:
+            return None
+        if torch.compiler.is_compiling():
+            return Direct(*self.table.line(self.row, device)[1][6:])
+        return self.direct[self.row]
 
     @property
     def over(self) -> bool:
@@ -154,6 +168,6 @@ class Run(NamedTuple):
         """A row, or the end of the run."""
         if torch.compiler.is_compiling():
             line, given = self.table.line(row, device)
-            return Entry(row, line, given[0], given[1], given[2:])
+            return Entry(row, line, given[0], given[1], given[2:6])
         label, scale, *numbers = self.columns[row]
         return Entry(row, END if row == self.plan.nfe else self.plan.rows[row], label, scale, numbers)

@@ -435,8 +435,8 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         run = self._next(timestep, sample, eta)
         if run.state is None:
             configuration.check_event(self.solver, sample)
-        plain = not (tracing or s_churn) and variance_noise is None and per_token_timesteps is None
-        found = self._direct_step(run, model_output, sample, eta) if plain else None
+        plain = not s_churn and variance_noise is None and per_token_timesteps is None
+        found = self._direct_step(run, model_output, timestep, sample, eta) if plain else None
         if found is None:
             churn = s_churn, s_tmin, s_tmax, s_noise
             found = self._row_step(
@@ -445,11 +445,16 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )  # fmt: skip
         return DDIMSchedulerOutput(*found) if return_dict else found
 
-    def _direct_step(self, run: Run, model_output: Any, sample: Tensor, eta: float) -> tuple[Tensor, Tensor] | None:
-        """The next sample and x0 by a row that reads nothing else; None for other rows."""
-        direct = run.direct[run.row] if self._free(eta) and self._ready().postprocess is None else None
+    def _direct_step(
+        self, run: Run, model_output: Any, timestep: Any, sample: Tensor, eta: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """The next sample and x0 by rows that read nothing else; None for other plans."""
+        free = self._free(eta) and self._ready().postprocess is None
+        direct = run.direct_row(sample.device) if free else None
         if direct is None:
             return None
+        if torch.compiler.is_compiling():
+            check_next(run.entry(run.row, sample.device).label, timestep)
         x = at_least_float32(sample)
         found = direct.step(sample, x, _checked(model_output, x, run))
         self._run = run._replace(row=run.row + 1)
